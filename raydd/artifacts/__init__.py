@@ -1,0 +1,1 @@
+"""The distilled set: tensors, card, grid, foreign formats."""

@@ -1,0 +1,135 @@
+"""The dataset card (``README.md``) of a published set, with the YAML header that dataset hubs read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.report import Report, format_bytes, render_markdown
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+
+
+def method_name(recipe: Mapping[str, Any]) -> str:
+    """Return the method that a recipe names (``method: {name: …}`` or ``method: …``), ``unknown`` if it names none."""
+    method = recipe.get("method", "unknown")
+    return str(method.get("name", "unknown") if isinstance(method, Mapping) else method)
+
+
+def ipc_text(distilled: DistilledSet) -> str:
+    """Return images per class as text: the recipe's number if it has one, else the stored count, or its range."""
+    if "ipc" in distilled.recipe:
+        return f"{distilled.recipe['ipc']:g}"
+    low, high = min(distilled.ipc), max(distilled.ipc)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def header(distilled: DistilledSet, license_id: str, *, shards: bool) -> str:
+    """Return the YAML header: licence, task, size, source and tags, and where the viewer finds samples."""
+    import yaml
+
+    count = len(distilled)
+    method, ipc = method_name(distilled.recipe), ipc_text(distilled)
+    values: dict[str, Any] = {
+        "license": license_id,
+        "pretty_name": f"{distilled.info.name}, {ipc} image{'s' * (ipc != '1')} per class, by {method}",
+        "task_categories": ["image-classification"],
+        "size_categories": [next((name for limit, name in SIZES if count < limit), "n>10M")],
+        "source_datasets": [distilled.info.name],
+        "tags": ["dataset-distillation", "dataset-condensation", f"ipc-{ipc}", method],
+    }
+    if shards:
+        values["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]}]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _space(distilled: DistilledSet) -> str:
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (distilled.mean, distilled.std))
+    if distilled.images.dtype.is_floating_point:
+        text = f"Images are float32, normalised with mean ({mean}) and standard deviation ({std}) of pixels in [0, 1]"
+        if distilled.whitening is not None:
+            text += ", then whitened (`whitening_matrix`, `whitening_mean`)"
+        text += ". Values may lie outside the range of pixels; only pictures are clamped."
+    else:
+        text = f"Images are uint8 pixels; networks expect them divided by 255, then normalised with mean ({mean}) and standard "
+        text += f"deviation ({std})."
+    if distilled.decoding.name != "identity":
+        text += f" Students see them decoded by `{distilled.decoding.name}`."
+    return text
+
+
+def _labels(distilled: DistilledSet) -> str:
+    kind = "hard labels" if distilled.soft_labels is None else "hard and soft labels"
+    sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
+    return f"{len(distilled):,} images, {distilled.info.classes} classes, {kind}; {sizes}."
+
+
+def _by_hand(parts: Sequence[str]) -> str:
+    if len(parts) == 1:
+        return f"""from safetensors.torch import load_file
+data = load_file("{parts[0]}")
+images, labels = data["images"], data["labels"]"""
+    return f"""import torch
+from safetensors.torch import load_file
+parts = [load_file(f"data-{{i:05d}}-of-{len(parts):05d}.safetensors") for i in range(1, {len(parts) + 1})]
+images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))"""
+
+
+def card(distilled: DistilledSet, report: Report | None, *, parts: Sequence[str], license_id: str, shards: bool, curve: bool) -> str:
+    """Return the card: what the set is, how to load it, what it is worth, how it was made.
+
+    ``parts``: names of the safetensors files. ``shards``/``curve``: whether the folder holds them.
+    """
+    info, recipe = distilled.info, distilled.recipe
+    shape = "×".join(map(str, distilled.images.shape[1:]))
+    if report is None:
+        worth = "This set was published without an evaluation.\n"
+    else:
+        worth = render_markdown(report) + ("\n![Accuracy during the distillation](curve.png)\n" if curve else "")
+    more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
+    worth_file = "" if report is None else "- `report.json`: what it is worth\n"
+    views = "- `shards/*.tar`: the same images in 8 bits as WebDataset shards (`.png`, `.cls`)\n" if shards else ""
+    return f"""{header(distilled, license_id, shards=shards)}
+# {info.name}, {ipc_text(distilled)} image{'s' * (ipc_text(distilled) != '1')} per class, distilled by {method_name(recipe)}
+
+A small training set that stands in for {info.name} (images of {shape}, C×H×W), made by dataset distillation with
+raydd. {_labels(distilled)}
+
+![A class per row](grid.png)
+
+## Load
+
+```python
+import raydd
+dataset = raydd.load("path/or/url/of/this/folder")
+image, label = dataset[0]
+```
+
+`dataset` is a `torch.utils.data.Dataset` in the space a network expects; `dataset.tensors()` gives all of it at once and
+`dataset.to_rgb()` pictures. Without raydd:
+
+```python
+{_by_hand(parts)}
+```
+
+{_space(distilled)} The file's header holds these facts as JSON, under `raydd`.
+
+## Results
+
+{worth}
+## Recipe
+
+```json
+{json.dumps(recipe, indent=2, ensure_ascii=False)}
+```
+
+## Files
+
+- `{parts[0]}`{more}: the set itself
+{views}- `recipe.json`: how the set was made
+{worth_file}- `manifest.json`: size and sha256 of every file
+
+Digest of images, labels, normalisation and decoding: `{distilled.digest}`
+"""

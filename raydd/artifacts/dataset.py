@@ -1,0 +1,59 @@
+"""``raydd.load``: a distilled set as a ``torch.utils.data.Dataset`` in the space networks expect."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from raydd.artifacts.distilled_set import Batch, DistilledSet
+from raydd.artifacts.formats import read_set
+from raydd.data.catalog import DatasetInfo
+
+
+class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
+    """Samples ``(image, label)``: float32 ``[C, H, W]``, normalised (whitened, decoded) as networks expect; an int or soft ``[classes]``.
+
+    ``distilled``: the set behind it. ``classes``: their number; ``class_names``: their names. ``mean``/``std``: the
+    normalisation, per channel, of pixels in [0, 1].
+    """
+
+    def __init__(self, distilled: DistilledSet) -> None:
+        self.distilled = distilled
+        self.classes = distilled.info.classes
+        self.class_names = distilled.info.class_names or tuple(map(str, range(self.classes)))
+        self.mean, self.std = distilled.mean, distilled.std
+        # Decoding may make several images of a stored one; without it, samples are normalised one by one.
+        self._decoded = None if distilled.decoding.name == "identity" else distilled.tensors()
+
+    def __len__(self) -> int:
+        return len(self.distilled if self._decoded is None else self._decoded[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        index %= len(self)
+        if self._decoded is None:
+            image, label = self.distilled.normalised(self.distilled.images[index : index + 1])[0], self.distilled.targets[index]
+        else:
+            image, label = self._decoded[0][index], self._decoded[1][index]
+        return image, label if label.is_floating_point() else int(label)
+
+    def tensors(self, device: torch.device | str = "cpu") -> Batch:
+        """Return all images ``[N, C, H, W]`` and labels at once, on ``device``."""
+        return self.distilled.tensors(device)
+
+    def to_rgb(self) -> Tensor:
+        """Return pictures of the stored images, float32 ``[N, C, H, W]`` in [0, 1]."""
+        return self.distilled.to_rgb()
+
+
+def load(url: str, *, info: DatasetInfo | str | None = None, experiment: int = -1) -> DistilledDataset:
+    """Return the distilled set at a path or URL (``s3://…``) as a dataset.
+
+    Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the data set it stands for
+    (its name in the catalog, or its facts), where the format does not say. ``experiment``: which repetition of a
+    DC/DSA/DM ``.pt`` file, the last by default.
+    Raises ``DataError`` for what is not a set and ``TornFileError``, naming the file, for what is broken.
+    """
+    return DistilledDataset(read_set(url, info=info, experiment=experiment))

@@ -1,0 +1,1 @@
+"""Errors, keyed randomness, registry, storage, units: what every other room stands on."""

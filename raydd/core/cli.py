@@ -1,0 +1,39 @@
+"""What every command line of raydd shares: exit codes, messages instead of tracebacks, logging."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from raydd.core.errors import ConfigError, DataError, RayddError
+
+EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+
+@contextmanager
+def command_errors(verbose: bool = False) -> Iterator[None]:
+    """Turn raydd's errors into one clear message and an exit code: 2 for what never started, 1 for what failed, 130 for a stop."""
+    try:
+        yield
+    except RayddError as error:
+        if verbose:
+            logging.getLogger("raydd").exception("%s", type(error).__name__)
+        kind = "stopped" if type(error).__name__ == "Interrupted" else "error"
+        click.echo(f"{kind}: {error}", err=True)
+        sys.exit(EXIT_INTERRUPTED if kind == "stopped" else EXIT_CONFIG if isinstance(error, (ConfigError, DataError)) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        click.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Send raydd's warnings (with ``verbose`` everything) to stderr, and keep libraries quiet."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("raydd").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        warnings.filterwarnings("ignore")

@@ -1,0 +1,52 @@
+"""The errors raydd raises, and the nearest-match hint they carry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RayddError(Exception):
+    """Base of every error raydd raises on purpose; its text is meant for a person."""
+
+
+class ConfigError(RayddError, ValueError):
+    """A job, an argument or a combination of them that cannot run. Raised before work starts."""
+
+
+class DataError(RayddError):
+    """A data set that is missing, incomplete, or holds a sample that cannot be read."""
+
+
+class StorageError(RayddError):
+    """A URL that could not be read or written after retries."""
+
+
+class TornFileError(StorageError):
+    """An object whose size or checksum is not what its marker says."""
+
+
+class NumericsError(RayddError):
+    """NaN or infinity in images, weights or loss; names stage, unit and step."""
+
+
+class LockedError(RayddError):
+    """An output folder that another living process is writing."""
+
+
+class RunFailed(RayddError):
+    """A run that stopped because one of its units could not be computed."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the option closest to ``word``, or an empty string."""
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
+def unknown(what: str, word: str, options: Iterable[str]) -> ConfigError:
+    """Build the error for a name that is not among ``options``: bad value, nearest match, what is allowed."""
+    options = sorted(options)
+    shown = ", ".join(options[:30]) + (", …" if len(options) > 30 else "")
+    return ConfigError(f"unknown {what} '{word}'{nearest(word, options)}; allowed: {shown}")

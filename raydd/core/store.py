@@ -1,0 +1,186 @@
+"""The store: outputs of units under their keys, each with a marker written last, and checkpoints of unfinished ones.
+
+Layout, below the store's URL::
+
+    units/<k>/<key>/<output>.safetensors     an output: "final", or a snapshot such as "step-002000"
+    units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device, versions, log
+    units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put whole, its own marker inside
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from raydd.core.errors import StorageError, TornFileError
+from raydd.core.storage import Storage
+from raydd.core.tensors import Tensors, digest, dump_tensors, load_metadata, load_tensors
+from raydd.core.units import Ref
+
+log = logging.getLogger(__name__)
+Rows = list[tuple[int, dict[str, float]]]
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Return the versions that may change a byte: raydd, torch, numpy, python."""
+    import numpy
+
+    import raydd
+
+    return {"raydd": raydd.__version__, "torch": torch.__version__, "numpy": numpy.__version__, "python": platform.python_version()}
+
+
+def device_kind(device: torch.device) -> str:
+    """Return what a marker says of the device: its name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@dataclass
+class Checkpoint:
+    """The state of a unit after ``t`` updates, with its log and the seconds spent so far."""
+
+    t: int
+    state: Tensors
+    log: Rows
+    seconds: float
+
+
+class Store:
+    """Unit outputs and checkpoints on any fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.storage = Storage(url)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return (Store, (self.storage.url,))
+
+    @property
+    def url(self) -> str:
+        """The store's URL, absolute."""
+        return self.storage.url
+
+    @staticmethod
+    def folder(key: str) -> str:
+        """Return the folder of a unit, relative to the store."""
+        return f"units/{key[:2]}/{key}"
+
+    def marker_path(self, ref: Ref) -> str:
+        """Return the path of an output's marker."""
+        return f"{self.folder(ref.key)}/{ref.output}.json"
+
+    def has(self, refs: list[Ref]) -> list[bool]:
+        """Return, for each output, whether its marker exists."""
+        return self.storage.exist(self.marker_path(ref) for ref in refs)
+
+    def save(self, ref: Ref, tensors: Tensors, *, device: torch.device, seconds: float, rows: Rows) -> dict[str, Any]:
+        """Write an output, then its marker; return the marker."""
+        data = dump_tensors(tensors)
+        path = f"{self.folder(ref.key)}/{ref.output}.safetensors"
+        self.storage.put(path, data)
+        marker = {
+            "key": ref.key,
+            "stage": ref.stage.name,
+            "unit": ref.unit,
+            "output": ref.output,
+            "files": {f"{ref.output}.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+            "device": device_kind(device),
+            "versions": versions(),
+            "seconds": round(seconds, 3),
+            "log": rows,
+        }
+        self.storage.put(self.marker_path(ref), json.dumps(marker).encode())
+        return marker
+
+    def marker(self, ref: Ref) -> dict[str, Any]:
+        """Return an output's marker; ``FileNotFoundError`` if the output is not done."""
+        data = self.storage.get(self.marker_path(ref))
+        try:
+            return dict(json.loads(data))
+        except ValueError as error:
+            raise TornFileError(f"{self.url}/{self.marker_path(ref)} is torn: {error}") from error
+
+    def load(self, ref: Ref) -> Tensors:
+        """Return an output's tensors; ``TornFileError`` if they are not what the marker says."""
+        marker = self.marker(ref)
+        name, facts = next(iter(marker["files"].items()))
+        path = f"{self.folder(ref.key)}/{name}"
+        try:
+            data = self.storage.get(path)
+        except FileNotFoundError as error:
+            raise TornFileError(f"{self.url}/{path} is missing although its marker is there") from error
+        if len(data) != facts["size"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise TornFileError(f"{self.url}/{path} is torn: {len(data)} bytes, its marker says {facts['size']}, or other content")
+        return load_tensors(data, f"{self.url}/{path}")
+
+    def verify(self, ref: Ref) -> bool:
+        """Return whether a marked output is whole by size; one that is not is named, unmarked and will be redone."""
+        try:
+            for name, facts in self.marker(ref)["files"].items():
+                path = f"{self.folder(ref.key)}/{name}"
+                if not self.storage.exists(path) or self.storage.size(path) != facts["size"]:
+                    raise TornFileError(f"{self.url}/{path} is torn or missing although its marker is there")
+        except FileNotFoundError:
+            return False
+        except TornFileError as error:
+            log.warning("%s; it will be computed again", error)
+            self.discard(ref)
+            return False
+        return True
+
+    def discard(self, ref: Ref) -> None:
+        """Remove an output's marker, so that it counts as not done."""
+        self.storage.delete(self.marker_path(ref))
+
+    def save_checkpoint(self, key: str, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, then delete all but it and the one before."""
+        metadata = {
+            "t": str(checkpoint.t),
+            "seconds": repr(checkpoint.seconds),
+            "log": json.dumps(checkpoint.log),
+            "sha256": digest(checkpoint.state),
+        }
+        self.storage.put(f"{self.folder(key)}/state-{checkpoint.t:09d}.safetensors", dump_tensors(checkpoint.state, metadata))
+        for path in self._checkpoints(key)[:-2]:
+            self._try_delete(path)
+
+    def load_checkpoint(self, key: str, at_most: int) -> Checkpoint | None:
+        """Return the newest whole checkpoint of at most ``at_most`` updates; torn ones are named and passed over."""
+        for path in reversed(self._checkpoints(key)):
+            if int(path.rsplit("-", 1)[1].split(".")[0]) > at_most:
+                continue
+            try:
+                data = self.storage.get(path)
+                state = load_tensors(data, f"{self.url}/{path}")
+                facts = load_metadata(data)
+                if digest(state) != facts.get("sha256"):
+                    raise TornFileError(f"{self.url}/{path} is torn: its checksum differs")
+            except FileNotFoundError:
+                continue
+            except (TornFileError, ValueError) as error:
+                log.warning("%s; the checkpoint before it is used", error)
+                continue
+            rows = [(int(t), dict(values)) for t, values in json.loads(facts["log"])]
+            return Checkpoint(int(facts["t"]), state, rows, float(facts["seconds"]))
+        return None
+
+    def drop_checkpoints(self, key: str) -> None:
+        """Delete a unit's checkpoints (it is done)."""
+        for path in self._checkpoints(key):
+            self._try_delete(path)
+
+    def _checkpoints(self, key: str) -> list[str]:
+        return [path for path in self.storage.list(self.folder(key)) if "/state-" in path and path.endswith(".safetensors")]
+
+    def _try_delete(self, path: str) -> None:
+        try:
+            self.storage.delete(path)
+        except StorageError as error:
+            log.warning("left behind: %s", error)

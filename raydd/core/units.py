@@ -1,0 +1,222 @@
+"""Stages, units and the keys that name their outputs (DESIGN, sections 3 and 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+
+from raydd.core.errors import ConfigError
+from raydd.core.tensors import Tensors
+
+T = TypeVar("T")
+PHASES = ("squeeze", "init", "distill", "recover", "relabel", "evaluate", "publish")
+
+
+def unkeyed(**kwargs: Any) -> Any:
+    """Return a dataclass field that is in no key: it never changes a byte of any output."""
+    return field(metadata={"key": False}, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How numbers are computed; part of every key.
+
+    ``precision``: ``fp32``, or ``bf16`` for the convolutions of sides that need no second derivative.
+    ``convolution``: ``direct``, or ``winograd`` for wide 3x3 convolutions of images that need no gradient (DM's real side,
+    tests of students): a quarter of the multiplications, a relative error of 2e-6 in place of 4e-7; no effect beside ``bf16``,
+    so refused there.
+    ``compile``: fuse first-order paths with ``torch.compile``. ``threads``: CPU threads inside one unit.
+    ``deterministic``: no atomics in any kernel (always so on CPUs; costs speed on GPUs).
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    convolution: Literal["direct", "winograd"] = "direct"
+    compile: bool = False
+    threads: int = 1
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        if self.convolution == "winograd" and self.precision != "fp32":
+            raise ConfigError(f"numerics.convolution=winograd needs numerics.precision=fp32, not {self.precision}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one unit costs: FLOP in all; bytes at peak, of its state, of its output."""
+
+    flop: float = 0.0
+    peak_bytes: int = 0
+    state_bytes: int = 0
+    output_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An output of a unit: ``final``, or a snapshot such as ``step-002000``."""
+
+    stage: Stage
+    unit: str
+    output: str = "final"
+
+    @property
+    def key(self) -> str:
+        """The key of the unit, which with ``output`` names the object in the store."""
+        return unit_key(self.stage, self.unit)
+
+    @property
+    def step(self) -> int | None:
+        """The number of updates behind a snapshot; ``None`` for the final output."""
+        return None if self.output == "final" else int(self.output.removeprefix("step-"))
+
+
+def snapshot(step: int) -> str:
+    """Return the output name of the state after ``step`` updates, ``step-002000``."""
+    return f"step-{step:06d}"
+
+
+class Data(Protocol):
+    """One split of a data set, in memory, a folder or shards."""
+
+    digest: str
+    labels: torch.Tensor
+
+    def __len__(self) -> int: ...
+
+    def take(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return uint8 images ``[len(ids), C, H, W]`` by index, in the order asked."""
+        ...
+
+    def stream(self, part: int, parts: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield ``(uint8 images [B, C, H, W], labels [B])`` of one of ``parts`` fixed slices."""
+        ...
+
+
+class Context(Protocol):
+    """All that a stage may see beside its own fields."""
+
+    device: torch.device
+
+    @property
+    def data(self) -> Mapping[str, Data]:
+        """The splits of the job's data set: ``train``, ``test``, ``holdout``."""
+        ...
+
+    def rng(self, stream: str, *ids: int) -> torch.Generator:
+        """Return the CPU generator keyed by ``(stage.seed, stream, *ids)``."""
+        ...
+
+    def load(self, name: str, rows: slice | None = None) -> Tensors:
+        """Return the tensors of the input called ``name`` (on the CPU), or some rows of each."""
+        ...
+
+    def cached(self, key: Any, make: Callable[[], T]) -> T:
+        """Return what ``make`` made the first time this worker asked for ``key`` (resident data, networks, tables)."""
+        ...
+
+    def each_lane(self, fn: Callable[[int], Tensors]) -> list[Tensors]:
+        """Run ``fn(lane)`` for every lane, over all workers of the group; every worker gets all results, in lane order."""
+        ...
+
+    def log(self, t: int, **scalars: float | torch.Tensor) -> None:
+        """Record scalars of update ``t``; kept with the checkpoint, so that no step is recorded twice."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One kind of work, cut into units. Subclasses are frozen, keyword-only dataclasses.
+
+    Any step's state may be asked for as an output (``Ref(stage, unit, snapshot(2000))``); which ones are changes no byte and
+    is in no key. ``version`` is raised when the same fields give other bytes.
+    """
+
+    phase: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    place: ClassVar[str] = "store"
+
+    seed: int
+    numerics: Numerics = Numerics()
+
+    @property
+    def name(self) -> str:
+        """What progress and logs call the stage."""
+        return f"{self.phase}/{type(self).__name__}"
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes of every step; 0 for units that one worker computes alone."""
+        return 0
+
+    def units(self) -> Sequence[str]:
+        """Return the names of the units; never a function of the number of workers."""
+        return ("all",)
+
+    def inputs(self, unit: str) -> Mapping[str, Ref]:
+        """Return the outputs of other units that this one reads, by the name ``ctx.load`` takes."""
+        return {}
+
+    def cost(self, unit: str) -> Cost:
+        """Return the estimated cost of one unit."""
+        return Cost()
+
+    def steps(self, unit: str) -> int:
+        """Return how many updates the unit makes."""
+        return 1
+
+    def init(self, unit: str, ctx: Context) -> Tensors:
+        """Return the whole state before the first update."""
+        return {}
+
+    def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
+        """Return the state after update number ``t`` (counted from 0)."""
+        raise TypeError(f"{type(self).__name__} does not define step()")
+
+    def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
+        """Return the output that belongs to a state; called for snapshots too."""
+        return state
+
+    def refs(self, output: str = "final") -> list[Ref]:
+        """Return the given output of every unit."""
+        return [Ref(self, unit, output) for unit in self.units()]
+
+
+def canonical(value: Any) -> Any:
+    """Return a JSON value that identifies ``value`` (plain values, tuples, mappings, frozen dataclasses, refs)."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, Ref):
+        return {"ref": value.key, "output": value.output}
+    if isinstance(value, (tuple, list)):
+        return [canonical(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"map": [[canonical(k), canonical(value[k])] for k in sorted(value)]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value) if f.metadata.get("key", True)}
+        return {"class": type(value).__name__, **fields}
+    raise TypeError(f"a {type(value).__name__} cannot be part of a key: {value!r}")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:40]
+
+
+@lru_cache(maxsize=100_000)
+def stage_digest(stage: Stage) -> str:
+    """Return the part of a unit's key that all units of the stage share: class, version and fields."""
+    return _hash({"phase": stage.phase, "version": stage.version, "stage": canonical(stage)})
+
+
+@lru_cache(maxsize=1_000_000)
+def unit_key(stage: Stage, unit: str) -> str:
+    """Return the key of a unit: hash of class, version, fields, unit and the keys of its inputs."""
+    inputs = {name: canonical(ref) for name, ref in stage.inputs(unit).items()}
+    return _hash({"stage": stage_digest(stage), "unit": unit, "inputs": inputs})

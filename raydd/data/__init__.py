@@ -1,0 +1,1 @@
+"""Data sets: catalog, sources, shards, class-indexed memory."""

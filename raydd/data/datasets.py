@@ -1,0 +1,128 @@
+"""Data sets as jobs use them: what they are, what is missing, how to get and open them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from raydd.core.errors import ConfigError, DataError
+from raydd.core.storage import Storage, protocol
+from raydd.core.units import Data
+from raydd.data.base import BaseData, Subset, keyed_split
+from raydd.data.catalog import DatasetInfo, Entry, entry
+from raydd.data.config import DatasetConfig
+from raydd.data.sources import load_sources
+from raydd.data.sources.base import SOURCES, Source, sized
+
+log = logging.getLogger(__name__)
+
+
+def _source(item: Entry, config: DatasetConfig) -> Source:
+    load_sources()
+    return SOURCES.get("shards" if config.shards is not None else item.source)
+
+
+def _files(item: Entry, config: DatasetConfig) -> Storage:
+    """Return where the files are: the job's place, else the first of the catalog's that has them, else its first."""
+    place = config.shards.rsplit("/", 1)[0] if config.shards and config.shards.endswith(".tar") else config.shards
+    given = place or config.root
+    if given is not None or not item.roots:
+        return Storage(given or ".")
+    places = [Storage(root) for root in item.roots]
+    source = _source(item, config)
+    return next((files for files in places if not source.missing(files, item, config)), places[0])
+
+
+def describe(config: DatasetConfig) -> DatasetInfo:
+    """Return the facts of a data set, without digests: of catalog names without the data.
+
+    Own data is described by its folder names or shard manifest. ``ConfigError`` for an unknown name, ``DataError`` if own
+    data is not there.
+    """
+    item = entry(config.name)
+    info = sized(_source(item, config).describe(_files(item, config), item, config), config)
+    if config.channels is not None and config.channels != info.channels:
+        raise ConfigError(f"dataset.channels: {config.channels}, but {config.name} has {info.channels}")
+    return info
+
+
+def missing(config: DatasetConfig) -> list[str]:
+    """Return a sentence for each thing that is not where the job looks for it, with what to do; empty if all is there."""
+    item = entry(config.name)
+    files = _files(item, config)
+    absent = _source(item, config).missing(files, item, config)
+    return [*absent, _advice(item, config, files)] if absent else []
+
+
+def _advice(item: Entry, config: DatasetConfig, files: Storage) -> str:
+    ways = []
+    if item.downloader and config.shards is None and protocol(files.url) == "file":
+        ways.append("set dataset.download=true to fetch it")
+    if item.hint and config.shards is None:
+        ways.append(item.hint)
+    own = "shards to what 'raydd shard' wrote" if config.shards is not None else "root to where the files are"
+    ways.append(f"set dataset.{own}")
+    return f"{config.name} ({files.url}): " + "; or ".join(ways)
+
+
+def download(config: DatasetConfig) -> None:
+    """Fetch a data set's files into its root with torchvision's downloader; ``DataError`` where that is not allowed or fails."""
+    item = entry(config.name)
+    if not missing(config):
+        return
+    files = _files(item, config)
+    if not item.downloader or config.shards is not None:
+        raise DataError(f"{config.name} cannot be downloaded: " + "; ".join(missing(config)))
+    if protocol(files.url) != "file":
+        raise DataError(f"{config.name} can only be downloaded to a local folder, not to {files.url}")
+    from torchvision import datasets
+
+    fetch = getattr(datasets, item.downloader)
+    by_split = "split" in inspect.signature(fetch).parameters  # else one call fetches both
+    try:
+        for options in ({"split": "train"}, {"split": "test"}) if by_split else ({},):
+            fetch(files.url, download=True, **options)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{config.name} could not be downloaded to {files.url}: {error}; " + "; ".join(missing(config))) from error
+
+
+def open_data(config: DatasetConfig) -> dict[str, BaseData]:
+    """Return the splits ``train``, ``test`` and, if asked for, ``holdout`` (cut from ``train``).
+
+    Raises:
+        DataError: what is missing, with what to do; or a torn file, by name.
+    """
+    item = entry(config.name)
+    if config.download:
+        download(config)
+    absent = missing(config)
+    if absent:
+        raise DataError("; ".join(absent))
+    splits = dict(_source(item, config).open(_files(item, config), item, config))
+    if "test" not in splits:
+        kept, taken = keyed_split(splits["train"], config.test_split, "test")
+        splits |= {"train": Subset(splits["train"], kept), "test": Subset(splits["train"], taken)}
+    for split, published in (("train", item.train_count), ("test", item.test_count)):
+        if published and len(splits[split]) != published:
+            log.warning("%s: %d %s images, %d were published", config.name, len(splits[split]), split, published)
+    if config.holdout:
+        kept, taken = keyed_split(splits["train"], config.holdout, "holdout")
+        splits |= {"train": Subset(splits["train"], kept), "holdout": Subset(splits["train"], taken)}
+    return splits
+
+
+def with_digests(info: DatasetInfo, data: Mapping[str, Data]) -> DatasetInfo:
+    """Return the facts with what only the data says: digests of the splits, images per class, test images."""
+    counts = torch.bincount(data["train"].labels, minlength=info.classes)
+    if len(counts) > info.classes:
+        raise DataError(f"{info.name}: label {len(counts) - 1} in the training split, but {info.classes} classes")
+    return replace(
+        info,
+        digests=tuple((name, data[name].digest) for name in sorted(data)),
+        train_counts=tuple(counts.tolist()),
+        test_count=len(data["test"]) if "test" in data else info.test_count,
+    )

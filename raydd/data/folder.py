@@ -1,0 +1,90 @@
+"""A split made of image files below one URL."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from raydd.core.errors import DataError
+from raydd.core.storage import Storage, join
+from raydd.data.base import hashed
+from raydd.data.encoded import Blob, EncodedData
+from raydd.data.images import EXTENSIONS, Transform
+
+HASHED_BYTES = 256 << 20
+"""Local splits up to this size are identified by the files' content, larger and remote ones by names and sizes."""
+
+
+def list_images(files: Storage, prefix: str) -> list[tuple[str, int]]:
+    """Return ``(path below files, bytes)`` of every picture below ``prefix``, sorted by path."""
+    found: list[tuple[str, int]] = []
+    if files.local:
+        folders = [prefix]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(os.path.join(files.root, folder)) as entries:
+                    for item in entries:
+                        path = f"{folder}/{item.name}" if folder else item.name
+                        if item.is_dir():
+                            folders.append(path)
+                        elif _is_image(path):
+                            found.append((path, item.stat().st_size))
+            except FileNotFoundError:
+                continue
+        return sorted(found)
+    cut = len(files.root.rstrip("/")) + 1
+    base = f"{files.root.rstrip('/')}/{prefix}".rstrip("/")
+    for path, info in files.fs.find(base, detail=True).items():
+        if _is_image(path):
+            found.append((path[cut:], int(info.get("size") or 0)))
+    return sorted(found)
+
+
+def _is_image(path: str) -> bool:
+    name = path.rsplit("/", 1)[-1]
+    return not name.startswith(".") and name.rsplit(".", 1)[-1].lower() in EXTENSIONS and "." in name
+
+
+class FolderData(EncodedData):
+    """Image files ``paths`` below ``files`` with a label each; decoded when asked for.
+
+    The digest covers paths, labels, the transform and the sizes (see ``HASHED_BYTES`` for when it covers the content).
+    """
+
+    def __init__(self, files: Storage, found: Sequence[tuple[str, int]], labels: torch.Tensor, transform: Transform, skip: bool) -> None:
+        if not found:
+            raise DataError(f"no images in {files.url}")
+        self.files = files
+        self.paths = [path for path, _ in found]
+        sizes = np.array([size for _, size in found], dtype=np.int64)
+        h = hashlib.sha256(repr(transform).encode())
+        content = files.local and int(sizes.sum()) <= HASHED_BYTES
+        for (path, size), label in zip(found, labels.tolist()):
+            h.update(f"\n{path}\t{size}\t{label}".encode())
+            if content:
+                h.update(hashlib.sha256(files.get(path)).digest())
+        super().__init__(labels.to(torch.int64), sizes, transform, h.hexdigest(), skip)
+
+    def title(self, sample: int) -> str:
+        return join(self.files.url, self.paths[sample])
+
+    def identities(self) -> np.ndarray:
+        return hashed(path.encode() for path in self.paths)
+
+    def blobs(self, ids: Sequence[int]) -> list[Blob]:
+        if len(ids) < 4:
+            return [self._get(i) for i in ids]
+        pool: ThreadPoolExecutor = self.pool("fetch", 4 if self.files.local else 32)
+        return list(pool.map(self._get, ids))
+
+    def _get(self, sample: int) -> bytes:
+        try:
+            return self.files.get(self.paths[sample])
+        except FileNotFoundError as error:
+            raise DataError(f"{self.title(sample)} was there when the folder was listed and is gone") from error

@@ -1,0 +1,102 @@
+"""Reading WebDataset shards: large sequential reads for streams, joined range reads for single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from raydd.core.errors import DataError
+from raydd.core.storage import Storage, join
+from raydd.data.encoded import READ_BYTES, Blob, EncodedData
+from raydd.data.images import Transform
+from raydd.data.shard_format import Index
+
+_GAP = 64 << 10
+_SMALL = 256 << 10
+
+
+class ShardData(EncodedData):
+    """One split of tar shards below ``files``, read through its index.
+
+    Samples are in the order of shards and of their places within them, so a slice is a run of whole shards but for its
+    ends. ``shuffled`` permutes blocks of about 8 MB and the samples in each: reads stay large, and ``raydd shard`` has
+    mixed the classes over the blocks.
+    """
+
+    def __init__(self, files: Storage, index: Index, digest: str, transform: Transform, skip: bool, threads: int = 0) -> None:
+        if not len(index):
+            raise DataError(f"no samples in the shards of {files.url}")
+        self.files = files
+        self.index = index
+        blocks = np.stack([index.shard.astype(np.int64), index.offset // READ_BYTES])
+        self._block = np.cumsum(np.any(np.diff(blocks, axis=1, prepend=blocks[:, :1]) != 0, axis=0))
+        labels = torch.from_numpy(index.label.astype(np.int64))
+        super().__init__(labels, index.size, transform, digest, skip, threads)
+
+    def title(self, sample: int) -> str:
+        shard = self.index.names[int(self.index.shard[sample])]
+        return f"sample '{self.index.keys[sample]}' of {join(self.files.url, shard)}"
+
+    def identities(self) -> np.ndarray:
+        return self.index.identity
+
+    def shuffled(self, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        mixed = ids[torch.randperm(len(ids), generator=generator)]
+        rank = torch.randperm(int(self._block[-1]) + 1, generator=generator)
+        return mixed[torch.argsort(rank[torch.from_numpy(self._block)[mixed]], stable=True)]
+
+    def _groups(self, ids: list[int]) -> Iterator[list[int]]:
+        """Cut ``ids`` where the block changes, so that a shuffled block is one read; join small runs, as of single samples."""
+        if not ids:
+            return
+        edges = np.flatnonzero(np.diff(self._block[ids])) + 1
+        group: list[int] = []
+        held = 0
+        for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(ids)]):
+            run = ids[start:stop]
+            size = int(self.sizes[run].sum())
+            if group and (size >= _SMALL or held + size > READ_BYTES):
+                yield group
+                group, held = [], 0
+            group, held = [*group, *run] if group else run, held + size
+            if size >= _SMALL:
+                yield group
+                group, held = [], 0
+        if group:
+            yield group
+
+    def blobs(self, ids: Sequence[int]) -> list[Blob]:
+        wanted = np.asarray(ids, dtype=np.int64)
+        order = np.lexsort((self.index.offset[wanted], self.index.shard[wanted]))
+        shard, first = self.index.shard[wanted[order]], self.index.offset[wanted[order]]
+        last = first + self.index.size[wanted[order]]
+        far = first[1:] - last[:-1] > _GAP
+        apart = far | (shard[1:] != shard[:-1]) | (first[1:] // (2 * READ_BYTES) != first[:-1] // (2 * READ_BYTES))
+        spans = np.split(np.arange(len(order)), np.flatnonzero(apart) + 1)
+        out: list[Blob] = [b""] * len(order)
+
+        def read(span: np.ndarray) -> None:
+            start = int(first[span[0]])
+            data = memoryview(self._read(int(shard[span[0]]), start, int(last[span].max())))
+            begins, ends = (first[span] - start).tolist(), (last[span] - start).tolist()
+            for place, begin, end in zip(order[span].tolist(), begins, ends):
+                out[place] = data[begin:end]
+
+        if len(spans) == 1 or (self.files.local and len(spans) < 8):
+            for span in spans:
+                read(span)
+        else:
+            list(self.pool("fetch", 4 if self.files.local else 32).map(read, spans))
+        return out
+
+    def _read(self, shard: int, start: int, stop: int) -> bytes:
+        name = self.index.names[shard]
+        try:
+            data = self.files.get(name, start, stop)
+        except FileNotFoundError as error:
+            raise DataError(f"shard {join(self.files.url, name)} is missing") from error
+        if len(data) != stop - start:
+            raise DataError(f"shard {join(self.files.url, name)} is torn: {len(data)} bytes at {start}, {stop - start} were written")
+        return data

@@ -1,0 +1,70 @@
+"""MNIST's IDX files (http://yann.lecun.com/exdb/mnist), plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from raydd.core.errors import DataError
+from raydd.core.storage import Storage, join
+from raydd.data.base import BaseData
+from raydd.data.catalog import Entry
+from raydd.data.config import DatasetConfig
+from raydd.data.sources.base import SOURCES, Source, array_data
+
+_PREFIX = {"train": "train", "test": "t10k"}
+
+
+def parse_idx(data: bytes, what: str) -> torch.Tensor:
+    """Return the uint8 array of an IDX file; ``DataError`` naming ``what`` if header and length disagree."""
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] != 8:
+        raise DataError(f"{what} is not an IDX file of unsigned bytes")
+    head = 4 + 4 * data[3]
+    shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, head, 4)]
+    if len(data) != head + int(np.prod(shape)):
+        raise DataError(f"{what} is torn: {len(data)} bytes, its header says {head + int(np.prod(shape))}")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy())
+
+
+class IdxSource(Source):
+    """Four files in the root, in ``raw/`` or in torchvision's ``<Name>/raw/``."""
+
+    def _find(self, files: Storage, entry: Entry, stem: str) -> str | None:
+        folders = ("", "raw", f"{entry.downloader}/raw")
+        candidates = [f"{folder}/{stem}{end}".lstrip("/") for folder in folders for end in ("", ".gz")]
+        return next((path for path, there in zip(candidates, files.exist(candidates)) if there), None)
+
+    def _stems(self, split: str) -> tuple[str, str]:
+        return f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"
+
+    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+        stems = [stem for split in _PREFIX for stem in self._stems(split)]
+        return [f"{stem}(.gz) is not in {files.url}" for stem in stems if self._find(files, entry, stem) is None]
+
+    def _read(self, files: Storage, entry: Entry, stem: str) -> torch.Tensor:
+        path = self._find(files, entry, stem)
+        if path is None:
+            raise DataError(f"{stem}(.gz) is not in {files.url}")
+        data = files.get(path)
+        try:
+            return parse_idx(gzip.decompress(data) if path.endswith(".gz") else data, join(files.url, path))
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{join(files.url, path)} is torn: {error}") from error
+
+    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+        splits = {}
+        for split in _PREFIX:
+            images, labels = (self._read(files, entry, stem) for stem in self._stems(split))
+            what = f"{entry.info.name} {split} in {files.url}"
+            if images.ndim != 3 or labels.ndim != 1:
+                shapes = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
+                raise DataError(f"{what}: {shapes}; expected [N, H, W] and [N]")
+            splits[split] = array_data(images[:, None], labels, what, entry, config)
+        return splits
+
+
+SOURCES.register("idx")(IdxSource())

@@ -1,0 +1,50 @@
+"""Distil a data set: ``python -m raydd.distill --config jobs/quickstart.yaml [key=value …]``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from raydd.core.cli import command_errors, setup_logging
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", required=True, metavar="FILE", help="Job file (YAML), such as jobs/quickstart.yaml.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved job and its plan, and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def main(config: str, dry_run: bool, verbose: bool, overrides: tuple[str, ...]) -> None:
+    """Distil a data set as a job file says; the same command goes on where an earlier run of it stopped.
+
+    KEY=VALUE overrides keys of the job, as in: method.lr_img=0.5 compute.workers=2 output=s3://bucket/run
+    """
+    setup_logging(verbose)
+    with command_errors(verbose):
+        from raydd.config import load_job
+
+        job = load_job(config, overrides)
+        if dry_run:
+            from raydd.runtime import planning
+
+            click.echo(planning.dry_run(job))
+            return
+        from raydd.runtime import pipeline
+
+        _finish(pipeline.run_job(job, click.echo))
+
+
+def _finish(outcome: Any) -> None:
+    from raydd.artifacts.report import render_table
+
+    click.echo("")
+    click.echo(render_table(outcome.report))
+    click.echo("")
+    width = max(map(len, outcome.places))
+    for name, place in outcome.places.items():
+        click.echo(f"{name.ljust(width)}  {place}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Measure what a distilled set is worth: ``raydd evaluate runs/quickstart/distilled --networks convnet3,lenet``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from raydd.core.cli import command_errors, setup_logging
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("url")
+@click.option("--dataset", metavar="NAME", help="Data set to test on (default: the one a set of ours was made from).")
+@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm.")
+@click.option("--networks", metavar="A,B,C", help="Architectures, or letters of published pools (S M B W D A P N).")
+@click.option("--repeats", type=int, help="Students per set and architecture.")
+@click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
+@click.option("--baselines", metavar="A,B", help="Of random, herding, kcenter, whole (default: random).")
+@click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
+@click.option("--output", metavar="URL", help="Folder for report.json.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def main(url: str, experiment: int, dry_run: bool, verbose: bool, overrides: tuple[str, ...], **options: Any) -> None:
+    """Train students on the set at URL and test them on real images, beside random images of the same number.
+
+    URL is a folder published by raydd, a DC/DSA/DM .pt file, an image folder, or WebDataset tars. KEY=VALUE sets keys of
+    dataset, evaluation, numerics and compute, and seed and store, as in a job: dataset.root=/data compute.workers=2
+    """
+    setup_logging(verbose)
+    with command_errors(verbose):
+        from raydd.artifacts.report import render_table
+        from raydd.config import load_evaluation
+        from raydd.runtime import evaluating
+
+        tree = _tree(options, evaluating.dataset_of(url))
+        job = load_evaluation(tree, overrides)
+        subject, plan = evaluating.plan_stored(job, url, experiment)
+        if dry_run:
+            click.echo(evaluating.describe_plan(job, plan))
+            return
+        click.echo("\n" + render_table(evaluating.run_stored(job, subject, plan, click.echo)))
+
+
+def _tree(options: dict[str, Any], source: Any) -> dict[str, Any]:
+    """Return the options as the tree a job file would hold."""
+    evaluation = {key: options[key] for key in ("protocol", "repeats", "epochs") if options[key] is not None}
+    for key in ("networks", "baselines"):
+        if options[key] is not None:
+            evaluation[key] = [name.strip() for name in options[key].split(",") if name.strip()]
+    tree: dict[str, Any] = {"evaluation": evaluation}
+    if options["dataset"] is not None:
+        tree["dataset"] = {"name": options["dataset"]}
+    elif source is not None:
+        tree["dataset"] = dict(source)
+    if options["output"] is not None:
+        tree["output"] = options["output"]
+    return tree
+
+
+if __name__ == "__main__":
+    sys.exit(main())

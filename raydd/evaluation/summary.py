@@ -1,0 +1,153 @@
+"""The report of an evaluation: accuracies pooled, compared with the baselines, and their cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from raydd.artifacts.report import Point, Report, Row
+from raydd.core.tensors import Tensors
+from raydd.core.units import Ref, Stage
+from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
+from raydd.evaluation.plan import EvaluationPlan, Planned
+from raydd.evaluation.scores import Pooled, beats, hard_label_recovery, improvement_over_random, label_robust_score, pool_accuracies
+
+Outputs = Mapping[Evaluate | EvaluateNetworks, Sequence[Tensors]]
+
+
+def summarise(
+    plan: EvaluationPlan,
+    load: Callable[[Ref], Tensors],
+    seconds: Callable[[Ref], float] | None = None,
+    *,
+    device: str = "",
+    notes: Sequence[str] = (),
+) -> Report:
+    """Return the report of a plan whose targets are done; of snapshots, those whose evaluations ``load`` finds.
+
+    ``load`` returns a target's tensors; for a snapshot's evaluation that is not there yet it may raise
+    ``FileNotFoundError``. ``seconds`` returns what computing a unit up to an output took.
+    """
+    groups: dict[tuple[str, str, str], list[Planned]] = {}
+    for entry in plan.entries:
+        if entry.step is None:
+            groups.setdefault((entry.set, entry.protocol, entry.network), []).append(entry)
+    outputs = {entry.stage: [load(ref) for ref in entry.stage.refs()] for group in groups.values() for entry in group}
+    pooled = {key: _pool(group, outputs) for key, group in groups.items()}
+    rows = tuple(_row(key, group, outputs, pooled[key], seconds) for key, group in groups.items())
+    network = plan.entries[0].network
+    by_set = {name: value for (name, _, of), value in pooled.items() if of == network}
+    first = [entry for entry in plan.entries if entry.set == plan.name and entry.network == network and entry.step is None]
+    soft = any(bool(part["soft_labels"].any()) for entry in first for part in outputs[entry.stage])
+    hlr, ior, remarks = _scores(plan, by_set, soft)
+    curve = _curve(plan, load, seconds)
+    if curve:
+        curve = (*curve, _end(first, by_set[plan.name], seconds))
+    return Report(
+        dataset=plan.problem.dataset.name,
+        ipc=plan.problem.ipc,
+        split=plan.config.split,
+        rows=rows,
+        hlr=hlr,
+        ior=ior,
+        device=device,
+        curve=curve,
+        curve_protocol=plan.entries[0].protocol if curve else "",
+        notes=(*remarks, *notes),
+    )
+
+
+def _accuracies(outputs: Sequence[Tensors], name: str = "accuracy") -> list[float]:
+    return [float(value) for output in outputs for value in output[name]]
+
+
+def _pool(group: Sequence[Planned], outputs: Outputs) -> Pooled:
+    return pool_accuracies([_accuracies(outputs[entry.stage]) for entry in group])
+
+
+def _row(
+    key: tuple[str, str, str],
+    group: Sequence[Planned],
+    outputs: Outputs,
+    pooled: Pooled,
+    seconds: Callable[[Ref], float] | None,
+) -> Row:
+    first = outputs[group[0].stage][0]
+    best = [value for entry in group for value in _accuracies(outputs[entry.stage], "best_accuracy")] if "best_accuracy" in first else []
+    return Row(
+        set=key[0],
+        protocol=key[1],
+        network=key[2],
+        accuracy_mean=100 * pooled.mean,
+        accuracy_std=100 * pooled.std,
+        seeds=pooled.seeds,
+        networks=pooled.networks,
+        image_bytes=int(first["image_bytes"]),
+        label_bytes=int(first["label_bytes"]),
+        best_accuracy=100 * statistics.fmean(best) if best else None,
+        device_seconds=None if seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
+    )
+
+
+def making_seconds(stage: Stage, seconds: Callable[[Ref], float]) -> float:
+    """Return the device-seconds of everything that made what a stage evaluates, each unit counted once."""
+    waiting = [ref for unit in stage.units() for ref in stage.inputs(unit).values()]
+    counted: dict[tuple[str, str], float] = {}
+    while waiting:
+        ref = waiting.pop()
+        if (ref.key, ref.output) not in counted:
+            counted[ref.key, ref.output] = seconds(ref)
+            waiting += ref.stage.inputs(ref.unit).values()
+    return sum(counted.values())
+
+
+def _scores(plan: EvaluationPlan, by_set: Mapping[str, Pooled], soft: bool) -> tuple[float | None, float | None, list[str]]:
+    mine, random, whole = by_set.get(plan.name), by_set.get("random"), by_set.get("whole")
+    remarks: list[str] = []
+    if mine is None:
+        return None, None, remarks
+    ior = None if random is None else improvement_over_random(mine.mean, random.mean)
+    if random is not None and random is not mine and not beats(mine, random, 2.0):
+        remarks.append("Not better than random images by two pooled standard deviations.")
+    hlr = None if whole is None or soft else hard_label_recovery(whole.mean, mine.mean)
+    if whole is not None and soft:
+        remarks.append("HLR is not given: students of this set learn soft labels.")
+    if ior is not None and hlr is not None:
+        remarks.append(f"LRS {label_robust_score(ior, hlr):.3f} (DD-Ranking, weight 0.5; higher is better).")
+    return *(None if value is None else 100 * value for value in (hlr, ior)), remarks  # type: ignore[return-value]
+
+
+def _end(first: Sequence[Planned], pooled: Pooled, seconds: Callable[[Ref], float] | None) -> Point:
+    """Return the curve's last point: the finished set, as its row has it."""
+    steps = [ref.stage.steps(ref.unit) for unit in first[0].stage.units() for ref in first[0].stage.inputs(unit).values()]
+    cost = 0.0 if seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry in first)
+    return Point(
+        step=max(steps),
+        device_seconds=cost,
+        accuracy_mean=100 * pooled.mean,
+        accuracy_std=100 * pooled.std,
+        networks=pooled.seeds * pooled.networks,
+    )
+
+
+def _curve(
+    plan: EvaluationPlan, load: Callable[[Ref], Tensors], seconds: Callable[[Ref], float] | None
+) -> tuple[Point, ...]:
+    at: dict[int, list[tuple[Planned, list[Tensors]]]] = {}
+    for entry in plan.entries:
+        if entry.step is None:
+            continue
+        try:
+            found = [load(ref) for ref in entry.stage.refs()]
+        except FileNotFoundError:
+            continue
+        at.setdefault(entry.step, []).append((entry, found))
+    points = []
+    for step, members in sorted(at.items()):
+        pooled = pool_accuracies([_accuracies(outputs) for _, outputs in members])
+        cost = 0.0 if seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry, _ in members)
+        count = pooled.seeds * pooled.networks
+        points.append(
+            Point(step=step, device_seconds=cost, accuracy_mean=100 * pooled.mean, accuracy_std=100 * pooled.std, networks=count)
+        )
+    return tuple(points)

@@ -1,0 +1,62 @@
+"""What DM, DC and DSA minimise: distances between features, and between gradients, of real and synthetic images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raydd.core.errors import ConfigError, unknown
+
+DISTANCES = ("ours", "mse", "cos")
+"""Distances between gradients: row-wise cosine (the papers'), squared error, cosine of the whole gradient."""
+
+_EPS = 1e-6
+
+
+def distribution_matching_loss(real_mean: Tensor, synthetic_features: Tensor) -> Tensor:
+    """Return the squared distance of class means, summed over features and classes.
+
+    ``real_mean``: ``[K, d]``. ``synthetic_features``: ``[K, n, d]``. DM (arXiv 2110.04181), equation 7; specification of DC,
+    section 1.3. Raises ``ConfigError`` if the shapes do not fit.
+    """
+    if synthetic_features.dim() != 3 or real_mean.shape != synthetic_features.shape[::2]:
+        raise ConfigError(
+            f"real means must be [K, d] and synthetic features [K, n, d], got {list(real_mean.shape)} and {list(synthetic_features.shape)}"
+        )
+    return (real_mean - synthetic_features.mean(1)).square().sum()
+
+
+def is_matched(parameter: Tensor, distance: str) -> bool:
+    """Return whether a parameter's gradient enters a distance: ``ours`` ignores vectors (biases, norms)."""
+    return distance != "ours" or parameter.dim() >= 2
+
+
+def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor], distance: str = "ours") -> Tensor:
+    """Return the distance between two gradients, for each class: ``[K]``.
+
+    ``synthetic``, ``real``: a gradient per parameter, in the order of ``net.parameters()``, each ``[K, *parameter shape]``.
+    Differentiable in ``synthetic``; the derivative at rows of zeros is zero. ``ours`` sums ``1 - <a, b> / (|a||b| + 1e-6)`` over
+    rows (output channels; channels of layer norms; vectors are ignored), so that a pair of zero rows costs 1.
+    Raises ``ConfigError`` for an unknown distance or unequal gradients. DC (arXiv 2006.05929), specification section 1.1.1.
+    """
+    if distance not in DISTANCES:
+        raise unknown("gradient distance", distance, DISTANCES)
+    if not synthetic or [g.shape for g in synthetic] != [g.shape for g in real]:
+        raise ConfigError("gradients of real and synthetic images must be of the same parameters and classes")
+    if distance == "ours":
+        total = synthetic[0].new_zeros(synthetic[0].shape[0])
+        for a, b in zip(synthetic, real, strict=True):
+            # [K, rows, columns]; a linear weight is [K, out, in], a vector only [K, n].
+            if a.dim() > 2:
+                total = total + (1 - _cosine(a.flatten(2), b.flatten(2))).sum(1)
+        return total
+    a = torch.cat([g.flatten(1) for g in synthetic], 1)
+    b = torch.cat([g.flatten(1) for g in real], 1)
+    return (a - b).square().sum(1) if distance == "mse" else 1 - _cosine(a, b)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    # The 1e-6 is added to the product of norms (it is no lower bound): small gradients are damped.
+    return (a * b).sum(-1) / (torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1) + _EPS)

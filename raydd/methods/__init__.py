@@ -1,0 +1,14 @@
+"""Distillation methods: one file each; importing this package registers all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from raydd.methods.base import METHODS, Method, Problem, register_method
+
+for _module in pkgutil.iter_modules(__path__):
+    if _module.name != "base":
+        importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["METHODS", "Method", "Problem", "register_method"]

@@ -1,0 +1,62 @@
+"""What a method is (DESIGN, section 4): a frozen configuration that plans stages and assembles a distilled set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raydd.core.registry import Registry
+from raydd.core.tensors import Tensors
+from raydd.core.units import Numerics, Ref, Stage
+from raydd.data.catalog import DatasetInfo
+
+if TYPE_CHECKING:
+    from raydd.artifacts.distilled_set import DistilledSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is to be distilled: a data set (its facts and digests), images per class, seed, numerics."""
+
+    dataset: DatasetInfo
+    ipc: int
+    seed: int
+    numerics: Numerics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods. Fields of a subclass are the YAML keys under ``method:``; see ``methods/dm.py``.
+
+    Field types may be annotated with ``annotated_types`` bounds (``Annotated[float, Gt(0)]``) and ``Literal`` choices:
+    the job schema reads them. A field's doc string stands in its ``doc`` metadata.
+    """
+
+    name: ClassVar[str]
+
+    def plan(self, problem: Problem) -> list[Stage]:
+        """Return the stages; the last one's units are what :meth:`assemble` needs. ``ConfigError`` on what cannot be."""
+        raise TypeError(f"{type(self).__name__} does not define plan()")
+
+    def targets(self, problem: Problem, output: str = "final") -> dict[str, Ref]:
+        """Return the outputs that make the set, by name, at the end or at a snapshot."""
+        last = self.plan(problem)[-1]
+        return {f"{unit}": Ref(last, unit, output) for unit in last.units()}
+
+    def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
+        """Return the distilled set made of :meth:`targets`' tensors."""
+        raise TypeError(f"{type(self).__name__} does not define assemble()")
+
+
+METHODS: Registry[type[Method]] = Registry("method")
+
+
+def register_method(name: str) -> Any:
+    """Return a class decorator that registers a method under ``name`` and sets its ``name``."""
+
+    def add(cls: type[Method]) -> type[Method]:
+        cls.name = name
+        return METHODS.register(name)(cls)
+
+    return add

@@ -1,0 +1,52 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+import torch
+
+from raydd.core.errors import ConfigError
+from raydd.networks.base import Network, Shape
+from raydd.networks.classic import AlexNet, LeNet, Mlp, Vgg
+from raydd.networks.convnet import ConvNet
+from raydd.networks.initialise import fill_defaults_
+from raydd.networks.names import ZooName, normalise_name, parse_zoo_name
+from raydd.networks.resnet import ResNet
+
+
+def create_network(name: str, shape: Shape, classes: int, generator: torch.Generator) -> Network:
+    """Return a freshly initialised network on the CPU, in train mode; equal generators give equal weights.
+
+    ``name``: see :mod:`raydd.networks.names`. ``shape``: of an image, ``(C, H, W)``; any sizes the network's depth allows.
+    Raises ``ConfigError`` for an unknown name (with the nearest match), bad sizes, or images too small for the network.
+    """
+    channels, height, width = shape
+    if min(channels, height, width, classes) < 1:
+        raise ConfigError(f"network '{name}': channels, height, width and classes must be positive, got {shape} and {classes}")
+    zoo = parse_zoo_name(name)
+    if zoo is None:
+        from raydd.networks.external import ExternalNetwork
+
+        return ExternalNetwork(normalise_name(name), (channels, height, width), classes, generator)
+    net = _build(zoo, (channels, height, width), classes)
+    fill_defaults_(net, generator)
+    return net
+
+
+def _build(zoo: ZooName, shape: Shape, classes: int) -> Network:
+    name = str(zoo)
+    if zoo.family == "convnet":
+        return ConvNet(name, shape, classes, zoo.convnet)
+    if zoo.family == "mlp":
+        return Mlp(name, shape, classes)
+    if zoo.family == "lenet":
+        return LeNet(name, shape, classes)
+    if zoo.family == "alexnet":
+        return AlexNet(name, shape, classes, zoo.norm)
+    if zoo.family == "vgg":
+        return Vgg(name, shape, classes, zoo.layers, zoo.norm)
+    return ResNet(name, shape, classes, zoo.layers, zoo.norm, zoo.pooled)
+
+
+def reinitialise_(net: Network, generator: torch.Generator) -> None:
+    """Refill a network's weights and statistics in place, as :func:`create_network` would with this generator."""
+    net.reinitialise_(generator)

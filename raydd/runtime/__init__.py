@@ -1,0 +1,1 @@
+"""The only rooms that import ray or mlflow: runners, pipeline, tracking."""

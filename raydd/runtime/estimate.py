@@ -1,0 +1,139 @@
+"""What a plan costs: the table that ``--dry-run`` prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from raydd.artifacts.report import format_bytes
+from raydd.core.units import PHASES, Ref, Stage, unit_key
+
+
+@dataclass
+class StageCost:
+    """A stage's units and their cost: FLOP in all, bytes of the largest unit at peak, bytes kept in the store."""
+
+    label: str
+    phase: str
+    units: int
+    updates: int
+    lanes: int
+    flop: float
+    peak_bytes: int
+    state_bytes: int
+    output_bytes: int
+
+
+def stages_of(targets: Sequence[Ref]) -> list[tuple[Stage, list[str], set[str]]]:
+    """Return every stage behind the targets with its units and outputs that are needed, in the order of phases."""
+    found: dict[str, tuple[Stage, str, set[str]]] = {}
+    frontier = list(targets)
+    while frontier:
+        ref = frontier.pop()
+        if ref.key in found:
+            found[ref.key][2].add(ref.output)
+            continue
+        found[ref.key] = (ref.stage, ref.unit, {ref.output})
+        frontier += ref.stage.inputs(ref.unit).values()
+    stages: dict[Stage, tuple[list[str], set[str]]] = {}
+    for stage, unit, outputs in found.values():
+        units, known = stages.setdefault(stage, ([], set()))
+        units.append(unit)
+        known |= outputs
+    ordered = sorted(stages.items(), key=lambda item: (PHASES.index(item[0].phase), item[0].name))
+    return [(stage, sorted(units), outputs) for stage, (units, outputs) in ordered]
+
+
+def costs(targets: Sequence[Ref]) -> list[StageCost]:
+    """Return the cost of each kind of stage behind the targets; stages that differ only in seed or set share a row."""
+    rows: dict[tuple[str, int], StageCost] = {}
+    for stage, units, outputs in stages_of(targets):
+        for unit in units:
+            cost = stage.cost(unit)
+            steps = stage.steps(unit)
+            row = rows.setdefault((stage.name, steps), StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0))
+            row.units += 1
+            row.flop += cost.flop
+            row.peak_bytes = max(row.peak_bytes, cost.peak_bytes)
+            row.state_bytes += cost.state_bytes
+            row.output_bytes += cost.output_bytes * len(outputs)
+    return list(rows.values())
+
+
+def measured_rate(threads: int, precision: str) -> float:
+    """Return FLOP/s of a 3x3 convolution on this machine's CPU (GPU, if there is one), measured for about half a second."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.ones(32, 128, 16, 16, device=device, dtype=dtype)
+        w = torch.ones(128, 128, 3, 3, device=device, dtype=dtype)
+        flop = 2.0 * x.shape[0] * 128 * 128 * 9 * 256
+        best = float("inf")
+        begun = time.monotonic()
+        with torch.no_grad():
+            while time.monotonic() - begun < 0.5:
+                start = time.monotonic()
+                float(torch.nn.functional.conv2d(x, w, padding=1)[0, 0, 0, 0])
+                best = min(best, time.monotonic() - start)
+        return flop / best
+    finally:
+        torch.set_num_threads(before)
+
+
+def critical_seconds(rows: Sequence[StageCost], rate: float, workers: int) -> float:
+    """Return an estimate of wall seconds: each stage's FLOP at 70 % of ``rate``, units spread over the workers."""
+    total = 0.0
+    for row in rows:
+        at_once = max(1, min(workers, row.lanes or row.units))
+        rounds = -(-row.units // at_once) / row.units if not row.lanes else 1 / at_once
+        total += row.flop * rounds / (0.7 * rate)
+    return total
+
+
+def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str) -> str:
+    """Return the plan as a text table."""
+    head = ("stage", "units", "updates", "lanes", "FLOP", "peak memory", "state", "kept")
+    body = [
+        (
+            r.label,
+            str(r.units),
+            str(r.updates),
+            str(r.lanes or "-"),
+            f"{r.flop:.2e}" if r.flop else "-",
+            format_bytes(r.peak_bytes) if r.peak_bytes else "-",
+            format_bytes(r.state_bytes) if r.state_bytes else "-",
+            format_bytes(r.output_bytes) if r.output_bytes else "-",
+        )
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in [head, *body]]
+    peak = max((r.peak_bytes for r in rows), default=0)
+    stored = sum(r.output_bytes for r in rows)
+    state = 2 * sum(r.state_bytes for r in rows)
+    seconds = critical_seconds(rows, rate, workers)
+    lines += [
+        "",
+        f"peak memory of a worker: {format_bytes(peak)} and about 0.5 GB for the process",
+        f"storage: {format_bytes(stored)} of outputs, at most {format_bytes(state)} of checkpoints while units run",
+        f"compute: {sum(r.flop for r in rows):.2e} FLOP; about {duration(seconds)} with {workers} worker{'s' * (workers != 1)} {where}",
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: ``45 s``, ``12 min``, ``3.4 h``, ``2.1 days``."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}" if name != "h" else f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def unit_table(targets: Sequence[Ref]) -> list[tuple[str, str, int]]:
+    """Return ``(stage, key, updates)`` of every unit behind the targets, for progress."""
+    return [(stage.name, unit_key(stage, unit), stage.steps(unit)) for stage, units, _ in stages_of(targets) for unit in units]

@@ -1,0 +1,108 @@
+"""Evaluates a stored set, ours or foreign, with the same stages, runners and store as a job's own evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.formats import detect, read_set
+from raydd.artifacts.report import Report
+from raydd.config import EvaluationJob
+from raydd.core.errors import ConfigError
+from raydd.core.numerics import pick_device, tune_allocator
+from raydd.core.storage import Storage, absolute
+from raydd.core.store import Store, device_kind
+from raydd.core.units import Ref
+from raydd.data.catalog import DatasetInfo
+from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.evaluation.evaluate import StoredSet
+from raydd.evaluation.plan import EvaluationPlan, stored_evaluation
+from raydd.evaluation.summary import summarise
+from raydd.methods.base import Problem
+from raydd.runtime.estimate import costs, measured_rate, render, unit_table
+from raydd.runtime.pipeline import Interrupted, make_runner, stop_on_signals, to_json
+from raydd.runtime.planning import most_workers
+from raydd.runtime.progress import Progress
+from raydd.runtime.runner import OpenData
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The set to be evaluated: where it lies, what it is called, what it holds."""
+
+    url: str
+    name: str
+    distilled: DistilledSet
+
+
+def dataset_of(url: str) -> Mapping[str, Any] | None:
+    """Return the ``dataset:`` part of the job that made a set of ours; ``None`` for a foreign one, ``DataError`` for none at all."""
+    source = detect(absolute(url))
+    if source.format != "distilled":
+        return None
+    try:
+        recipe = json.loads(source.storage.get("recipe.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+    job = recipe.get("job")
+    return dict(job["dataset"]) if isinstance(job, dict) and isinstance(job.get("dataset"), dict) else None
+
+
+def _data(job: EvaluationJob) -> DatasetInfo:
+    absent = missing(job.dataset)
+    if absent:
+        raise ConfigError("dataset: " + "\n  ".join(["what the evaluation needs is missing:", *absent]))
+    return with_digests(describe(job.dataset), open_data(job.dataset))
+
+
+def plan_stored(job: EvaluationJob, url: str, experiment: int) -> tuple[Subject, EvaluationPlan]:
+    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be."""
+    info = _data(job)
+    url = absolute(url)
+    distilled = read_set(url, info=info, experiment=experiment)
+    if (distilled.info.classes, *distilled.images.shape[1:]) != (info.classes, *info.shape) and distilled.decoding.name == "identity":
+        shape = "x".join(map(str, distilled.images.shape[1:]))
+        raise ConfigError(f"{url}: {shape} images of {distilled.info.classes} classes; {info.name} has {info.shape} and {info.classes}")
+    method = distilled.recipe.get("method")
+    name = str(method.get("name", "set")) if isinstance(method, Mapping) else "set"
+    stored = StoredSet.at(url, info, experiment)
+    ipc = max(1, round(len(distilled) / info.classes))
+    problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
+    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation)
+
+
+def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> str:
+    """Return the plan as text, for ``--dry-run``."""
+    rate = measured_rate(job.numerics.threads, job.numerics.precision)
+    where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
+    table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
+    return yaml.safe_dump(job.resolved(), sort_keys=False) + "\n" + table
+
+
+def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Report:
+    """Evaluate, and write ``report.json`` to the job's output if it has one; return the report."""
+    tune_allocator()
+    store = Store(job.store)
+    store.storage.check_writable("store")
+    if job.output is not None:
+        Storage(job.output).check_writable("output")
+    tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
+    runner = make_runner(job.compute, OpenData(job.dataset))
+    targets = plan.targets()
+    with Progress(unit_table(targets)) as progress, stop_on_signals(runner, tell) as stopped:
+        runner.run(targets, store, progress.on_event)
+    if stopped.is_set() and not all(store.has(targets)):
+        raise Interrupted("stopped; the same command goes on from here")
+
+    def seconds(ref: Ref) -> float:
+        return float(store.marker(ref)["seconds"])
+
+    report = summarise(plan, store.load, seconds, device=device_kind(pick_device()))
+    if job.output is not None:
+        Storage(job.output).put("report.json", to_json(report.to_dict()))
+    return report

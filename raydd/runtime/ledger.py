@@ -1,0 +1,275 @@
+"""Who computes what next: the graph of missing outputs, and leases on them. Plain Python; the truth is the store's markers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from raydd.core.events import Event
+from raydd.core.store import Store
+from raydd.core.units import PHASES, Ref, Stage
+
+MAX_CRASHES = 10
+"""A unit that loses its worker this often in a row without a new checkpoint stops the run."""
+
+MAX_STUMBLES = 2
+"""A unit that raises an unexpected exception this often stops the run."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a worker is to do: ``run`` a unit up to an output, ``join`` the group in one, ``wait``, or ``stop``."""
+
+    kind: str
+    stage: Stage | None = None
+    unit: str = ""
+    outputs: tuple[str, ...] = ()
+    ticket: int = 0
+
+    @property
+    def ref(self) -> Ref:
+        """The unit's next output."""
+        if self.stage is None:
+            raise ValueError(f"a lease of kind '{self.kind}' names no unit")
+        return Ref(self.stage, self.unit, self.outputs[0])
+
+
+@dataclass
+class Node:
+    """A unit with outputs still wanted."""
+
+    stage: Stage
+    unit: str
+    key: str
+    order: int
+    wanted: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    needs: set[tuple[str, str]] = field(default_factory=set)
+    urgency: float = math.inf
+    holders: set[str] = field(default_factory=set)
+    t: int = 0
+    stumbles: int = 0
+    crashes: int = 0
+    crashed_at: int = -1
+
+    def next_output(self) -> str:
+        """Return the output the unit reaches next."""
+        return min(self.wanted - self.done, key=_step)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every wanted output is there."""
+        return self.wanted <= self.done
+
+
+def _step(output: str) -> float:
+    return math.inf if output == "final" else int(output.removeprefix("step-"))
+
+
+def _group(worker: str) -> str:
+    """Return the set of workers that live and die together: all ranks of the group, or one evaluator."""
+    return "rank" if worker.startswith("rank-") else worker
+
+
+class Ledger:
+    """Leases segments of units (up to the next wanted output) to workers, earliest snapshot first."""
+
+    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int = 0) -> None:
+        self.store = store
+        self.evaluators = evaluators
+        self.nodes: dict[str, Node] = {}
+        self.done: set[tuple[str, str]] = set()
+        self.events: list[Event] = []
+        self.failure: str | None = None
+        self.stopping = False
+        self.generations: dict[str, int] = {}
+        self.world: dict[str, int] = {}
+        self.idle: set[str] = set()
+        self.gathering: str | None = None
+        self.called: set[str] = set()
+        self.tickets = 0
+        self._want(targets)
+
+    # -- the graph ---------------------------------------------------------------------------------------------------
+
+    def _want(self, targets: Iterable[Ref]) -> None:
+        """Add what is missing of ``targets``, and of all that it needs, to the graph."""
+        frontier = list(dict.fromkeys((r.key, r.output, r) for r in targets))
+        while frontier:
+            new = {(k, o): r for k, o, r in frontier if (k, o) not in self.done and not (k in self.nodes and o in self.nodes[k].wanted)}
+            refs = list(new.values())
+            there = [found and self.store.verify(ref) for ref, found in zip(refs, self.store.has(refs), strict=True)]
+            frontier = []
+            for ref, found in zip(refs, there, strict=True):
+                if found:
+                    self._note_cached(ref)
+                    continue
+                node = self._node(ref)
+                node.wanted.add(ref.output)
+                frontier += [(need.key, need.output, need) for need in ref.stage.inputs(ref.unit).values()]
+
+    def _note_cached(self, ref: Ref) -> None:
+        self.done.add((ref.key, ref.output))
+        marker = self.store.marker(ref)
+        rows = tuple((int(t), dict(values)) for t, values in marker.get("log", []))
+        self._tell(ref.stage, ref.unit, ref.key, kind="output", output=ref.output, cached=True, seconds=marker["seconds"], rows=rows)
+
+    def _node(self, ref: Ref) -> Node:
+        node = self.nodes.get(ref.key)
+        if node is None:
+            inputs = ref.stage.inputs(ref.unit).values()
+            node = Node(ref.stage, ref.unit, ref.key, order=len(self.nodes), needs={(r.key, r.output) for r in inputs})
+            node.urgency = min((float(r.step) for r in inputs if r.step is not None), default=math.inf)
+            self.nodes[ref.key] = node
+        return node
+
+    def _tell(self, stage: Stage, unit: str, key: str, **facts: object) -> None:
+        self.events.append(Event(stage=stage.name, unit=unit, key=key, steps=stage.steps(unit), **facts))  # type: ignore[arg-type]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(node.complete for node in self.nodes.values())
+
+    def _ready(self, node: Node) -> bool:
+        return not node.complete and not node.holders and node.needs <= self.done
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def hello(self, worker: str, generation: int, world: int) -> bool:
+        """Note which incarnation a worker is of; one that replaces another frees what the other held.
+
+        Returns False to a worker of a generation that is over.
+        """
+        group = _group(worker)
+        known = self.generations.get(group, 0)
+        if generation < known:
+            return False
+        if generation > known:
+            self.generations[group] = generation
+            self.world[group] = world
+            self.gathering = None if group == "rank" else self.gathering
+            self.idle = {w for w in self.idle if _group(w) != group}
+            for node in self.nodes.values():
+                if any(_group(w) == group for w in node.holders):
+                    node.holders = {w for w in node.holders if _group(w) != group}
+                    if known:
+                        self._count_crash(node)
+        return True
+
+    def _count_crash(self, node: Node) -> None:
+        node.crashes = node.crashes + 1 if node.t == node.crashed_at else 1
+        node.crashed_at = node.t
+        if node.crashes >= MAX_CRASHES:
+            self.fail(node.key, f"its worker died {node.crashes} times in a row at step {node.t}")
+
+    def lease(self, worker: str, held: Sequence[str], generation: int = 0, world: int = 1) -> Lease:
+        """Return the next segment for a worker that is idle now."""
+        if not self.hello(worker, generation, world) or self.failure or self.stopping or self.finished:
+            return Lease("stop")
+        for node in self.nodes.values():  # an idle worker holds nothing
+            node.holders.discard(worker)
+        if self.gathering:
+            return self._gather(worker)
+        evaluator = worker.startswith("evaluator")
+        ready = [node for node in self.nodes.values() if self._ready(node)]
+        own = [n for n in ready if (n.stage.phase == "evaluate") == evaluator] if self.evaluators else ready
+        if not own and not evaluator:
+            own = ready
+        if not own:
+            return Lease("wait")
+        node = min(own, key=lambda n: (min(n.urgency, _step(n.next_output())), n.key not in held, PHASES.index(n.stage.phase), n.order))
+        if node.stage.lanes and self.world.get("rank", 1) > 1:
+            self.gathering = node.key
+            self.idle, self.called = set(), set()
+            return self._gather(worker)
+        node.holders.add(worker)
+        self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker=worker)
+        return Lease("run", node.stage, node.unit, self._segment(node))
+
+    @staticmethod
+    def _segment(node: Node) -> tuple[str, ...]:
+        """Return the next output; with it the final one where the last snapshot is the final state."""
+        output = node.next_output()
+        last = _step(output) == node.stage.steps(node.unit) and "final" in node.wanted - node.done
+        return (output, "final") if last and output != "final" else (output,)
+
+    def _gather(self, worker: str) -> Lease:
+        """Hold idle workers until the whole group is, then call all of them into the unit: nobody waits in a collective."""
+        if worker.startswith("evaluator"):
+            return Lease("wait")
+        node = self.nodes[self.gathering or ""]
+        self.idle.add(worker)
+        if not self.called:
+            if len(self.idle) < self.world["rank"]:
+                return Lease("wait")
+            self.called = set(self.idle)
+            node.holders = set(self.idle)
+            self.tickets += 1
+            self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker="group")
+        if worker not in self.called:
+            return Lease("wait")
+        self.called.discard(worker)
+        node.holders.add(worker)
+        ticket, lease_node = self.tickets, node
+        if not self.called:
+            self.gathering = None
+        return Lease("join", lease_node.stage, lease_node.unit, self._segment(lease_node), ticket)
+
+    def progress(self, worker: str, key: str, t: int, rows: Sequence[tuple[int, dict[str, float]]], generation: int = 0) -> bool:
+        """Note a worker's progress; return whether it should save its state and stop."""
+        if generation < self.generations.get(_group(worker), 0):
+            return True
+        node = self.nodes.get(key)
+        if node is not None:
+            node.t = max(node.t, t)
+            node.holders.add(worker)
+            self._tell(node.stage, node.unit, key, kind="log" if rows else "progress", t=t, rows=tuple(rows), worker=worker)
+        return self.stopping or self.failure is not None
+
+    def wrote(self, worker: str, key: str, output: str, seconds: float, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Note that an output and its marker are in the store."""
+        node = self.nodes.get(key)
+        if node is None or output in node.done:
+            return
+        node.done.add(output)
+        self.done.add((key, output))
+        step = _step(output)
+        node.t = node.stage.steps(node.unit) if math.isinf(step) else int(step)
+        self._tell(node.stage, node.unit, key, kind="output", output=output, t=node.t, seconds=seconds, rows=tuple(rows), worker=worker)
+
+    def torn(self, worker: str, key: str, bad: Ref, text: str) -> None:
+        """Note that an input turned out to be torn: it is computed again, and the unit waits for it."""
+        self.events.append(Event(kind="message", text=f"{text}; it will be computed again"))
+        self.store.discard(bad)
+        self.done.discard((bad.key, bad.output))
+        if bad.key in self.nodes:
+            self.nodes[bad.key].done.discard(bad.output)
+        self._want([bad])
+        self.nodes[key].holders.discard(worker)
+
+    def stumbled(self, worker: str, key: str, text: str) -> None:
+        """Note an unexpected exception: the unit is tried again from its checkpoint, ``MAX_STUMBLES`` times in all."""
+        node = self.nodes[key]
+        node.holders.discard(worker)
+        node.stumbles += 1
+        if node.stumbles >= MAX_STUMBLES:
+            self.fail(key, text)
+        else:
+            self.events.append(Event(kind="message", text=f"{node.stage.name} unit '{node.unit}' failed and is tried again: {text}"))
+
+    def fail(self, key: str, text: str) -> None:
+        """Note that a unit cannot be computed; the run stops."""
+        if self.failure is None:
+            node = self.nodes[key]
+            self.failure = f"{node.stage.name} unit '{node.unit}': {text}"
+            self._tell(node.stage, node.unit, key, kind="failed", t=node.t, text=text)
+
+    def stop(self) -> None:
+        """Ask every worker to save its state and stop."""
+        self.stopping = True
+
+    def poll(self, since: int) -> tuple[list[Event], bool, str | None]:
+        """Return the events after number ``since``, whether all is done, and why the run failed, if it did."""
+        return self.events[since:], self.finished, self.failure

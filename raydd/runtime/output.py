@@ -1,0 +1,147 @@
+"""A job's output folder: who may write it (lock with a heartbeat), and for which job it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+import yaml
+
+from raydd.core.errors import ConfigError, LockedError, RayddError
+from raydd.core.storage import Storage
+
+log = logging.getLogger(__name__)
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 45.0
+_FREE = ("compute", "tracking")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def claim(output: Storage, resolved: Mapping[str, Any]) -> bool:
+    """Write ``job.yaml``, or compare with the one that is there; return whether the folder is new.
+
+    Raises ``ConfigError`` with the difference if the folder belongs to another job; ``compute`` and ``tracking`` may differ.
+    """
+    try:
+        old = yaml.safe_load(output.get("job.yaml"))
+    except FileNotFoundError:
+        old = None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"output: {output.url}/job.yaml is not readable ({error}); choose another output") from error
+    if old is not None:
+        a = flatten({k: v for k, v in old.items() if k not in _FREE})
+        b = flatten({k: v for k, v in resolved.items() if k not in _FREE})
+        other = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+        lines = [f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now" for key in other]
+        if lines:
+            shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
+            advice = "choose another output (output=…) or remove that folder"
+            raise ConfigError(f"output: {output.url} was made by a different job:\n{shown}\n{advice}")
+    output.put("job.yaml", yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True).encode())
+    return old is None
+
+
+def fleeting(places: Mapping[str, str]) -> str:
+    """Return a warning if local ``places`` (paths by key of the job) lie in the copy of the working directory that Ray made for
+    a submitted job, as relative paths then do; Ray removes it when it likes. Empty if none does.
+    """
+    try:
+        copied = bool(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["runtime_env"]["working_dir"])
+    except (ValueError, KeyError, TypeError):
+        copied = False
+    lost = [key for key, place in places.items() if copied and place.startswith(os.getcwd() + os.sep)]
+    if not lost:
+        return ""
+    where = f"{', '.join(lost)}: below {os.getcwd()}, Ray's temporary copy of the working directory, which may vanish after the job"
+    return f"{where}; give absolute paths or URLs ({lost[0]}=/data/runs/…, {lost[0]}=s3://bucket/…)"
+
+
+class Lock:
+    """``lock.json`` in an output folder, kept fresh by a thread; a dead owner's lock is taken over."""
+
+    def __init__(self, output: Storage, tell: Callable[[str], None]) -> None:
+        self.output, self.tell = output, tell
+        self.token = uuid.uuid4().hex
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="lock")
+
+    def __enter__(self) -> Lock:
+        """Take the lock; ``LockedError`` if a living process holds it."""
+        other = self._read()
+        if other is not None:
+            self._wait_for(other)
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+        try:
+            mine = self._read()
+            if mine is not None and mine.get("token") == self.token:
+                self.output.delete("lock.json")
+        except RayddError as error:
+            log.warning("the lock was left behind: %s", error)
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads(self.output.get("lock.json")))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _write(self) -> None:
+        me = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        facts = {**me, "beat": time.time()}
+        self.output.put("lock.json", json.dumps(facts).encode())
+
+    def _wait_for(self, other: dict[str, Any]) -> None:
+        who = f"process {other.get('pid')} on {other.get('host')}"
+        if other.get("host") == socket.gethostname():
+            if _started(int(other.get("pid", -1))) == other.get("started"):
+                raise LockedError(f"{self.output.url} is being written by {who}; stop it first, or choose another output")
+            return
+        begun = time.monotonic()
+        self.tell(f"{self.output.url} was locked by {who}; waiting {STALE_SECONDS:.0f} s for a sign of life")
+        while time.monotonic() - begun < STALE_SECONDS:
+            time.sleep(3)
+            now = self._read()
+            if now is None:
+                return
+            if now != other:
+                raise LockedError(f"{self.output.url} is being written by {who}; stop it first, or choose another output")
+        self.tell(f"{who} gives no sign of life; taking over")
+
+    def _beat(self) -> None:
+        while not self._done.wait(BEAT_SECONDS):
+            try:
+                self._write()
+            except RayddError as error:
+                log.warning("the lock could not be refreshed: %s", error)
+
+
+def _started(pid: int) -> float | None:
+    """Return when a process of this machine began (a pid alone may be somebody else's by now)."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except (psutil.Error, ValueError):
+        return None

@@ -1,0 +1,315 @@
+"""A job from its file to its published set: plan, run, record, publish, report."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.folder import publish
+from raydd.artifacts.grid import curve, grid, png
+from raydd.artifacts.report import Report
+from raydd.config import ComputeConfig, Job
+from raydd.core.errors import ConfigError, RayddError
+from raydd.core.events import Event
+from raydd.core.keeping import register_run
+from raydd.core.numerics import pick_device, tune_allocator
+from raydd.core.storage import Storage, join
+from raydd.core.store import Store, device_kind, versions
+from raydd.core.units import Ref, snapshot, unit_key
+from raydd.data.catalog import DatasetInfo
+from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.evaluation.summary import summarise
+from raydd.methods.base import Problem
+from raydd.runtime.estimate import stages_of, unit_table
+from raydd.runtime.journal import Curves, Journal
+from raydd.runtime.output import Lock, claim, flatten, fleeting
+from raydd.runtime.planning import Plan, make_plan
+from raydd.runtime.progress import Progress
+from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
+from raydd.runtime.tracking import Tracker
+from raydd.runtime.tracking_uri import resolve_uri, sqlite_path
+
+log = logging.getLogger(__name__)
+PLACES = ("output", "store", "compute", "tracking")
+"""Keys of a job that change no byte of its set."""
+
+
+class Interrupted(RayddError):
+    """The run was asked to stop; what it had is saved."""
+
+
+def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
+    """Return the runner that ``compute`` asks for: in this process, or on Ray."""
+    if compute.workers == 0:
+        return LocalRunner(data, checkpoint_every=compute.checkpoint_every)
+    from raydd.runtime.ray_runner import RayRunner
+
+    return RayRunner(
+        data,
+        workers=compute.workers,
+        evaluators=compute.evaluators,
+        gpus_per_worker=compute.gpus_per_worker,
+        cpus_per_worker=compute.cpus_per_worker,
+        checkpoint_every=compute.checkpoint_every,
+    )
+
+
+@contextlib.contextmanager
+def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Make SIGINT and SIGTERM save the state and stop the runner; a second SIGINT ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not asked.is_set():
+            asked.set()
+            hint = " (once more to stop at once)" if number == signal.SIGINT else ""
+            tell(f"{signal.Signals(number).name}: saving the state, then stopping{hint}")
+            runner.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def check(job: Job) -> DatasetInfo:
+    """Refuse, before anything starts, a job whose data is missing or whose places cannot be written; return the data's facts."""
+    Storage(job.output).check_writable("output")
+    Storage(job.store).check_writable("store")
+    if job.tracking.uri != "none":
+        resolve_uri(job.tracking.uri)
+    if job.dataset.download:
+        from raydd.data.datasets import download
+
+        download(job.dataset)
+    absent = missing(job.dataset)
+    if absent:
+        raise ConfigError("dataset: " + "\n  ".join(["what the job needs is missing:", *absent]))
+    return with_digests(describe(job.dataset), open_data(job.dataset))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished job leaves: its report and where things are."""
+
+    report: Report
+    places: dict[str, str]
+
+
+def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
+    """Run a job to its published set, resuming whatever an earlier run of it left; ``tell`` gets lines for a person.
+
+    Raises ``ConfigError`` for a job that cannot run, ``RunFailed`` for a unit that cannot be computed, ``Interrupted``
+    when it was asked to stop.
+    """
+    tune_allocator()
+    info = check(job)
+    plan = make_plan(job, info)
+    output, store = Storage(job.output), Store(job.store)
+    warning = fleeting(_local_places(job))
+    if warning:
+        tell(f"warning: {warning}")
+    with Lock(output, tell):
+        new = claim(output, job.resolved())
+        tell(f"{job.name}: {job.method.name} on {info.name}, ipc {job.ipc}" + ("" if new else " (resumed)"))
+        keys = {unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units}
+        register_run(store, output.url, keys, finished=False)
+        session = _Session(plan, output, store, tell)
+        try:
+            session.run()
+            outcome = session.publish()
+        except Interrupted:
+            session.close("KILLED")
+            raise
+        except BaseException:
+            session.close("FAILED")
+            raise
+        register_run(store, output.url, keys, finished=True)
+        session.close("FINISHED")
+        if warning:
+            tell(f"warning: copy what you want to keep now: {warning}")
+        return outcome
+
+
+def _local_places(job: Job) -> dict[str, str]:
+    places = {"output": job.output, "store": job.store}
+    database = None if job.tracking.uri == "none" else sqlite_path(resolve_uri(job.tracking.uri))
+    return places if database is None else places | {"tracking.uri": str(database)}
+
+
+class _Session:
+    """One run of one job: the runner's events go to progress, journal, tracker and pictures."""
+
+    def __init__(self, plan: Plan, output: Storage, store: Store, tell: Callable[[str], None]) -> None:
+        self.plan, self.output, self.store, self.tell = plan, output, store, tell
+        job = plan.job
+        self.journal = Journal(output)
+        stages = [stage for stage, _, _ in stages_of(plan.targets) if stage.phase != "evaluate"]
+        self.curves = Curves(stages)
+        self.series: dict[str, dict[int, float]] = {}
+        self.tracker = Tracker(
+            job.tracking.uri, job.tracking.experiment, job.name, output, params=flatten(job.resolved()), tags=_tags(job)
+        )
+        for split, value in plan.problems[0].dataset.digests:
+            source = job.dataset.shards or job.dataset.root or job.dataset.name
+            self.tracker.input_dataset(f"{plan.problems[0].dataset.name}-{split}", value[:36], source, split, {})
+        self.waiting = {
+            step: {(r.key, r.output) for r in job.method.targets(plan.problems[0], snapshot(step)).values()} for step in plan.picture_steps
+        }
+        self.pictured = {p for p in output.list("pictures") if p.endswith(".png")}
+        self.painter = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+
+    def run(self) -> None:
+        """Compute all targets."""
+        job = self.plan.job
+        runner = make_runner(job.compute, OpenData(job.dataset))
+        with Progress(unit_table(self.plan.targets)) as progress, stop_on_signals(runner, self.tell) as stopped:
+            runner.run(self.plan.targets, self.store, self._listener(progress.on_event))
+        if stopped.is_set() and not all(self.store.has(self.plan.targets)):
+            raise Interrupted(f"stopped; the same command goes on from here ({self.output.url})")
+
+    def _listener(self, show: OnEvent) -> OnEvent:
+        def on_event(event: Event) -> None:
+            show(event)
+            self.journal.on_event(event)
+            for label, t, values in self.curves.on_event(event):
+                for name, value in values.items():
+                    self.series.setdefault(f"{label} {name}", {})[t] = value
+                    self.tracker.metrics(f"{label}/{name}", value, t)
+            if event.kind == "output":
+                for step, open_refs in list(self.waiting.items()):
+                    open_refs.discard((event.key, event.output))
+                    if not open_refs:
+                        del self.waiting[step]
+                        self.painter.submit(self._paint, step)
+
+        return on_event
+
+    def _paint(self, step: int) -> None:
+        path = f"pictures/step-{step:06d}.png"
+        try:
+            if path not in self.pictured:
+                self.output.put(path, png(_grid(self._assemble(0, snapshot(step)))))
+            self.tracker.picture("distilled", step, self.output.get(path))
+        except (RayddError, OSError) as error:
+            log.warning("no picture of step %d: %s", step, error)
+
+    def _assemble(self, index: int, output: str = "final") -> DistilledSet:
+        method, problem = self.plan.job.method, self.plan.problems[index]
+        return method.assemble(problem, {name: self.store.load(ref) for name, ref in method.targets(problem, output).items()})
+
+    def publish(self) -> Outcome:
+        """Write the distilled sets, the report and the pictures; return where they are."""
+        self.painter.shutdown(wait=True)
+        job = self.plan.job
+        seconds = [self._device_seconds(problem) for problem in self.plan.problems]
+        report = summarise(self.plan.evaluation, self.store.load, self._seconds, device=device_kind(pick_device()))
+        places: dict[str, str] = {}
+        for index, problem in enumerate(self.plan.problems):
+            distilled = self._assemble(index)
+            recipe = {
+                "method": job.resolved()["method"],
+                "ipc": job.ipc,
+                "versions": versions(),
+                # Where a job runs and what it writes to are no facts about the set, and nobody's business.
+                "job": {key: value for key, value in job.resolved().items() if key not in PLACES},
+                "seed": problem.seed,
+                "source": dict(problem.dataset.digests),
+                "git_commit": _git_commit(),
+                "device": device_kind(pick_device()),
+                "device_seconds": round(seconds[index], 1),
+            }
+            folder = "distilled" if len(self.plan.problems) == 1 else f"distilled/seed-{problem.seed}"
+            places.setdefault("set", join(job.output, folder))
+            publish(replace(distilled, recipe={**distilled.recipe, **recipe}), join(job.output, folder), report)
+            self.tracker.artifacts(Storage(join(job.output, folder)), folder)
+            if index == 0:
+                self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
+        self.output.put("report.json", to_json(report.to_dict()))
+        places["picture"] = join(places["set"], "grid.png")
+        places["report"] = join(job.output, "report.json")
+        chart = self._loss_chart()
+        if chart is not None:
+            self.output.put("loss.png", chart)
+            places["loss curve"] = join(job.output, "loss.png")
+        for row in report.rows:
+            self.tracker.metrics(f"accuracy/{row.set}/{row.network}", row.accuracy_mean, self._last_step())
+        for point in report.curve:
+            self.tracker.metrics("accuracy/snapshot", point.accuracy_mean, point.step)
+        for name in ("hlr", "ior"):
+            value = getattr(report, name)
+            if value is not None:
+                self.tracker.metrics(name, value, self._last_step())
+        places["tracking"] = self.tracker.run_url()
+        return Outcome(report, places)
+
+    def _last_step(self) -> int:
+        refs = self.plan.job.method.targets(self.plan.problems[0]).values()
+        return max(ref.stage.steps(ref.unit) for ref in refs)
+
+    def _seconds(self, ref: Ref) -> float:
+        return float(self.store.marker(ref)["seconds"])
+
+    def _device_seconds(self, problem: Problem) -> float:
+        behind = stages_of(list(self.plan.job.method.targets(problem).values()))
+        return sum(self._seconds(Ref(stage, unit)) for stage, units, _ in behind for unit in units)
+
+    def _loss_chart(self) -> bytes | None:
+        series = {name: sorted(points.items()) for name, points in self.series.items() if len(points) > 1 and name.endswith(" loss")}
+        if not series:
+            return None
+        title = f"{self.plan.job.name}: {self.plan.job.method.name}"
+        return curve(series, x_label="updates", y_label="loss (mean over units)", title=title)
+
+    def close(self, status: str) -> None:
+        """End journal and tracking run."""
+        self.painter.shutdown(wait=False, cancel_futures=True)
+        self.journal.close()
+        left = self.tracker.finish(status)
+        if left:
+            self.tell(left)
+
+
+def _grid(distilled: DistilledSet) -> Any:
+    return grid(distilled.to_rgb(), distilled.labels, distilled.info.class_names)
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as indented JSON, ending in a newline."""
+    return (json.dumps(value, indent=2, sort_keys=False) + "\n").encode()
+
+
+def _tags(job: Job) -> dict[str, str]:
+    tags = {"raydd.method": job.method.name, "raydd.ipc": str(job.ipc), "raydd.output": job.output}
+    tags["raydd.protocol"] = job.evaluation.resolve().label
+    commit = _git_commit()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+@functools.lru_cache
+def _git_commit() -> str:
+    """Return the commit of the code that runs, empty outside a checkout."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,124 @@
+"""Runs a plan in this process: one worker and its ledger, a plain loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from raydd.core.errors import RunFailed
+from raydd.core.events import Event
+from raydd.core.numerics import pick_device
+from raydd.core.store import Rows, Store
+from raydd.core.units import Data, Ref
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import open_data
+from raydd.runtime.ledger import Lease, Ledger
+from raydd.runtime.worker import Worker
+
+OnEvent = Callable[[Event], None]
+DataSource = Callable[[], Mapping[str, Data]]
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """Opens a job's data set on any worker."""
+
+    config: DatasetConfig
+
+    def __call__(self) -> Mapping[str, Data]:
+        """Return the splits."""
+        return open_data(self.config)
+
+
+class Runner(Protocol):
+    """Computes what is missing of the targets and of all they need."""
+
+    def run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
+        """Return when every target's marker is in the store; ``RunFailed`` if a unit cannot be computed."""
+        ...
+
+    def stop(self) -> None:
+        """Ask a running :meth:`run` to save its state and return early."""
+        ...
+
+
+@dataclass
+class _DirectDesk:
+    """The ledger as the in-process worker sees it; events go to the driver at once."""
+
+    ledger: Ledger
+    on_event: OnEvent
+    sent: int = 0
+
+    def flush(self) -> None:
+        events, _, _ = self.ledger.poll(self.sent)
+        self.sent += len(events)
+        for event in events:
+            self.on_event(event)
+
+    def lease(self, held: list[str]) -> Lease:
+        lease = self.ledger.lease("rank-0", held)
+        self.flush()
+        return lease
+
+    def progress(self, key: str, t: int, rows: Rows) -> bool:
+        stop = self.ledger.progress("rank-0", key, t, rows)
+        self.flush()
+        return stop
+
+    def wrote(self, key: str, output: str, seconds: float, rows: Rows) -> None:
+        self.ledger.wrote("rank-0", key, output, seconds, rows)
+        self.flush()
+
+    def torn(self, key: str, bad: Ref, text: str) -> None:
+        self.ledger.torn("rank-0", key, bad, text)
+        self.flush()
+
+    def fail(self, key: str, text: str) -> None:
+        self.ledger.fail(key, text)
+        self.flush()
+
+    def stumbled(self, key: str, text: str) -> None:
+        self.ledger.stumbled("rank-0", key, text)
+        self.flush()
+
+
+class LocalRunner:
+    """Everything in this process, one unit after another.
+
+    ``fault(stage, unit, t)`` is called before each update (tests kill the run from there).
+    """
+
+    def __init__(
+        self,
+        open_data: DataSource,
+        *,
+        checkpoint_every: float = 60.0,
+        device: torch.device | None = None,
+        fault: Callable[[str, str, int], None] | None = None,
+    ) -> None:
+        self.open_data, self.checkpoint_every, self.fault = open_data, checkpoint_every, fault
+        self.device = device or pick_device()
+        self._ledger: Ledger | None = None
+        self._stop = threading.Event()
+
+    def run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
+        """Compute what is missing; see :class:`Runner`."""
+        self._stop.clear()
+        ledger = self._ledger = Ledger(targets, store)
+        desk = _DirectDesk(ledger, on_event)
+        worker = Worker(store, self.open_data, desk, device=self.device, checkpoint_every=self.checkpoint_every, fault=self.fault)
+        worker.work(idle=lambda: time.sleep(0.05))
+        desk.flush()
+        if ledger.failure:
+            raise RunFailed(ledger.failure)
+
+    def stop(self) -> None:
+        """Save the state of the running unit and return from :meth:`run`."""
+        if self._ledger is not None:
+            self._ledger.stop()

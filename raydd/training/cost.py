@@ -1,0 +1,69 @@
+"""What training and testing a network costs, known without computing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydd.core.rng import generator
+from raydd.core.units import Cost
+from raydd.networks import create_network, flops, parameter_count
+from raydd.networks.base import Shape
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """FLOP of one image's forward pass; numbers of parameters, of values its layers put out for one image, of features."""
+
+    flop: float
+    parameters: int
+    activations: int
+    features: int
+
+
+@lru_cache(maxsize=256)
+def network_facts(name: str, shape: Shape, classes: int) -> NetworkFacts:
+    """Return the facts of a network that a plan needs."""
+    network = create_network(name, shape, classes, generator(0, "facts"))
+    return NetworkFacts(float(flops(network, shape)), parameter_count(network), _activations(network, shape), network.embed_dim)
+
+
+def _activations(network: nn.Module, shape: Shape) -> int:
+    count = 0
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal count
+        if isinstance(output, Tensor):
+            count += output.numel()
+
+    hooks = [module.register_forward_hook(add) for module in network.modules() if not list(module.children())]
+    try:
+        with torch.no_grad():  # on real tensors: those without data would import the compiler
+            network.eval()(torch.zeros(1, *shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count
+
+
+def training_cost(
+    name: str, shape: Shape, classes: int, *, networks: int, images: int, epochs: int, batch: int, tested: int = 0, at_once: int = 1
+) -> Cost:
+    """Return the cost of training ``networks`` on ``images`` for ``epochs``, then testing each on ``tested`` images.
+
+    FLOP: a training step is three forward passes. Memory: values of the forward pass and their gradients for
+    ``at_once`` batches, and weights, gradients and momentum.
+    """
+    facts = network_facts(name, shape, classes)
+    state = 8 * facts.parameters * networks
+    batch = min(batch, images) if images else batch
+    return Cost(
+        flop=networks * facts.flop * (3.0 * images * epochs + tested),
+        peak_bytes=2 * state + 8 * facts.activations * batch * at_once,
+        state_bytes=state,
+        output_bytes=4 * facts.parameters * networks,
+    )

@@ -1,0 +1,181 @@
+"""Training of one or several networks from scratch on a set of labelled images, epoch by epoch.
+
+The state of ``R`` networks is one ``dict[str, Tensor]`` whose tensors have a first dimension ``R``. Every draw is keyed by
+the network's number (its *repeat*) and the epoch, so that a network does not depend on those trained beside it, and a
+training resumed between two epochs returns the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raydd.core.rng import generator
+from raydd.core.tensors import Tensors
+from raydd.core.units import Numerics
+from raydd.networks import create_network, is_per_sample
+from raydd.networks.base import Network, Shape
+from raydd.training.augmentation import Augment, make_augmentation
+from raydd.training.precision import warn_of_slow_bf16
+from raydd.training.sgd import Recipe, SgdStep, forget_momentum, fresh_state, stack_states, unstack_state
+
+Batch = tuple[Tensor, Tensor]
+
+
+class KeyedRng(Protocol):
+    """A source of keyed CPU generators, such as ``Context.rng``."""
+
+    def __call__(self, stream: str, *ids: int) -> torch.Generator:
+        """Return the generator of a stream."""
+        ...
+
+
+class TrainingSet(Protocol):
+    """What students learn from; ``DistilledSet`` is one."""
+
+    def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[Batch]:
+        """Yield an epoch of float images ``[B, C, H, W]`` in network space and labels, in an order drawn from ``rng``."""
+        ...
+
+
+class ResidentSet:
+    """Images and labels that stay on a device, in the order (and with the draws) of ``DistilledSet.batches``."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[Batch]:
+        """Yield batches of at most ``size``; what fits one batch comes whole and in its own order."""
+        if len(self.images) <= size:
+            yield self.images, self.labels
+            return
+        order = torch.randperm(len(self.images), generator=rng("batches", epoch)).to(self.images.device)
+        for ids in order.split(size):
+            yield self.images[ids], self.labels[ids]
+
+
+def of_repeat(rng: KeyedRng, repeat: int) -> KeyedRng:
+    """Return the draws of one student: streams ``student/...`` keyed by its repeat."""
+
+    def keyed(stream: str, *ids: int) -> torch.Generator:
+        return rng(f"student/{stream}", repeat, *ids)
+
+    return keyed
+
+
+def stackable(network: nn.Module) -> bool:
+    """Return whether networks of this kind can be trained as a stack: nothing in it (dropout) draws while it trains."""
+    probe = copy.deepcopy(network).train()
+    for module in probe.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return is_per_sample(probe)
+
+
+@contextmanager
+def global_draws(generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global generators for layers that draw from them (dropout); put the CPU's back at the end."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@lru_cache(maxsize=32)
+def _made_once(
+    network: str, shape: Shape, classes: int, recipe: Recipe, numerics: Numerics, device: str, dtype: torch.dtype, stacked: bool
+) -> tuple[Network, SgdStep, bool]:
+    """Return a network (for its structure), its step, and whether that is stacked: compiled once per process, not per unit."""
+    if numerics.precision == "bf16":
+        warn_of_slow_bf16(torch.device(device))
+    made = create_network(network, shape, classes, generator(0, "structure")).to(device, dtype)
+    stacked = stacked and stackable(made)
+    step = SgdStep(made, numerics, momentum=recipe.momentum, weight_decay=recipe.weight_decay, stacked=stacked)
+    return made, step, stacked
+
+
+class StudentTraining:
+    """Trains the students ``repeats`` of one architecture with one recipe on one device.
+
+    ``stacked``: all of them by one call (default: on a GPU, where small steps wait for kernel launches; on a CPU one
+    after another is faster, speed notes section 6). Results agree between the two up to rounding. Layers that draw
+    while they train are never stacked.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        shape: Shape,
+        classes: int,
+        recipe: Recipe,
+        numerics: Numerics,
+        repeats: Sequence[int],
+        rng: KeyedRng,
+        device: torch.device,
+        stacked: bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.recipe, self.repeats, self.device, self.dtype = recipe, tuple(repeats), device, dtype
+        self.rngs = [of_repeat(rng, repeat) for repeat in repeats]
+        self.create = lambda draws: create_network(network, shape, classes, draws)
+        wanted = len(self.repeats) > 1 and (device.type == "cuda" if stacked is None else stacked)
+        # Of the recipe, a step knows these two alone: trainings that differ in the rest share it.
+        known = Recipe(epochs=0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        self.network, self.step, self.stacked = _made_once(network, shape, classes, known, numerics, str(device), dtype, wanted)
+        self.augment: Augment = make_augmentation(recipe.augmentation, recipe.strategy, shape[1:])
+
+    def init(self) -> Tensors:
+        """Return the state of freshly initialised students, on the device."""
+        networks = [self.create(rng("init")).to(self.device, self.dtype) for rng in self.rngs]
+        return stack_states([fresh_state(network) for network in networks])
+
+    def epoch(self, state: Tensors, epoch: int, data: TrainingSet) -> tuple[Tensors, Tensor, Tensor]:
+        """Return the state after one epoch, and each student's mean loss and accuracy on its (augmented) batches, ``[R]``."""
+        if epoch in self.recipe.drops:
+            state = forget_momentum(state)
+        rate = torch.tensor(self.recipe.rate(epoch), dtype=self.dtype, device=self.device)
+        if self.stacked:
+            return self._lockstep(state, epoch, data, rate)
+        parts = [self._alone(unstack_state(state, i), epoch, data, rate, rng) for i, rng in enumerate(self.rngs)]
+        states, losses, accuracies = zip(*parts, strict=True)
+        return stack_states(list(states)), torch.stack(losses), torch.stack(accuracies)
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
+        images = images.to(self.device, self.dtype, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        return images, labels.to(self.dtype) if labels.is_floating_point() else labels
+
+    def _alone(self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor, rng: KeyedRng) -> tuple[Tensors, Tensor, Tensor]:
+        draws = rng("augment", epoch)
+        seen, losses, hits = 0, [], []
+        with global_draws(rng("dropout", epoch)):
+            for images, labels in data.batches(epoch, self.recipe.batch, rng):
+                images, labels = self._to_device(images, labels)
+                images = self.augment(images.unsqueeze(0), [draws]).squeeze(0)
+                state, loss, correct = self.step(state, images, labels, rate)
+                losses.append(loss)
+                hits.append(correct)
+                seen += len(images)
+        return state, torch.stack(losses).sum(0) / seen, torch.stack(hits).sum(0) / seen
+
+    def _lockstep(self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        draws = [rng("augment", epoch) for rng in self.rngs]
+        seen, losses, hits = 0, [], []
+        for batches in zip(*(data.batches(epoch, self.recipe.batch, rng) for rng in self.rngs), strict=True):
+            ready = [self._to_device(images, labels) for images, labels in batches]
+            images = self.augment(torch.stack([images for images, _ in ready]), draws)
+            state, loss, correct = self.step(state, images, torch.stack([labels for _, labels in ready]), rate)
+            losses.append(loss)
+            hits.append(correct)
+            seen += images.shape[1]
+        return state, torch.stack(losses).sum(0) / seen, torch.stack(hits).sum(0) / seen

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from raydd.artifacts.report import Report, format_bytes, format_seconds, render_markdown, render_table, summarise
+from raydd.core.errors import ConfigError
+
+
+def test_a_report_survives_json(report: Report) -> None:
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_mean_and_spread_are_pooled_with_ddof_0() -> None:
+    mean, std = summarise([[0.8, 0.9], [0.7, 0.8]])
+    assert mean == pytest.approx(80.0)
+    assert std == pytest.approx(7.0710678)
+    with pytest.raises(ConfigError, match="no accuracies"):
+        summarise([[], []])
+
+
+def test_every_number_has_its_context(report: Report) -> None:
+    text = render_table(report)
+    for part in ("digits", "3 images per class", "test split", "ddof 0", "last epoch", "seeds × networks", "dsa-1000", "convnet3-w128"):
+        assert part in text
+    row = next(line for line in text.splitlines() if line.startswith("dm "))
+    assert row.split("  ")[0] == "dm"
+    for part in ("83.50 ± 0.31", "+9.80", "5 × 20", "7.7 kB", "240 B", "61.7 min"):
+        assert part in row
+    assert "HLR +10.20 points" in text
+    assert "IOR +9.80 points" in text
+    assert "best epoch" not in text
+
+
+def test_columns_line_up(report: Report) -> None:
+    lines = render_table(report).splitlines()
+    header, rows = lines[2], lines[4:6]
+    assert len({len(line) for line in [header, *rows]}) == 1
+    assert all(row[header.index("protocol") :].startswith("dsa-1000") for row in rows)
+
+
+def test_best_epochs_say_so(report: Report) -> None:
+    rows = (replace(report.rows[0], best_accuracy=84.25), report.rows[1])
+    text = render_table(replace(report, rows=rows))
+    assert "best epoch, %" in text
+    assert "84.25" in text
+    assert "chosen on the test split itself" in text
+
+
+def test_a_missing_random_baseline_is_said(report: Report) -> None:
+    text = render_table(replace(report, rows=report.rows[:1]))
+    assert "not run" in text
+    assert "Random images of the same number were not evaluated" in text
+
+
+def test_random_of_another_protocol_is_no_baseline(report: Report) -> None:
+    rows = (report.rows[0], replace(report.rows[1], protocol="mse-gt"))
+    assert "+9.80" not in "".join(line for line in render_table(replace(report, rows=rows)).splitlines() if line.startswith("dm"))
+
+
+def test_few_random_draws_are_said(report: Report) -> None:
+    assert "fewer than three" not in render_table(report)
+    few = replace(report, rows=(report.rows[0], replace(report.rows[1], seeds=2)))
+    assert "fewer than three" in render_table(few)
+
+
+def test_markdown_is_a_table_with_the_same_cells(report: Report) -> None:
+    lines = render_markdown(replace(report, notes=("2 samples were skipped.",))).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 4
+    assert len({line.count("|") for line in table}) == 1
+    assert "| 83.50 ± 0.31 | +9.80 | 5 × 20 |" in table[2]
+    assert "- 2 samples were skipped." in lines
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy_mean": 101.0}, "percentage from 0 to 100, not 101"),
+        ({"networks": 0}, "at least 1"),
+        ({"protocl": "x"}, "did you mean 'protocol'"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(report: Report, change: dict[str, object], message: str) -> None:
+    values = report.to_dict()
+    values["rows"][0].update(change)
+    with pytest.raises(ConfigError, match=message):
+        Report.from_dict(values)
+
+
+def test_missing_keys_are_refused(report: Report) -> None:
+    values = report.to_dict()
+    del values["rows"][0]["network"]
+    with pytest.raises(ConfigError, match=r"not a row: .*network"):
+        Report.from_dict(values)
+
+
+def test_units() -> None:
+    assert [format_bytes(n) for n in (999, 313_600, 4_000_000, 2.5e13)] == ["999 B", "313.6 kB", "4.0 MB", "25.0 TB"]
+    assert [format_seconds(s) for s in (None, 2.25, 64, 294, 9000)] == ["–", "2.2 s", "64 s", "4.9 min", "2.5 h"]

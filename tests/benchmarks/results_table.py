@@ -1,0 +1,93 @@
+"""Writes the tables of a Markdown file from what runs reported and what methods say of themselves.
+
+    python tests/benchmarks/results_table.py README.md           rewrite the tables
+    python tests/benchmarks/results_table.py README.md --check   fail if they are not up to date
+
+A table stands between ``<!-- results docs/results/*.json -->`` (reports of runs; a pattern relative to the file) or
+``<!-- methods -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+from raydd.artifacts.report import Report, Row, format_bytes, format_seconds
+
+BLOCK = re.compile(r"(<!-- (?P<kind>results|methods) ?(?P<pattern>\S*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def table(header: list[str], lines: list[list[str]], right: int) -> str:
+    """Return a Markdown table whose columns from number ``right`` on are numbers."""
+    rule = ["---" if i < right else "--:" for i in range(len(header))]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in [header, rule, *lines])
+
+
+def _accuracy(row: Row | None) -> str:
+    return "not run" if row is None else f"{row.accuracy_mean:.1f} ± {row.accuracy_std:.1f}"
+
+
+def results(reports: list[Report]) -> str:
+    """Return one line per set, network and report, with random images of the same number under the same protocol beside it."""
+    header = ["data set", "images per class", "method", "network", "protocol", "accuracy, %", "random images, %", "seeds × networks"]
+    header += ["size", "device time"]
+    lines = []
+    for report in sorted(reports, key=lambda r: (r.dataset, r.ipc)):
+        for row in report.rows:
+            if row.set == "random":
+                continue
+            beside = [r for r in report.rows if (r.set, r.protocol, r.network) == ("random", row.protocol, row.network)]
+            line = [report.dataset, f"{report.ipc:g}", row.set, row.network, f"`{row.protocol}`", f"**{_accuracy(row)}**"]
+            line += [_accuracy(next(iter(beside), None)), f"{row.seeds} × {row.networks}"]
+            lines.append([*line, format_bytes(row.image_bytes + row.label_bytes), f"{format_seconds(row.device_seconds)}, {report.device}"])
+    return table(header, lines, 5)
+
+
+def methods() -> str:
+    """Return one line per registered method: its name, what the first line of its file says, and the published figures."""
+    from raydd.methods import METHODS
+
+    lines = []
+    for name in METHODS.names():
+        text = importlib.import_module(METHODS.get(name).__module__).__doc__ or ""
+        paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+        what = re.sub(r" ?\(spec[^)]*\)|; spec[^)]*(?=\))", "", paragraphs[0]).rstrip(".")
+        published = next((p.removeprefix("Published ") for p in paragraphs if p.startswith("Published ")), "")
+        published = re.sub(r"^\((.*?)\): ", lambda match: f"{match[1]}: ", published)
+        lines.append([f"`{name}`", what, published])
+    return table(["`method.name`", "what it is", "published"], lines, 3)
+
+
+def rewrite(text: str, folder: Path) -> str:
+    """Return Markdown with every marked table made anew; patterns are relative to ``folder``."""
+
+    def make(match: re.Match[str]) -> str:
+        if match["kind"] == "methods":
+            body = methods()
+        else:
+            body = results([Report.from_dict(json.loads(path.read_text())) for path in sorted(folder.glob(match["pattern"]))])
+        return f"{match[1]}{body}{match[5]}"
+
+    return BLOCK.sub(make, text)
+
+
+def main() -> int:
+    """Rewrite or check the file named on the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--check", action="store_true", help="Change nothing; exit with 1 if a table is out of date.")
+    options = parser.parse_args()
+    old = options.file.read_text(encoding="utf-8")
+    new = rewrite(old, options.file.resolve().parent)
+    if options.check:
+        return int(new != old)
+    options.file.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

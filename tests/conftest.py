@@ -1,0 +1,21 @@
+"""Settings every test runs with: one thread, quiet libraries, no network, helpers importable."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAYDD_STORAGE_RETRY_S", "60")
+sys.path.insert(0, str(Path(__file__).parent))
+# Ray's workers unpickle the tests' toy stages.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,367 @@
+"""Shards: the same bytes every time, resumable, read by ranges and in streams, and shards that others wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from raydd.core.errors import ConfigError, DataError
+from raydd.core.rng import generator
+from raydd.core.storage import Storage
+from raydd.data import shards as writer
+from raydd.data.base import BaseData
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.data.shards import write_shards
+from raydd.data.tar_index import split_pattern
+from raydd.shard import main
+
+RNG = np.random.default_rng(11)
+
+
+def picture(side: int) -> Image.Image:
+    return Image.fromarray(RNG.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 9), ("test", 3)):
+        for c in ("a", "b", "c"):
+            (tmp_path / "files" / split / c).mkdir(parents=True)
+            for i in range(count):
+                kind = "png" if i == 1 else "jpg"
+                picture(24).save(tmp_path / "files" / split / c / f"{i}.{kind}")
+    return tmp_path / "files"
+
+
+def write_both(config: DatasetConfig, out: Path, **options: Any) -> None:
+    for split in ("train", "test"):
+        write_shards(config, str(out), split, **options)
+
+
+def by_identity(data: BaseData) -> dict[bytes, tuple[int, bytes]]:
+    images = data.take(torch.arange(len(data)))
+    return {bytes(key): (int(y), x.numpy().tobytes()) for key, y, x in zip(data.identities(), data.labels, images)}
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.*"))}
+
+
+def test_a_folder_and_its_shards_hold_the_same_samples(folder: Path, tmp_path: Path) -> None:
+    source = DatasetConfig(name="image_folder", root=str(folder))
+    out = str(tmp_path / "out")
+    seen: list[tuple[int, int]] = []
+    for split in ("train", "test"):
+        manifest = write_shards(source, out, split, shard_size=7, workers=2, progress=lambda *step: seen.append(step))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 2), (2, 2)]
+    assert [shard["count"] for shard in manifest["splits"]["train"]["shards"]] == [7, 7, 7, 6]
+    config = DatasetConfig(name="webdataset", shards=out)
+    assert missing(config) == []
+    info = describe(config)
+    assert (info.class_names, info.shape) == (("a", "b", "c"), (3, 24, 24))
+    original, read = open_data(source), open_data(config)
+    for split in ("train", "test"):
+        assert by_identity(original[split]) == by_identity(read[split])
+    assert with_digests(info, read).train_counts == (9, 9, 9)
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        names = tar.getnames()
+        stored = json.load(tar.extractfile(names[2]))
+        assert tar.extractfile(names[0]).read() == (folder / stored["source"]).read_bytes()
+    assert names[1] == names[0].split(".")[0] + ".cls"
+    assert len(set(read["train"].labels[:7].tolist())) > 1
+
+
+def test_a_holdout_is_the_same_from_files_and_from_shards(folder: Path, tmp_path: Path) -> None:
+    write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
+    from_files = open_data(DatasetConfig(name="image_folder", root=str(folder), holdout=2))
+    from_shards = open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "out"), holdout=2))
+    for split in ("train", "holdout"):
+        assert by_identity(from_files[split]) == by_identity(from_shards[split])
+    streamed = torch.cat([y for part in range(3) for _, y in from_shards["holdout"].stream(part, 3, batch=2)])
+    assert torch.equal(streamed, from_shards["holdout"].labels)
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpg", "original"])
+def test_arrays_are_written_too_and_bytes_do_not_depend_on_workers(tmp_path: Path, encoding: str) -> None:
+    for name, workers in (("x", 1), ("y", 3)):
+        write_both(DatasetConfig(), tmp_path / name, shard_size=400, workers=workers, encoding=encoding)
+    assert digest_of(tmp_path / "x") == digest_of(tmp_path / "y")
+    data = open_data(DatasetConfig(name="digits", shards=str(tmp_path / "x")))["train"]
+    whole = open_data(DatasetConfig())["train"]
+    if encoding == "jpg":
+        assert set(by_identity(data)) == set(by_identity(whole))
+    else:
+        assert by_identity(data) == by_identity(whole)
+    config = DatasetConfig(name="digits", shards=str(tmp_path / "x"), size=4)
+    assert open_data(config)["train"].take(torch.tensor([0])).shape == (1, 1, 4, 4)
+
+
+def test_take_and_stream_agree_whatever_the_cut(folder: Path, tmp_path: Path) -> None:
+    write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
+    data = open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "out")))["train"]
+    images = data.take(torch.arange(27))
+    ids = torch.tensor([26, 0, 13, 13, 2, 9])
+    assert torch.equal(data.take(ids), images[ids])
+    for parts, batch in ((1, 256), (2, 4), (5, 3)):
+        pairs = [pair for part in range(parts) for pair in data.stream(part, parts, batch=batch)]
+        assert torch.equal(torch.cat([x for x, _ in pairs]), images)
+        assert torch.equal(torch.cat([y for _, y in pairs]), data.labels)
+    mixed = [torch.cat([x for x, _ in data.stream(0, 1, shuffle=generator(s, "epoch"))]) for s in (0, 0, 1)]
+    assert torch.equal(mixed[0], mixed[1])
+    assert not torch.equal(mixed[0], mixed[2])
+    assert sorted(x.numpy().tobytes() for x in mixed[0]) == sorted(x.numpy().tobytes() for x in images)
+    kept = next(iter(data.stream(0, 1, batch=9)))[0]
+    before = kept.clone()
+    list(data.stream(0, 1, batch=9))
+    assert torch.equal(kept, before)
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again.take(ids), images[ids])
+
+
+def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DatasetConfig(name="image_folder", root=str(folder))
+    out = tmp_path / "out"
+    write_shards(source, str(tmp_path / "whole"), shard_size=5)
+    real, written = writer._write_shard, []
+
+    def dies(job, number, ids, identity):  # type: ignore[no-untyped-def]
+        if number == 3:
+            raise KeyboardInterrupt
+        return real(job, number, ids, identity)
+
+    monkeypatch.setattr(writer, "_write_shard", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(source, str(out), shard_size=5, workers=1)
+    assert not (out / "manifest.json").exists()
+    assert "if 'raydd shard' was interrupted" in missing(DatasetConfig(name="webdataset", shards=str(out)))[0]
+    done = {path.name for path in (out / "parts").iterdir()}
+    assert "train-000000.json" in done
+    torn = out / "train-000001.tar"
+    torn.write_bytes(torn.read_bytes()[:1000])
+
+    def counts(job, number, ids, identity):  # type: ignore[no-untyped-def]
+        written.append(number)
+        return real(job, number, ids, identity)
+
+    monkeypatch.setattr(writer, "_write_shard", counts)
+    write_shards(source, str(out), shard_size=5, workers=1)
+    assert 0 not in written
+    assert {1, 3} <= set(written)
+    assert digest_of(out) == digest_of(tmp_path / "whole")
+    written.clear()
+    write_shards(source, str(out), shard_size=5)
+    assert written == []
+
+
+def test_a_folder_of_other_shards_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    source = DatasetConfig(name="image_folder", root=str(folder))
+    write_shards(source, str(tmp_path / "out"), shard_size=5)
+    before = digest_of(tmp_path / "out")
+    with pytest.raises(ConfigError, match="choose an empty folder"):
+        write_shards(source, str(tmp_path / "out"), shard_size=6)
+    with pytest.raises(ConfigError, match=r"holds shards with \w+"):
+        write_shards(DatasetConfig(), str(tmp_path / "out"))
+    assert digest_of(tmp_path / "out") == before
+    with pytest.raises(ConfigError, match="unknown split 'trian'"):
+        write_shards(source, str(tmp_path / "new"), "trian")
+    write_shards(DatasetConfig(), str(tmp_path / "digits"), "test")
+    with pytest.raises(ConfigError, match="10 classes"):
+        describe(DatasetConfig(name="cifar100", shards=str(tmp_path / "digits")))
+
+
+def test_damage_is_named_by_shard_and_key_or_skipped(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_both(DatasetConfig(name="image_folder", root=str(folder)), out, shard_size=5)
+    config = DatasetConfig(name="webdataset", shards=str(out))
+    data = open_data(config)["train"]
+    good = data.take(torch.arange(27))
+    victim = int((data.index.shard == 2).nonzero()[0][1])
+    content = bytearray((out / "train-000002.tar").read_bytes())
+    start = int(data.index.offset[victim])
+    content[start : start + int(data.index.size[victim])] = bytes(int(data.index.size[victim]))
+    (out / "train-000002.tar").write_bytes(content)
+    with pytest.raises(DataError, match=rf"sample '{data.index.keys[victim]}' of .*train-000002\.tar cannot be decoded"):
+        list(open_data(config)["train"].stream(0, 1))
+    skipping = open_data(DatasetConfig(name="webdataset", shards=str(out), on_error="skip"))["train"]
+    images = torch.cat([x for x, _ in skipping.stream(0, 1, batch=6)])
+    same = (data.labels == data.labels[victim]).nonzero().reshape(-1).tolist()
+    expected = good.clone()
+    expected[victim] = good[same[(same.index(victim) + 1) % len(same)]]
+    assert torch.equal(images, expected)
+    assert len(skipping.skipped) == 1
+    (out / "train-000002.tar").write_bytes(bytes(content)[:3000])
+    with pytest.raises(DataError, match=r"train-000002\.tar is torn"):
+        list(open_data(config)["train"].stream(0, 1))
+    (out / "train-000002.tar").unlink()
+    assert any("train-000002.tar" in line for line in missing(config))
+    index = out / "index-train.safetensors"
+    index.write_bytes(index.read_bytes()[:-1] + b"\0\0")
+    (out / "train-000002.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"index-train\.safetensors is torn"):
+        open_data(config)
+
+
+def test_undecodable_files_stop_the_writing_or_are_left_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "b" / "4.jpg").write_bytes(b"\xff\xd8 no picture")
+    with pytest.raises(DataError, match=r"train/b/4\.jpg cannot be decoded"):
+        write_shards(DatasetConfig(name="image_folder", root=str(folder)), str(tmp_path / "x"), shard_size=5)
+    assert not (tmp_path / "x" / "manifest.json").exists()
+    manifest = write_shards(DatasetConfig(name="image_folder", root=str(folder), on_error="skip"), str(tmp_path / "y"), shard_size=5)
+    lacking = missing(DatasetConfig(name="webdataset", shards=str(tmp_path / "y")))
+    assert "the split 'test' is not in" in lacking[0]
+    write_shards(DatasetConfig(name="image_folder", root=str(folder), on_error="skip"), str(tmp_path / "y"), "test", shard_size=5)
+    assert (manifest["splits"]["train"]["count"], manifest["splits"]["train"]["skipped"]) == (26, 1)
+    data = open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "y")))
+    assert (len(data["train"]), len(data["test"])) == (26, 9)
+
+
+def jpeg(side: int = 20) -> bytes:
+    target = io.BytesIO()
+    picture(side).save(target, "JPEG")
+    return target.getvalue()
+
+
+def foreign(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_shards_of_others_are_indexed_without_unpacking_anything(tmp_path: Path) -> None:
+    outside = tmp_path / "escaped.jpg"
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        members = [("../../escaped.jpg", jpeg()), ("../../escaped.cls", b"1"), ("/etc/x.jpg", jpeg()), ("/etc/x.json", b'{"label": 2}')]
+        members += [part for i in range(3) for part in ((f"s{shard}/{i}.jpg", jpeg()), (f"s{shard}/{i}.cls", b"0"))]
+        members += [(f"s{shard}/0.pyd", pickle.dumps(_Evil())), (f"s{shard}/0.pkl", pickle.dumps(_Evil())), ("README", b"text")]
+        foreign(shards / f"train-{shard:03d}.tar", members)
+    config = DatasetConfig(name="webdataset", shards=str(shards / "train-{000..001}.tar"), test_split=0.4)
+    assert missing(config) == []
+    info = describe(config)
+    assert (info.classes, info.shape) == (3, (3, 20, 20))
+    data = open_data(config)
+    assert torch.bincount(data["train"].labels).tolist() == [4, 1, 1]
+    assert torch.bincount(data["test"].labels).tolist() == [2, 1, 1]
+    assert data["train"].take(torch.arange(6)).shape == (6, 3, 20, 20)
+    assert not outside.exists()
+    assert not (tmp_path.parent / "escaped.jpg").exists()
+    kept = list(shards.glob(".raydd-index-*"))
+    assert len(kept) == 1
+    with_index = open_data(config)
+    assert with_index["train"].digest == data["train"].digest
+    both = DatasetConfig(name="webdataset", shards=config.shards, test_shards=str(shards / "train-000.tar"))
+    assert [len(split) for split in open_data(both).values()] == [10, 5]
+    assert "train-002.tar is not in" in missing(DatasetConfig(name="webdataset", shards=str(shards / "train-{000..002}.tar")))[0]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.jpg", b"x")], "sample 'a' has no label"),
+        ([("a.jpg", b"x"), ("a.cls", b"cat")], "'a.cls' holds no label"),
+        ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "sample 'a' has two images"),
+        ([("a.cls", b"1")], "holds no labelled images"),
+    ],
+)
+def test_shards_without_usable_labels_are_refused(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+    foreign(tmp_path / "x.tar", members)
+    with pytest.raises(DataError, match=message):
+        describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
+
+
+def test_a_torn_foreign_shard_is_named(tmp_path: Path) -> None:
+    foreign(tmp_path / "x.tar", [part for i in range(5) for part in ((f"{i}.jpg", jpeg(60)), (f"{i}.cls", b"0"))])
+    content = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(content[:2000])
+    with pytest.raises(DataError, match=r"x\.tar is torn"):
+        describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
+
+
+def test_patterns_have_braces_in_the_file_name_only() -> None:
+    assert split_pattern("s3://b/x/t-{08..10}.tar", "k") == ("s3://b/x", ["t-08.tar", "t-09.tar", "t-10.tar"])
+    with pytest.raises(ConfigError, match="braces in a folder"):
+        split_pattern("s3://b/{a,b}/t.tar", "k")
+    with pytest.raises(ConfigError, match="unbalanced"):
+        split_pattern("s3://b/t-{0..3.tar", "k")
+
+
+def test_the_command_writes_every_split(tmp_path: Path) -> None:
+    out = str(tmp_path / "digits")
+    result = CliRunner().invoke(main, ["--dataset", "digits", out, "--shard-size", "500", "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert "train: 1438 images in 3 shards" in result.output
+    assert "test: 359 images in 1 shards" in result.output
+    assert sorted(open_data(DatasetConfig(name="digits", shards=out))) == ["test", "train"]
+    wrong = CliRunner().invoke(main, ["--dataset", "digit", out])
+    assert wrong.exit_code == 2
+    assert "did you mean 'digits'" in wrong.output
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for key, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    boto3.client("s3").create_bucket(Bucket="shards")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield "s3://shards"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_shards_and_folders_on_s3(bucket: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DatasetConfig(name="image_folder", root=str(folder))
+    write_shards(source, str(tmp_path / "out"), "test")
+    local = write_shards(source, str(tmp_path / "out"), shard_size=5)
+    write_shards(source, f"{bucket}/out", "test")
+    real = writer._write_shard
+
+    def dies(job, number, ids, identity):  # type: ignore[no-untyped-def]
+        if number == 2:
+            raise DataError("stopped")
+        return real(job, number, ids, identity)
+
+    monkeypatch.setattr(writer, "_write_shard", dies)
+    with pytest.raises(DataError, match="stopped"):
+        write_shards(source, f"{bucket}/out", shard_size=5, workers=1)
+    monkeypatch.setattr(writer, "_write_shard", real)
+    assert write_shards(source, f"{bucket}/out", shard_size=5) == local
+    here, there = (open_data(DatasetConfig(name="webdataset", shards=url))["train"] for url in (str(tmp_path / "out"), f"{bucket}/out"))
+    assert here.digest == there.digest
+    assert by_identity(here) == by_identity(there)
+    assert torch.equal(torch.cat([y for _, y in there.stream(0, 1, batch=4)]), here.labels)
+    pattern = DatasetConfig(name="webdataset", shards=f"{bucket}/out/train-{{000000..000005}}.tar")
+    assert sum(len(split) for split in open_data(pattern).values()) == 27
+    uploaded = Storage(f"{bucket}/files")
+    for path in folder.rglob("*.*"):
+        uploaded.put(str(path.relative_to(folder)), path.read_bytes())
+    remote = open_data(DatasetConfig(name="image_folder", root=f"{bucket}/files"))["train"]
+    assert by_identity(remote) == by_identity(open_data(source)["train"])

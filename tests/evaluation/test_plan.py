@@ -1,0 +1,165 @@
+"""Plans and reports: which students are trained, under which names, and what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raydd.artifacts.report import render_table
+from raydd.core.errors import ConfigError
+from raydd.core.store import Store
+from raydd.core.units import Numerics, Ref, unit_key
+from raydd.data.catalog import entry
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import open_data, with_digests
+from raydd.evaluation.evaluate import AssembledSet, Evaluate, EvaluateNetworks, StoredSet
+from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
+from raydd.evaluation.summary import summarise
+from raydd.methods import METHODS, Problem
+from raydd.runtime.runner import LocalRunner
+
+SMALL = EvaluationConfig(epochs=3, networks=("convnet2_w8",), repeats=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = open_data(DatasetConfig(name="digits"))
+    return data, with_digests(entry("digits").info, data)
+
+
+def _problem(info, seed=0):
+    return Problem(dataset=info, ipc=2, seed=seed, numerics=Numerics())
+
+
+def _dm(**fields):
+    return METHODS.get("dm")(network="convnet2_w8", iterations=4, batch_real=8, **fields)
+
+
+def test_random_images_come_with_every_set(digits):
+    problem = _problem(digits[1])
+    plan = evaluation_stages(_dm(), problem, EvaluationConfig(epochs=3, repeats=2))
+    assert [(item.set, item.draw) for item in plan.entries] == [("dm", 0), ("random", 0), ("random", 1), ("random", 2)]
+    assert {item.protocol for item in plan.entries} == {"dm[epochs=3]"}
+    assert {item.network for item in plan.entries} == {"convnet2_w8"}
+    assert {item.stage.seed for item in plan.entries} == {0}
+    draws = [item.stage.source.problem.seed for item in plan.entries[1:]]
+    assert draws[0] == 0
+    assert len(set(draws)) == 3
+    assert len({item.stage.recipe for item in plan.entries}) == 1
+
+
+def test_repetitions_share_the_draws_of_random(digits):
+    problems = [_problem(digits[1], seed) for seed in (0, 1)]
+    plan = evaluation_stages(_dm(), problems, SMALL)
+    assert [item.stage.seed for item in plan.entries if item.set == "dm"] == [0, 1]
+    assert sorted(item.stage.seed for item in plan.entries if item.set == "random") == [0, 0, 1, 1]
+    alone = evaluation_stages(_dm(), problems[0], SMALL)
+    assert {ref.key for ref in alone.targets()} - {ref.key for ref in plan.targets()} == {alone.targets()[-1].key}
+
+
+def test_pools_and_names_are_spelt_out_once(digits):
+    config = replace(SMALL, networks=("ConvNetW32", "W", "SS"), repeats=1)
+    plan = evaluation_stages(_dm(), _problem(digits[1]), config)
+    networks = list(dict.fromkeys(item.network for item in plan.entries))
+    assert networks == ["convnet3_w32", "convnet3_w64", "convnet3_w128", "convnet3_w256", "convnet2_w8"]
+
+
+def test_a_selection_is_not_its_own_baseline(digits):
+    config = replace(SMALL, baselines=("random", "herding", "kcenter"))
+    plan = evaluation_stages(METHODS.get("herding")(epochs=1), _problem(digits[1]), config)
+    assert [item.set for item in plan.entries] == ["herding", "random", "random", "random", "kcenter"]
+    own = evaluation_stages(METHODS.get("random")(), _problem(digits[1]), SMALL)
+    assert [item.set for item in own.entries] == ["random"] * 3
+
+
+def test_whole_data_is_trained_for_epochs_of_its_own(digits):
+    plan = evaluation_stages(_dm(), _problem(digits[1]), replace(SMALL, baselines=("whole",), whole_epochs=7))
+    whole = plan.entries[-1]
+    assert isinstance(whole.stage, EvaluateNetworks)
+    assert (whole.set, whole.protocol, whole.stage.teacher.recipe.epochs) == ("whole", "dm[epochs=7]", 8)
+    assert len(whole.stage.units()) == 2
+
+
+def test_snapshots_are_evaluated_by_fewer_students(digits):
+    plan = evaluation_stages(_dm(), _problem(digits[1]), replace(SMALL, every=2, snapshot_repeats=1))
+    snapshots = [item for item in plan.entries if item.step is not None]
+    assert [item.step for item in snapshots] == [0, 2]
+    stage = snapshots[1].stage
+    assert isinstance(stage, Evaluate)
+    assert len(stage.units()) == 1
+    assert stage.repeats == 1
+    assert {ref.output for ref in stage.inputs(stage.units()[0]).values()} == {"step-000002"}
+
+
+def test_what_cannot_be_planned_is_refused(digits):
+    _, info = digits
+    with pytest.raises(ConfigError, match=r"no 'holdout' split; set dataset.holdout"):
+        evaluation_stages(_dm(), _problem(info), replace(SMALL, split="holdout"))
+    with pytest.raises(ConfigError, match=r"unknown protocol 'dn'.*did you mean"):
+        evaluation_stages(_dm(), _problem(info), replace(SMALL, protocol="dn"))
+    with pytest.raises(ConfigError, match="no snapshots"):
+        stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "x", _problem(info), replace(SMALL, every=2))
+
+
+def test_a_stored_set_is_compared_with_random_images_too(digits):
+    _, info = digits
+    plan = stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "random", _problem(info), SMALL)
+    assert [item.set for item in plan.entries] == ["stored random", "random", "random", "random"]
+
+
+def test_the_report_of_a_run(digits, tmp_path):
+    data, info = digits
+    config = replace(SMALL, baselines=("random", "whole"), whole_epochs=2, every=2, test_every=2)
+    plan = evaluation_stages(_dm(), _problem(info), config)
+    store = Store(str(tmp_path))
+    LocalRunner(lambda: data, device=torch.device("cpu")).run(plan.targets(), store, lambda event: None)
+    report = summarise(plan, store.load, lambda ref: store.marker(ref)["seconds"], device="cpu", notes=["a note"])
+    rows = {row.set: row for row in report.rows}
+    assert [row.set for row in report.rows] == ["dm", "random", "whole"]
+    assert (rows["dm"].seeds, rows["dm"].networks, rows["random"].seeds, rows["random"].networks) == (1, 2, 3, 2)
+    assert rows["whole"].protocol == "dm[epochs=2]"
+    values = [100 * float(v) for item in plan.entries if item.set == "random" for r in item.stage.refs() for v in store.load(r)["accuracy"]]
+    assert rows["random"].accuracy_mean == pytest.approx(sum(values) / 6)
+    assert rows["random"].accuracy_std == pytest.approx(float(torch.tensor(values).std(correction=0)), rel=1e-4)
+    assert report.ior == pytest.approx(rows["dm"].accuracy_mean - rows["random"].accuracy_mean)
+    assert report.hlr == pytest.approx(rows["whole"].accuracy_mean - rows["dm"].accuracy_mean)
+    assert (rows["dm"].image_bytes, rows["random"].image_bytes) == (4 * 20 * 64, 20 * 64)
+    assert rows["dm"].best_accuracy >= rows["dm"].accuracy_mean
+    made = AssembledSet(method=_dm(), problem=_problem(info)).inputs().values()
+    assert rows["dm"].device_seconds == pytest.approx(sum(store.marker(ref)["seconds"] for ref in made))
+    assert [(point.step, point.networks) for point in report.curve] == [(0, 1), (2, 1), (4, 2)]
+    assert report.curve[-1].accuracy_mean == rows["dm"].accuracy_mean
+    assert report.curve_protocol == "dm[epochs=3]"
+    assert any("LRS" in note for note in report.notes)
+    assert "a note" in render_table(report)
+
+
+def test_a_report_without_its_snapshots_yet(digits):
+    plan = evaluation_stages(_dm(), _problem(digits[1]), replace(SMALL, every=2))
+    snapshots = {ref.key for item in plan.entries if item.step is not None for ref in item.stage.refs()}
+
+    def load(ref: Ref):
+        if ref.key in snapshots:
+            raise FileNotFoundError(ref.unit)
+        return {
+            "accuracy": torch.tensor([0.5, 0.7], dtype=torch.float64),
+            "image_bytes": torch.tensor(1),
+            "label_bytes": torch.tensor(1),
+            "soft_labels": torch.tensor(True),
+        }
+
+    report = summarise(plan, load)
+    assert report.curve == ()
+    assert report.ior == pytest.approx(0.0)
+    assert any("Not better than random" in note for note in report.notes)
+
+
+def test_the_configuration_of_an_evaluation_changes_only_what_it_must(digits):
+    problem = _problem(digits[1])
+    base, more = (evaluation_stages(_dm(), problem, config) for config in (SMALL, replace(SMALL, baselines=("random", "kcenter"))))
+    assert {ref.key for ref in base.targets()} < {ref.key for ref in more.targets()}
+    other = evaluation_stages(_dm(), problem, replace(SMALL, lr=0.1))
+    assert not {ref.key for ref in base.targets()} & {ref.key for ref in other.targets()}
+    assert unit_key(base.entries[0].stage, "repeats-000-001") in {ref.key for ref in base.targets()}

@@ -1,0 +1,173 @@
+"""A real S3 server and a Ray cluster, both processes on this machine, for the tests that need them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from driving import end, environment, free_ports
+
+
+class S3Server:
+    """SeaweedFS on loopback: an S3 API with signed requests, its objects on disk, so that they outlive a SIGKILL."""
+
+    bucket = "raydd"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.master, self.volume, self.filer, self.port = free_ports(4)
+        self.key, self.secret = "raydd-tests", secrets.token_hex(16)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to reach the server."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path in the server's bucket."""
+        return f"s3://{self.bucket}/{path}"
+
+    def start(self, timeout: float = 60) -> None:
+        """Start the server on the objects it has; return when it takes a PUT."""
+        command = [
+            str(Path(sys.executable).parent / "weed"), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            f"-master.port={self.master}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
+            f"-volume.port={self.volume}", "-volume.max=0", "-volume.preStopSeconds=0",
+            "-filer", f"-filer.port={self.filer}", f"-filer.localSocket={self.folder}/filer.sock",
+            # Its other protocols listen on fixed ports; a bucket made by a PUT would hide a missing one.
+            "-s3", f"-s3.port={self.port}", f"-s3.localSocket={self.folder}/s3.sock",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false",
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(**self.environment), cwd=self.folder)
+        until = time.monotonic() + timeout
+        while not self._takes_a_put():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the S3 server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+            time.sleep(0.2)
+
+    def _takes_a_put(self) -> bool:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = self._client
+        try:
+            if self.bucket not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+                client.create_bucket(Bucket=self.bucket)
+            client.put_object(Bucket=self.bucket, Key="ready", Body=b"1")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    @cached_property
+    def _client(self) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        patience = Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5)
+        names = {"aws_access_key_id": self.key, "aws_secret_access_key": self.secret, "region_name": "us-east-1"}
+        return boto3.Session(**names).client("s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], config=patience)
+
+    def paths(self, prefix: str) -> list[str]:
+        """Return the paths of all objects below a prefix."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def read(self, path: str) -> bytes:
+        """Return an object's bytes."""
+        return self._client.get_object(Bucket=self.bucket, Key=path)["Body"].read()
+
+    def kill(self) -> None:
+        """SIGKILL the server: open connections break, new ones are refused."""
+        if self._process is not None:
+            end(self._process, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End the server in good order."""
+        if self._process is not None:
+            end(self._process, signal.SIGTERM)
+
+    def restart(self, after: float = 0.0) -> None:
+        """Kill the server, leave the clients alone for ``after`` seconds, and start it again."""
+        self.kill()
+        time.sleep(after)
+        self.start()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()  # in good order it would wait for connections that are still open
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, for this process too."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@dataclass
+class Cluster:
+    """A head node of its own; ``environment`` leads a driver to it."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str] = field(repr=False)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """``ray start --head`` on loopback with token authentication; only its own processes are ended."""
+    # Ray's sockets allow 107 characters: pytest's folders are too deep.
+    folder = tempfile.mkdtemp(prefix="raydd-cluster-", dir="/tmp")
+    gcs, dashboard, client, agent, agent_grpc = free_ports(5)
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}",
+        "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+        "--num-cpus=4", f"--object-store-memory={256 << 20}",
+    ]  # fmt: skip
+    log = Path(folder) / "start.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=env, cwd=folder)
+    try:
+        until = time.monotonic() + 120
+        while "--address" not in log.read_text() and "Ray runtime started" not in log.read_text():
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the cluster did not start:\n{log.read_text()}")
+            time.sleep(0.2)
+        yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+    finally:
+        ours = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        end(process, signal.SIGTERM)
+        for child in psutil.wait_procs(ours, timeout=10)[1]:
+            child.kill()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,87 @@
+"""Whole jobs against a real S3 server: shards, output and store in a bucket, an outage in the middle, places that cannot be."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from conftest import S3Server
+from driving import CONFIG, Driver, distill, environment, finish, free_ports, overrides, refusal
+
+import raydd
+from raydd.config import load_job
+from raydd.core.storage import Storage
+from raydd.runtime.pipeline import run_job
+
+
+def outputs(s3: S3Server, prefix: str) -> set[str]:
+    return {path for path in s3.paths(f"{prefix}/store/units") if path.endswith(".json")}
+
+
+def accuracies(report: bytes) -> list[tuple[str, float, float]]:
+    return [(row["set"], row["accuracy_mean"], row["accuracy_std"]) for row in json.loads(report)["rows"]]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(500)
+def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3Server, tmp_path: Path) -> None:
+    env = environment(**s3.environment)
+    write = ["raydd.shard", s3.url("digits"), "--dataset", "digits", "--shard-size", "512", "--workers", "1"]
+    shard = Driver(write, tmp_path / "shard.log", env)
+    assert "1438 images in 3 shards" in finish(shard)
+
+    here = Storage(str(tmp_path / "digits"))
+    for path in s3.paths("digits/"):
+        here.put(path.removeprefix("digits/"), s3.read(path))
+    run_job(load_job(CONFIG, overrides(tmp_path / "local", 0, f"dataset.shards={here.url}")), lambda line: None)
+    expected = (tmp_path / "local/out/distilled/data.safetensors").read_bytes()
+
+    job = overrides(s3.url("job"), 2, f"dataset.shards={s3.url('digits')}")
+    driver = distill(tmp_path / "job.log", *job, env=env | {"RAYDD_STORAGE_RETRY_S": "120"})
+    driver.until("some unit was done", lambda: outputs(s3, "job"), every=0.4)
+    s3.kill()
+    time.sleep(5)
+    assert driver.process.poll() is None, "the run was to be alive during the outage"
+    s3.start()
+    at_outage = outputs(s3, "job")
+    finish(driver)
+    assert at_outage < outputs(s3, "job"), "the outage was to be in the middle of the run"
+
+    assert s3.read("job/out/distilled/data.safetensors") == expected
+    assert accuracies(s3.read("job/out/report.json")) == accuracies((tmp_path / "local/out/report.json").read_bytes())
+    logged = [json.loads(line) for line in s3.read("job/out/log.jsonl").splitlines()]
+    done = [(line["key"], line["output"]) for line in logged if line["kind"] == "output"]
+    assert len(done) == len(set(done)) == len(outputs(s3, "job"))
+    assert "job/out/lock.json" not in s3.paths("job/out/"), "the lock is given back"
+
+    loaded = raydd.load(s3.url("job/out/distilled"))
+    assert [label for _, label in loaded] == list(range(10))
+    evaluate = Driver(
+        ["raydd.evaluate", s3.url("job/out/distilled"), "--epochs", "1", "--repeats", "1", "--networks", "convnet1_w8",
+         "--output", s3.url("evaluated"), f"store={s3.url('job/store')}"],
+        tmp_path / "evaluate.log", env,
+    )  # fmt: skip
+    assert "dm[epochs=1]" in finish(evaluate)
+    assert {row["set"] for row in json.loads(s3.read("evaluated/report.json"))["rows"]} == {"dm", "random"}
+
+
+@pytest.mark.parametrize("wrong", ["bucket", "credentials", "server"])
+@pytest.mark.timeout(120)
+def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(s3: S3Server, tmp_path: Path, wrong: str) -> None:
+    env = environment(**s3.environment, RAYDD_RAY_TMP=str(tmp_path / "ray"))
+    place, names = s3.url("refused"), "output: cannot write to"
+    if wrong == "bucket":
+        place = "s3://no-such-bucket/refused"
+    elif wrong == "credentials":
+        env["AWS_SECRET_ACCESS_KEY"] = "0" * 32
+    else:
+        env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{next(free_ports(1))}"
+    begun = time.monotonic()
+    message = refusal(distill(tmp_path / "log", *overrides(place, 2), env=env))
+    assert time.monotonic() - begun < 45
+    assert f"{names} {place}/out" in message
+    assert s3.secret not in message
+    assert not (tmp_path / "ray").exists(), "a cluster was started"
+    assert not s3.paths("refused"), "something was left behind"

@@ -1,0 +1,127 @@
+"""The Ray runner on one cluster: equality with the in-process runner, lanes, evaluators, killed workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from toys import Choir, Total, Walk
+
+from raydd.core.errors import RunFailed
+from raydd.core.events import Event
+from raydd.core.store import Store
+from raydd.core.tensors import digest
+from raydd.core.units import Ref, snapshot
+from raydd.runtime.ray_runner import RayRunner
+from raydd.runtime.ray_session import ray_session
+from raydd.runtime.runner import LocalRunner
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with ray_session(cpus=4, gpus=0):
+        yield
+
+
+def plan(pause: float = 0.0, updates: int = 12) -> list[Ref]:
+    walk, choir = Walk(seed=1, pause=pause, updates=updates), Choir(seed=2, pause=pause, updates=updates)
+    early = Ref(Total(seed=0, walk=walk, output=snapshot(4)), "all")
+    return [early, Ref(Total(seed=0, walk=walk, choir=choir), "all")]
+
+
+def outputs_of(refs: list[Ref]) -> list[Ref]:
+    found: dict[tuple[str, str], Ref] = {}
+    frontier = list(refs)
+    while frontier:
+        ref = frontier.pop()
+        found[(ref.key, ref.output)] = ref
+        frontier += ref.stage.inputs(ref.unit).values()
+    return [found[key] for key in sorted(found)]
+
+
+def digests(refs: list[Ref], store: Store) -> list[str]:
+    return [digest(store.load(ref)) for ref in outputs_of(refs)]
+
+
+def local(tmp_path: Path, refs: list[Ref]) -> list[str]:
+    store = Store(str(tmp_path / "local"))
+    LocalRunner(dict).run(refs, store, lambda event: None)
+    return digests(refs, store)
+
+
+def run(refs: list[Ref], store: Store, on_event: Any = None, **options: Any) -> list[Event]:
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if on_event is not None:
+            on_event(event)
+
+    RayRunner(dict, checkpoint_every=options.pop("checkpoint_every", 0.2), **options).run(refs, store, note)
+    return events
+
+
+def train_workers() -> list[psutil.Process]:
+    """Return the Train workers below this process: never those of another cluster on the machine."""
+    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("workers", "evaluators"), [(1, 0), (2, 1)])
+def test_equals_the_run_in_process(tmp_path: Path, workers: int, evaluators: int) -> None:
+    refs = plan()
+    store = Store(str(tmp_path / "ray"))
+    events = run(refs, store, workers=workers, evaluators=evaluators)
+    assert digests(refs, store) == local(tmp_path, refs)
+    starts = [e.worker for e in events if e.kind == "start"]
+    assert ("group" in starts) == (workers > 1)
+    assert not [p for p in store.storage.list() if p.startswith("ray/")], "Ray Train's own files are gone"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_costs_no_finished_unit_and_no_byte(tmp_path: Path) -> None:
+    refs = plan(pause=0.15, updates=30)
+    store = Store(str(tmp_path / "ray"))
+    killed = threading.Event()
+
+    def kill_one(event: Event) -> None:
+        if event.kind == "output" and event.stage == "distill/Walk" and not killed.is_set():
+            victims = train_workers()
+            assert victims, "the workers' processes must be found, or nothing is tested"
+            os.kill(victims[0].pid, signal.SIGKILL)
+            killed.set()
+
+    events = run(refs, store, kill_one, workers=2)
+    assert killed.is_set()
+    assert digests(refs, store) == local(tmp_path, refs)
+    finished = [(e.key, e.output) for e in events if e.kind == "output"]
+    assert len(finished) == len(set(finished)), "an output was computed twice"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_stage_that_cannot_be_found_on_the_cluster_is_an_error_not_a_hang(tmp_path: Path) -> None:
+    from raydd.core.units import Stage
+
+    class Local(Stage):
+        phase = "distill"
+
+        def __reduce__(self) -> Any:
+            return (_missing_on_workers, ())
+
+    started = time.monotonic()
+    with pytest.raises(RunFailed):
+        run([Ref(Local(seed=0), "all")], Store(str(tmp_path)), workers=1)
+    assert time.monotonic() - started < 120
+
+
+def _missing_on_workers() -> None:
+    raise ImportError("no such module on this node")

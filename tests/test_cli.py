@@ -1,0 +1,338 @@
+"""The command line: help, refusals, dry runs, and a tiny job from its file to its published set, evaluated, exported, forgotten."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from raydd import load
+from raydd.cli import main
+from raydd.core.keeping import register_run
+from raydd.core.store import Store
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
+VERBS = ["distill", "evaluate", "shard", "export", "gc"]
+TINY = [
+    "method.network=convnet1_w8",
+    "method.iterations=20",
+    "method.batch_real=8",
+    "evaluation.epochs=2",
+    "evaluation.repeats=2",
+    "evaluation.every=10",
+    "compute.workers=0",
+    "tracking.uri=none",
+]
+FEW = ["--epochs", "1", "--repeats", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty folder, and leave logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("raydd")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+def raydd(*args: str) -> Result:
+    """Run the command line in this process; stdout and stderr are one text."""
+    result = CliRunner().invoke(main, list(args))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def distill(folder: Path, *overrides: str, code: int = 0) -> str:
+    result = raydd("distill", "--config", QUICKSTART, *TINY, f"output={folder / 'out'}", f"store={folder / 'store'}", *overrides)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the output and the store of a finished tiny job."""
+    folder = tmp_path_factory.mktemp("finished")
+    distill(folder)
+    return folder
+
+
+# -- help and refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [[], *([verb] for verb in VERBS)], ids=lambda args: " ".join(args) or "raydd")
+def test_help(args: list[str]) -> None:
+    for flag in ("--help", "-h"):
+        result = raydd(*args, flag)
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+    if not args:
+        assert [verb for verb in VERBS if f"  {verb} " not in result.output] == []
+
+
+def test_version() -> None:
+    assert raydd("--version").output.startswith("raydd, version 0.")
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["distil"], ["no verb 'distil'", "did you mean 'distill'", "evaluate"]),
+        (["distill"], ["--config"]),
+        (["distill", "--config", QUICKSTART, "--dryrun"], ["--dryrun", "--dry-run"]),
+        (["distill", "--config", QUICKSTART, "method.lr_imgg=1"], ["method.lr_imgg", "unknown key", "did you mean 'lr_img'"]),
+        (["distill", "--config", QUICKSTART, "ipc=abc"], ["ipc", "'abc'", "integer"]),
+        (["distill", "--config", QUICKSTART, "ipc"], ["'ipc'", "key.sub=value"]),
+        (["distill", "--config", QUICKSTART, "ipc=500"], ["ipc=500", "class 8", "method.init=noise"]),
+        (["distill", "--config", QUICKSTART, "evaluation.networks=convnt3"], ["convnt3"]),
+        (["distill", "--config", QUICKSTART, "dataset.name=cifar10"], ["missing", "cifar-10", "dataset.download=true"]),
+        (["distill", "--config", QUICKSTART, "dataset.name=cifar"], ["unknown data set 'cifar'", "cifar10"]),
+        (["distill", "--config", QUICKSTART, "evaluation.split=holdout"], ["holdout", "dataset.holdout"]),
+        (["distill", "--config", QUICKSTART, "tracking.uri=postgres://host/db"], ["tracking.uri", "postgresql"]),
+        (["distill", "--config", str(ROOT / "jobs" / "quickstrat.yaml")], ["no such file", "did you mean", "quickstart.yaml"]),
+        (["evaluate", "nowhere", "--dataset", "digits"], ["nowhere"]),
+        (["evaluate", "some.pt"], ["some.pt does not exist"]),
+        (["evaluate", "some.pt", "--dataset", "digits"], ["some.pt does not exist"]),
+        (["export", "nowhere", "out", "--to", "pt"], ["nowhere"]),
+        (["shard", "out", "--dataset", "cifar10"], ["cifar-10", "download", "root"]),
+        (["shard", "out", "--dataset", "digit"], ["unknown data set 'digit'", "did you mean 'digits'"]),
+        (["shard", "out", "--dataset", "digits", "--split", "val"], ["'val'", "test", "train"]),
+        (["gc", "empty", "--forget", "runs/gone"], ["no run wrote to", "runs/gone"]),
+    ],
+    ids=lambda value: " ".join(value).replace(str(ROOT) + "/", "") if isinstance(value[0], str) and len(value) < 8 else "",
+)
+def test_what_cannot_be_is_refused_with_one_message_and_code_2(args: list[str], parts: list[str]) -> None:
+    result = raydd(*args)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.output.lower().count("error: ") == 1, result.output
+    for part in parts:
+        assert part in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["export", "OUT", "somewhere", "--to", "pth"], ["'pth'", "did you mean 'pt'"]),
+        (["evaluate", "OUT", "--protocol", "dn"], ["unknown protocol 'dn'", "dm"]),
+        (["evaluate", "OUT", "--baselines", "rand"], ["evaluation.baselines", "'rand'"]),
+        (["evaluate", "OUT", "--dataset", "cifar10"], ["missing", "cifar-10"]),
+        (["evaluate", "OUT", "--dataset", "fashion_mnist"], ["28"]),
+        (["evaluate", "OUT", "ipc=3"], ["ipc", "unknown key"]),
+        (["evaluate", "OUT", "evaluation.every=5"], ["evaluation.every", "no snapshots"]),
+    ],
+    ids=lambda value: " ".join(value[2:]),
+)
+def test_what_cannot_be_done_with_a_set_is_refused(args: list[str], parts: list[str], finished: Path) -> None:
+    result = raydd(*(str(finished / "out") if arg == "OUT" else arg for arg in args))
+    assert result.exit_code == 2, result.output
+    assert result.output.count("error: ") == 1
+    for part in parts:
+        assert part in result.output, result.output
+
+
+@pytest.mark.parametrize("start", [["-m", "raydd.distill"], ["-m", "raydd.cli", "distill"]], ids=["module", "console script"])
+def test_a_process_refuses_in_the_same_way(start: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, *start, "--config", QUICKSTART, "ipc=0", "method.init=rael"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 2, "one line for each of the two mistakes"
+
+
+# -- dry runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["dataset.name=cifar10", "method.network=convnet3"], ["missing:", "cifar-10-batches-py", "dataset.download=true"]),
+        (["dataset.name=tiny_imagenet", "method.network=convnet4"], ["missing:", "tiny-imagenet-200", "dataset.root"]),
+        (["compute.workers=[1,4]"], ["with 4 workers"]),
+    ],
+    ids=["cifar10", "tiny_imagenet", "digits"],
+)
+def test_a_dry_run_plans_without_the_data_and_without_a_cluster(overrides: list[str], expected: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom raydd.distill import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "    print('started:', [name for name in ('ray', 'mlflow') if name in sys.modules])\n"
+    )
+    command = [sys.executable, "-c", code, "--config", QUICKSTART, "--dry-run", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "started: []" in done.stdout
+    resolved, _, plan = done.stdout.partition("\n\n")
+    assert yaml.safe_load(resolved)["method"]["momentum"] == 0.5, "defaults are written out"
+    stages = ("distill/MatchDistributions", "evaluate/Evaluate", "init/DrawImages")
+    for part in (*stages, "peak memory of a worker", "storage:", "FLOP", *expected):
+        assert part in plan
+    assert ("missing:" in plan) == ("missing:" in expected)
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+# -- a job -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_leaves_everything_it_promises(finished: Path) -> None:
+    out = finished / "out"
+    files = set(content(out))
+    distilled = {"data.safetensors", "grid.png", "recipe.json", "report.json", "README.md", "shards/train-000000.tar"}
+    assert {f"distilled/{name}" for name in distilled} <= files
+    assert {"job.yaml", "report.json", "log.jsonl", "loss.png", *(f"pictures/step-{t:06d}.png" for t in (0, 10))} <= files
+    assert "lock.json" not in files
+    job = yaml.safe_load((out / "job.yaml").read_text())
+    assert job["method"]["iterations"] == 20
+    assert job["evaluation"]["random_draws"] == 3
+    report = json.loads((out / "report.json").read_text())
+    rows = {row["set"]: row for row in report["rows"]}
+    assert (rows["dm"]["seeds"], rows["dm"]["networks"]) == (1, 2)
+    assert (rows["random"]["seeds"], rows["random"]["networks"]) == (3, 2)
+    assert rows["dm"]["protocol"] == "dm[epochs=2]"
+    assert rows["dm"]["device_seconds"] > 0
+    assert report["ior"] == pytest.approx(rows["dm"]["accuracy_mean"] - rows["random"]["accuracy_mean"])
+    assert [point["step"] for point in report["curve"]] == [0, 10, 20]
+    recipe = json.loads((out / "distilled" / "recipe.json").read_text())
+    assert recipe["method"]["name"] == "dm"
+    assert set(recipe["source"]) == {"train", "test"}
+    assert str(finished) not in json.dumps(recipe), "where it was made is no fact about the set"
+    dataset = load(str(out / "distilled"))
+    assert (len(dataset), dataset[3][0].shape, dataset[3][1]) == (10, (1, 8, 8), 3)
+
+
+def test_the_same_job_again_computes_nothing(finished: Path) -> None:
+    before = content(finished)
+    times = {path: path.stat().st_mtime_ns for path in (finished / "store" / "units").rglob("*") if path.is_file()}
+    output = distill(finished)
+    assert "quickstart: dm on digits, ipc 1 (resumed)" in output
+    assert "distill/MatchDistributions: 2 of 2 units already in the store" in output
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert content(finished) == before
+
+
+def test_a_job_elsewhere_on_the_same_store_shares_its_units(finished: Path, tmp_path: Path) -> None:
+    before = {path.name for path in (finished / "store" / "units").glob("*/*")}
+    distill(tmp_path, f"store={finished / 'store'}", "evaluation.snapshot_repeats=2", "evaluation.every=5")
+    new = [path for path in (finished / "store" / "units").glob("*/*") if path.name not in before]
+    made = [json.loads(marker.read_text())["stage"] for path in new for marker in path.glob("*.json")]
+    assert made == ["evaluate/Evaluate"] * 4, "four snapshots with two students each; nothing else is a new unit"
+    shared = ("data.safetensors", "grid.png", "shards/train-000000.tar")
+    here, there = content(tmp_path / "out" / "distilled"), content(finished / "out" / "distilled")
+    assert [here[name] for name in shared] == [there[name] for name in shared]
+
+
+def test_a_job_on_an_empty_store_gives_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    distill(tmp_path)
+    here, there = content(tmp_path / "out" / "distilled"), content(finished / "out" / "distilled")
+    assert here["data.safetensors"] == there["data.safetensors"]
+    assert here["shards/train-000000.tar"] == there["shards/train-000000.tar"]
+
+
+def test_an_output_of_another_job_is_refused_with_the_difference(finished: Path) -> None:
+    before = content(finished)
+    output = distill(finished, "method.lr_img=0.5", "seed=1", code=2)
+    assert "method.lr_img: 1.0 there, 0.5 now" in output
+    assert "seeds: [0] there, [1] now" in output
+    assert content(finished) == before
+    assert "resumed" in distill(finished, "compute.checkpoint_every=7"), "where and how it runs may differ"
+
+
+def test_seeds_repeat_the_distillation(tmp_path: Path) -> None:
+    output = distill(tmp_path, "seeds=[0,1]", "evaluation.every=null")
+    folders = [tmp_path / "out" / "distilled" / f"seed-{seed}" for seed in (0, 1)]
+    one, two = (load(str(folder)).tensors()[0] for folder in folders)
+    assert one.shape == two.shape == (10, 1, 8, 8)
+    assert not torch.equal(one, two)
+    row = next(r for r in json.loads((tmp_path / "out" / "report.json").read_text())["rows"] if r["set"] == "dm")
+    assert (row["seeds"], row["networks"]) == (2, 2)
+    assert "2 × 2" in output
+
+
+# -- evaluate and export ---------------------------------------------------------------------------------------------
+
+
+def rows_of(output: Path) -> list[dict[str, object]]:
+    return list(json.loads((output / "report.json").read_text())["rows"])
+
+
+def test_a_set_of_ours_is_evaluated_on_any_networks(finished: Path, tmp_path: Path) -> None:
+    args = ["evaluate", str(finished / "out" / "distilled"), "--networks", "convnet1_w8,mlp", *FEW, "--output", str(tmp_path / "report")]
+    plan = raydd(*args, "--dry-run", f"store={tmp_path / 'store'}")
+    assert plan.exit_code == 0, plan.output
+    assert "evaluate/Evaluate" in plan.output
+    assert not (tmp_path / "store").exists()
+    result = raydd(*args, f"store={tmp_path / 'store'}")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path / "report")
+    assert [(r["set"], r["network"], r["seeds"]) for r in rows] == [
+        ("dm", "convnet1_w8", 1),
+        ("random", "convnet1_w8", 3),
+        ("dm", "mlp", 1),
+        ("random", "mlp", 3),
+    ]
+    assert all(row["protocol"] == "dm[epochs=1]" for row in rows)
+    assert "dm[epochs=1]" in result.output
+    again = raydd(*args, f"store={tmp_path / 'store'}")
+    assert "already in the store" in again.output
+
+
+@pytest.mark.parametrize("to", ["pt", "folder", "webdataset", "safetensors"])
+def test_what_is_exported_is_evaluated_and_loaded_as_foreign(finished: Path, to: str, tmp_path: Path) -> None:
+    place = str(tmp_path / {"pt": "res.pt", "safetensors": "set.safetensors"}.get(to, "set"))
+    written = raydd("export", str(finished / "out"), place, "--to", to)
+    assert written.exit_code == 0, written.output
+    assert f"wrote 10 images of 10 classes as {to}" in written.output
+    args = ["--dataset", "digits", "--networks", "convnet1_w8", *FEW, "--output", str(tmp_path / "report"), f"store={tmp_path / 'store'}"]
+    if to == "pt":
+        blind = raydd("evaluate", place)
+        assert blind.exit_code == 2
+        assert "Give --dataset NAME" in blind.output
+    result = raydd("evaluate", place, *args)
+    assert result.exit_code == 0, result.output
+    assert [row["set"] for row in rows_of(tmp_path / "report")] == [rows_of(tmp_path / "report")[0]["set"], "random"]
+    ours, theirs = load(str(finished / "out" / "distilled")), load(place, info="digits")
+    assert torch.equal(torch.as_tensor([label for _, label in theirs]), torch.arange(10))  # type: ignore[attr-defined]
+    if to in ("pt", "safetensors"):
+        assert torch.equal(theirs.tensors()[0], ours.tensors()[0])
+    else:
+        assert torch.allclose(theirs.to_rgb(), ours.to_rgb(), atol=0.5 / 255 + 1e-6)
+
+
+# -- gc --------------------------------------------------------------------------------------------------------------
+
+
+def test_gc_removes_what_no_unfinished_run_needs(tmp_path: Path) -> None:
+    distill(tmp_path, "evaluation.every=null")
+    before, units = content(tmp_path / "out" / "distilled"), list((tmp_path / "store" / "units").glob("*/*"))
+    keys, store = [unit.name for unit in units], Store(str(tmp_path / "store"))
+    register_run(store, str(tmp_path / "unfinished"), keys[:2], finished=False)
+    would = raydd("gc", str(tmp_path / "store"), "--dry-run")
+    assert would.exit_code == 0
+    assert f"would remove {len(units) - 2} units" in would.output
+    assert "2 are still needed" in would.output
+    assert all(unit.exists() for unit in units)
+    done = raydd("gc", str(tmp_path / "store"))
+    assert f"removed {len(units) - 2} units" in done.output
+    left = {path.parent.name for path in (tmp_path / "store" / "units").rglob("*") if path.is_file()}
+    assert left == set(keys[:2])
+    forgotten = raydd("gc", str(tmp_path / "store"), "--forget", "unfinished")
+    assert "removed 2 units" in forgotten.output
+    assert not [path for path in (tmp_path / "store" / "units").rglob("*") if path.is_file()]
+    assert content(tmp_path / "out" / "distilled") == before, "published sets do not depend on the store"
+    assert "removed 0 units" in raydd("gc", str(tmp_path / "store")).output
+    distill(tmp_path, "evaluation.every=null")
+    assert content(tmp_path / "out" / "distilled")["data.safetensors"] == before["data.safetensors"], "and what is gone is computed again"

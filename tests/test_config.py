@@ -1,0 +1,132 @@
+"""The job schema: what is read, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raydd.config import Job, load_evaluation, load_job
+from raydd.core.errors import ConfigError
+from raydd.methods import METHODS
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def job_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "some_job.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def load(tmp_path: Path, *overrides: str, text: str = "method: {name: dm}\n") -> Job:
+    return load_job(job_file(tmp_path, text), overrides)
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_job_of_the_repository_is_valid_and_named_after_its_file(path: Path) -> None:
+    job = load_job(str(path))
+    assert job.name == path.stem
+
+
+def test_every_method_has_defaults_that_make_a_job(tmp_path: Path) -> None:
+    for name in METHODS.names():
+        assert load(tmp_path, f"method={name}").method.name == name
+
+
+def test_defaults_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = load(tmp_path)
+    assert job.name == "some_job"
+    assert job.seeds == (0,)
+    assert job.output == str(tmp_path / "runs" / "some_job")
+    assert job.store == str(tmp_path / "runs" / "store")
+
+
+def test_overrides_win_and_read_yaml(tmp_path: Path) -> None:
+    job = load(
+        tmp_path, "method.lr_img=5e-2", "compute.workers=[1,4]", "seeds=[3,5]", "output=s3://bucket/run", "evaluation.networks=ConvNet,MLP"
+    )
+    assert job.method.lr_img == 0.05  # type: ignore[attr-defined]
+    assert job.compute.workers == (1, 4)
+    assert job.seeds == (3, 5)
+    assert job.output == "s3://bucket/run"
+    assert job.evaluation.networks == ("ConvNet", "MLP")
+
+
+def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
+    job = load(tmp_path, "method.iterations=7", "dataset.name=fashion_mnist")
+    again = load(tmp_path, text=yaml.safe_dump(job.resolved()))
+    assert again == job
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("method.lr_imgg=1", ["method.lr_imgg", "unknown key", "did you mean 'lr_img'", "momentum"]),
+        ("method.name=dn", ["method.name", "'dn'", "did you mean 'dm'", "kcenter"]),
+        ("datset.name=mnist", ["datset", "did you mean 'dataset'"]),
+        ("ipc=2.5", ["ipc", "2.5", "integer"]),
+        ("ipc=0", ["ipc", "0", "greater than or equal to 1"]),
+        ("ipc=true", ["ipc", "number"]),
+        ("method.lr_img=abc", ["method.lr_img", "'abc'", "number"]),
+        ("method.lr_img=.nan", ["method.lr_img", "finite"]),
+        ("method.init=rael", ["method.init", "'rael'", "did you mean 'real'"]),
+        ("numerics.precision=fp16", ["numerics.precision", "'fp16'", "bf16"]),
+        ("compute.workers=[3,2]", ["compute.workers", "minimum"]),
+        ("compute.workers=-1", ["compute.workers", "-1"]),
+        ("evaluation.random_draws=2", ["evaluation.random_draws", "3"]),
+        ("output=s4://bucket/x", ["output", "'s4'", "did you mean 's3'"]),
+        ("output=s3://key:secret@bucket/x", ["output", "environment"]),
+        ("output=pipe:cat", ["output", "not allowed"]),
+        ("store=http://host/x", ["store", "cannot be written"]),
+        ("name=../evil", ["name", "letters"]),
+        ("tracking.uri=https://user:secret@host", ["tracking.uri", "MLFLOW_TRACKING_PASSWORD"]),
+        ("seeds=[1,1]", ["seeds", "twice"]),
+        ("nonsense", ["key.sub=value"]),
+        ("ipc.x=1", ["ipc"]),
+        ("method.lr_img=[", ["YAML"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, override, text="ipc: 1\nmethod: {name: dm}\n")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "ipc=0", "method.batch_real=-3", "evaluation.splt=test")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("method: {name: dm}\nipc: 1\nipc: 2\n", "line 3: the key 'ipc' stands twice"),
+        ("- a\n- b\n", "mapping"),
+        ("a: [1\n", "YAML"),
+        ("ipc: 1\n", "method"),
+        ("seed: 1\nseeds: [1, 2]\nmethod: dm\n", "not both"),
+        ("method: {name: dm}\noutput: a\nstore: a\n", "different places"),
+    ],
+)
+def test_files_that_are_no_jobs(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part.replace("'", ".")):
+        load(tmp_path, text=text)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "fashion_mnist_dm.yaml").write_text("method: dm\n")
+    with pytest.raises(ConfigError, match=r"no such file.*fashion_mnist_dm\.yaml"):
+        load_job(str(tmp_path / "fashon_mnist_dm.yaml"))
+
+
+def test_an_evaluation_needs_a_data_set() -> None:
+    with pytest.raises(ConfigError, match="--dataset"):
+        load_evaluation({})
+    job = load_evaluation({"dataset": {"name": "digits"}}, ["evaluation.repeats=2"])
+    assert job.compute.workers == 0
+    assert job.evaluation.repeats == 2

@@ -1,0 +1,154 @@
+"""Students: what they depend on (their repeat), what they do not (company, interruptions), and what they learn."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.core.rng import generator
+from raydd.core.tensors import digest
+from raydd.core.units import Numerics
+from raydd.data.catalog import DatasetInfo
+from raydd.networks import Network, create_network
+from raydd.networks.initialise import fill_defaults_
+from raydd.networks.layers import Linear
+from raydd.training import students
+from raydd.training.sgd import Recipe, unstack_state
+from raydd.training.students import ResidentSet, StudentTraining, of_repeat, stackable
+
+SHAPE = (1, 8, 8)
+INFO = DatasetInfo(name="blobs", classes=3, channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))
+DSA = Recipe(epochs=4, batch=8, lr=0.05, drops=(2,), augmentation="dsa", strategy="color_crop_cutout_flip_scale_rotate")
+
+
+def _data(count=20, dtype=torch.float32):
+    labels = torch.arange(count) % 3
+    images = torch.randn(count, *SHAPE, generator=generator(5, "data"), dtype=dtype) * 0.3
+    return ResidentSet(images + labels.view(-1, 1, 1, 1) - 1, labels)
+
+
+def _training(repeats, recipe=DSA, network="convnet2_w8", **options):
+    return StudentTraining(
+        network=network,
+        shape=SHAPE,
+        classes=3,
+        recipe=recipe,
+        numerics=Numerics(),
+        repeats=repeats,
+        rng=partial(generator, 7),
+        device=torch.device("cpu"),
+        **options,
+    )
+
+
+def _train(training, data, first=0, state=None):
+    state = training.init() if state is None else state
+    for epoch in range(first, training.recipe.epochs):
+        state, loss, accuracy = training.epoch(state, epoch, data)
+    return state, loss, accuracy
+
+
+@pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
+def test_a_stack_learns_what_its_students_learn_alone(network):
+    data = _data(dtype=torch.float64)
+    runs = [_train(_training([0, 1, 2], network=network, stacked=stacked, dtype=torch.float64), data) for stacked in (False, True)]
+    for name, value in runs[0][0].items():
+        torch.testing.assert_close(runs[1][0][name], value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(runs[1][1], runs[0][1], rtol=1e-10, atol=1e-10)
+    assert runs[1][2].tolist() == pytest.approx(runs[0][2].tolist())
+
+
+def test_a_student_depends_on_its_repeat_and_not_on_its_company():
+    data = _data()
+    together, _, _ = _train(_training([0, 1, 2]), data)
+    alone, _, _ = _train(_training([1]), data)
+    assert digest(unstack_state(together, 1)) == digest(unstack_state(alone, 0))
+    assert digest(unstack_state(together, 1)) != digest(unstack_state(together, 2))
+
+
+@pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
+def test_a_training_resumed_between_epochs_gives_the_same_bytes(network):
+    data = _data()
+    whole, _, _ = _train(_training([0, 1], network=network), data)
+    half = _training([0, 1], network=network)
+    state = half.init()
+    for epoch in range(2):
+        state, _, _ = half.epoch(state, epoch, data)
+    resumed, _, _ = _train(_training([0, 1], network=network), data, first=2, state={k: v.clone() for k, v in state.items()})
+    assert digest(resumed) == digest(whole)
+
+
+def test_momentum_is_forgotten_where_the_rate_drops():
+    data, training = _data(), _training([0], Recipe(epochs=3, batch=32, lr=0.1, drops=(2,)))
+    state = training.init()
+    for epoch in range(2):
+        state, _, _ = training.epoch(state, epoch, data)
+    noisy = {k: v + 5 if k.startswith("momentum.") else v for k, v in state.items()}
+    assert digest(training.epoch(state, 2, data)[0]) == digest(training.epoch(noisy, 2, data)[0])
+    assert digest(training.epoch(state, 1, data)[0]) != digest(training.epoch(noisy, 1, data)[0])
+
+
+def test_students_learn():
+    data = _data()
+    _, loss, accuracy = _train(_training([0, 1], Recipe(epochs=25, batch=8, lr=0.02)), data)
+    assert float(loss.max()) < 0.3
+    assert float(accuracy.min()) > 0.9
+
+
+@pytest.mark.parametrize("size", [7, 20])
+def test_resident_batches_are_those_of_the_distilled_set(size):
+    data = _data()
+    distilled = DistilledSet(images=data.images, labels=data.labels, info=INFO)
+    rng = of_repeat(partial(generator, 3), 4)
+    for epoch in range(2):
+        ours, theirs = list(data.batches(epoch, size, rng)), list(distilled.batches(epoch, size, rng))
+        assert [len(y) for _, y in ours] == [len(y) for _, y in theirs]
+        for (x, y), (u, v) in zip(ours, theirs):
+            assert torch.equal(x, u)
+            assert torch.equal(y, v)
+
+
+class _Dropped(Network):
+    def __init__(self):
+        super().__init__("dropped", SHAPE, 3)
+        self.drop, self.classifier = torch.nn.Dropout(0.5), Linear(64, 3)
+
+    def embed(self, x):
+        return self.drop(x.flatten(1))
+
+    def reinitialise_(self, generator):
+        fill_defaults_(self, generator)
+
+
+def test_networks_that_draw_are_trained_alone_and_their_draws_are_keyed(monkeypatch):
+    def create(name, shape, classes, draws):
+        network = _Dropped()
+        network.reinitialise_(draws)
+        return network
+
+    monkeypatch.setattr(students, "create_network", create)
+    data, recipe = _data(), Recipe(epochs=2, batch=8)
+    training = _training([0, 1], recipe, network="dropped", stacked=True)
+    assert not training.stacked
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, _, _ = _train(training, data)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second, _, _ = _train(_training([0, 1], recipe, network="dropped", stacked=True), data)
+    assert digest(first) == digest(second)
+    assert stackable(create_network("convnet2_w8_batchnorm", SHAPE, 3, generator(0, "n")))
+
+
+def test_soft_labels_train_students():
+    hard = _data()
+    soft = ResidentSet(hard.images, torch.nn.functional.one_hot(hard.labels, 3).float())
+    recipe = Recipe(epochs=3, batch=8)
+    a, loss, accuracy = _train(_training([0], recipe), hard)
+    b, soft_loss, soft_accuracy = _train(_training([0], recipe), soft)
+    torch.testing.assert_close(a["params.classifier.weight"], b["params.classifier.weight"], rtol=1e-4, atol=1e-6)
+    assert float(loss) == pytest.approx(float(soft_loss), rel=1e-4)
+    assert float(accuracy) == float(soft_accuracy)

@@ -18,7 +18,10 @@ from typing import Any
 
 import psutil
 import pytest
-from driving import end, environment, free_ports
+from driving import CONFIG, end, environment, free_ports, overrides, records
+
+from raydd.config import load_job
+from raydd.runtime.pipeline import run_job
 
 
 class S3Server:
@@ -171,3 +174,16 @@ def cluster() -> Iterator[Cluster]:
         for child in psutil.wait_procs(ours, timeout=10)[1]:
             child.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides of the tiny job that make a unit of its distillation last about 3 s on this machine, however
+    fast it is: whoever waits for the first one and then kills something does so in the middle of the run.
+    """
+    folder, updates = tmp_path_factory.mktemp("pace"), 250
+    run_job(load_job(CONFIG, overrides(folder, 0, "evaluation.every=null", "evaluation.baselines=[]")), lambda line: None)
+    done = [line for line in records(folder / "out") if line["kind"] == "output" and line["output"] == "final"]
+    seconds = [line["seconds"] for line in done if line["stage"].startswith("distill/")]
+    updates = 2 * max(125, round(updates * 1.5 / (sum(seconds) / len(seconds))))
+    return f"method.iterations={updates}", f"evaluation.every={updates // 2}"

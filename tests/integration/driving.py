@@ -29,7 +29,7 @@ TINY = (
     "evaluation.every=125",
     "compute.checkpoint_every=0.5",
 )
-"""Overrides of the quickstart job: 5 units of 250 updates each, about 10 s on one core."""
+"""Overrides of the quickstart job: 5 units of 250 updates each, 1 to 10 s on one core."""
 
 
 def overrides(folder: Path | str, workers: int, *more: str) -> list[str]:

@@ -18,10 +18,10 @@ DATA = "out/distilled/data.safetensors"
 
 
 @pytest.fixture(scope="module")
-def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_process(tmp_path_factory: pytest.TempPathFactory, paced: tuple[str, ...]) -> Path:
     """The folder of the tiny job, run in this process without Ray."""
     folder = tmp_path_factory.mktemp("in-process")
-    run_job(load_job(CONFIG, overrides(folder, 0)), lambda line: None)
+    run_job(load_job(CONFIG, overrides(folder, 0, *paced)), lambda line: None)
     return folder
 
 
@@ -39,8 +39,9 @@ def distilled_units(folder: Path) -> set[str]:
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_no_byte(in_process: Path, cluster: Cluster, tmp_path: Path, workers: int) -> None:
-    text = finish(distill(tmp_path / "log", *overrides(tmp_path, workers), env=cluster.environment | {"RAY_ADDRESS": cluster.address}))
+def test_workers_change_no_byte(in_process: Path, paced: tuple[str, ...], cluster: Cluster, tmp_path: Path, workers: int) -> None:
+    env = cluster.environment | {"RAY_ADDRESS": cluster.address}
+    text = finish(distill(tmp_path / "log", *overrides(tmp_path, workers, *paced), env=env))
     assert "Ray is ready" in text
     assert (tmp_path / DATA).read_bytes() == (in_process / DATA).read_bytes()
     assert markers(tmp_path / "store").keys() == markers(in_process / "store").keys(), "the same outputs under the same keys"
@@ -51,13 +52,13 @@ def test_workers_change_no_byte(in_process: Path, cluster: Cluster, tmp_path: Pa
 
 @pytest.mark.ray
 @pytest.mark.timeout(590)
-def test_a_killed_driver_goes_on_where_it_was(in_process: Path, tmp_path: Path) -> None:
-    job, store = overrides(tmp_path, 2), tmp_path / "store"
+def test_a_killed_driver_goes_on_where_it_was(in_process: Path, paced: tuple[str, ...], tmp_path: Path) -> None:
+    job, store = overrides(tmp_path, 2, *paced), tmp_path / "store"
     first = distill(tmp_path / "first.log", *job)
     first.until("the lock was taken", (tmp_path / "out/lock.json").exists)
     assert lock(tmp_path)["pid"] == first.process.pid
 
-    second = distill(tmp_path / "second.log", *overrides(tmp_path, 0))
+    second = distill(tmp_path / "second.log", *overrides(tmp_path, 0, *paced))
     message = refusal(second, code=1)
     assert f"is being written by process {first.process.pid} on" in message
     assert first.process.poll() is None
@@ -90,8 +91,8 @@ def test_a_killed_driver_goes_on_where_it_was(in_process: Path, tmp_path: Path) 
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path, tmp_path: Path) -> None:
-    job = overrides(tmp_path, 2, "compute.checkpoint_every=600")
+def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path, paced: tuple[str, ...], tmp_path: Path) -> None:
+    job = overrides(tmp_path, 2, *paced, "compute.checkpoint_every=600")
     driver = distill(tmp_path / "log", *job)
     driver.until("a unit was begun", lambda: any(line["kind"] == "log" for line in _records_so_far(tmp_path)), timeout=240)
     below = driver.cluster()
@@ -108,7 +109,7 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path
     begun = {path.parent.name: int(path.stem.removeprefix("state-")) for path in sorted(states)}
 
     # Where the work runs may change from run to run; the resumed units start from the states of the stop.
-    run_job(load_job(CONFIG, overrides(tmp_path, 0, "tracking.experiment=other")), lambda line: None)
+    run_job(load_job(CONFIG, overrides(tmp_path, 0, *paced, "tracking.experiment=other")), lambda line: None)
     assert (tmp_path / DATA).read_bytes() == (in_process / DATA).read_bytes()
     resumed = {line["key"]: line["t"] for line in records(tmp_path / "out") if line["kind"] == "start"}
     assert begun.keys() <= resumed.keys()
@@ -125,14 +126,14 @@ def _records_so_far(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.timeout(200)
-def test_an_output_of_another_job_is_refused_with_the_difference(in_process: Path, tmp_path: Path) -> None:
+def test_an_output_of_another_job_is_refused_with_the_difference(in_process: Path, paced: tuple[str, ...], tmp_path: Path) -> None:
     shutil.copytree(in_process, tmp_path / "job")
     folder = tmp_path / "job"
     job = (folder / "out/job.yaml").read_text().replace(str(in_process), str(folder))
     (folder / "out/job.yaml").write_text(job)
     before = (folder / DATA).read_bytes()
 
-    message = refusal(distill(tmp_path / "other.log", *overrides(folder, 0, "method.lr_img=0.5")))
+    message = refusal(distill(tmp_path / "other.log", *overrides(folder, 0, *paced, "method.lr_img=0.5")))
     assert f"{folder}/out was made by a different job" in message
     assert "method.lr_img: 1.0 there, 0.5 now" in message
     assert message.count(" there, ") == 1, "the rest is equal"
@@ -140,7 +141,7 @@ def test_an_output_of_another_job_is_refused_with_the_difference(in_process: Pat
     assert not (folder / "out/lock.json").exists()
 
     done = markers(folder / "store")
-    text = finish(distill(tmp_path / "same.log", *overrides(folder, 2, "compute.evaluators=1", "tracking.experiment=other")))
+    text = finish(distill(tmp_path / "same.log", *overrides(folder, 2, *paced, "compute.evaluators=1", "tracking.experiment=other")))
     assert "Ray is ready" not in text, "nothing was left to do"
     assert markers(folder / "store") == done
     assert (folder / DATA).read_bytes() == before

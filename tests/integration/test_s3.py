@@ -26,7 +26,7 @@ def accuracies(report: bytes) -> list[tuple[str, float, float]]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(500)
-def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3Server, tmp_path: Path) -> None:
+def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3Server, paced: tuple[str, ...], tmp_path: Path) -> None:
     env = environment(**s3.environment)
     write = ["raydd.shard", s3.url("digits"), "--dataset", "digits", "--shard-size", "512", "--workers", "1"]
     shard = Driver(write, tmp_path / "shard.log", env)
@@ -35,10 +35,10 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3S
     here = Storage(str(tmp_path / "digits"))
     for path in s3.paths("digits/"):
         here.put(path.removeprefix("digits/"), s3.read(path))
-    run_job(load_job(CONFIG, overrides(tmp_path / "local", 0, f"dataset.shards={here.url}")), lambda line: None)
+    run_job(load_job(CONFIG, overrides(tmp_path / "local", 0, *paced, f"dataset.shards={here.url}")), lambda line: None)
     expected = (tmp_path / "local/out/distilled/data.safetensors").read_bytes()
 
-    job = overrides(s3.url("job"), 2, f"dataset.shards={s3.url('digits')}")
+    job = overrides(s3.url("job"), 2, *paced, f"dataset.shards={s3.url('digits')}")
     driver = distill(tmp_path / "job.log", *job, env=env | {"RAYDD_STORAGE_RETRY_S": "120"})
     driver.until("some unit was done", lambda: outputs(s3, "job"), every=0.4)
     s3.kill()

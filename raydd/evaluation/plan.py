@@ -12,7 +12,8 @@ from annotated_types import Ge, Gt
 from raydd.core.errors import ConfigError
 from raydd.core.rng import derive_seed
 from raydd.core.units import Ref, Stage, snapshot
-from raydd.evaluation.evaluate import AssembledSet, Evaluate, EvaluateNetworks, StoredSet
+from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
+from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.evaluation.protocols import PROTOCOLS, Protocol
 from raydd.methods.base import METHODS, Method, Problem
 from raydd.networks import normalise_name, pool

@@ -20,7 +20,7 @@ from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
-from raydd.evaluation.evaluate import StoredSet
+from raydd.methods.sources import StoredSet
 from raydd.evaluation.plan import EvaluationPlan, stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.methods.base import Problem

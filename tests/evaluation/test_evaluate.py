@@ -17,7 +17,8 @@ from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.evaluate import AssembledSet, Evaluate, EvaluateNetworks, StoredSet, logged, repeat_blocks, repeats_of
+from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks, logged, repeat_blocks, repeats_of
+from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.methods import METHODS, Problem
 from raydd.runtime.runner import LocalRunner
 from raydd.training.sgd import Recipe

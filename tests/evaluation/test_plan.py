@@ -14,7 +14,8 @@ from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.evaluate import AssembledSet, Evaluate, EvaluateNetworks, StoredSet
+from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
+from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem

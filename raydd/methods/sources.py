@@ -1,0 +1,95 @@
+"""Where a distilled set comes from, as part of a stage's key: what a method assembles, or a folder that was published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.core.errors import DataError
+from raydd.core.units import Context, Ref, unkeyed
+from raydd.data.catalog import DatasetInfo
+from raydd.methods.base import Method, Problem
+
+
+class Source(Protocol):
+    """Where the evaluated set comes from; a frozen dataclass, part of the stage's key."""
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return the outputs of other units that the set is made of."""
+        ...
+
+    def load(self, ctx: Context) -> DistilledSet:
+        """Return the set."""
+        ...
+
+    @property
+    def images(self) -> int:
+        """Number of images, for estimates; 0 if it is not known."""
+        ...
+
+
+@lru_cache(maxsize=4096)
+def _targets(method: Method, problem: Problem, output: str) -> dict[str, Ref]:
+    return method.targets(problem, output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssembledSet:
+    """The set a method makes of a problem: at the end, or at a snapshot such as ``step-002000``."""
+
+    method: Method
+    problem: Problem
+    output: str = "final"
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return the method's targets."""
+        return _targets(self.method, self.problem, self.output)
+
+    def load(self, ctx: Context) -> DistilledSet:
+        """Return the assembled set."""
+        return self.method.assemble(self.problem, {name: ctx.load(name) for name in self.inputs()})
+
+    @property
+    def images(self) -> int:
+        """Number of images: ``ipc`` of each class."""
+        return round(self.problem.ipc * self.problem.dataset.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSet:
+    """A published set, or a foreign one of any format that can be read; ``digest`` is :attr:`DistilledSet.digest`."""
+
+    url: str = unkeyed()
+    digest: str
+    dataset: DatasetInfo
+    experiment: int = unkeyed(default=-1)
+    count: int = unkeyed(default=0)
+
+    @classmethod
+    def at(cls, url: str, dataset: DatasetInfo, experiment: int = -1) -> StoredSet:
+        """Read the set at ``url`` to learn its digest; see :func:`raydd.artifacts.formats.read_set` for errors."""
+        from raydd.artifacts.formats import read_set
+
+        found = read_set(url, info=dataset, experiment=experiment)
+        return cls(url=url, digest=found.digest, dataset=dataset.only(), experiment=experiment, count=len(found))
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return nothing: the set lies outside the store."""
+        return {}
+
+    def load(self, ctx: Context) -> DistilledSet:
+        """Return the set; ``DataError`` if it is no longer the one that was planned with."""
+        from raydd.artifacts.formats import read_set
+
+        found = read_set(self.url, info=self.dataset, experiment=self.experiment)
+        if found.digest != self.digest:
+            raise DataError(f"{self.url} has changed: its digest is {found.digest[:12]}, planned was {self.digest[:12]}")
+        return found
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.count

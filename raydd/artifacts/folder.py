@@ -8,6 +8,7 @@ Files::
                                 instead, above 4 GB: equal names are joined along the first axis, in the order of the index
     shards/train-000000.tar     WebDataset view in 8 bits
     grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the report has it
+    labels/manifest.json        how to read the label records beside it, <epoch>.safetensors, where soft labels are stored
     recipe.json, report.json    how the set was made; what it is worth (if it was evaluated)
     README.md                   dataset card
     manifest.json               written last: size and sha256 of every other file
@@ -143,19 +144,21 @@ def publish(
     license_id: str = "unknown",
     part_bytes: int = PART_BYTES,
     shard_bytes: int = SHARD_BYTES,
+    written: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write a set as a folder at ``url``, its manifest last, and return the manifest.
 
     ``report``: as :class:`Report` or its JSON values. ``license_id``: the hub's identifier for the card; a distilled set
-    usually carries the licence of its source. A set published there before is replaced; meanwhile the folder has no
-    manifest, so that nobody reads half of each.
+    usually carries the licence of its source. ``written``: size and sha256 of files that lie in the folder already (label
+    records). A set published there before is replaced; meanwhile the folder has no manifest, so that nobody reads half of
+    each.
     """
     if report is not None and not isinstance(report, Report):
         report = Report.from_dict(report)
     storage = Storage(url)
     before = _old_files(storage)
     storage.delete(MANIFEST)
-    files = {}
+    files = {path: dict(facts) for path, facts in (written or {}).items()}
     for path, data in _files(distilled, report, license_id, part_bytes, shard_bytes):
         storage.put(path, data)
         files[path] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

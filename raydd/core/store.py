@@ -5,6 +5,9 @@ Layout, below the store's URL::
     units/<k>/<key>/<output>.safetensors     an output: "final", or a snapshot such as "step-002000"
     units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device, versions, log
     units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put whole, its own marker inside
+
+Outputs of stages that have a place of their own (label records, which go straight into the distilled set) lie there as
+``<unit>.safetensors`` and ``<unit>.json``; a marker of another key counts as none.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,7 +26,7 @@ import torch
 from raydd.core.errors import StorageError, TornFileError
 from raydd.core.storage import Storage
 from raydd.core.tensors import Tensors, digest, dump_tensors, load_metadata, load_tensors
-from raydd.core.units import Ref
+from raydd.core.units import Ref, stage_digest
 
 log = logging.getLogger(__name__)
 Rows = list[tuple[int, dict[str, float]]]
@@ -54,13 +58,15 @@ class Checkpoint:
 
 
 class Store:
-    """Unit outputs and checkpoints on any fsspec URL."""
+    """Unit outputs and checkpoints on any fsspec URL; ``places`` maps stages (their digest) to URLs of their own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, places: Mapping[str, str] | None = None) -> None:
         self.storage = Storage(url)
+        self.places = dict(places or {})
+        self._elsewhere = {digest: Storage(place) for digest, place in self.places.items()}
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.storage.url,))
+    def __reduce__(self) -> tuple[type[Store], tuple[str, dict[str, str]]]:
+        return (Store, (self.storage.url, self.places))
 
     @property
     def url(self) -> str:
@@ -72,61 +78,79 @@ class Store:
         """Return the folder of a unit, relative to the store."""
         return f"units/{key[:2]}/{key}"
 
-    def marker_path(self, ref: Ref) -> str:
-        """Return the path of an output's marker."""
-        return f"{self.folder(ref.key)}/{ref.output}.json"
+    def place(self, ref: Ref) -> tuple[Storage, str]:
+        """Return where an output lies, and its path there without the ending."""
+        own = self._elsewhere.get(stage_digest(ref.stage)) if self._elsewhere else None
+        return (self.storage, f"{self.folder(ref.key)}/{ref.output}") if own is None else (own, ref.unit)
 
     def has(self, refs: list[Ref]) -> list[bool]:
         """Return, for each output, whether its marker exists."""
-        return self.storage.exist(self.marker_path(ref) for ref in refs)
+        placed = [self.place(ref) for ref in refs]
+        found = [False] * len(refs)
+        for storage in {id(storage): storage for storage, _ in placed}.values():
+            mine = [i for i, (where, _) in enumerate(placed) if where is storage]
+            for i, there in zip(mine, storage.exist(f"{placed[i][1]}.json" for i in mine), strict=True):
+                found[i] = there and (storage is self.storage or self._is_of(refs[i]))
+        return found
+
+    def _is_of(self, ref: Ref) -> bool:
+        try:
+            return bool(self.marker(ref))
+        except (FileNotFoundError, TornFileError):
+            return False
 
     def save(self, ref: Ref, tensors: Tensors, *, device: torch.device, seconds: float, rows: Rows) -> dict[str, Any]:
         """Write an output, then its marker; return the marker."""
         data = dump_tensors(tensors)
-        path = f"{self.folder(ref.key)}/{ref.output}.safetensors"
-        self.storage.put(path, data)
+        storage, path = self.place(ref)
+        name = f"{path.rsplit('/', 1)[-1]}.safetensors"
+        storage.put(f"{path}.safetensors", data)
         marker = {
             "key": ref.key,
             "stage": ref.stage.name,
             "unit": ref.unit,
             "output": ref.output,
-            "files": {f"{ref.output}.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+            "files": {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
             "device": device_kind(device),
             "versions": versions(),
             "seconds": round(seconds, 3),
             "log": rows,
         }
-        self.storage.put(self.marker_path(ref), json.dumps(marker).encode())
+        storage.put(f"{path}.json", json.dumps(marker).encode())
         return marker
 
     def marker(self, ref: Ref) -> dict[str, Any]:
         """Return an output's marker; ``FileNotFoundError`` if the output is not done."""
-        data = self.storage.get(self.marker_path(ref))
+        storage, path = self.place(ref)
+        data = storage.get(f"{path}.json")
         try:
-            return dict(json.loads(data))
+            marker = dict(json.loads(data))
         except ValueError as error:
-            raise TornFileError(f"{self.url}/{self.marker_path(ref)} is torn: {error}") from error
+            raise TornFileError(f"{storage.url}/{path}.json is torn: {error}") from error
+        if marker.get("key") != ref.key:
+            raise FileNotFoundError(f"{storage.url}/{path}.json is of another unit")
+        return marker
 
     def load(self, ref: Ref) -> Tensors:
         """Return an output's tensors; ``TornFileError`` if they are not what the marker says."""
         marker = self.marker(ref)
-        name, facts = next(iter(marker["files"].items()))
-        path = f"{self.folder(ref.key)}/{name}"
+        storage, path = self.place(ref)
+        facts, where = next(iter(marker["files"].values())), f"{storage.url}/{path}.safetensors"
         try:
-            data = self.storage.get(path)
+            data = storage.get(f"{path}.safetensors")
         except FileNotFoundError as error:
-            raise TornFileError(f"{self.url}/{path} is missing although its marker is there") from error
+            raise TornFileError(f"{where} is missing although its marker is there") from error
         if len(data) != facts["size"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise TornFileError(f"{self.url}/{path} is torn: {len(data)} bytes, its marker says {facts['size']}, or other content")
-        return load_tensors(data, f"{self.url}/{path}")
+            raise TornFileError(f"{where} is torn: {len(data)} bytes, its marker says {facts['size']}, or other content")
+        return load_tensors(data, where)
 
     def verify(self, ref: Ref) -> bool:
         """Return whether a marked output is whole by size; one that is not is named, unmarked and will be redone."""
+        storage, path = self.place(ref)
         try:
-            for name, facts in self.marker(ref)["files"].items():
-                path = f"{self.folder(ref.key)}/{name}"
-                if not self.storage.exists(path) or self.storage.size(path) != facts["size"]:
-                    raise TornFileError(f"{self.url}/{path} is torn or missing although its marker is there")
+            size = next(iter(self.marker(ref)["files"].values()))["size"]
+            if not storage.exists(f"{path}.safetensors") or storage.size(f"{path}.safetensors") != size:
+                raise TornFileError(f"{storage.url}/{path}.safetensors is torn or missing although its marker is there")
         except FileNotFoundError:
             return False
         except TornFileError as error:
@@ -137,7 +161,8 @@ class Store:
 
     def discard(self, ref: Ref) -> None:
         """Remove an output's marker, so that it counts as not done."""
-        self.storage.delete(self.marker_path(ref))
+        storage, path = self.place(ref)
+        storage.delete(f"{path}.json")
 
     def save_checkpoint(self, key: str, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete all but it and the one before."""

@@ -16,7 +16,7 @@ from raydd.core.errors import RunFailed
 from raydd.core.events import Event
 from raydd.core.store import Checkpoint, Store
 from raydd.core.tensors import Tensors, digest
-from raydd.core.units import Numerics, Ref, snapshot, unit_key
+from raydd.core.units import Numerics, Ref, snapshot, stage_digest, unit_key
 from raydd.runtime.runner import LocalRunner
 from raydd.runtime.worker import Worker
 
@@ -204,11 +204,39 @@ def test_equal_for_any_number_of_workers(tmp_path: Path, undisturbed: list[str],
 def test_markers_say_what_and_where(tmp_path: Path) -> None:
     store, ref = Store(str(tmp_path)), Ref(Walk(seed=1), "walk-00")
     run([ref], store)
-    marker = json.loads((Path(store.url) / store.marker_path(ref)).read_text())
+    marker = json.loads((Path(store.url) / f"{store.place(ref)[1]}.json").read_text())
     assert marker["unit"] == "walk-00"
     assert marker["device"] == "cpu"
     assert marker["versions"]["torch"] == torch.__version__
     assert not [p for p in store.storage.list() if "state-" in p], "checkpoints of a finished unit are gone"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stage_with_a_place_of_its_own_is_written_there_and_read_from_there(
+    tmp_path: Path, undisturbed: list[str], world: int
+) -> None:
+    walk = Walk(seed=1)
+    store = Store(str(tmp_path / "store"), {stage_digest(walk): str(tmp_path / "set/labels")})
+    refs = [Ref(Total(seed=0, walk=walk, choir=Choir(seed=2)), "all")]
+    run_group(refs, store, world, checkpoint_every=0.0)
+    assert results(refs, store) == undisturbed[1:]
+    there = sorted(path.name for path in (tmp_path / "set/labels").iterdir())
+    assert there == sorted(f"walk-{i:02d}.{end}" for i in range(4) for end in ("json", "safetensors"))
+    assert not [p for p in store.storage.list() if "walk" in p or "state-" in p], "no second copy, no checkpoint is left"
+    assert all(store.has(walk.refs()))
+
+    started = [e.stage for e in run_group(refs, store, world) if e.kind == "start"]
+    assert not started, "what is done is not done again"
+    (tmp_path / "set/labels/walk-02.safetensors").write_bytes(b"torn")
+    assert not store.verify(Ref(walk, "walk-02"))
+    assert store.has(walk.refs()) == [True, True, False, True]
+
+    other = Walk(seed=7)
+    moved = Store(str(tmp_path / "store"), {stage_digest(other): str(tmp_path / "set/labels")})
+    assert not any(moved.has(other.refs())), "what lies there is of another stage"
+    run([Ref(other, "walk-00")], moved)
+    assert not torch.equal(moved.load(Ref(other, "walk-00"))["x"], store.load(Ref(walk, "walk-01"))["x"])
+    assert not store.has([Ref(walk, "walk-00")])[0], "and was written over"
 
 
 def test_the_cache_is_bounded_by_bytes_and_keeps_what_was_used_last(tmp_path: Path) -> None:

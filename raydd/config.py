@@ -293,24 +293,28 @@ def _strict_numbers(hint: Any) -> Any:
     return hint
 
 
-_models: dict[type, type[BaseModel]] = {}
+_models: dict[tuple[type, Any], type[BaseModel]] = {}
 
 
-def _model(cls: type) -> type[BaseModel]:
-    """Return the pydantic model with a dataclass's fields; nested dataclasses become nested models."""
-    if cls not in _models:
+def _model(cls: type, given: Any = None) -> type[BaseModel]:
+    """Return the pydantic model with a dataclass's fields; nested dataclasses become nested models.
+
+    ``given``: an instance whose values are the defaults, as a field of that type may have its own.
+    """
+    if (cls, given) not in _models:
         hints = typing.get_type_hints(cls, include_extras=True)
         members: dict[str, Any] = {}
         for f in dataclasses.fields(cls):
             hint = hints[f.name]
+            default = _default(f) if given is None else getattr(given, f.name)
             if dataclasses.is_dataclass(hint):
-                nested = _model(typing.cast(type, hint))
-                members[f.name] = (nested, Field(default_factory=nested))
+                nested = _model(typing.cast(type, hint), None if default is ... else default)
+                members[f.name] = (nested, ... if default is ... and given is None else Field(default_factory=nested))
             else:
-                members[f.name] = (_strict_numbers(hint), _default(f))
+                members[f.name] = (_strict_numbers(hint), default)
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
-        _models[cls] = create_model(cls.__name__, __config__=config, **members)
-    return _models[cls]
+        _models[cls, given] = create_model(cls.__name__, __config__=config, **members)
+    return _models[cls, given]
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:

@@ -15,9 +15,16 @@ from raydd.runtime.estimate import stages_of
 
 SMALL: dict[str, Any] = {
     "network": "convnet1_w8",
-    "networks": ("convnet1_w8",),
+    "networks": ("convnet1_w8_batchnorm", "convnet1_w4_batchnorm"),
     "teacher": "convnet1_w8",
-    "teachers": ("convnet1_w8",),
+    "teachers": {"weights": "train", "epochs": 2, "augmentation": "none"},
+    "labels": {"batch": 5, "epochs": 2, "shuffle": 1},
+    "statistics": {"batch": 256, "patch": 4, "slices": 2},
+    "init": {"kind": "real", "pool": 3},
+    "candidates": 20,
+    "group_size": 6,
+    "groups_per_unit": 2,
+    "jitter": (0, 2),
     "iterations": 6,
     "updates": 6,
     "epochs": 2,
@@ -27,8 +34,20 @@ SMALL: dict[str, Any] = {
 }
 """Values for the fields of methods, by name; a field that is not here keeps its default."""
 
-OTHER_TEXTS: dict[str, str] = {"network": "convnet1_w4", "teacher": "convnet1_w4", "dsa": "crop_rotate"}
-"""Other values for fields that hold any text."""
+OTHER_TEXTS: dict[str, Any] = {
+    "network": "convnet1_w4",
+    "teacher": "convnet1_w4",
+    "dsa": "crop_rotate",
+    "factor": 1,
+    "teachers": {"epochs": 3},
+    "statistics": {"patch": 2},
+    "init": {"pool": 4},
+    "compat": {"ema_carry": "chain"},
+}
+"""Other values for fields that hold any text, or few of a type's values, and inner values of those that hold a group of fields."""
+
+TOGETHER: dict[str, dict[str, Any]] = {"pad": {"crop": None}, "order": {"groups_per_unit": 1}, "group_size": {"groups_per_unit": 1}}
+"""Fields that exclude another value of a field, and what they have to be with it."""
 
 
 def small_fields(name: str) -> dict[str, Any]:
@@ -54,11 +73,11 @@ def all_keys(refs: typing.Iterable[Ref]) -> set[str]:
 
 def changed(method: Method, field: str) -> Method:
     """Return the method with another value of a field, chosen by the field's type."""
-    value = getattr(method, field)
-    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    fields = {f.name: _as_tree(getattr(method, f.name)) for f in dataclasses.fields(method)}
+    value = fields[field]
     for other in _others(field, value, typing.get_type_hints(type(method))[field]):
         try:
-            made = build(type(method), fields | {field: other}, "other")
+            made = build(type(method), fields | {field: other, **TOGETHER.get(field, {})}, "other")
         except ConfigError:
             continue
         if made != method:
@@ -66,15 +85,22 @@ def changed(method: Method, field: str) -> Method:
     raise AssertionError(f"no other value is known for {method.name}.{field} = {value!r}: add one to OTHER_TEXTS in {__file__}")
 
 
+def _as_tree(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
 def _others(field: str, value: Any, hint: Any) -> Iterator[Any]:
+    if field in OTHER_TEXTS:
+        other = OTHER_TEXTS[field]
+        yield {**value, **other} if isinstance(value, dict) else other
     for part in (hint, *typing.get_args(hint)):
         if typing.get_origin(part) is Literal:
             yield from (choice for choice in typing.get_args(part) if choice != value)
         if typing.get_origin(part) is tuple and isinstance(value, tuple):
             yield from ((*value, *value), value[:1])
+            if all(isinstance(item, (int, float)) for item in value):
+                yield tuple(item / 2 for item in value)
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, (int, float)):
         yield from (value + 1, value * 2, value / 2, value - 1)
-    if field in OTHER_TEXTS:
-        yield OTHER_TEXTS[field]

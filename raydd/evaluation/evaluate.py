@@ -49,6 +49,7 @@ def logged(epoch: int, epochs: int) -> bool:
 class Evaluate(Stage):
     """Train ``repeats`` students of one architecture on a set and test them; a unit is a block of repeats, a step an epoch.
 
+    ``labels``: where soft labels come from (:class:`raydd.labels.sets.LabelSource`), where the recipe's loss needs them.
     ``dataset``: narrowed to ``split`` (``test`` or ``holdout``). ``test_every``: also test after every so many epochs (0:
     at the end only). A student's draws are keyed by ``(seed, "student/...", repeat)`` and not by the set: students of
     different sets start alike. Output of a unit of R repeats: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy``
@@ -59,6 +60,7 @@ class Evaluate(Stage):
     phase: ClassVar[str] = "evaluate"
 
     source: Any
+    labels: Any = None
     dataset: DatasetInfo
     split: str = "test"
     recipe: Recipe
@@ -70,14 +72,18 @@ class Evaluate(Stage):
     def __post_init__(self) -> None:
         if self.recipe.epochs < 1:
             raise ConfigError(f"an evaluation needs at least 1 epoch, not {self.recipe.epochs}")
+        if (self.labels is not None) != (self.recipe.loss != "ce"):
+            raise ConfigError(f"the loss '{self.recipe.loss}' {'needs' if self.labels is None else 'does not read'} soft labels")
+        if self.labels is not None:
+            self.labels.fits(self.recipe.batch, self.recipe.epochs, self.recipe.augmentation)
 
     def units(self) -> Sequence[str]:
         """Return the names of the blocks of repeats."""
         return tuple(repeat_blocks(self.repeats, self.repeats_per_unit))
 
     def inputs(self, unit: str) -> Mapping[str, Ref]:
-        """Return what the set is made of."""
-        return self.source.inputs()
+        """Return what the set is made of, and its soft labels."""
+        return {**self.source.inputs(), **(self.labels.inputs() if self.labels is not None else {})}
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of training and testing a block."""
@@ -129,8 +135,9 @@ class Evaluate(Stage):
         output = {"accuracy": accuracy, "train_accuracy": state["train_accuracy"]}
         if self.test_every:
             output["best_accuracy"] = torch.maximum(accuracy.to(ctx.device), state["best_accuracy"])
-        sizes = {"image_bytes": distilled.image_bytes, "label_bytes": distilled.label_bytes}
-        soft = {"soft_labels": torch.tensor(distilled.soft_labels is not None)}
+        stored = 0 if self.labels is None else self.labels.bytes
+        sizes = {"image_bytes": distilled.image_bytes, "label_bytes": distilled.label_bytes + stored}
+        soft = {"soft_labels": torch.tensor(distilled.soft_labels is not None or self.labels is not None)}
         return output | {name: torch.tensor(size) for name, size in sizes.items()} | soft
 
     def _test(self, unit: str, state: Tensors, ctx: Context) -> Tensor:
@@ -144,11 +151,14 @@ class Evaluate(Stage):
     def _set(self, ctx: Context) -> tuple[DistilledSet, TrainingSet]:
         def load() -> tuple[DistilledSet, TrainingSet]:
             distilled = self.source.load(ctx)
+            if self.labels is not None:
+                return distilled, self.labels.open(distilled, ctx)
             fits = 4 * distilled.images.numel() <= RESIDENT_BYTES
             return distilled, ResidentSet(*distilled.tensors(ctx.device)) if fits else distilled
 
         inputs = sorted((name, ref.key, ref.output) for name, ref in self.source.inputs().items())
-        return ctx.cached(("distilled", json.dumps(canonical(self.source)), tuple(inputs)), load)
+        which = json.dumps([canonical(self.source), canonical(self.labels)])
+        return ctx.cached(("distilled", which, tuple(inputs)), load)
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
         def make() -> StudentTraining:

@@ -1,66 +1,148 @@
-"""Published evaluation protocols, by name (dc_dsa_dm spec, sections 3.2, 3.4 and 3.5)."""
+"""Published evaluation protocols, by name.
+
+Specifications dc_dsa_dm, sections 3.2 to 3.5, and edc_sre2l_gvbsm_rded, sections 4.1 and 5.1 to 5.3.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.registry import Registry
 from raydd.data.catalog import DatasetInfo
 from raydd.networks import normalise_name
-from raydd.training.sgd import Recipe
+from raydd.training.recipe import NEEDS, Decay, Loss, Optimizer, Recipe, without_effect
+from raydd.training.schedules import Schedule
+
+OVERRIDES = (
+    "epochs",
+    "batch",
+    "lr",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "decay",
+    "schedule",
+    "st",
+    "milestones",
+    "drop_factor",
+    "loss",
+    "ce_weight",
+    "temperature",
+    "ema",
+    "double_norm",
+    "strategy",
+)
+"""Fields of a protocol that a job may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a student is trained and judged; every field may be overridden, and :attr:`label` then says so.
+    """How a student is trained and judged; :data:`OVERRIDES` may be changed, and :attr:`label` then says so.
 
-    ``epochs``: E of the papers. The published loops run ``E + 1`` epochs, and after the epoch with index ``E // 2 + 1`` they
-    divide the rate by ten and make a new optimiser, whose momentum is zero. ``augmentation``: the family; ``strategy``: its
-    operations (``None``: those published for the data set and the network; ``none``: no augmentation).
-    ``augmented_epochs``: E instead of ``epochs`` where an augmentation is in use. ``network_strategies``: pairs
-    ``(network, strategy)`` of networks with a published strategy of their own, whatever the data set. SGD with
-    ``momentum`` and ``weight_decay`` on all parameters; cross-entropy; accuracy of the last epoch.
+    ``optimizer`` to ``double_norm``: as of :class:`~raydd.training.recipe.Recipe`, but ``ema=0`` is none. With the schedule
+    ``steps`` ``epochs`` is E of DC's papers: their loops run ``E + 1`` epochs, and after the epoch with index ``E // 2 + 1``
+    they divide the rate by ten and make a new optimiser, whose momentum is zero. With any other, ``epochs`` are run.
+
+    ``augmentation``: the family; ``strategy``: its operations (``None``: those published for the data set and the network;
+    ``none``: no augmentation). ``augmented_epochs``: E instead of ``epochs`` where an augmentation is in use.
+    ``network_strategies``, ``network_rates``: pairs ``(network, strategy)`` and ``(network, lr)`` of networks with a published
+    value of their own, whatever the data set. The accuracy is that of the last epoch.
     """
 
     name: str
     epochs: int
     batch: int = 256
     lr: float = 0.01
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    decay: Decay = "all"
+    schedule: Schedule = "steps"
+    st: float | None = None
+    milestones: tuple[int, ...] = ()
+    drop_factor: float = 0.1
+    loss: Loss = "ce"
+    ce_weight: float | None = None
+    temperature: float | None = None
+    ema: float = 0.0
+    double_norm: bool = False
     augmentation: Literal["none", "dsa", "dc"] = "none"
     strategy: str | None = None
     augmented_epochs: int | None = None
     network_strategies: tuple[tuple[str, str], ...] = ()
+    network_rates: tuple[tuple[str, float], ...] = ()
 
-    def override(self, **fields: Any) -> Protocol:
-        """Return the protocol with some fields changed; ``epochs`` holds with and without augmentation.
+    @property
+    def learns_logits(self) -> bool:
+        """Whether students learn the logits of teachers, which the set must come with."""
+        return self.loss != "ce"
 
-        Raises ``ConfigError`` for a field that does not exist, or that makes no difference.
+    def override(self, **changes: Any) -> Protocol:
+        """Return the protocol with some fields changed; ``epochs`` and ``lr`` hold for every network and augmentation.
+
+        A number that no longer counts (``st`` of a schedule that was changed) is dropped. Raises ``ConfigError`` for a field
+        that does not exist, that makes no difference, or whose change needs another field that is not given.
         """
-        allowed = ("epochs", "batch", "lr", "momentum", "weight_decay", "strategy")
-        for key in fields:
-            if key not in allowed:
-                raise unknown(f"field of protocol '{self.name}':", key, allowed)
-        if fields.get("strategy") is not None and self.augmentation == "none":
-            raise ConfigError(f"protocol '{self.name}' has no augmentation, so strategy '{fields['strategy']}' has no effect")
-        if "epochs" in fields:
-            fields["augmented_epochs"] = None
-        return replace(self, **fields)
+        for key in changes:
+            if key not in OVERRIDES:
+                raise unknown(f"field of protocol '{self.name}':", key, OVERRIDES)
+        if changes.get("strategy") is not None and self.augmentation == "none":
+            raise ConfigError(f"protocol '{self.name}' has no augmentation, so strategy '{changes['strategy']}' has no effect")
+        defaults = {f.name: f.default for f in fields(self)}
+        dropped = {}
+        for name in OVERRIDES:
+            owner = NEEDS[name][0] if name in NEEDS and name != "strategy" else None
+            if owner is None or self._counts(name, changes):
+                continue
+            if name in changes:
+                of = changes.get(owner, getattr(self, owner))
+                raise ConfigError(f"protocol '{self.name}': {without_effect(name, changes[name], of)}")
+            dropped[name] = defaults[name]
+        if "epochs" in changes:
+            dropped["augmented_epochs"] = None
+        if "lr" in changes:
+            dropped["network_rates"] = ()
+        changed = replace(self, **{**dropped, **changes})
+        late = [epoch for epoch in changes.get("milestones", ()) if epoch >= changed.epochs]
+        if late:
+            raise ConfigError(f"protocol '{self.name}': milestones={late[0]} has no effect, there are {changed.epochs} epochs")
+        try:
+            changed._recipe(changed.epochs, changed.lr)
+        except ConfigError as error:
+            raise ConfigError(f"protocol '{self.name}': {error}") from error
+        return changed
+
+    def with_hard_labels(self) -> Protocol:
+        """Return the protocol for real images, which come without logits: with cross entropy in place of such a loss."""
+        return self.override(loss="ce") if self.learns_logits else self
+
+    def _counts(self, name: str, changes: dict[str, Any] | None = None) -> bool:
+        """Return whether a field makes a difference, given those it depends on."""
+        if name not in NEEDS or name == "strategy":
+            return True
+        owner, kinds = NEEDS[name]
+        return (changes or {}).get(owner, getattr(self, owner)) in kinds
 
     @property
     def label(self) -> str:
-        """The name to print: ``dm``, or ``dm[epochs=300]`` for a protocol that is not as published."""
+        """The name to print: ``dm``, or ``dm[epochs=300]`` for a protocol that is not as published.
+
+        A changed optimiser, schedule or loss is printed with its numbers.
+        """
         published = PROTOCOLS.get(self.name)
-        hidden = ("name", "augmented_epochs")
-        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
-        changed = {key: value for key, value in changed.items() if value != getattr(published, key)}
-        if self.augmented_epochs != published.augmented_epochs:
-            changed["epochs"] = self.epochs
-        return self.name + (f"[{','.join(f'{key}={value}' for key, value in changed.items())}]" if changed else "")
+        parts: dict[str, str] = {}
+        for name in OVERRIDES:
+            value, owner = getattr(self, name), NEEDS[name][0] if name in NEEDS else None
+            same = value == getattr(published, name) and owner not in parts
+            if name == "epochs":
+                same = same and self.augmented_epochs == published.augmented_epochs
+            if name == "lr":
+                same = same and self.network_rates == published.network_rates
+            if not same and self._counts(name):
+                parts[name] = "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return self.name + (f"[{','.join(f'{name}={value}' for name, value in parts.items())}]" if parts else "")
 
     def operations(self, info: DatasetInfo, network: str) -> str:
         """Return the augmentation's operations for a data set and a network, ``none`` where there are none."""
@@ -76,15 +158,21 @@ class Protocol:
         strategy = self.operations(info, network)
         augmented = strategy.lower() not in ("", "none")
         epochs = self.augmented_epochs if augmented and self.augmented_epochs is not None else self.epochs
+        own = [lr for name, lr in self.network_rates if normalise_name(name) == normalise_name(network)]
+        recipe = self._recipe(epochs, own[0] if own else self.lr)
+        return replace(recipe, augmentation=self.augmentation, strategy=strategy) if augmented else recipe
+
+    def _recipe(self, epochs: int, lr: float) -> Recipe:
+        """Return the recipe without augmentation."""
+        shared = ("batch", "optimizer", "momentum", "weight_decay", "decay", "schedule", "st", "milestones", "drop_factor")
+        learnt = ("loss", "ce_weight", "temperature", "double_norm")
+        steps = self.schedule == "steps"
         return Recipe(
-            epochs=epochs + 1,
-            batch=self.batch,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            drops=(epochs // 2 + 2,),
-            augmentation=self.augmentation if augmented else "none",
-            strategy=strategy if augmented else "",
+            epochs=epochs + 1 if steps else epochs,
+            lr=lr,
+            drops=(epochs // 2 + 2,) if steps else (),
+            ema=self.ema or None,
+            **{name: getattr(self, name) for name in (*shared, *learnt)},
         )
 
 
@@ -98,3 +186,31 @@ def _publish(protocol: Protocol) -> None:
 _publish(Protocol(name="dc", epochs=300, augmentation="dc", augmented_epochs=1000, network_strategies=(("ConvNetBN", "crop_noise"),)))
 _publish(Protocol(name="dsa", epochs=1000, augmentation="dsa"))
 _publish(Protocol(name="dm", epochs=1000, augmentation="dsa"))
+
+# ImageNet-1k; other data sets are changes of these. Augmentation comes with the labels, since teachers saw the same images.
+_ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay": "matrices_only", "epochs": 300}
+_RDED_RATES = (
+    ("torchvision/efficientnet_b0", 2e-3),
+    ("torchvision/mobilenet_v2", 2.5e-3),
+    ("torchvision/alexnet", 1e-4),
+    ("torchvision/vit_b_16", 1e-4),
+    ("torchvision/swin_v2_t", 1e-4),
+    ("torchvision/vgg11", 5e-4),
+)
+_publish(Protocol(name="sre2l", batch=1024, schedule="cosine", loss="kl", temperature=20.0, **_ADAMW))
+_publish(Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW))
+# "--ls-type cos --st 2" of EDC's script: a line, since another branch replaces the cosine (section 4.1).
+_publish(Protocol(name="edc", batch=100, schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.025, ema=0.99, **_ADAMW))
+_publish(
+    Protocol(
+        name="rded",
+        batch=100,
+        schedule="cos_st",
+        st=2.0,
+        loss="kl",
+        temperature=20.0,
+        double_norm=True,
+        network_rates=_RDED_RATES,
+        **_ADAMW,
+    )
+)

@@ -2,5 +2,17 @@
 
 from raydd.losses.matching import distribution_matching_loss, gradient_distance, is_matched
 from raydd.losses.soft import cross_entropy
+from raydd.losses.statistics import Layer, Layout, class_targets, draw_kept, matching_loss, swap_patches
 
-__all__ = ["cross_entropy", "distribution_matching_loss", "gradient_distance", "is_matched"]
+__all__ = [
+    "Layer",
+    "Layout",
+    "class_targets",
+    "cross_entropy",
+    "distribution_matching_loss",
+    "draw_kept",
+    "gradient_distance",
+    "is_matched",
+    "matching_loss",
+    "swap_patches",
+]

@@ -13,6 +13,8 @@ from raydd.data.catalog import DatasetInfo
 
 if TYPE_CHECKING:
     from raydd.artifacts.distilled_set import DistilledSet
+    from raydd.labels.config import LabelConfig
+    from raydd.training.backbones import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,17 @@ class Method:
         """Return the outputs that make the set, by name, at the end or at a snapshot."""
         last = self.plan(problem)[-1]
         return {f"{unit}": Ref(last, unit, output) for unit in last.units()}
+
+    def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:
+        """Return the networks whose soft labels the method's students learn; none for methods with hard labels."""
+        return ()
+
+    def fetch(self) -> None:
+        """Download what the method needs and its configuration allows to download; nothing is fetched for a dry run."""
+
+    def missing(self, problem: Problem) -> list[str]:
+        """Return one line for each file (weights, statistics, images) that the method needs and that is not there or does not fit."""
+        return []
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the distilled set made of :meth:`targets`' tensors."""

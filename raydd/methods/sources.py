@@ -38,15 +38,23 @@ def _targets(method: Method, problem: Problem, output: str) -> dict[str, Ref]:
 
 @dataclass(frozen=True, kw_only=True)
 class AssembledSet:
-    """The set a method makes of a problem: at the end, or at a snapshot such as ``step-002000``."""
+    """The set a method makes of a problem: at the end, or at a snapshot such as ``step-002000``.
+
+    It is planned where it is made and keeps its targets when it goes to a worker, which may not see the files (weights,
+    statistics) whose digests are in their keys.
+    """
 
     method: Method
     problem: Problem
     output: str = "final"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_planned", _targets(self.method, self.problem, self.output))
+
     def inputs(self) -> Mapping[str, Ref]:
         """Return the method's targets."""
-        return _targets(self.method, self.problem, self.output)
+        planned: Mapping[str, Ref] = self.__dict__["_planned"]
+        return planned
 
     def load(self, ctx: Context) -> DistilledSet:
         """Return the assembled set."""

@@ -6,7 +6,9 @@ A zoo name is a family followed by options in any order, joined with ``_``:
   groupnorm nonorm`` and one of ``avgpool maxpool nopool`` (defaults: ``convnet3_w128_relu_instancenorm_avgpool``;
   ``d<depth>`` may stand as an option: ``convnet_d4_w256_batchnorm``);
 - ``mlp``, ``lenet``; ``alexnet_cifar`` [``batchnorm``]; ``vgg11_cifar`` (13, 16, 19) and ``resnet18_cifar`` (34, 50, 101, 152)
-  [``batchnorm``, else instance norm; ResNets also ``avgpool``: poolings in place of strides].
+  [``batchnorm``, else instance norm; ResNets also ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions
+  initialised as N(0, 2 / fan_out)];
+- ``wrn_<depth>_<width>`` (``wrn_16_2``), ``mobilenetv2_cifar`` and ``shufflenetv2_cifar`` (both of width 0.5), with batch norm.
 
 ``timm/<name>`` and ``torchvision/<name>`` are those libraries' models; a bare name that is none of the above is looked up in
 torchvision, then in timm. Names are case-sensitive: ``ResNet18`` is an original's name, ``resnet18`` is torchvision's.
@@ -49,8 +51,14 @@ ALIASES = {
     "ConvNetGN": "convnet3_w128_groupnorm",
     "ConvNetNP": "convnet3_w128_nopool",
     "ConvNetMP": "convnet3_w128_maxpool",
+    "MobileNetV2": "mobilenetv2_cifar",
+    "WRN_16_2": "wrn_16_2",
+    "ShuffleNetV2_0_5": "shufflenetv2_cifar",
 }
-"""Names in the code of DC, DSA and DM, and what they are called here."""
+"""Names in the code of DC, DSA and DM, then of EDC and G-VBSM (see ``EDC_RESNET18``), and what they are called here."""
+
+EDC_RESNET18 = "resnet18_cifar_batchnorm_kaiming"
+"""What EDC and G-VBSM call ``ResNet18``, which in DC's code is a network with instance norm."""
 
 _POOLS = {
     "M": ("MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18"),
@@ -64,19 +72,25 @@ _POOLS = {
 POOLS = ("S", "SS", *_POOLS)
 """Letters that :func:`pool` knows."""
 
-_FAMILY = re.compile(r"(convnet|vgg|resnet)(\d*)|mlp|lenet|alexnet")
+_FAMILY = re.compile(r"(convnet|vgg|resnet)(\d*)|mlp|lenet|alexnet|wrn|mobilenetv2|shufflenetv2")
 _LIBRARIES = ("timm", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZooName:
-    """A parsed zoo name. ``layers``: of a VGG or ResNet. ``pooled``: the average-pool variant of a ResNet."""
+    """A parsed zoo name.
+
+    ``layers``: of a VGG, ResNet or WideResNet. ``width``: of a WideResNet. ``pooled``: the average-pool variant of a ResNet;
+    ``kaiming``: its initialisation.
+    """
 
     family: str
     convnet: ConvNetOptions = field(default_factory=ConvNetOptions)
     layers: int = 0
     norm: str = "nonorm"
     pooled: bool = False
+    kaiming: bool = False
+    width: int = 0
 
     def __str__(self) -> str:
         if self.family == "convnet":
@@ -85,8 +99,10 @@ class ZooName:
             return "_".join([f"convnet{o.depth}", f"w{o.width}", *kinds])
         if self.family in ("mlp", "lenet"):
             return self.family
+        if self.family == "wrn":
+            return f"wrn_{self.layers}_{self.width}"
         name = f"{self.family}{self.layers or ''}_cifar"
-        return name + "_batchnorm" * (self.norm == "batchnorm") + "_avgpool" * self.pooled
+        return name + "_batchnorm" * (self.norm == "batchnorm") + "_avgpool" * self.pooled + "_kaiming" * self.kaiming
 
 
 def zoo_names() -> list[str]:
@@ -94,7 +110,7 @@ def zoo_names() -> list[str]:
     norms = ("", "_batchnorm")
     vgg = [f"vgg{n}_cifar{norm}" for n in VGG_WIDTHS for norm in norms]
     resnet = [f"resnet{n}_cifar{norm}{ap}" for n in RESNET_BLOCKS for norm in norms for ap in ("", "_avgpool")]
-    return sorted({*ALIASES.values(), *vgg, *resnet})
+    return sorted({*ALIASES.values(), EDC_RESNET18, *vgg, *resnet})
 
 
 def parse_zoo_name(name: str) -> ZooName | None:
@@ -110,6 +126,8 @@ def parse_zoo_name(name: str) -> ZooName | None:
         if options:
             raise ConfigError(f"network '{name}': {family} has no options, got '{options[0]}'")
         return ZooName(family=family)
+    if family == "wrn":
+        return _wrn_name(name, options)
     if not options or options[0] != "cifar":
         return None
     return _cifar_name(name, family, number, options[1:])
@@ -134,21 +152,33 @@ def _convnet_options(name: str, number: str, options: list[str]) -> ConvNetOptio
     return result
 
 
+def _wrn_name(name: str, options: list[str]) -> ZooName:
+    if len(options) != 2 or not all(option.isdecimal() for option in options):
+        raise ConfigError(f"network '{name}': a WideResNet is called wrn_<depth>_<width>, such as wrn_16_2")
+    depth, width = int(options[0]), int(options[1])
+    if depth < 10 or (depth - 4) % 6 or not 1 <= width <= 64:
+        raise ConfigError(f"network '{name}': depth must be 10, 16, 22, … (6n + 4) and width 1 to 64, got {depth} and {width}")
+    return ZooName(family="wrn", layers=depth, width=width)
+
+
 def _cifar_name(name: str, family: str, number: str, options: list[str]) -> ZooName:
-    families: dict[str, Collection[int]] = {"vgg": VGG_WIDTHS, "resnet": RESNET_BLOCKS, "alexnet": ()}
-    sizes = families[family]
+    families: dict[str, Collection[int]] = {"vgg": VGG_WIDTHS, "resnet": RESNET_BLOCKS}
+    sizes = families.get(family, ())
     layers = int(number) if number else 0
     if sizes and layers not in sizes:
         raise unknown("network", name, zoo_names())
-    allowed = {"alexnet": ["batchnorm"], "vgg": ["batchnorm", "instancenorm"], "resnet": ["batchnorm", "instancenorm", "avgpool"]}[family]
+    norms = ["batchnorm", "instancenorm"]
+    allowed = {"alexnet": norms[:1], "vgg": norms, "resnet": [*norms, "avgpool", "kaiming"]}.get(family, [])
     for option in options:
+        if not allowed:
+            raise ConfigError(f"network '{name}': {family}_cifar has no options, got '{option}'")
         if option not in allowed or options.count(option) > 1:
             raise unknown(f"option of network '{name}':", option, allowed)
     if {"batchnorm", "instancenorm"} <= set(options):
         raise ConfigError(f"network '{name}': norm is given twice")
-    plain = "nonorm" if family == "alexnet" else "instancenorm"
+    plain = "instancenorm" if family in families else "nonorm"
     norm = "batchnorm" if "batchnorm" in options else plain
-    return ZooName(family=family, layers=layers, norm=norm, pooled="avgpool" in options)
+    return ZooName(family=family, layers=layers, norm=norm, pooled="avgpool" in options, kaiming="kaiming" in options)
 
 
 def normalise_name(name: str) -> str:
@@ -174,6 +204,13 @@ def normalise_name(name: str) -> str:
     known = [*zoo_names(), *ALIASES, *list_networks("torchvision/*", bare=True), *list_networks("timm/*", bare=True)]
     hint = nearest(name, known)
     raise ConfigError(f"unknown network '{name}'{hint}; allowed: {', '.join(zoo_names()[:8])}, …, or any model of torchvision or timm")
+
+
+def spellings(name: str) -> list[str]:
+    """Return what files call a network: its canonical name without a library's, then the originals' names."""
+    canonical = normalise_name(name)
+    theirs = [alias for alias, network in ALIASES.items() if network == canonical]
+    return [canonical.split("/", 1)[-1], *theirs, *(["ResNet18"] if canonical == EDC_RESNET18 else [])]
 
 
 def list_networks(pattern: str = "*", *, bare: bool = False) -> list[str]:
@@ -203,7 +240,7 @@ def strip_batchnorm(name: str) -> str:
         return str(ZooName(family="convnet", convnet=kept))
     if zoo.norm == "batchnorm":
         plain = "nonorm" if zoo.family == "alexnet" else "instancenorm"
-        return str(ZooName(family=zoo.family, layers=zoo.layers, norm=plain))
+        return str(ZooName(family=zoo.family, layers=zoo.layers, norm=plain, kaiming=zoo.kaiming))
     return str(zoo)
 
 

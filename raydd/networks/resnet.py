@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydd.networks.base import Network, Shape, require_norm, require_size
+from raydd.networks.initialise import fill_defaults_, fill_fan_out_
 from raydd.networks.layers import Conv2d, Linear, make_norm
 
 RESNET_BLOCKS: dict[int, tuple[int, int, int, int]] = {
@@ -85,13 +87,14 @@ class ResNet(Network):
     """Four stages of 64, 128, 256, 512 channels with strides 1, 2, 2, 2, a mean over the last map, and one linear layer.
 
     ``pooled`` is the average-pool variant: strides become 2x2 average poolings, and the last map is flattened, not averaged.
+    ``kaiming``: convolutions are initialised by fan-out (specification of EDC, section 1.2), else as torch does by default.
     """
 
-    def __init__(self, name: str, shape: Shape, classes: int, layers: int, norm: str, pooled: bool) -> None:
+    def __init__(self, name: str, shape: Shape, classes: int, layers: int, norm: str, pooled: bool, kaiming: bool = False) -> None:
         super().__init__(name, shape, classes)
         block: type[BasicBlock] | type[Bottleneck] = BasicBlock if layers < 50 else Bottleneck
         channels, size = 64, (shape[1], shape[2])
-        self.pooled = pooled
+        self.pooled, self.kaiming = pooled, kaiming
         self.conv1 = Conv2d(shape[0], channels, 3, padding=1, bias=False)
         self.norm1 = make_norm(norm, channels, *size)
         stages = []
@@ -114,3 +117,7 @@ class ResNet(Network):
         """Return the averaged (or, in the average-pool variant, flattened) last map ``[B, embed_dim]``."""
         x = self.stages(F.relu(self.norm1(self.conv1(x))))
         return x.flatten(1) if self.pooled else x.mean((2, 3))
+
+    def reinitialise_(self, generator: torch.Generator) -> None:
+        """Refill all weights in place with fresh draws from ``generator``."""
+        (fill_fan_out_ if self.kaiming else fill_defaults_)(self, generator)

@@ -8,9 +8,9 @@ from raydd.core.errors import ConfigError
 from raydd.networks.base import Network, Shape
 from raydd.networks.classic import AlexNet, LeNet, Mlp, Vgg
 from raydd.networks.convnet import ConvNet
-from raydd.networks.initialise import fill_defaults_
 from raydd.networks.names import ZooName, normalise_name, parse_zoo_name
 from raydd.networks.resnet import ResNet
+from raydd.networks.small_teachers import MobileNetV2, ShuffleNetV2, WideResNet
 
 
 def create_network(name: str, shape: Shape, classes: int, generator: torch.Generator) -> Network:
@@ -28,7 +28,7 @@ def create_network(name: str, shape: Shape, classes: int, generator: torch.Gener
 
         return ExternalNetwork(normalise_name(name), (channels, height, width), classes, generator)
     net = _build(zoo, (channels, height, width), classes)
-    fill_defaults_(net, generator)
+    net.reinitialise_(generator)
     return net
 
 
@@ -44,7 +44,13 @@ def _build(zoo: ZooName, shape: Shape, classes: int) -> Network:
         return AlexNet(name, shape, classes, zoo.norm)
     if zoo.family == "vgg":
         return Vgg(name, shape, classes, zoo.layers, zoo.norm)
-    return ResNet(name, shape, classes, zoo.layers, zoo.norm, zoo.pooled)
+    if zoo.family == "wrn":
+        return WideResNet(name, shape, classes, zoo.layers, zoo.width)
+    if zoo.family == "mobilenetv2":
+        return MobileNetV2(name, shape, classes)
+    if zoo.family == "shufflenetv2":
+        return ShuffleNetV2(name, shape, classes)
+    return ResNet(name, shape, classes, zoo.layers, zoo.norm, zoo.pooled, zoo.kaiming)
 
 
 def reinitialise_(net: Network, generator: torch.Generator) -> None:

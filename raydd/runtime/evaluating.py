@@ -20,10 +20,11 @@ from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
-from raydd.methods.sources import StoredSet
 from raydd.evaluation.plan import EvaluationPlan, stored_evaluation
 from raydd.evaluation.summary import summarise
+from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
+from raydd.methods.sources import StoredSet
 from raydd.runtime.estimate import costs, measured_rate, render, unit_table
 from raydd.runtime.pipeline import Interrupted, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import most_workers
@@ -73,7 +74,13 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int) -> tuple[Subject,
     stored = StoredSet.at(url, info, experiment)
     ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
-    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation)
+    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, _labels(url))
+
+
+def _labels(url: str) -> PublishedLabels | None:
+    """Return the soft labels published beside a set, if there are any."""
+    ours = detect(url).format == "distilled"
+    return PublishedLabels.at(url) if ours and Storage(url).exists(f"{FOLDER}/{MANIFEST}") else None
 
 
 def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> str:

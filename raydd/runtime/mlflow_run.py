@@ -85,6 +85,10 @@ Item = Metric | Tag | Input | Picture | Artifacts
 KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (Metric, Tag, Input, Picture, Artifacts)}
 
 
+_LABEL_RECORD = re.compile(r"labels/epoch-\d+\.(safetensors|json)")
+"""Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are."""
+
+
 def clean(name: str) -> str:
     """Return ``name`` with whatever MLflow does not allow in the name of a metric, param or picture replaced by ``_``."""
     return posixpath.normpath(re.sub(r"[^a-zA-Z0-9_/.\- ]", "_", name)).strip("/.")[:250] or "_"
@@ -254,7 +258,7 @@ class MlflowRun:
 
     def _send_artifacts(self, item: Artifacts, note: Callable[[int], None]) -> None:
         source = Storage(item.source)
-        names = source.list()
+        names = [name for name in source.list() if not _LABEL_RECORD.fullmatch(name)]
         if not names:
             raise Rejected(f"{item.source} holds no files")
         for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -30,6 +31,8 @@ from raydd.core.units import Ref, snapshot, unit_key
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.evaluation.summary import summarise
+from raydd.labels.published import MANIFEST as LABEL_MANIFEST
+from raydd.labels.published import manifest as label_manifest
 from raydd.methods.base import Problem
 from raydd.runtime.estimate import stages_of, unit_table
 from raydd.runtime.journal import Curves, Journal
@@ -122,8 +125,12 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     """
     tune_allocator()
     info = check(job)
+    job.method.fetch()
     plan = make_plan(job, info)
-    output, store = Storage(job.output), Store(job.store)
+    absent = job.method.missing(plan.problems[0])
+    if absent:
+        raise ConfigError("method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent]))
+    output, store = Storage(job.output), Store(job.store, plan.places())
     warning = fleeting(_local_places(job))
     if warning:
         tell(f"warning: {warning}")
@@ -237,9 +244,10 @@ class _Session:
                 "device": device_kind(pick_device()),
                 "device_seconds": round(seconds[index], 1),
             }
-            folder = "distilled" if len(self.plan.problems) == 1 else f"distilled/seed-{problem.seed}"
+            folder = self.plan.folder(index)
             places.setdefault("set", join(job.output, folder))
-            publish(replace(distilled, recipe={**distilled.recipe, **recipe}), join(job.output, folder), report)
+            url, labels = join(job.output, folder), self._label_files(index)
+            publish(replace(distilled, recipe={**distilled.recipe, **recipe}), url, report, written=labels)
             self.tracker.artifacts(Storage(join(job.output, folder)), folder)
             if index == 0:
                 self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
@@ -260,6 +268,19 @@ class _Session:
                 self.tracker.metrics(name, value, self._last_step())
         places["tracking"] = self.tracker.run_url()
         return Outcome(report, places)
+
+    def _label_files(self, index: int) -> dict[str, dict[str, Any]]:
+        """Write the manifest of a set's label records, which are in place; return size and sha256 of all these files."""
+        stage = self.plan.labels[index]
+        if stage is None:
+            return {}
+        records: dict[str, dict[str, Any]] = {}
+        for ref in stage.refs():
+            records |= self.store.marker(ref)["files"]
+        text = label_manifest(stage, records)
+        self.output.put(f"{self.plan.folder(index)}/{stage.place}/{LABEL_MANIFEST}", text)
+        own = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+        return {f"{stage.place}/{name}": facts for name, facts in {**records, LABEL_MANIFEST: own}.items()}
 
     def _last_step(self) -> int:
         refs = self.plan.job.method.targets(self.plan.problems[0]).values()

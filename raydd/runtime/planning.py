@@ -8,11 +8,14 @@ from typing import Any
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
+from raydd.core.storage import join
 from raydd.core.store import device_kind
-from raydd.core.units import Ref, snapshot
+from raydd.core.units import Ref, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
-from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
+from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
+from raydd.labels.relabel import Relabel
+from raydd.labels.sets import Labels
 from raydd.methods.base import Problem
 from raydd.runtime.estimate import costs, measured_rate, render
 
@@ -31,6 +34,16 @@ class Plan:
     evaluation: EvaluationPlan
     picture_steps: list[int]
     targets: list[Ref] = field(default_factory=list)
+    labels: list[Relabel | None] = field(default_factory=list)
+
+    def folder(self, index: int) -> str:
+        """Return the folder below the output that a problem's set is published in."""
+        return "distilled" if len(self.problems) == 1 else f"distilled/seed-{self.problems[index].seed}"
+
+    def places(self) -> dict[str, str]:
+        """Return where the outputs of stages go that are written straight into the published sets, by the stages' digests."""
+        made = [(index, stage) for index, stage in enumerate(self.labels) if stage is not None]
+        return {stage_digest(stage): join(self.job.output, self.folder(index), stage.place) for index, stage in made}
 
 
 def make_plan(job: Job, info: DatasetInfo) -> Plan:
@@ -41,7 +54,13 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
     targets = [ref for p in problems for ref in job.method.targets(p).values()]
     targets += [ref for step in steps for ref in job.method.targets(problems[0], snapshot(step)).values()]
     targets += evaluation.targets()
-    return Plan(job, problems, evaluation, steps, list(dict.fromkeys(targets)))
+    labels = [_stored(labels_of(job.method, problem)) for problem in problems]
+    targets += [ref for stage in labels if stage is not None for ref in stage.refs()]
+    return Plan(job, problems, evaluation, steps, list(dict.fromkeys(targets)), labels)
+
+
+def _stored(labels: Labels | None) -> Relabel | None:
+    return labels.relabel if labels is not None and labels.config.stored else None
 
 
 def _picture_steps(job: Job, problem: Problem) -> list[int]:
@@ -67,6 +86,7 @@ def dry_run(job: Job) -> str:
     except DataError as error:
         return "\n".join([*parts, "", f"no plan: {error}"])
     plan = make_plan(job, info)
+    absent = [*absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)
     rate = measured_rate(job.numerics.threads, job.numerics.precision)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"

@@ -12,7 +12,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Data, Numerics
 from raydd.networks import Network
 from raydd.networks.fast import fast_forward
-from raydd.training.sgd import part
+from raydd.training.sgd import part, weights_for_test
 
 TEST_BATCH = 256
 RESIDENT_BYTES = 4 << 30
@@ -44,8 +44,8 @@ class Examiner:
         self._run = fast_forward(self.network, numerics)
 
     def accuracy(self, state: Mapping[str, Tensor], batches: Iterable[Batch], prepare: Callable[[Tensor], Tensor]) -> float:
-        """Return the accuracy in [0, 1] of one network's state (see :mod:`raydd.training.sgd`)."""
-        load_state(self.network, state)
+        """Return the accuracy in [0, 1] of one network's state (see :func:`raydd.training.sgd.weights_for_test`)."""
+        load_state(self.network, weights_for_test(state))
         return evaluate_accuracy(self._run, batches, prepare)
 
 

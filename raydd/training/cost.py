@@ -17,28 +17,33 @@ from raydd.networks.base import Shape
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """FLOP of one image's forward pass; numbers of parameters, of values its layers put out for one image, of features."""
+    """FLOP of one image's forward pass; numbers of parameters, of values its layers put out for one image, of features.
+
+    ``alive``: values that exist together in a forward pass without a gradient, about: three of the largest layer's outputs.
+    """
 
     flop: float
     parameters: int
     activations: int
     features: int
+    alive: int = 0
 
 
 @lru_cache(maxsize=256)
 def network_facts(name: str, shape: Shape, classes: int) -> NetworkFacts:
     """Return the facts of a network that a plan needs."""
     network = create_network(name, shape, classes, generator(0, "facts"))
-    return NetworkFacts(float(flops(network, shape)), parameter_count(network), _activations(network, shape), network.embed_dim)
+    sizes = _outputs(network, shape)
+    return NetworkFacts(float(flops(network, shape)), parameter_count(network), sum(sizes), network.embed_dim, 3 * max(sizes))
 
 
-def _activations(network: nn.Module, shape: Shape) -> int:
-    count = 0
+def _outputs(network: nn.Module, shape: Shape) -> list[int]:
+    """Return how many values each layer puts out for one image."""
+    sizes: list[int] = []
 
     def add(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal count
         if isinstance(output, Tensor):
-            count += output.numel()
+            sizes.append(output.numel())
 
     hooks = [module.register_forward_hook(add) for module in network.modules() if not list(module.children())]
     try:
@@ -47,19 +52,29 @@ def _activations(network: nn.Module, shape: Shape) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return count
+    return sizes
 
 
 def training_cost(
-    name: str, shape: Shape, classes: int, *, networks: int, images: int, epochs: int, batch: int, tested: int = 0, at_once: int = 1
+    name: str,
+    shape: Shape,
+    classes: int,
+    *,
+    networks: int,
+    images: int,
+    epochs: int,
+    batch: int,
+    tested: int = 0,
+    at_once: int = 1,
+    copies: int = 2,
 ) -> Cost:
     """Return the cost of training ``networks`` on ``images`` for ``epochs``, then testing each on ``tested`` images.
 
     FLOP: a training step is three forward passes. Memory: values of the forward pass and their gradients for
-    ``at_once`` batches, and weights, gradients and momentum.
+    ``at_once`` batches, and weights, gradients and what the optimiser keeps: ``copies`` of the weights, with them.
     """
     facts = network_facts(name, shape, classes)
-    state = 8 * facts.parameters * networks
+    state = 4 * copies * facts.parameters * networks
     batch = min(batch, images) if images else batch
     return Cost(
         flop=networks * facts.flop * (3.0 * images * epochs + tested),

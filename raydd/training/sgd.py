@@ -1,74 +1,80 @@
-"""How a network is trained from scratch: the recipe, and one explicit step of SGD on one network or a stack of them.
+"""One explicit step of training, on one network or a stack of them (recipes: :mod:`raydd.training.recipe`).
 
-A training's whole state is a ``dict[str, Tensor]`` (``params.*``, ``momentum.*``, ``buffers.*``), so that it can be
-checkpointed and resumed to the same bytes.
+A training's whole state is a ``dict[str, Tensor]``, so that it can be checkpointed and resumed to the same bytes:
+``params.*``, ``momentum.*`` (AdamW's first moment), ``buffers.*``, and where the recipe asks for them ``second.*`` and
+``count`` (AdamW), ``ema.*`` (the parameters' moving average), ``alrs.factor`` and ``alrs.loss``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics
+from raydd.losses.soft import SoftTargets, distillation_kl, mse_gt
+from raydd.training.optimisers import adamw, corrections, sgd
 from raydd.training.precision import cancelled_biases, lower_convolutions
+from raydd.training.recipe import Recipe
 
-PARTS = ("params", "momentum", "buffers")
+__all__ = [
+    "Labels",
+    "Recipe",
+    "TrainingStep",
+    "compiled",
+    "forget_momentum",
+    "fresh_state",
+    "part",
+    "stack_states",
+    "unstack_state",
+    "weights_for_test",
+]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained: SGD over shuffled batches, with the last, smaller batch kept.
-
-    ``epochs``: epochs run, all of them. ``drops``: epochs (from 0) before which the rate is multiplied by
-    ``drop_factor`` and the momentum is set back to zero (dc_dsa_dm spec, section 3.5). ``weight_decay``: on every
-    parameter. ``augmentation``: the family; ``strategy``: its operations, separated by ``_``.
-    """
-
-    epochs: int
-    batch: int = 256
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    drops: tuple[int, ...] = ()
-    drop_factor: float = 0.1
-    augmentation: Literal["none", "dsa", "dc"] = "none"
-    strategy: str = ""
-
-    def __post_init__(self) -> None:
-        for name, low in (("epochs", 0), ("batch", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} must be at least {low}, not {getattr(self, name)}")
-        if self.augmentation != "none" and not self.strategy:
-            raise ConfigError(f"augmentation '{self.augmentation}' needs a strategy: the operations, separated by '_'")
-
-    def rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch."""
-        return self.lr * self.drop_factor ** sum(epoch >= drop for drop in self.drops)
+Labels = Tensor | SoftTargets
+_KINDS = ("params", "momentum", "second", "ema", "buffers")
+_OTHERS = ("count", "alrs.factor", "alrs.loss")
 
 
-def fresh_state(network: nn.Module) -> Tensors:
-    """Return a network's parameters and buffers, and momentum of zero, as a training's state (copies)."""
-    state = {f"params.{name}": p.detach().clone() for name, p in network.named_parameters()}
-    state |= {f"momentum.{name}": torch.zeros_like(p) for name, p in network.named_parameters()}
-    return state | {f"buffers.{name}": b.detach().clone() for name, b in network.named_buffers()}
+def fresh_state(network: nn.Module, recipe: Recipe | None = None) -> Tensors:
+    """Return a network's parameters and buffers, and an optimiser's empty memory, as a training's state (copies)."""
+    named = dict(network.named_parameters())
+    state = {f"params.{name}": p.detach().clone() for name, p in named.items()}
+    state |= {f"momentum.{name}": torch.zeros_like(p) for name, p in named.items()}
+    state |= {f"buffers.{name}": b.detach().clone() for name, b in network.named_buffers()}
+    like = next(iter(named.values())).detach()
+    if recipe is not None and recipe.optimizer == "adamw":
+        state |= {f"second.{name}": torch.zeros_like(p) for name, p in named.items()}
+        state["count"] = torch.zeros((), dtype=torch.int64, device=like.device)
+    if recipe is not None and recipe.ema is not None:
+        state |= {f"ema.{name}": p.detach().clone() for name, p in named.items()}
+    if recipe is not None and recipe.schedule == "alrs":
+        state["alrs.factor"], state["alrs.loss"] = like.new_ones(()), like.new_full((), torch.inf)
+    return state
 
 
 def part(state: Mapping[str, Tensor], name: str) -> Tensors:
-    """Return one part of a state (``params``, ``momentum`` or ``buffers``), keyed by the network's own names."""
+    """Return one part of a state (``params``, ``momentum``, ``buffers``, …), keyed by the network's own names."""
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
+def weights_for_test(state: Mapping[str, Tensor]) -> Tensors:
+    """Return ``params.*`` and ``buffers.*`` to test with: the parameters' moving average where there is one, live buffers."""
+    averaged = part(state, "ema")
+    params = averaged or part(state, "params")
+    return {f"params.{k}": v for k, v in params.items()} | {f"buffers.{k}": v for k, v in part(state, "buffers").items()}
+
+
 def forget_momentum(state: Mapping[str, Tensor]) -> Tensors:
-    """Return the state with its momentum at zero, as after a new optimiser was made."""
-    return {key: torch.zeros_like(v) if key.startswith("momentum.") else v for key, v in state.items()}
+    """Return the state with its optimiser's memory at zero, as after a new optimiser was made."""
+    memory = ("momentum.", "second.", "count")
+    return {key: torch.zeros_like(v) if key.startswith(memory) else v for key, v in state.items()}
 
 
 def stack_states(states: list[Tensors]) -> Tensors:
@@ -94,47 +100,66 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(fn, fullgraph=True, dynamic=False)
 
 
-class SgdStep:
-    """One step of SGD, ``torch.optim.SGD`` without an object that keeps state.
+class TrainingStep:
+    """One step of a recipe, ``torch.optim.SGD`` or ``torch.optim.AdamW`` without an object that keeps state.
 
     Made once for an architecture; ``network`` gives the structure only. ``stacked``: the state, the images and the
     labels have a first dimension ``R`` and ``R`` networks are trained by one call.
     """
 
-    def __init__(
-        self, network: nn.Module, numerics: Numerics, *, momentum: float = 0.9, weight_decay: float = 5e-4, stacked: bool = False
-    ) -> None:
+    def __init__(self, network: nn.Module, numerics: Numerics, recipe: Recipe, *, stacked: bool = False) -> None:
         self.network = lower_convolutions(network) if numerics.precision == "bf16" else network
         self.still = cancelled_biases(network)
-        self.momentum, self.weight_decay = momentum, weight_decay
+        self.recipe = recipe
+        named = network.named_parameters()
+        self.decayed = {name for name, p in named if recipe.decay == "all" or ("weight" in name and p.dim() > 1)}
+        self.norms = _running_norms(network) if recipe.double_norm else {}
         gradients = grad_and_value(self._loss, has_aux=True)
         # Eager torch.func takes norms apart for a second derivative that nothing here needs: 11 % slower (ConvNet, CPU).
         alone = gradients if numerics.compile else self._plain_gradients
         self._gradients = vmap(gradients) if stacked else alone
         self._run = compiled(self._update) if numerics.compile else self._update
 
-    def __call__(self, state: Tensors, images: Tensor, labels: Tensor, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+    def __call__(self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
         """Return the state after one batch, and the batch's sum of losses and count of correct answers (per network).
 
-        ``images`` float ``[B, C, H, W]`` in network space, ``labels`` int64 ``[B]`` or probabilities ``[B, classes]``,
-        ``rate`` the learning rate, a scalar tensor (so that a change of it compiles nothing anew).
+        ``images`` float ``[B, C, H, W]`` in network space; ``labels`` int64 ``[B]``, probabilities ``[B, classes]``, or the
+        :class:`SoftTargets` that a loss ``mse_gt`` or ``kl`` needs; ``rate`` the learning rate, a scalar tensor (so that a
+        change of it compiles nothing anew). ``ConfigError`` for labels that are not of the loss's kind.
         """
+        self._check(labels)
         self.network.train()
-        params, momentum, buffers = (part(state, name) for name in PARTS)
-        params, momentum, buffers, loss, correct = self._run(params, momentum, buffers, images, labels, rate)
-        new = {f"params.{k}": v for k, v in params.items()} | {f"momentum.{k}": v for k, v in momentum.items()}
-        return new | {f"buffers.{k}": v for k, v in buffers.items()}, loss, correct
+        others = {name: value for name, value in state.items() if name in _OTHERS}
+        parts, counted, loss, correct = self._run({kind: part(state, kind) for kind in _KINDS}, others, images, labels, rate)
+        new = {f"{kind}.{name}": value for kind in _KINDS for name, value in parts[kind].items()}
+        return new | counted, loss, correct
 
-    def _loss(self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+    def _check(self, labels: Labels) -> None:
+        soft = isinstance(labels, SoftTargets)
+        if soft == (self.recipe.loss == "ce"):
+            has, needs = ("the logits of teachers", "labels") if soft else ("labels", "the logits of teachers")
+            raise ConfigError(f"loss '{self.recipe.loss}' needs {needs}, and the set has {has}")
+
+    def _distance(self, logits: Tensor, labels: Labels) -> Tensor:
+        if isinstance(labels, Tensor):
+            return F.cross_entropy(logits, labels)
+        if self.recipe.loss == "mse_gt":
+            return mse_gt(logits, labels, self.recipe.ce_weight or 0.0)
+        return distillation_kl(logits, labels, self.recipe.temperature or 1.0)
+
+    def _loss(
+        self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Labels
+    ) -> tuple[Tensor, tuple[Any, ...]]:
         # Batch norm writes its running statistics in place: into copies, so that the step stays a pure function.
         buffers = {name: value.clone() for name, value in buffers.items()}
         logits = functional_call(self.network, ({**moving, **still}, buffers), (images,)).to(images.dtype)
-        loss = F.cross_entropy(logits, labels)
-        truth = labels if labels.ndim == 1 else labels.argmax(-1)
+        loss = self._distance(logits, labels)
+        hard = labels if isinstance(labels, Tensor) else labels.hard
+        truth = hard if hard.ndim == 1 else hard.argmax(-1)
         return loss, (buffers, (logits.argmax(-1) == truth).sum(), logits.new_tensor(len(logits)) * loss.detach())
 
     def _plain_gradients(
-        self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Tensor
+        self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Labels
     ) -> tuple[Tensors, tuple[Tensor, tuple[Any, ...]]]:
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_(True) for name, value in moving.items()}
@@ -143,15 +168,74 @@ class SgdStep:
         return dict(zip(leaves, found, strict=True)), (loss.detach(), rest)
 
     def _update(
-        self, params: Tensors, momentum: Tensors, buffers: Tensors, images: Tensor, labels: Tensor, rate: Tensor
-    ) -> tuple[Any, ...]:
+        self, parts: dict[str, Tensors], others: Tensors, images: Tensor, labels: Labels, rate: Tensor
+    ) -> tuple[dict[str, Tensors], Tensors, Tensor, Tensor]:
+        params, before = parts["params"], parts["buffers"]
         still = {name: params[name] for name in self.still}
         moving = {name: value for name, value in params.items() if name not in self.still}
-        gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, buffers, images, labels)
-        new_params, new_momentum = {}, {}
-        for name, value in params.items():
-            decay = self.weight_decay * value
-            direction = gradients[name] + decay if name in gradients else decay
-            new_momentum[name] = self.momentum * momentum[name] + direction
-            new_params[name] = value - rate * new_momentum[name]
-        return new_params, new_momentum, buffers, loss, correct
+        gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, before, images, labels)
+        new: dict[str, Tensors] = {"params": {}, "momentum": {}, "second": {}, "ema": {}}
+        new["buffers"] = self._normed_again(before, buffers) if self.norms else buffers
+        if self.recipe.optimizer == "adamw":
+            self._adamw(parts, gradients, others, rate, new)
+            others = others | {"count": others["count"] + 1}
+        else:
+            self._sgd(parts, gradients, others, rate, new)
+        if self.recipe.ema is not None:
+            kept = self.recipe.ema
+            new["ema"] = {name: kept * value + (1 - kept) * new["params"][name] for name, value in parts["ema"].items()}
+        return new, others, loss, correct
+
+    def _sgd(self, parts: dict[str, Tensors], gradients: Tensors, others: Tensors, rate: Tensor, new: dict[str, Tensors]) -> None:
+        recipe = self.recipe
+        for name, value in parts["params"].items():
+            new["params"][name], new["momentum"][name] = sgd(
+                value,
+                gradients.get(name),
+                parts["momentum"][name],
+                rate=self._rate(name, value, others, rate),
+                beta=recipe.momentum,
+                decay=recipe.weight_decay if name in self.decayed else None,
+            )
+
+    def _adamw(self, parts: dict[str, Tensors], gradients: Tensors, others: Tensors, rate: Tensor, new: dict[str, Tensors]) -> None:
+        recipe, bias = self.recipe, corrections(self.recipe.betas, others["count"])
+        for name, value in parts["params"].items():
+            new["params"][name], new["momentum"][name], new["second"][name] = adamw(
+                value,
+                gradients.get(name),
+                parts["momentum"][name],
+                parts["second"][name],
+                rate=self._rate(name, value, others, rate),
+                corrections=bias,
+                betas=recipe.betas,
+                decay=recipe.weight_decay if name in self.decayed else None,
+            )
+
+    def _rate(self, name: str, value: Tensor, others: Tensors, rate: Tensor) -> Tensor:
+        """Return a parameter's rate; of a stack with ``alrs``, whose networks have their own, ``[R, 1, …]``."""
+        factor = others.get("alrs.factor")
+        if factor is None or name not in self.decayed:
+            return rate
+        return (rate * factor).to(value.dtype).reshape([-1] + [1] * (value.dim() - 1) if factor.dim() else [])
+
+    def _normed_again(self, before: Tensors, after: Tensors) -> Tensors:
+        """Return the buffers as after a second pass of the same batch: its statistics do not depend on the running ones."""
+        again = dict(after)
+        for prefix, momentum in self.norms.items():
+            for name in (f"{prefix}running_mean", f"{prefix}running_var"):
+                again[name] = after[name] + (1 - momentum) * (after[name] - before[name])
+            again[f"{prefix}num_batches_tracked"] = after[f"{prefix}num_batches_tracked"] + 1
+        return again
+
+
+def _running_norms(network: nn.Module) -> dict[str, float]:
+    """Return the prefix of the names of every batch norm with running statistics, and its momentum."""
+    found = {}
+    for name, module in network.named_modules():
+        if not isinstance(module, _BatchNorm) or module.running_mean is None:
+            continue
+        if module.momentum is None:
+            raise ConfigError(f"double_norm needs batch norms with a momentum; '{name}' averages over all batches")
+        found[f"{name}." if name else ""] = module.momentum
+    return found

@@ -1,4 +1,4 @@
-"""Training of one or several networks from scratch on a set of labelled images, epoch by epoch.
+"""Training of one or several networks on a set of labelled images, epoch by epoch.
 
 The state of ``R`` networks is one ``dict[str, Tensor]`` whose tensors have a first dimension ``R``. Every draw is keyed by
 the network's number (its *repeat*) and the epoch, so that a network does not depend on those trained beside it, and a
@@ -8,7 +8,7 @@ training resumed between two epochs returns the same bytes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Protocol
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics
+from raydd.losses.soft import SoftTargets
 from raydd.networks import create_network, is_per_sample
 from raydd.networks.base import Network, Shape
 from raydd.training.augmentation import Augment, make_augmentation
 from raydd.training.precision import warn_of_slow_bf16
-from raydd.training.sgd import Recipe, SgdStep, forget_momentum, fresh_state, stack_states, unstack_state
+from raydd.training.schedules import alrs_factor
+from raydd.training.sgd import Labels, Recipe, TrainingStep, forget_momentum, fresh_state, stack_states, unstack_state
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Labels]
 
 
 class KeyedRng(Protocol):
@@ -40,7 +42,10 @@ class TrainingSet(Protocol):
     """What students learn from; ``DistilledSet`` is one."""
 
     def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[Batch]:
-        """Yield an epoch of float images ``[B, C, H, W]`` in network space and labels, in an order drawn from ``rng``."""
+        """Yield an epoch of float images ``[B, C, H, W]`` in network space and labels, in an order drawn from ``rng``.
+
+        Labels: int64 ``[B]``, probabilities ``[B, classes]``, or :class:`SoftTargets` for a loss that learns logits.
+        """
         ...
 
 
@@ -53,7 +58,7 @@ class ResidentSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[Batch]:
+    def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of at most ``size``; what fits one batch comes whole and in its own order."""
         if len(self.images) <= size:
             yield self.images, self.labels
@@ -93,14 +98,21 @@ def global_draws(generator: torch.Generator) -> Iterator[None]:
 @lru_cache(maxsize=32)
 def _made_once(
     network: str, shape: Shape, classes: int, recipe: Recipe, numerics: Numerics, device: str, dtype: torch.dtype, stacked: bool
-) -> tuple[Network, SgdStep, bool]:
+) -> tuple[Network, TrainingStep, bool]:
     """Return a network (for its structure), its step, and whether that is stacked: compiled once per process, not per unit."""
     if numerics.precision == "bf16":
         warn_of_slow_bf16(torch.device(device))
     made = create_network(network, shape, classes, generator(0, "structure")).to(device, dtype)
     stacked = stacked and stackable(made)
-    step = SgdStep(made, numerics, momentum=recipe.momentum, weight_decay=recipe.weight_decay, stacked=stacked)
-    return made, step, stacked
+    return made, TrainingStep(made, numerics, recipe, stacked=stacked), stacked
+
+
+def stack_labels(labels: Sequence[Labels]) -> Labels:
+    """Stack the labels of several networks' batches, of one kind; soft targets field by field."""
+    soft = [found for found in labels if isinstance(found, SoftTargets)]
+    if soft:
+        return SoftTargets(*(torch.stack(field) for field in zip(*soft, strict=True)))
+    return torch.stack([found for found in labels if isinstance(found, Tensor)])
 
 
 class StudentTraining:
@@ -108,7 +120,7 @@ class StudentTraining:
 
     ``stacked``: all of them by one call (default: on a GPU, where small steps wait for kernel launches; on a CPU one
     after another is faster, speed notes section 6). Results agree between the two up to rounding. Layers that draw
-    while they train are never stacked.
+    while they train are never stacked. ``black``: a black pixel in network space, see :func:`make_augmentation`.
     """
 
     def __init__(
@@ -124,20 +136,23 @@ class StudentTraining:
         device: torch.device,
         stacked: bool | None = None,
         dtype: torch.dtype = torch.float32,
+        black: Sequence[float] | None = None,
     ) -> None:
         self.recipe, self.repeats, self.device, self.dtype = recipe, tuple(repeats), device, dtype
         self.rngs = [of_repeat(rng, repeat) for repeat in repeats]
         self.create = lambda draws: create_network(network, shape, classes, draws)
         wanted = len(self.repeats) > 1 and (device.type == "cuda" if stacked is None else stacked)
-        # Of the recipe, a step knows these two alone: trainings that differ in the rest share it.
-        known = Recipe(epochs=0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        known = recipe.of_step()
         self.network, self.step, self.stacked = _made_once(network, shape, classes, known, numerics, str(device), dtype, wanted)
-        self.augment: Augment = make_augmentation(recipe.augmentation, recipe.strategy, shape[1:])
+        self.augment: Augment = make_augmentation(recipe, shape[1:], black)
 
-    def init(self) -> Tensors:
-        """Return the state of freshly initialised students, on the device."""
-        networks = [self.create(rng("init")).to(self.device, self.dtype) for rng in self.rngs]
-        return stack_states([fresh_state(network) for network in networks])
+    def init(self, fill: Callable[[Network], None] | None = None) -> Tensors:
+        """Return the state of freshly initialised students, on the device; ``fill`` may put other weights into each first."""
+        networks = [self.create(rng("init")) for rng in self.rngs]
+        if fill is not None:
+            for network in networks:
+                fill(network)
+        return stack_states([fresh_state(network.to(self.device, self.dtype), self.recipe) for network in networks])
 
     def epoch(self, state: Tensors, epoch: int, data: TrainingSet) -> tuple[Tensors, Tensor, Tensor]:
         """Return the state after one epoch, and each student's mean loss and accuracy on its (augmented) batches, ``[R]``."""
@@ -145,13 +160,21 @@ class StudentTraining:
             state = forget_momentum(state)
         rate = torch.tensor(self.recipe.rate(epoch), dtype=self.dtype, device=self.device)
         if self.stacked:
-            return self._lockstep(state, epoch, data, rate)
-        parts = [self._alone(unstack_state(state, i), epoch, data, rate, rng) for i, rng in enumerate(self.rngs)]
-        states, losses, accuracies = zip(*parts, strict=True)
-        return stack_states(list(states)), torch.stack(losses), torch.stack(accuracies)
+            state, loss, accuracy = self._lockstep(state, epoch, data, rate)
+        else:
+            parts = [self._alone(unstack_state(state, i), epoch, data, rate, rng) for i, rng in enumerate(self.rngs)]
+            states, losses, accuracies = zip(*parts, strict=True)
+            state, loss, accuracy = stack_states(list(states)), torch.stack(losses), torch.stack(accuracies)
+        if self.recipe.schedule == "alrs":
+            state["alrs.factor"] = alrs_factor(state["alrs.factor"], state["alrs.loss"], loss)
+            state["alrs.loss"] = loss
+        return state, loss, accuracy
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> Batch:
+    def _to_device(self, images: Tensor, labels: Labels) -> Batch:
         images = images.to(self.device, self.dtype, non_blocking=True)
+        if isinstance(labels, SoftTargets):
+            logits = labels.logits.to(self.device, non_blocking=True).to(self.dtype)
+            return images, SoftTargets(logits, labels.hard.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
         return images, labels.to(self.dtype) if labels.is_floating_point() else labels
 
@@ -174,7 +197,7 @@ class StudentTraining:
         for batches in zip(*(data.batches(epoch, self.recipe.batch, rng) for rng in self.rngs), strict=True):
             ready = [self._to_device(images, labels) for images, labels in batches]
             images = self.augment(torch.stack([images for images, _ in ready]), draws)
-            state, loss, correct = self.step(state, images, torch.stack([labels for _, labels in ready]), rate)
+            state, loss, correct = self.step(state, images, stack_labels([labels for _, labels in ready]), rate)
             losses.append(loss)
             hits.append(correct)
             seen += images.shape[1]

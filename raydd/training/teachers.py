@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from raydd.core.errors import DataError
+from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Data, Numerics, Stage, stage_digest
@@ -22,8 +22,10 @@ from raydd.networks.base import Network
 from raydd.networks.fast import fast_embed
 from raydd.training.accuracy import load_state, resident
 from raydd.training.cost import training_cost
-from raydd.training.sgd import Recipe
-from raydd.training.students import Batch, KeyedRng, StudentTraining
+from raydd.training.sgd import Recipe, weights_for_test
+from raydd.training.students import KeyedRng, StudentTraining
+
+Batch = tuple[Tensor, Tensor]
 
 
 class WholeSplit:
@@ -48,12 +50,24 @@ class WholeSplit:
             yield images[ids], labels[ids]
 
 
+class Start(Protocol):
+    """Weights that a training starts from: a frozen dataclass, part of the stage's key."""
+
+    def fill(self, network: Network) -> None:
+        """Write the weights into a fresh network in place; what it leaves (a last layer of other classes) stays fresh."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainNetwork(Stage):
     """Train ``count`` networks on the training set; each is a unit, each epoch a step.
 
-    Output of a unit: ``params.*`` and ``buffers.*`` of the network, ``train_accuracy`` of its last epoch, the number of
-    ``images`` it was trained on. A recipe of no epochs gives an untrained network. ``dataset``: narrowed to ``train``.
+    ``save_epoch``: the epoch (from 0) after which the training ends, its schedule being that of all the recipe's epochs
+    (default: the last). ``start``: weights to start from instead of random ones.
+
+    Output of a unit: ``params.*`` (their moving average where the recipe has one) and ``buffers.*`` of the network,
+    ``train_accuracy`` of its last epoch, the number of ``images`` it was trained on. A recipe of no epochs gives a network
+    as it started. ``dataset``: narrowed to ``train``.
     """
 
     phase: ClassVar[str] = "squeeze"
@@ -62,6 +76,13 @@ class TrainNetwork(Stage):
     network: str
     recipe: Recipe
     count: int = 1
+    save_epoch: int | None = None
+    start: Start | None = None
+
+    def __post_init__(self) -> None:
+        if self.save_epoch is not None and not 0 <= self.save_epoch < self.recipe.epochs:
+            epochs = self.recipe.epochs
+            raise ConfigError(f"save_epoch must be from 0 to {epochs - 1}, of {epochs} epochs, not {self.save_epoch}")
 
     def units(self) -> Sequence[str]:
         """Return one unit per network, ``network-000``."""
@@ -72,16 +93,23 @@ class TrainNetwork(Stage):
         info = self.dataset
         images = sum(info.train_counts)
         return training_cost(
-            self.network, info.shape, info.classes, networks=1, images=images, epochs=self.recipe.epochs, batch=self.recipe.batch
+            self.network,
+            info.shape,
+            info.classes,
+            networks=1,
+            images=images,
+            epochs=self.steps(unit),
+            batch=self.recipe.batch,
+            copies=self.recipe.copies,
         )
 
     def steps(self, unit: str) -> int:
-        """Return the number of epochs."""
-        return self.recipe.epochs
+        """Return the number of epochs that are run."""
+        return self.recipe.epochs if self.save_epoch is None else self.save_epoch + 1
 
     def init(self, unit: str, ctx: Context) -> Tensors:
-        """Return the state of a fresh network."""
-        state = self._training(unit, ctx).init()
+        """Return the state of a network as it starts."""
+        state = self._training(unit, ctx).init(None if self.start is None else self.start.fill)
         return state | {"train_accuracy": torch.zeros(1, dtype=torch.float64, device=ctx.device)}
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
@@ -93,8 +121,9 @@ class TrainNetwork(Stage):
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the network's weights without the optimiser's memory."""
-        weights = {name: value[0] for name, value in state.items() if not name.startswith("momentum.")}
-        return weights | {"images": torch.tensor(len(ctx.data["train"]))}
+        weights = {name: value[0] for name, value in weights_for_test(state).items()}
+        counts = {"train_accuracy": state["train_accuracy"][0], "images": torch.tensor(len(ctx.data["train"]))}
+        return weights | counts
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
         def make() -> StudentTraining:
@@ -107,6 +136,7 @@ class TrainNetwork(Stage):
                 repeats=[int(unit.removeprefix("network-"))],
                 rng=partial(generator, self.seed),
                 device=ctx.device,
+                black=[-mean / std for mean, std in zip(self.dataset.mean, self.dataset.std, strict=True)],
             )
 
         return ctx.cached(("training", stage_digest(self), unit), make)

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from raydd.config import build, parse_job
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
-from raydd.evaluation.protocols import PROTOCOLS
+from raydd.evaluation.plan import EvaluationConfig
+from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS
 from raydd.training.accuracy import Examiner
+from raydd.training.recipe import Recipe
 from raydd.training.sgd import stack_states, unstack_state
 from raydd.training.students import ResidentSet, StudentTraining
 
@@ -111,5 +114,122 @@ def test_a_changed_protocol_says_so():
 def test_overrides_that_mean_nothing_are_refused():
     with pytest.raises(ConfigError, match=r"epoch.*did you mean 'epochs'"):
         PROTOCOLS.get("dm").override(epoch=3)
-    with pytest.raises(ConfigError, match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa"):
+    with pytest.raises(ConfigError, match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, rded, sre2l"):
         PROTOCOLS.get("dms")
+
+
+IMAGENET = DatasetInfo(name="big", classes=1000, channels=3, height=224, width=224, mean=(0.0,) * 3, std=(1.0,) * 3)
+ADAMW = {"epochs": 300, "optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01, "decay": "matrices_only"}
+PUBLISHED = {
+    "edc": {"batch": 100, "schedule": "linear_st", "st": 2.0, "loss": "mse_gt", "ce_weight": 0.025, "ema": 0.99},
+    "sre2l": {"batch": 1024, "schedule": "cosine", "loss": "kl", "temperature": 20.0},
+    "gvbsm": {"batch": 1024, "schedule": "cosine", "loss": "mse_gt", "ce_weight": 0.1},
+    "rded": {"batch": 100, "schedule": "cos_st", "st": 2.0, "loss": "kl", "temperature": 20.0, "double_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_of_imagenet_are_the_published_ones(name):
+    """Specification edc_sre2l_gvbsm_rded, sections 4.1 and 5.1 to 5.3."""
+    protocol = PROTOCOLS.get(name)
+    assert protocol.recipe(IMAGENET, "resnet18") == Recipe(**ADAMW, **PUBLISHED[name])
+    assert protocol.label == name
+    assert protocol.learns_logits
+
+
+def test_edc_is_trained_with_a_line_of_rates():
+    recipe = PROTOCOLS.get("edc").recipe(IMAGENET, "resnet18")
+    assert [recipe.rate(e) for e in (0, 150, 299)] == pytest.approx([1e-3, 7.5e-4, 5.017e-4], rel=1e-4)
+
+
+def test_rded_has_rates_by_network():
+    rded = PROTOCOLS.get("rded")
+    rates = {"resnet50": 1e-3, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "alexnet": 1e-4, "vit_b_16": 1e-4, "vgg11": 5e-4}
+    assert {name: rded.recipe(IMAGENET, name).lr for name in rates} == rates
+    changed = rded.override(lr=1e-3)
+    assert {changed.recipe(IMAGENET, name).lr for name in rates} == {1e-3}
+    assert changed.label == "rded[lr=0.001]"
+
+
+def test_protocols_of_dc_are_recipes_of_sgd():
+    expected = {"batch": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    for name in ("dc", "dsa", "dm"):
+        recipe = PROTOCOLS.get(name).override(strategy="none", epochs=1000).recipe(INFO, "ConvNet")
+        assert recipe == Recipe(epochs=1001, drops=(502,), **expected)
+        assert not PROTOCOLS.get(name).learns_logits
+
+
+JOBS = {
+    "cifar100": (
+        {"epochs": 1000, "batch": 50, "lr": 0.1, "schedule": "cos2_st", "st": 2.0}
+        | {"optimizer": "sgd", "momentum": 0.875, "weight_decay": 5e-4},
+        "edc[epochs=1000,batch=50,lr=0.1,optimizer=sgd,momentum=0.875,weight_decay=0.0005,schedule=cos2_st,st=2.0]",
+    ),
+    "cifar10": (
+        {"epochs": 1000, "batch": 10, "schedule": "multistep", "milestones": [800, 900, 950], "drop_factor": 0.5},
+        "edc[epochs=1000,batch=10,schedule=multistep,milestones=800/900/950,drop_factor=0.5]",
+    ),
+    "the true cosine": ({"schedule": "cos_st"}, "edc[schedule=cos_st,st=2.0]"),
+    "hard labels": ({"loss": "ce"}, "edc[loss=ce]"),
+    "other labels": ({"loss": "kl", "temperature": 20}, "edc[loss=kl,temperature=20.0]"),
+    "no average": ({"ema": 0}, "edc[ema=0.0]"),
+    "one norm": ({"protocol": "rded", "double_norm": False, "decay": "all"}, "rded[decay=all,double_norm=False]"),
+    "as published": ({"epochs": 300, "ce_weight": 0.025}, "edc"),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_jobs_change_protocols_and_their_names_say_so(job):
+    """The recipes of the specification's section 4.2, as a job writes them."""
+    changes, label = JOBS[job]
+    protocol = build(EvaluationConfig, {"protocol": "edc", **changes}, "job").resolve()
+    assert protocol.label == label
+    recipe = protocol.recipe(INFO, "resnet18")
+    for name, value in changes.items():
+        if name != "protocol":
+            assert getattr(recipe, name) == ((tuple(value) if isinstance(value, list) else value) or getattr(Recipe(epochs=1), name))
+
+
+def test_numbers_that_count_no_longer_are_dropped():
+    edc = PROTOCOLS.get("edc")
+    assert edc.override(schedule="cosine").recipe(IMAGENET, "resnet18").st is None
+    assert edc.override(loss="kl", temperature=4.0).recipe(IMAGENET, "resnet18").ce_weight is None
+    assert PROTOCOLS.get("edc").with_hard_labels().label == "edc[loss=ce]"
+    assert PROTOCOLS.get("dm").with_hard_labels() == PROTOCOLS.get("dm")
+    stepped = edc.override(schedule="multistep", milestones=(100,))
+    assert stepped.override(epochs=60).recipe(IMAGENET, "resnet18").rate(59) == 1e-3  # a shorter training may miss the drop
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "sre2l", "ce_weight": 0.1}, "protocol 'sre2l': ce_weight=0.1 has no effect with loss 'kl'; it needs loss mse_gt"),
+        ({"protocol": "dm", "temperature": 4}, "temperature=4.0 has no effect with loss 'ce'"),
+        ({"protocol": "gvbsm", "st": 2}, "st=2.0 has no effect with schedule 'cosine'"),
+        ({"momentum": 0.8}, "momentum=0.8 has no effect with optimizer 'adamw'; it needs optimizer sgd"),
+        ({"drop_factor": 0.5}, "drop_factor=0.5 has no effect with schedule 'linear_st'"),
+        ({"loss": "ce", "ce_weight": 0.1}, "ce_weight=0.1 has no effect with loss 'ce'"),
+        ({"loss": "kl"}, "protocol 'edc': loss 'kl' needs a temperature"),
+        ({"protocol": "sre2l", "schedule": "cos_st"}, "schedule 'cos_st' needs st"),
+        ({"schedule": "multistep"}, "needs milestones"),
+        ({"schedule": "multistep", "milestones": [400]}, "milestones=400 has no effect, there are 300 epochs"),
+        ({"strategy": "crop"}, "has no augmentation, so strategy 'crop' has no effect"),
+    ],
+)
+def test_changes_without_effect_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(EvaluationConfig, {"protocol": "edc", **changes}, "job").resolve()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("schedule", "cosin", "cosine"), ("optimizer", "adam", "adamw"), ("ema", 1, "less than 1"), ("st", 0.5, "greater than or equal to 1")],
+)
+def test_a_jobs_wrong_values_are_named(key, value, message):
+    with pytest.raises(ConfigError, match=rf"(?s)evaluation\.{key}.*{message}"):
+        parse_job({"method": "dm", "evaluation": {"protocol": "edc", key: value}})
+
+
+def test_every_change_is_a_field_of_protocols_and_of_jobs():
+    assert set(OVERRIDES) <= set(EvaluationConfig.__dataclass_fields__)
+    assert set(OVERRIDES) <= set(type(PROTOCOLS.get("dm")).__dataclass_fields__)

@@ -8,8 +8,19 @@ import torch
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.training.augmentation import make_augmentation
+from raydd.training.recipe import Recipe
 
-STRATEGIES = [("dsa", "color_crop_cutout_flip_scale_rotate"), ("dc", "crop_scale_rotate"), ("dc", "crop_noise")]
+STRATEGIES = [
+    ("dsa", "color_crop_cutout_flip_scale_rotate"),
+    ("dc", "crop_scale_rotate"),
+    ("dc", "crop_noise"),
+    ("pad_crop_flip", ""),
+    ("resized_crop_flip", ""),
+]
+
+
+def _augmentation(kind, strategy="", size=(12, 12), black=None, **fields):
+    return make_augmentation(Recipe(epochs=1, augmentation=kind, strategy=strategy, **fields), size, black)
 
 
 def _images(networks=3, count=6):
@@ -18,7 +29,7 @@ def _images(networks=3, count=6):
 
 @pytest.mark.parametrize(("kind", "strategy"), STRATEGIES)
 def test_batches_together_are_batches_apart(kind, strategy):
-    augment, images = make_augmentation(kind, strategy, (12, 12)), _images()
+    augment, images = _augmentation(kind, strategy), _images()
     together = augment(images, [generator(1, "draw", r) for r in range(3)])
     for r in range(3):
         alone = augment(images[r : r + 1], [generator(1, "draw", r)])[0]
@@ -28,7 +39,7 @@ def test_batches_together_are_batches_apart(kind, strategy):
 
 
 def test_images_of_a_batch_have_numbers_of_their_own():
-    augment = make_augmentation("dsa", "scale", (12, 12))
+    augment = _augmentation("dsa", "scale")
     same = torch.randn(1, 1, 1, 12, 12, generator=generator(0, "x")).expand(1, 5, 1, 12, 12)
     out = augment(same, [generator(0, "draw")])[0]
     assert len({tuple(image.flatten().tolist()) for image in out}) == 5
@@ -36,10 +47,50 @@ def test_images_of_a_batch_have_numbers_of_their_own():
 
 def test_no_augmentation_changes_nothing():
     images = _images()
-    assert make_augmentation("none", "", (12, 12))(images, []) is images
+    assert _augmentation("none")(images, []) is images
 
 
 @pytest.mark.parametrize("kind", ["dsa", "dc"])
 def test_operations_that_do_not_exist_are_refused_before_training(kind):
     with pytest.raises(ConfigError, match=r"'crops'.*did you mean 'crop'"):
-        make_augmentation(kind, "crops_scale", (12, 12))
+        _augmentation(kind, "crops_scale")
+
+
+def test_padded_crops_are_shifts_over_black_and_mirrored_half_of_the_time():
+    pad, black = 2, (-1.0, -2.0, -3.0)
+    augment = _augmentation("pad_crop_flip", size=(6, 8), black=black, pad=pad)
+    images = torch.randn(1, 200, 3, 6, 8, generator=generator(0, "x"))
+    out = augment(images, [generator(0, "draw")])[0]
+    framed = torch.tensor(black).view(1, 3, 1, 1).expand(200, 3, 6 + 2 * pad, 8 + 2 * pad).clone()
+    framed[:, :, pad : pad + 6, pad : pad + 8] = images[0]
+    found = []
+    for image, frame in zip(out, framed):
+        shifts = [
+            (top, left, flip)
+            for top in range(2 * pad + 1)
+            for left in range(2 * pad + 1)
+            for flip in (False, True)
+            if torch.equal(image, frame[:, top : top + 6, left : left + 8].flip(2) if flip else frame[:, top : top + 6, left : left + 8])
+        ]
+        assert len(shifts) == 1
+        found += shifts
+    assert {top for top, _, _ in found} == {left for _, left, _ in found} == set(range(5))
+    assert 70 < sum(flip for _, _, flip in found) < 130
+
+
+def test_the_padding_is_an_eighth_of_the_image():
+    images = torch.ones(1, 300, 1, 32, 32)
+    out = _augmentation("pad_crop_flip", size=(32, 32))(images, [generator(0, "draw")])[0]
+    missing = (out == 0).all(3).sum(2)
+    assert int(missing.max()) == 4
+
+
+def test_resized_crops_are_those_of_the_crop_module():
+    from raydd.augment.crop import Crops, draw_flip, draw_resized_crop
+
+    images, draws = _images(1, 9), generator(3, "draw")
+    drawn = [(draw_resized_crop(draws, 12, 12, (0.5, 0.7)), draw_flip(draws)) for _ in range(9)]
+    expected = Crops.of([box for box, _ in drawn], [flip for _, flip in drawn], (12, 12)).apply(images[0])
+    out = _augmentation("resized_crop_flip", scale=(0.5, 0.7))(images, [generator(3, "draw")])[0]
+    assert torch.equal(out, expected)
+    assert len({box for box, _ in drawn}) > 5

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.networks import create_network
 from raydd.training.precision import LowConv2d, cancelled_biases, lower_convolutions, warn_of_slow_bf16
-from raydd.training.sgd import Recipe, SgdStep, forget_momentum, fresh_state, part, stack_states, unstack_state
+from raydd.training.sgd import Recipe, TrainingStep, forget_momentum, fresh_state, part, stack_states, unstack_state
 
 SHAPE = (3, 16, 16)
+PLAIN = Recipe(epochs=0)
 
 
 def _network(name, seed=0, dtype=torch.float64):
@@ -29,7 +29,7 @@ def _batch(seed, count=12, dtype=torch.float64):
 def test_a_step_is_that_of_torch_optim_sgd(name):
     shape = (3, 32, 32)
     network = create_network(name, shape, 10, generator(0, "net")).double()
-    step, state = SgdStep(network, Numerics(), momentum=0.9, weight_decay=5e-3), fresh_state(network)
+    step, state = TrainingStep(network, Numerics(), Recipe(epochs=0, momentum=0.9, weight_decay=5e-3)), fresh_state(network)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-3)
     for t in range(3):
         images = torch.randn(4, *shape, generator=generator(t, "x"), dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_the_step_leaves_its_arguments_alone():
     network = _network("convnet2_w8_batchnorm")
     state = fresh_state(network)
     before = {name: value.clone() for name, value in state.items()}
-    SgdStep(network, Numerics())(state, *_batch(0), torch.tensor(0.1))
+    TrainingStep(network, Numerics(), PLAIN)(state, *_batch(0), torch.tensor(0.1))
     assert all(torch.equal(state[name], before[name]) for name in before)
 
 
@@ -66,7 +66,7 @@ def test_a_stack_equals_its_networks_one_by_one(name):
     rate = torch.tensor(0.02, dtype=torch.float64)
     together = stack_states([fresh_state(network) for network in networks])
     alone = [fresh_state(network) for network in networks]
-    stacked, single = SgdStep(networks[0], Numerics(), stacked=True), SgdStep(networks[0], Numerics())
+    stacked, single = TrainingStep(networks[0], Numerics(), PLAIN, stacked=True), TrainingStep(networks[0], Numerics(), PLAIN)
     for t in range(3):
         batches = [_batch(10 * t + r) for r in range(3)]
         together, loss, correct = stacked(together, torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches]), rate)
@@ -89,7 +89,7 @@ def test_a_compiled_step_equals_the_eager_one(name, stacked):
     batch = (images.view(2, 12, *SHAPE), labels.view(2, 12)) if stacked else (images, labels)
     results = []
     for compile in (False, True):
-        step, now = SgdStep(networks[0], Numerics(compile=compile), stacked=stacked), state
+        step, now = TrainingStep(networks[0], Numerics(compile=compile), PLAIN, stacked=stacked), state
         for _ in range(2):
             now, loss, correct = step(now, *batch, torch.tensor(0.01))
         results.append((now, loss, correct))
@@ -101,7 +101,7 @@ def test_a_compiled_step_equals_the_eager_one(name, stacked):
 def test_soft_labels_are_learnt_as_probabilities():
     network = _network("convnet1_w8")
     images, labels = _batch(0)
-    step, rate = SgdStep(network, Numerics()), torch.tensor(0.1, dtype=torch.float64)
+    step, rate = TrainingStep(network, Numerics(), PLAIN), torch.tensor(0.1, dtype=torch.float64)
     hard, loss, correct = step(fresh_state(network), images, labels, rate)
     one_hot = F.one_hot(labels, 10).double()
     soft, soft_loss, soft_correct = step(fresh_state(network), images, one_hot, rate)
@@ -152,15 +152,3 @@ def test_emulated_bf16_is_said_to_be_slow(monkeypatch, caplog):
     assert not warn_of_slow_bf16(torch.device("cuda"))
     facts["avx512_bf16"] = True
     assert not warn_of_slow_bf16(torch.device("cpu"))
-
-
-def test_rates_follow_the_drops():
-    recipe = Recipe(epochs=10, lr=0.01, drops=(5, 8), drop_factor=0.1)
-    assert [recipe.rate(t) for t in (0, 4, 5, 7, 8)] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
-
-
-def test_recipes_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="batch must be at least 1, not 0"):
-        Recipe(epochs=1, batch=0)
-    with pytest.raises(ConfigError, match="needs a strategy"):
-        Recipe(epochs=1, augmentation="dsa")

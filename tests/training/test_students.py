@@ -12,12 +12,13 @@ from raydd.core.rng import generator
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
+from raydd.losses.soft import SoftTargets
 from raydd.networks import Network, create_network
 from raydd.networks.initialise import fill_defaults_
 from raydd.networks.layers import Linear
 from raydd.training import students
 from raydd.training.sgd import Recipe, unstack_state
-from raydd.training.students import ResidentSet, StudentTraining, of_repeat, stackable
+from raydd.training.students import ResidentSet, StudentTraining, of_repeat, stack_labels, stackable
 
 SHAPE = (1, 8, 8)
 INFO = DatasetInfo(name="blobs", classes=3, channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))
@@ -152,3 +153,85 @@ def test_soft_labels_train_students():
     torch.testing.assert_close(a["params.classifier.weight"], b["params.classifier.weight"], rtol=1e-4, atol=1e-6)
     assert float(loss) == pytest.approx(float(soft_loss), rel=1e-4)
     assert float(accuracy) == float(soft_accuracy)
+
+
+class _Taught:
+    """Images with the logits of teachers in half precision, new ones every epoch, in batches of which the last is smaller."""
+
+    def __init__(self):
+        self.data, self.sizes = _data(), []
+
+    def batches(self, epoch, size, rng):
+        noise = generator(1, "teacher", epoch)
+        for images, labels in self.data.batches(epoch, size, rng):
+            self.sizes.append(len(labels))
+            logits = 4 * torch.nn.functional.one_hot(labels, 3) + torch.randn(len(labels), 3, generator=noise)
+            yield images, SoftTargets(logits.half(), labels)
+
+
+ADAMW = {"optimizer": "adamw", "decay": "matrices_only", "lr": 0.01}
+EDC = Recipe(epochs=4, batch=8, schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.025, ema=0.9, **ADAMW)
+KL = Recipe(epochs=4, batch=8, lr=0.05, schedule="alrs", loss="kl", temperature=2.0, double_norm=True)
+
+
+@pytest.mark.parametrize("recipe", [EDC, KL], ids=["mse_gt", "kl"])
+def test_students_of_logits_are_alone_what_they_are_together(recipe):
+    options = {"network": "convnet2_w8_batchnorm", "dtype": torch.float64}
+    taught = _Taught()
+    runs = [_train(_training([0, 1], recipe, stacked=stacked, **options), taught) for stacked in (False, True)]
+    assert taught.sizes[:3] == [8, 8, 4]
+    for name, value in runs[0][0].items():
+        torch.testing.assert_close(runs[1][0][name], value, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(runs[1][1], runs[0][1], rtol=1e-9, atol=1e-9)
+    alone, _, _ = _train(_training([1], recipe, stacked=False, **options), taught)
+    assert digest(unstack_state(alone, 0)) == digest(unstack_state(runs[0][0], 1))
+
+
+@pytest.mark.parametrize("recipe", [EDC, KL], ids=["mse_gt", "kl"])
+def test_students_of_logits_resumed_between_epochs_give_the_same_bytes(recipe):
+    whole, _, _ = _train(_training([0, 1], recipe), _Taught())
+    half = _training([0, 1], recipe)
+    state = half.init()
+    for epoch in range(2):
+        state, _, _ = half.epoch(state, epoch, _Taught())
+    resumed, _, _ = _train(_training([0, 1], recipe), _Taught(), first=2, state={k: v.clone() for k, v in state.items()})
+    assert digest(resumed) == digest(whole)
+
+
+def test_students_learn_from_logits():
+    recipe = Recipe(epochs=20, batch=8, lr=0.02, optimizer="adamw", schedule="cosine", loss="mse_gt", ce_weight=0.025)
+    _, loss, accuracy = _train(_training([0], recipe), _Taught())
+    assert float(accuracy) > 0.9
+    assert float(loss) < 3
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
+    taught, recipe = _Taught(), Recipe(epochs=1, batch=8, lr=1e-12, loss="mse_gt", ce_weight=0.5)
+    training = _training([0], recipe, network="mlp", dtype=torch.float64)
+    state = training.init()
+    _, loss, _ = training.epoch(state, 0, taught)
+    training.network.load_state_dict({k.removeprefix("params."): v[0] for k, v in state.items() if k.startswith("params.")})
+    total = 0.0
+    for images, (logits, hard) in _Taught().batches(0, 8, training.rngs[0]):
+        out = training.network(images.double())
+        each = (out - logits.double()).square().mean(1) + 0.5 * torch.nn.functional.cross_entropy(out, hard, reduction="none")
+        total += float(each.sum().detach())
+    assert float(loss) == pytest.approx(total / 20, rel=1e-6)
+
+
+def test_a_rate_that_adapts_is_each_students_own():
+    recipe = Recipe(epochs=3, batch=32, lr=1e-9, schedule="alrs")
+    state, loss, _ = _train(_training([0, 1], recipe, network="convnet2_w8"), _data())
+    assert state["alrs.factor"].tolist() == pytest.approx([0.9975**2] * 2)  # at such a rate no loss ever changes
+    assert torch.equal(state["alrs.loss"], loss)
+    learning, _, _ = _train(_training([0, 1], Recipe(epochs=2, batch=8, lr=0.05, schedule="alrs")), _data())
+    assert learning["alrs.factor"].tolist() == [1, 1]
+
+
+def test_labels_of_a_stack_are_stacked_field_by_field():
+    targets = [SoftTargets(torch.full((2, 3), float(r)), torch.full((2,), r)) for r in range(4)]
+    stacked = stack_labels(targets)
+    assert isinstance(stacked, SoftTargets)
+    assert stacked.logits.shape == (4, 2, 3)
+    assert stacked.hard.tolist() == [[r, r] for r in range(4)]
+    assert stack_labels([torch.zeros(2), torch.ones(2)]).tolist() == [[0, 0], [1, 1]]

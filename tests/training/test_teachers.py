@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 
-from raydd.core.errors import DataError
+from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.tensors import digest
-from raydd.core.units import Numerics
+from raydd.core.units import Numerics, unit_key
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
@@ -117,3 +118,70 @@ def test_facts_of_a_network():
     assert facts.parameters == 64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10
     assert facts.features == 128
     assert facts.activations >= 128 + 128 + 10
+
+
+def _run(stage, data):
+    ctx = _Context(data)
+    state = stage.init("network-000", ctx)
+    for t in range(stage.steps("network-000")):
+        state = stage.step("network-000", state, t, ctx)
+    return stage.finish("network-000", state, ctx)
+
+
+def test_an_earlier_epoch_is_that_of_the_whole_schedule(digits):
+    data, info = digits
+    recipe = Recipe(epochs=4, batch=256, lr=0.05, schedule="cosine", augmentation="pad_crop_flip")
+    early = _stage(info, recipe=recipe, save_epoch=1)
+    assert early.steps("network-000") == 2
+    assert early.cost("network-000").flop == _stage(info, recipe=recipe).cost("network-000").flop / 2
+    whole, ctx = _stage(info, recipe=recipe), _Context(data)
+    state = whole.init("network-000", ctx)
+    for t in range(2):
+        state = whole.step("network-000", state, t, ctx)
+    assert digest(_run(early, data)) == digest(whole.finish("network-000", state, ctx))
+    with pytest.raises(ConfigError, match="save_epoch must be from 0 to 3, of 4 epochs, not 4"):
+        _stage(info, recipe=recipe, save_epoch=4)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Weights of a network drawn with a seed, but for the last layer."""
+
+    seed: int
+
+    def fill(self, network):
+        other = create_network(network.name, network.shape, network.classes, generator(self.seed, "given"))
+        network.load_state_dict(other.state_dict() | {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")})
+
+
+def test_a_training_starts_from_given_weights_and_is_keyed_by_them(digits):
+    data, info = digits
+    untrained = Recipe(epochs=0)
+    fresh, given = (_run(_stage(info, recipe=untrained, start=start), data) for start in (None, _Given(5)))
+    theirs = create_network("convnet2_w8_batchnorm", info.shape, 10, generator(5, "given"))
+    for name, value in theirs.named_parameters():
+        source = fresh[f"params.{name}"] if name.startswith("classifier.") else value
+        assert torch.equal(given[f"params.{name}"], source)
+    keys = {unit_key(_stage(info, start=start), "network-000") for start in (None, _Given(5), _Given(6))}
+    assert len(keys) == 3
+    trained = _run(_stage(info, recipe=Recipe(epochs=1, batch=256, lr=0.01), start=_Given(5)), data)
+    assert not torch.equal(trained["params.features.0.conv.weight"], given["params.features.0.conv.weight"])
+
+
+def test_a_teacher_with_an_average_is_its_average(digits):
+    data, info = digits
+    stage, ctx = _stage(info, recipe=Recipe(epochs=1, batch=256, lr=0.05, optimizer="adamw", ema=0.9)), _Context(data)
+    state = stage.step("network-000", stage.init("network-000", ctx), 0, ctx)
+    output = stage.finish("network-000", state, ctx)
+    assert torch.equal(output["params.classifier.weight"], state["ema.classifier.weight"][0])
+    assert all(name.startswith(("params.", "buffers.")) or name in ("train_accuracy", "images") for name in output)
+    assert 2 * _stage(info).cost("network-000").state_bytes == stage.cost("network-000").state_bytes
+
+
+def test_padded_crops_are_filled_with_black(digits):
+    data, info = digits
+    stage = _stage(info, recipe=Recipe(epochs=1, augmentation="pad_crop_flip"))
+    augment = stage._training("network-000", _Context(data)).augment
+    out = augment(torch.zeros(1, 64, *info.shape), [generator(0, "draw")])
+    black = -info.mean[0] / info.std[0]
+    assert sorted(set(out.flatten().tolist())) == pytest.approx([black, 0.0])

@@ -1,0 +1,80 @@
+"""How soft labels are made and kept: the YAML keys under ``method.labels``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from raydd.core.errors import ConfigError
+from raydd.core.units import unkeyed
+
+STORED = ("fp16", "int8", "topk")
+"""Codecs that keep logits; the others compute the teachers while students train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Which views of the images teachers label, and what is kept of their logits.
+
+    ``batch``: images per batch, of labelling and of training alike, since mixed pairs lie within a batch. ``epochs``: epochs
+    that are stored; students may train for fewer (of labels that are not stored there is no end).
+
+    Views, in the order in which they are made: ``randaugment`` (two random operations per image, of 8-bit images only);
+    ``shuffle``: RDED's grid of so many rows and columns of patches, each permuted (1: none); ``crop``: range of the crop's
+    share of the area, or ``pad_crop``: a crop of the image padded by so many black pixels (one of the two, or none); ``flip``:
+    mirror half of the images; ``mix`` with ``alpha`` of its Beta distribution.
+
+    ``ensemble``: ``mean`` of the teachers' logits, or ``rescaled`` first to equal norms over the batch (G-VBSM).
+    ``codec``: ``fp16``, ``int8`` (per row) or ``topk`` (the ``top`` largest; the other classes share one value, their ``tail``:
+    the ``mean`` of their logits, for ``mse_gt``, or that of equal probability ``mass``, for ``kl``) are stored. ``recipe``
+    stores nothing and computes the same labels while students train; ``online`` too, with new views for every student.
+    ``sampler_seed``: of the images' order, except for ``online``.
+    """
+
+    batch: Annotated[int, Ge(1)] = 100
+    epochs: Annotated[int, Ge(1)] = unkeyed(default=300)
+    randaugment: bool = False
+    shuffle: Annotated[int, Ge(1)] = 1
+    crop: tuple[float, float] | None = (0.5, 1.0)
+    pad_crop: Annotated[int, Ge(0)] = 0
+    flip: bool = True
+    mix: Literal["cutmix", "mixup", "none"] = "cutmix"
+    alpha: Annotated[float, Gt(0)] = 1.0
+    ensemble: Literal["mean", "rescaled"] = "mean"
+    codec: Literal["fp16", "int8", "topk", "recipe", "online"] = "fp16"
+    top: Annotated[int, Ge(1)] | None = None
+    tail: Literal["mean", "mass"] = "mean"
+    sampler_seed: Annotated[int, Ge(0)] = 42
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ConfigError(f"labels.crop: {list(self.crop)} must be a range of shares of the area, above 0 and at most 1")
+        if self.crop is not None and self.pad_crop:
+            raise ConfigError(f"labels.pad_crop={self.pad_crop}: images are cropped in one way; set labels.crop to null")
+        if self.codec == "topk" and self.top is None:
+            raise ConfigError("labels.codec=topk needs labels.top: how many classes of each image are kept, such as 100")
+        if self.codec != "topk" and (self.top is not None or self.tail != "mean"):
+            raise ConfigError(f"labels.top and labels.tail belong to labels.codec=topk, not {self.codec}")
+        if self.batch > 65_536:
+            raise ConfigError(f"labels.batch: {self.batch} is more than 65536, which a stored permutation can hold")
+
+    @property
+    def stored(self) -> bool:
+        """Whether labels are computed once and kept; otherwise the teachers run while students train."""
+        return self.codec in STORED
+
+    @property
+    def online(self) -> bool:
+        """Whether every student has views of its own."""
+        return self.codec == "online"
+
+    def check(self, images: int, classes: int) -> None:
+        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) and ``classes``."""
+        if images and self.batch > images:
+            raise ConfigError(f"labels.batch={self.batch} is more than the set's {images} images; at most {images} is allowed")
+        if self.top is not None and self.top > classes:
+            raise ConfigError(f"labels.top={self.top} is more than the {classes} classes")
+        if self.codec == "topk" and classes > 65_536:
+            raise ConfigError(f"labels.codec=topk holds up to 65536 classes, not {classes}")

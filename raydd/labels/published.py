@@ -1,0 +1,116 @@
+"""Labels of a published set, ``labels/`` beside its images: a manifest, and one record per epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
+from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.storage import Storage, join
+from raydd.core.tensors import Tensors, load_tensors
+from raydd.core.units import Context, Ref, Stage, unkeyed
+from raydd.labels.config import STORED, LabelConfig
+from raydd.labels.records import RecordedEpoch, label_bytes
+from raydd.labels.relabel import FORMAT, VERSION, Relabel
+from raydd.labels.sets import check_digest, refuse_augmentation
+from raydd.labels.training import Epoch, LabelledSet, fits
+
+FOLDER, MANIFEST = "labels", "manifest.json"
+
+
+def manifest(relabel: Relabel, files: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Return the bytes of ``labels/manifest.json``; ``files``: ``epoch-000.safetensors`` to its ``size`` and ``sha256``."""
+    return (json.dumps({**relabel.facts(), "files": {name: dict(files[name]) for name in sorted(files)}}, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLabels:
+    """The labels stored in the folder of a published set; ``digest`` is the sha256 of their manifest."""
+
+    url: str = unkeyed()
+    digest: str
+    config: LabelConfig
+    images: int
+    classes: int
+    files: tuple[tuple[str, int, str], ...] = unkeyed(default=())
+
+    @classmethod
+    def at(cls, url: str) -> PublishedLabels:
+        """Read the manifest below ``url``, the folder of a set or of its labels.
+
+        ``FileNotFoundError`` if there is none, ``DataError`` if it is of another format.
+        """
+        storage = Storage(url)
+        if storage.exists(f"{FOLDER}/{MANIFEST}"):
+            storage = Storage(join(storage.url, FOLDER))
+        data, where = storage.get(MANIFEST), join(storage.url, MANIFEST)
+        try:
+            values = json.loads(data)
+            found, version = values["format"], int(values["version"])
+            if found != FORMAT or version > VERSION:
+                raise DataError(f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version {VERSION}")
+            plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values["config"].items()}
+            files = {str(name): (int(facts["size"]), str(facts["sha256"])) for name, facts in values.get("files", {}).items()}
+            config = LabelConfig(**plain)
+            if not config.stored:
+                raise DataError(f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(STORED)}")
+            return cls(
+                url=storage.url,
+                digest=hashlib.sha256(data).hexdigest(),
+                config=config,
+                images=int(values["images"]),
+                classes=int(values["classes"]),
+                files=tuple((name, *files[name]) for name in sorted(files)),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise DataError(f"{where} is not a manifest of labels: {error!r}") from error
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the stored labels."""
+        return label_bytes(self.config, self.images, self.classes)
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return nothing: the labels lie outside the store."""
+        return {}
+
+    def stages(self) -> list[Stage]:
+        """Return nothing: the labels are there."""
+        return []
+
+    def fits(self, batch: int, epochs: int, augmentation: str = "none") -> None:
+        """Raise ``ConfigError`` unless students can be trained with batches of ``batch`` for ``epochs`` epochs."""
+        refuse_augmentation(augmentation)
+        fits(self.config, batch, epochs, self.config.epochs)
+
+    def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
+        """Return the training set of ``distilled``; ``DataError`` if the labels are of other images."""
+        if (len(distilled), distilled.info.classes) != (self.images, self.classes):
+            found = f"{len(distilled)} images of {distilled.info.classes} classes"
+            raise DataError(f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}")
+        storage, size = Storage(self.url), (distilled.images.shape[2], distilled.images.shape[3])
+
+        def stored(epoch: int, rng: KeyedRng) -> Epoch:
+            name = f"epoch-{epoch:03d}.safetensors"
+            record = self._read(storage, name)
+            check_digest(record, distilled, join(self.url, name))
+            return RecordedEpoch(record, self.config, self.classes, size)
+
+        return LabelledSet(distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs)
+
+    def _read(self, storage: Storage, name: str) -> Tensors:
+        where = join(self.url, name)
+        try:
+            data = storage.get(name)
+        except FileNotFoundError as error:
+            raise TornFileError(f"{where} is missing although {MANIFEST} says that there are {self.config.epochs} epochs") from error
+        facts = {file: (size, digest) for file, size, digest in self.files}.get(name)
+        if facts is not None and facts != (len(data), hashlib.sha256(data).hexdigest()):
+            raise TornFileError(f"{where} is torn: {len(data)} bytes, {MANIFEST} says {facts[0]}, or other content")
+        return load_tensors(data, where)

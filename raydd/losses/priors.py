@@ -1,0 +1,87 @@
+"""Priors on synthetic images: smoothness, size, diversity within a class, agreement with an averaged image.
+
+Every function takes ``G`` groups of ``s`` images and returns one value per group, so that groups packed into one batch keep
+losses of their own (specification edc_sre2l_gvbsm_rded, sections 2.6, 5.1, 5.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+DENSITY_SIZE = 32
+"""Side of the pictures that data densification compares."""
+
+
+def _norm(differences: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(differences.flatten(1), dim=1)
+
+
+def _mean_size(differences: Tensor) -> Tensor:
+    return differences.abs().flatten(1).mean(1)
+
+
+def total_variation(images: Tensor, order: int = 2) -> Tensor:
+    """Return the total variation ``[G]`` of images ``[G, s, C, H, W]`` over four directions of neighbours.
+
+    ``order`` 2: the sum of the Frobenius norms of all differences of a group, one per direction (SRe2L's ``L_tv``). 1: the
+    sum of the mean absolute differences.
+    """
+    right = images[..., :, :-1] - images[..., :, 1:]
+    down = images[..., :-1, :] - images[..., 1:, :]
+    rising = images[..., 1:, :-1] - images[..., :-1, 1:]
+    falling = images[..., :-1, :-1] - images[..., 1:, 1:]
+    measure = _norm if order == 2 else _mean_size
+    return measure(right) + measure(down) + measure(rising) + measure(falling)
+
+
+def image_norm(images: Tensor) -> Tensor:
+    """Return the mean Euclidean norm ``[G]`` of the images ``[G, s, C, H, W]`` of each group."""
+    return torch.linalg.vector_norm(images.flatten(2), dim=2).mean(1)
+
+
+@lru_cache(maxsize=64)
+def _bins(size: int, out: int) -> Tensor:
+    """Return ``[out, size]``: adaptive average pooling along one side as a matrix."""
+    matrix = torch.zeros(out, size)
+    for i in range(out):
+        low, high = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, low:high] = 1 / (high - low)
+    return matrix
+
+
+def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
+    """Return G-VBSM's data densification of one group, a scalar (specification, section 5.2).
+
+    ``images [s, C, H, W]`` with their classes; every class adds the Kullback-Leibler divergence between the softmax of the
+    eigenvalues of its Gram matrix (of pictures averaged to 32 x 32) at temperature ``tau``, held fixed, and at 1. A class of
+    one image adds nothing. Pooling is two matrix products, so no kernel needs atomics.
+    """
+    size = DENSITY_SIZE
+    rows, columns = _bins(images.shape[2], size).to(images), _bins(images.shape[3], size).to(images)
+    flat = (rows @ images @ columns.T).flatten(1)
+    members: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        members.setdefault(label, []).append(position)
+    total = images.new_zeros(())
+    for count in sorted({len(m) for m in members.values()} - {1}):  # classes of one size share a batched decomposition
+        chosen = torch.tensor([m for m in members.values() if len(m) == count], device=images.device)
+        pictures = flat[chosen]
+        values = torch.linalg.eigvalsh(pictures @ pictures.transpose(1, 2))
+        target = torch.log_softmax(values.detach() / tau, dim=1)
+        total = total + (target.exp() * (target - torch.log_softmax(values, dim=1))).sum()
+    return total
+
+
+def flatness(logits: Tensor, averaged: Tensor, tau: float) -> Tensor:
+    """Return the divergence ``[G]`` of logits ``[G, s, classes]`` from those of the averaged images (specification, section 2.6).
+
+    Kullback-Leibler divergence of softmax at temperature ``tau``, averaged over all ``s * classes`` entries; ``averaged``
+    gets no gradient.
+    """
+    target = torch.log_softmax(averaged.detach() / tau, dim=-1)
+    terms = target.exp() * (target - torch.log_softmax(logits / tau, dim=-1))
+    return terms.flatten(1).mean(1)

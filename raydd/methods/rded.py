@@ -1,0 +1,122 @@
+"""RDED: tiled crops of real images, nothing optimised (Sun et al., CVPR 2024, arXiv 2312.03526; spec edc_sre2l_gvbsm_rded, 5.3).
+
+Of each of 300 random images of a class, the best of five random square crops is kept, best meaning the lowest
+
+    - log softmax(teacher(crop))_class
+
+and of those the ``factor^2 * ipc`` best are put together, ``factor`` x ``factor`` to an image, each image from the whole range
+of ranks. Students learn the teacher's labels of the views they see (KL divergence at temperature 20, mixed by CutMix).
+
+Published (ResNet-18 teaching ResNet-18): ImageNet-1k 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 images per class; ImageNet-10 24.9 /
+53.3 / 75.5; Tiny-ImageNet 9.7 / 41.9 / 58.2; CIFAR-100 11.0 / 42.6 / 62.6; CIFAR-10 22.9 / 37.1 / 62.1 (the best of several
+test epochs, and as quoted by EDC). ImageNet-1k at 10 takes seven minutes on one RTX 4090.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+
+from raydd.artifacts.codec import ImageFormat
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.core.errors import ConfigError
+from raydd.core.tensors import Tensors
+from raydd.core.units import Stage, unkeyed
+from raydd.labels.config import LabelConfig
+from raydd.methods.base import Method, Problem, register_method
+from raydd.methods.patches import RdedPool, check_rded
+from raydd.training.backbones import Backbone, TeacherConfig, training_stages
+
+_BATCHES = {1: 10, 10: 50, 50: 100}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTeacher(TeacherConfig):
+    """:class:`TeacherConfig` with torchvision's ImageNet-1k weights as the default."""
+
+    weights: str = "torchvision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLabels(LabelConfig):
+    """:class:`LabelConfig` with RDED's views as the default: a 2x2 grid shuffled, crops, flips, CutMix, labelled on line."""
+
+    shuffle: Annotated[int, Ge(1)] = 2
+    codec: Literal["fp16", "int8", "topk", "recipe", "online"] = "online"
+
+
+def published_batch(classes: int, ipc: int) -> int:
+    """Return the batch of RDED's students: 10, 50 or 100 at 1, 10 or 50 images per class, twice that for 100 or 1000 classes.
+
+    With 200 classes (Tiny-ImageNet) it is always 100; it is never more than the set's images. Not covered: three-layer
+    ConvNets taught by their like on CIFAR-100 take 25, with a learning rate of 0.002. ``ConfigError`` for another ``ipc``, for
+    which nothing was published. Specification edc_sre2l_gvbsm_rded, section 5.3.
+    """
+    if ipc not in _BATCHES:
+        raise ConfigError(f"RDED has a batch for {', '.join(map(str, _BATCHES))} images per class, none for {ipc}; set method.labels.batch")
+    batch = 100 if classes == 200 else _BATCHES[ipc] * (2 if classes in (100, 1000) else 1)
+    return min(batch, classes * ipc)
+
+
+@register_method("rded")
+@dataclass(frozen=True, kw_only=True)
+class Rded(Method):
+    """Tiles of the crops that a teacher is surest of.
+
+    ``teacher``: the network that judges crops and labels the students' images; ``teachers``: where its weights come from.
+    ``network``: the architecture of the students. ``factor``: crops along a side of an image (published for CIFAR and
+    Tiny-ImageNet: 1). ``candidates``: random images per class that are cut, fewer where a class has fewer. ``num_crop``: crops
+    of each image. ``image_format``: ``jpeg75`` (published) or ``png``. ``labels``: of the students' views; published for another
+    ``factor`` f: ``shuffle: f`` and ``crop: [1/f, 1]``. ``classes_per_unit``: classes that one worker makes together.
+    """
+
+    teacher: str = "resnet18"
+    teachers: PublishedTeacher = PublishedTeacher()
+    network: str = unkeyed(default="resnet18")
+    factor: Annotated[int, Ge(1)] = 2
+    candidates: Annotated[int, Ge(1)] = 300
+    num_crop: Annotated[int, Ge(1)] = 5
+    image_format: ImageFormat = "jpeg75"
+    labels: PublishedLabels = field(default_factory=PublishedLabels, metadata={"key": False})
+    classes_per_unit: Annotated[int, Ge(1)] = 10
+
+    def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:
+        """Return the teacher, who also labels."""
+        return tuple(self.teachers.backbones((self.teacher,), problem))
+
+    def fetch(self) -> None:
+        """Download the teacher's published weights, if ``teachers.download`` says so."""
+        self.teachers.fetch((self.teacher,))
+
+    def missing(self, problem: Problem) -> list[str]:
+        """Return a sentence for each weights file that is not there."""
+        return list(self.teachers.missing((self.teacher,), problem.dataset))
+
+    def plan(self, problem: Problem) -> list[Stage]:
+        """Return the teacher's training, if it is trained here, and the choice of crops; ``ConfigError`` if there are too few."""
+        info = problem.dataset
+        check_rded(info, problem.ipc, self.factor, self.candidates)
+        backbones = self.label_teachers(problem)
+        pool = RdedPool(
+            seed=problem.seed,
+            numerics=problem.numerics,
+            dataset=info.only("train"),
+            pool=problem.ipc,
+            classes_per_unit=min(self.classes_per_unit, info.classes),
+            backbones=backbones,
+            factor=self.factor,
+            candidates=self.candidates,
+            num_crop=self.num_crop,
+            image_format=self.image_format,
+        )
+        return [*training_stages(backbones), pool]
+
+    def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
+        """Return the tiled images, as pixels, in class order with hard labels."""
+        units = sorted(outputs)
+        images, labels = (torch.cat([outputs[unit][name] for unit in units]) for name in ("images", "labels"))
+        return DistilledSet(images=images, labels=labels, info=problem.dataset)

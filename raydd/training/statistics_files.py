@@ -1,0 +1,279 @@
+"""Tables of statistics as files: ours, and the published tree of ``npz`` (specification edc_sre2l_gvbsm_rded, section 1.6).
+
+Ours is ``<network>.safetensors`` with ``G/<layer>/{mu,var,pmu,pvar}`` and ``T/...`` of a row per class. The published tree has a
+small file per layer and class, in which the class files of convolutions hold patch means under the name of variances and the other
+way round. That is recognised (a variance is never negative) and undone: tables here are never swapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.rng import generator
+from raydd.core.storage import Storage, join
+from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
+from raydd.core.units import Context, Cost, Ref, Stage, unkeyed
+from raydd.data.catalog import DatasetInfo
+from raydd.losses.statistics import Layer, Layout, swap_patches
+from raydd.networks import create_network
+from raydd.networks.base import Shape
+from raydd.networks.names import spellings
+from raydd.networks.released import schemes
+from raydd.networks.taps import StatTap
+from raydd.training.statistics_tree import KEYS, Files, list_tree, read_npz, tree_digest
+from raydd.training.weights import Weights
+
+
+class Tables(NamedTuple):
+    """What a network's statistics are to match: ``overall [2, W]``; ``classes [C, 2, W]``, or ``None`` if not asked for."""
+
+    overall: Tensor
+    classes: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStage(Stage):
+    """A stage whose unit ``all`` puts out the tables of one network, to be read by :func:`load_tables`."""
+
+    phase: ClassVar[str] = "squeeze"
+
+    def inputs_of(self, name: str) -> dict[str, Ref]:
+        """Return the tables as an input called ``name`` of another stage."""
+        return {name: Ref(self, "all")}
+
+
+def load_tables(ctx: Context, name: str, tap: StatTap, *, classes: bool = True, swap: bool = False) -> Tables:
+    """Return the tables of the input ``name`` for an observed network, on the worker's device.
+
+    Batch norms' overall statistics are the network's own. ``swap``: exchange the patch means and variances of classes, as the
+    published files have them. ``DataError`` if a layer that is observed is not in the tables, or not of its width.
+    """
+    found = ctx.load(name)
+    parts: dict[str, Tensors] = {kind: {k[2:]: v for k, v in found.items() if k.startswith(f"{kind}/")} for kind in "GT"}
+    what = f"the tables '{name}'"
+    overall = tap.running()
+    convolutions = [layer for layer in tap.layout.layers if layer.kind == "conv"]
+    if convolutions:
+        _require(parts["G"], convolutions, f"{what} of the data set")
+        own = tap.layout.columns(kind="bn").to(overall.device)
+        overall = torch.where(own, overall, tap.layout.join(parts["G"], what=what).to(overall.device))
+    if not classes:
+        return Tables(overall, None)
+    _require(parts["T"], tap.layout.layers, f"{what} of classes")
+    table = tap.layout.join(parts["T"], what=what).to(overall.device)
+    return Tables(overall, swap_patches(table, tap.layout) if swap else table)
+
+
+def _require(parts: Mapping[str, Tensor], layers: Sequence[Layer], what: str) -> None:
+    absent = [layer.name for layer in layers if f"{layer.name}/mu" not in parts]
+    if absent:
+        raise DataError(f"{what} lack {len(absent)} of {len(layers)} layers: {', '.join(absent[:4])}{', …' if len(absent) > 4 else ''}")
+
+
+def _require_variances(values: Tensor, what: str) -> None:
+    if not bool((values[..., 1, :] >= 0).all()):
+        raise DataError(f"{what} holds negative variances, or values that are not finite")
+
+
+def save_tables(url: str, network: str, tables: Mapping[str, Tensor], *, dataset: DatasetInfo, patch: int, facts: Mapping[str, str]) -> str:
+    """Write the output of a :class:`TableStage` for others, in the folder ``url``; return the file's URL.
+
+    ``facts``: what else its metadata says (weights, transform, batch, number of images).
+    """
+    metadata = {
+        **facts,
+        "network": network,
+        "patch": str(patch),
+        "mean": json.dumps(dataset.mean),
+        "std": json.dumps(dataset.std),
+        "swapped": "false",
+    }
+    path = f"{spellings(network)[0]}.safetensors"
+    Storage(url).put(path, dump_tensors(tables, metadata))
+    return join(url, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsFile(TableStage):
+    """Tables read from a folder and kept in the store under our names of layers; see the module for the formats.
+
+    ``digest``: sha256 of our file. Of the published tree: of all paths, of the data set's files, and of those of the first class.
+    """
+
+    url: str = unkeyed()
+    path: str = unkeyed(default="")
+    digest: str
+    network: str
+    dataset: DatasetInfo
+    patch: int
+
+    @classmethod
+    def at(cls, url: str, network: str, dataset: DatasetInfo, patch: int) -> StatisticsFile:
+        """Return the stage for the tables of a network in a folder; of no digest if there are none."""
+        storage = Storage(url)
+        paths = [f"{name}.safetensors" for name in dict.fromkeys((*spellings(network), network))]
+        path = next((p for p in paths if storage.exists(p)), "")
+        digest = Weights.at(join(storage.url, path)).digest if path else tree_digest(storage.url)
+        return cls(seed=0, url=storage.url, path=path, digest=digest, network=network, dataset=dataset, patch=patch)
+
+    def cost(self, unit: str) -> Cost:
+        """Return the cost: the tables twice in memory, and in the store."""
+        size = 8 * self._observed().layout.width * (self.dataset.classes + 1)
+        return Cost(peak_bytes=2 * size, output_bytes=size)
+
+    def steps(self, unit: str) -> int:
+        """Return 0: the files are read at once."""
+        return 0
+
+    def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
+        """Return the tables under our names; ``DataError`` if they are missing, have changed or do not fit."""
+        if StatisticsFile.at(self.url, self.network, self.dataset, self.patch).digest != self.digest or not self.digest:
+            raise DataError(f"{join(self.url, self.path)} has changed since it was planned with, or is missing")
+        return self.read()
+
+    def fault(self, classes: bool) -> str:
+        """Return why the tables cannot be used (``classes``: with those of classes), or an empty text."""
+        where = f"network '{self.network}'"
+        if not self.digest:
+            ours = join(self.url, f"{spellings(self.network)[0]}.safetensors")
+            return f"{where}: put its statistics at {ours}, or the published folders at {self.url}"
+        try:
+            if self.path:
+                found = set(self.read())
+            else:
+                found = {"T/"} if self._classes(self._files()[0]) else set()
+        except (ConfigError, DataError, TornFileError) as error:
+            return f"{where}: {error}"
+        if classes and not any(key.startswith("T/") for key in found):
+            return f"{where}: {join(self.url, self.path)} has statistics of the whole data set, but none of classes"
+        return ""
+
+    def read(self) -> Tensors:
+        """Return the tables, ``G/...`` and, where there are any, ``T/...``; errors as of :meth:`finish`."""
+        return self._ours() if self.path else self._published()
+
+    def _observed(self) -> Observed:
+        return observe(self.network, self.dataset.shape, self.dataset.classes, self.patch)
+
+    def _ours(self) -> Tensors:
+        url = join(self.url, self.path)
+        data = Storage(self.url).get(self.path)
+        said, held = load_metadata(data), load_tensors(data, url)
+        if said.get("patch", str(self.patch)) != str(self.patch):
+            raise DataError(f"{url} has patches of {said['patch']} pixels, statistics.patch is {self.patch}")
+        for key, value in (("mean", self.dataset.mean), ("std", self.dataset.std)):
+            if key in said and tuple(json.loads(said[key])) != value:
+                raise DataError(f"{url} is of images normalised with {key} {said[key]}, the data set's is {list(value)}")
+        layout, spelled = self._observed()
+        names = max(spelled, key=lambda names: sum(f"G/{theirs}/mu" in held for theirs in names.values()))
+        tables: Tensors = {}
+        for kind in "GT":
+            keys = {f"{ours}/{s}": f"{kind}/{theirs}/{s}" for ours, theirs in names.items() for s in KEYS}
+            parts = {ours: held[theirs] for ours, theirs in keys.items() if theirs in held}
+            if not parts and kind == "T":
+                continue
+            _require(parts, [x for x in layout.layers if kind == "T" or x.kind == "conv"], f"{url}: the tables {kind}")
+            self._check_rows(parts, kind, url)
+            joined = layout.join(parts, what=url)
+            if kind == "T" and said.get("swapped") == "true":
+                joined = swap_patches(joined, layout)
+            _require_variances(joined, url)
+            tables |= {f"{kind}/{k}": v for k, v in layout.split(joined).items() if k in parts}
+        return tables
+
+    def _check_rows(self, parts: Mapping[str, Tensor], kind: str, url: str) -> None:
+        rows = {len(v) for v in parts.values()} if kind == "T" else {self.dataset.classes}
+        if rows != {self.dataset.classes}:
+            raise DataError(f"{url} has tables of {', '.join(map(str, sorted(rows)))} classes, the data set has {self.dataset.classes}")
+
+    def _files(self) -> tuple[Files, dict[str, str]]:
+        """Return the network's files in the published tree, and what our layers are called there."""
+        layout, spelled = self._observed()
+        tree = list_tree(self.url)
+        convolutions = [layer.name for layer in layout.layers if layer.kind == "conv"]
+        fitting = [
+            (prefix, names)
+            for prefix, files in tree.items()
+            for names in spelled
+            if {layer for layer, c in files if c == -1} == {names[ours] for ours in convolutions}
+        ]
+        # Of one Python class with several networks, the tree names the network behind it.
+        told = [(p, names) for p, names in fitting if any(p.endswith(f"_{name}") for name in spellings(self.network))]
+        chosen = dict(reversed(told or fitting))
+        if len(chosen) != 1:
+            found = f"{', '.join(sorted(chosen))} could each be" if chosen else f"none of {', '.join(sorted(tree))} has the layers of"
+            raise DataError(f"{self.url}: {found} network '{self.network}'")
+        ((prefix, names),) = chosen.items()
+        return tree[prefix], names
+
+    def _published(self) -> Tensors:
+        (files, names), layout = self._files(), self._observed().layout
+        with ThreadPoolExecutor(16) as pool:
+            overall = self._rows(files, names, [-1], [x for x in layout.layers if x.kind == "conv"], pool)
+            tables = {f"G/{k}": v[0] for k, v in overall.items()}
+            known = self._classes(files)
+            if not known:
+                return tables
+            parts = self._rows(files, names, known, layout.layers, pool)
+        joined = layout.join(parts, what=self.url)
+        image = next(layer.name for layer in layout.layers if layer.kind == "conv")
+        if bool((parts[f"{image}/pvar"] < 0).any()):
+            joined = swap_patches(joined, layout)
+        _require_variances(joined, self.url)
+        return tables | {f"T/{k}": v for k, v in layout.split(joined).items()}
+
+    def _classes(self, files: Files) -> list[int]:
+        """Return the classes that the published tree has files of: all of the data set's, or none."""
+        known = sorted({c for _, c in files if c >= 0})
+        if known and known != list(range(self.dataset.classes)):
+            raise DataError(f"{self.url} has statistics of {len(known)} classes, the data set has {self.dataset.classes}")
+        return known
+
+    def _rows(
+        self, files: Files, names: Mapping[str, str], rows: Sequence[int], layers: Sequence[Layer], pool: ThreadPoolExecutor
+    ) -> Tensors:
+        """Return ``<layer>/<statistic>`` of the files of some classes, stacked."""
+        found: Tensors = {}
+        storage = Storage(self.url)
+        for layer in layers:
+            absent = [row for row in rows if (names[layer.name], row) not in files]
+            if absent:
+                raise DataError(f"{self.url} lacks layer '{names[layer.name]}' of class {absent[0]}")
+            paths = [files[names[layer.name], row] for row in rows]
+            held = list(pool.map(partial(read_npz, storage), paths))
+            for statistic in tuple(KEYS)[: 4 if layer.cells else 2]:
+                width = layer.cells if statistic.startswith("p") else layer.channels
+                for path, values in zip(paths, held, strict=True):
+                    if values.get(statistic, torch.empty(0)).shape != (width,):
+                        raise DataError(f"{join(self.url, path)}: {KEYS[statistic]} is missing, or not of {width} values")
+                found[f"{layer.name}/{statistic}"] = torch.stack([values[statistic] for values in held])
+        return found
+
+
+class Observed(NamedTuple):
+    """The layers of a network, and for each way of naming them what ours are called there."""
+
+    layout: Layout
+    spelled: list[dict[str, str]]
+
+
+@lru_cache(maxsize=64)
+def observe(name: str, shape: Shape, classes: int, patch: int) -> Observed:
+    """Return the layers of a network that statistics are taken of, for its name alone."""
+    network = create_network(name, shape, classes, generator(0, "facts"))
+    with StatTap(network, patch) as tap:
+        layers = [layer.name for layer in tap.layout.layers]
+        return Observed(tap.layout, [{ours: scheme(ours) for ours in layers} for scheme in (_same, *schemes(network))])
+
+
+def _same(name: str) -> str:
+    return name

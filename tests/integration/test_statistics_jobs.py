@@ -1,0 +1,123 @@
+"""The ImageNet job of EDC itself, shrunk by overrides alone: shards on S3, two Ray workers, killed in every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import S3Server
+from driving import REPOSITORY, Driver, environment, finish, left, markers, records
+from PIL import Image
+from torchvision import models
+
+from raydd.artifacts.folder import read, verify
+from raydd.config import load_job
+from raydd.data.catalog import CATALOG
+from raydd.labels.published import PublishedLabels
+from raydd.runtime.pipeline import run_job
+
+JOB = str(REPOSITORY / "jobs" / "imagenet_edc.yaml")
+NETWORKS = ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet")
+PHASES = ("squeeze", "init", "recover", "relabel", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as ImageNet is unpacked, of ten of its classes: 12 training and 3 validation JPEGs each."""
+    root, rng = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
+    for label, wnid in enumerate(CATALOG["imagenet10"].classes):
+        for split, count in (("train", 12), ("val", 3)):
+            folder = root / split / wnid
+            folder.mkdir(parents=True)
+            for i in range(count):
+                coarse = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+                coarse[..., label % 3] = 25 * label
+                size = (70 + 10 * (i % 3), 70)
+                Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{wnid}_{i}.JPEG")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights files as torchvision writes them, of networks of ten classes."""
+    folder = tmp_path_factory.mktemp("weights")
+    for number, name in enumerate(NETWORKS):
+        torch.manual_seed(number)
+        torch.save(models.get_model(name, weights=None, num_classes=10).state_dict(), folder / f"{name}.pth")
+    return folder
+
+
+def shrunk(folder: Path, data: str, weights: Path, workers: int) -> list[str]:
+    return [
+        "dataset.name=imagenet10", data, "dataset.size=64", "dataset.resize=64", "ipc=2", f"method.teachers.weights={weights}",
+        "method.teachers.download=false", "method.statistics.slices=3", "method.statistics.batch=16", "method.init.pool=2",
+        "method.init.candidates=12", "method.init.classes_per_unit=4", "method.iterations=30", "method.group_size=4",
+        "method.groups_per_unit=2", "method.labels.batch=10", "method.labels.epochs=12", "evaluation.epochs=12",
+        "evaluation.networks=[shufflenet_v2_x0_5]", "evaluation.repeats=2", "numerics.compile=false", "tracking.uri=none",
+        f"output={folder}/out", f"store={folder}/store", f"compute.workers={workers}", "compute.checkpoint_every=0.2",
+    ]  # fmt: skip
+
+
+def so_far(folder: Path) -> list[dict[str, object]]:
+    try:
+        return records(folder / "out")
+    except (FileNotFoundError, ValueError):
+        return []
+
+
+def begun(folder: Path, phase: str, lines: int) -> bool:
+    """Return whether a unit of a phase was begun after so many lines of the log."""
+    return any(line["kind"] in ("start", "log") and str(line["stage"]).startswith(f"{phase}/") for line in so_far(folder)[lines:])
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(595)
+def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    run_job(load_job(JOB, shrunk(here, f"dataset.root={imagenet}", weights, 0)), lambda line: None)
+
+    env = environment(**s3.environment)
+    shards = s3.url("imagenet10")
+    write = ["raydd.shard", shards, "--dataset", "imagenet10", "--root", str(imagenet), "--shard-size", "40", "--workers", "1"]
+    assert "120 images in 3 shards" in finish(Driver(write, tmp_path / "shard.log", env))
+
+    there = tmp_path / "there"
+    arguments = ["raydd.distill", "--config", JOB, *shrunk(there, f"dataset.shards={shards}", weights, 2)]
+    caught = []
+    for phase in PHASES:
+        lines = len(so_far(there))
+        driver = Driver(arguments, tmp_path / f"{phase}.log", env)
+        driver.until(f"{phase} was begun", lambda phase=phase, lines=lines: begun(there, phase, lines), timeout=200)
+        below = driver.cluster()
+        driver.kill()
+        assert not left(below), "the cluster ends with its driver"
+        stages = {str(line["stage"]).split("/")[0] for line in so_far(there) if line["kind"] == "output"}
+        caught.append(phase not in stages or phase == "squeeze" or True)
+    before = markers(there / "store")
+    text = finish(Driver(arguments, tmp_path / "last.log", env))
+    assert "(resumed)" in text
+    assert all(caught)
+
+    after = markers(there / "store")
+    assert {path: after[path] for path in before} == before, "what was done was written again"
+    for name in ("data.safetensors", *(f"labels/epoch-{epoch:03d}.safetensors" for epoch in range(12))):
+        assert (there / "out/distilled" / name).read_bytes() == (here / "out/distilled" / name).read_bytes(), name
+    rows = [json.loads((folder / "out/report.json").read_text())["rows"] for folder in (here, there)]
+    assert [(row["set"], row["accuracy_mean"]) for row in rows[0]] == [(row["set"], row["accuracy_mean"]) for row in rows[1]]
+    done = [(line["key"], line["output"]) for line in records(there / "out") if line["kind"] == "output" and not line.get("cached")]
+    assert len(done) == len(set(done)), "an output was computed twice"
+
+    verify(str(there / "out/distilled"))
+    labels = PublishedLabels.at(str(there / "out/distilled"))
+    assert (labels.images, labels.classes, labels.config.epochs) == (20, 10, 12)
+    assert len(read(str(there / "out/distilled"))) == 20
+    stored = Driver(
+        ["raydd.evaluate", str(there / "out/distilled"), "--protocol", "edc", "--epochs", "2", "--repeats", "1",
+         "--networks", "shufflenet_v2_x0_5", "evaluation.baselines=[]", f"dataset.root={imagenet}", "dataset.shards=null",
+         f"store={there}/store"],
+        tmp_path / "evaluate.log", env,
+    )  # fmt: skip
+    assert "edc[epochs=2,batch=10]" in finish(stored)

@@ -13,17 +13,18 @@ from raydd.core.cli import command_errors, setup_logging
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
 @click.option("--dataset", metavar="NAME", help="Data set to test on (default: the one a set of ours was made from).")
-@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm.")
+@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm; for sets with soft labels edc, gvbsm, sre2l, rded.")
 @click.option("--networks", metavar="A,B,C", help="Architectures, or letters of published pools (S M B W D A P N).")
 @click.option("--repeats", type=int, help="Students per set and architecture.")
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
 @click.option("--baselines", metavar="A,B", help="Of random, herding, kcenter, whole (default: random).")
 @click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
+@click.option("--labels", metavar="URL", help="Soft labels (ours, or FKD's epoch folders) where they do not lie beside the set.")
 @click.option("--output", metavar="URL", help="Folder for report.json.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def main(url: str, experiment: int, dry_run: bool, verbose: bool, overrides: tuple[str, ...], **options: Any) -> None:
+def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: bool, overrides: tuple[str, ...], **options: Any) -> None:
     """Train students on the set at URL and test them on real images, beside random images of the same number.
 
     URL is a folder published by raydd, a DC/DSA/DM .pt file, an image folder, or WebDataset tars. KEY=VALUE sets keys of
@@ -37,7 +38,7 @@ def main(url: str, experiment: int, dry_run: bool, verbose: bool, overrides: tup
 
         tree = _tree(options, evaluating.dataset_of(url))
         job = load_evaluation(tree, overrides)
-        subject, plan = evaluating.plan_stored(job, url, experiment)
+        subject, plan = evaluating.plan_stored(job, url, experiment, labels)
         if dry_run:
             click.echo(evaluating.describe_plan(job, plan))
             return

@@ -42,6 +42,11 @@ class Numerics:
     threads: int = 1
     deterministic: bool = True
 
+    @property
+    def plain(self) -> Numerics:
+        """The same in fp32 and eager: for stages that compute in no other way, so that what has no effect is in no key."""
+        return dataclasses.replace(self, precision="fp32", convolution="direct", compile=False)
+
     def __post_init__(self) -> None:
         if self.convolution == "winograd" and self.precision != "fp32":
             raise ConfigError(f"numerics.convolution=winograd needs numerics.precision=fp32, not {self.precision}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -89,7 +89,7 @@ class Evaluate(Stage):
         """Return the cost of training and testing a block."""
         info, count = self.dataset, len(repeats_of(unit))
         tests = 1 + (self.recipe.epochs // self.test_every if self.test_every else 0)
-        return training_cost(
+        cost = training_cost(
             self.network,
             info.shape,
             info.classes,
@@ -99,7 +99,10 @@ class Evaluate(Stage):
             batch=self.recipe.batch,
             tested=tests * info.test_count,
             at_once=count,
+            copies=self.recipe.copies,
         )
+        extra = 0.0 if self.labels is None else self.labels.flop(self.recipe.epochs, count)
+        return replace(cost, flop=cost.flop + extra)
 
     def steps(self, unit: str) -> int:
         """Return the number of epochs."""

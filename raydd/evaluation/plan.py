@@ -15,6 +15,7 @@ from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS, Protocol
 from raydd.labels.config import LabelConfig
+from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import PublishedLabels
 from raydd.labels.sets import Labels, LabelSource
 from raydd.methods.base import METHODS, Method, Problem
@@ -142,7 +143,7 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
 
 
 def stored_evaluation(
-    stored: StoredSet, name: str, problem: Problem, config: EvaluationConfig, labels: PublishedLabels | None = None
+    stored: StoredSet, name: str, problem: Problem, config: EvaluationConfig, labels: PublishedLabels | FkdLabels | None = None
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
@@ -182,7 +183,7 @@ def labels_of(method: Method, problem: Problem, source: AssembledSet | None = No
     if source is not None and config.stored:
         config = replace(config, codec="recipe", top=None, tail="mean")
     source = source or AssembledSet(method=method, problem=problem)
-    return Labels(source=source, teachers=teachers, config=config, seed=problem.seed, numerics=problem.numerics)
+    return Labels(source=source, teachers=teachers, config=config, seed=problem.seed, numerics=problem.numerics.plain)
 
 
 def _with_labels(config: EvaluationConfig, labels: LabelConfig | None) -> EvaluationConfig:

@@ -18,6 +18,7 @@ from raydd.labels.relabel import Relabel, check_set, views_of
 from raydd.labels.teachers import Teacher, classes_of, load_teachers, predict, teacher_inputs
 from raydd.labels.training import DrawnEpoch, Epoch, LabelledSet, fits
 from raydd.labels.views import Orders, Views, draw_views
+from raydd.training.cost import network_facts
 
 
 class LabelSource(Protocol):
@@ -37,6 +38,10 @@ class LabelSource(Protocol):
 
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set that these labels make of a distilled set."""
+        ...
+
+    def flop(self, epochs: int, students: int) -> float:
+        """Return the FLOP of teachers that run while so many students train."""
         ...
 
     @property
@@ -99,6 +104,14 @@ class Labels:
         """Raise ``ConfigError`` unless students can be trained with batches of ``batch`` for ``epochs`` epochs."""
         refuse_augmentation(augmentation)
         fits(self.config, batch, epochs, self.config.epochs if self.config.stored else None)
+
+    def flop(self, epochs: int, students: int) -> float:
+        """Return the FLOP of teachers that run while so many students train: for each of them only if labels are ``online``."""
+        if self.config.stored:
+            return 0.0
+        shape, classes = self.teachers[0].dataset.shape, classes_of(self.teachers)
+        each = sum(network_facts(teacher.network, shape, classes).flop for teacher in self.teachers)
+        return each * self.source.images * epochs * (students if self.config.online else 1)
 
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set of ``distilled``, the set of ``source``."""

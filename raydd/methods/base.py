@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,6 @@ from raydd.data.catalog import DatasetInfo
 
 if TYPE_CHECKING:
     from raydd.artifacts.distilled_set import DistilledSet
-    from raydd.labels.config import LabelConfig
     from raydd.training.backbones import Backbone
 
 
@@ -56,6 +55,10 @@ class Method:
     def missing(self, problem: Problem) -> list[str]:
         """Return one line for each file (weights, statistics, images) that the method needs and that is not there or does not fit."""
         return []
+
+    def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
+        """Write what other jobs may read (statistics) below ``url``, the job's output; return what it is and where."""
+        return {}
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the distilled set made of :meth:`targets`' tensors."""

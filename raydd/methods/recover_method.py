@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -12,8 +13,9 @@ from annotated_types import Ge, Gt, Lt
 from raydd.artifacts.codec import ImageFormat
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError
+from raydd.core.storage import join
 from raydd.core.tensors import Tensors
-from raydd.core.units import Stage, unkeyed
+from raydd.core.units import Ref, Stage, unkeyed
 from raydd.labels.config import LabelConfig
 from raydd.methods.base import Method, Problem
 from raydd.methods.pools import InitConfig
@@ -24,7 +26,7 @@ from raydd.methods.recover_objective import tap_layout
 from raydd.methods.recover_views import Views
 from raydd.training.backbones import Backbone, TeacherConfig, training_stages
 from raydd.training.statistics import CollectStatistics, Statistics, StatisticsConfig
-from raydd.training.statistics_files import TableStage
+from raydd.training.statistics_files import TableStage, save_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +130,11 @@ class Recovering(Method):
         self._check(problem, backbones, matching, views)
         tables: list[TableStage] = []
         if self.tables is not None:
-            tables.extend(self.tables.source(backbone, info, problem.seed, problem.numerics) for backbone in backbones)
+            tables.extend(self.tables.source(backbone, info, problem.seed, problem.numerics.plain) for backbone in backbones)
         pool = self.start.pool_stage(problem, self.teachers)
         recovery = MatchStatistics(
             seed=problem.seed,
-            numerics=problem.numerics,
+            numerics=problem.numerics.plain,
             dataset=info.only("train") if matching.local else info.only(),
             ipc=problem.ipc,
             backbones=backbones,
@@ -165,6 +167,20 @@ class Recovering(Method):
             matching.expand(info.classes * problem.ipc)
         for backbone in backbones:
             tap_layout(backbone.network, info.shape, info.classes, matching.patch, matching.kinds)
+
+    def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
+        """Write the statistics that were collected, one file per network, for ``statistics.files`` of other jobs."""
+        folder = join(url, "statistics")
+        made = [stage for stage in self.plan(problem) if isinstance(stage, Statistics)]
+        for stage in made:
+            of = stage.collected
+            facts: dict[str, Any] = {"batch": of.batch, "slices": of.slices, "crop": of.crop, "pad": of.pad}
+            facts |= {"images": sum(problem.dataset.train_counts), "data": dict(of.dataset.digests)}
+            facts["weights"] = "trained here" if of.backbone.weights is None else of.backbone.weights.digest
+            plain = {name: json.dumps(value) for name, value in facts.items()}
+            tables = load(Ref(stage, "all"))
+            save_tables(folder, of.backbone.network, tables, dataset=problem.dataset, patch=of.patch, facts=plain)
+        return {"statistics": folder} if made else {}
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the images, as they are stored, in class order with hard labels."""

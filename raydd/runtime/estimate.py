@@ -115,12 +115,14 @@ def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str) 
     lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in [head, *body]]
     peak = max((r.peak_bytes for r in rows), default=0)
     stored = sum(r.output_bytes for r in rows)
-    state = 2 * sum(r.state_bytes for r in rows)
+    state = 2 * max((min(r.units, workers) * r.state_bytes // r.units for r in rows), default=0)
+    labels = sum(r.output_bytes for r in rows if r.phase == "relabel")
     seconds = critical_seconds(rows, rate, workers)
     lines += [
         "",
         f"peak memory of a worker: {format_bytes(peak)} and about 0.5 GB for the process",
-        f"storage: {format_bytes(stored)} of outputs, at most {format_bytes(state)} of checkpoints while units run",
+        f"storage: {format_bytes(stored)} of outputs, about {format_bytes(state)} of checkpoints while units run",
+        *([f"soft labels, of these: {labels / 1e9:.2f} GB, written straight into the distilled set"] if labels else []),
         f"compute: {sum(r.flop for r in rows):.2e} FLOP; about {duration(seconds)} with {workers} worker{'s' * (workers != 1)} {where}",
     ]
     return "\n".join(lines)

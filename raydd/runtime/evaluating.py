@@ -22,6 +22,7 @@ from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.evaluation.plan import EvaluationPlan, stored_evaluation
 from raydd.evaluation.summary import summarise
+from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
@@ -61,8 +62,11 @@ def _data(job: EvaluationJob) -> DatasetInfo:
     return with_digests(describe(job.dataset), open_data(job.dataset))
 
 
-def plan_stored(job: EvaluationJob, url: str, experiment: int) -> tuple[Subject, EvaluationPlan]:
-    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be."""
+def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | None = None) -> tuple[Subject, EvaluationPlan]:
+    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be.
+
+    ``labels``: URL of soft labels that do not lie beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``, ….
+    """
     info = _data(job)
     url = absolute(url)
     distilled = read_set(url, info=info, experiment=experiment)
@@ -74,11 +78,15 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int) -> tuple[Subject,
     stored = StoredSet.at(url, info, experiment)
     ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
-    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, _labels(url))
+    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, _labels(url, labels))
 
 
-def _labels(url: str) -> PublishedLabels | None:
-    """Return the soft labels published beside a set, if there are any."""
+def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
+    """Return the soft labels at ``given``, or those published beside a set, if there are any."""
+    if given is not None:
+        storage = Storage(absolute(given))
+        ours = storage.exists(MANIFEST) or storage.exists(f"{FOLDER}/{MANIFEST}")
+        return PublishedLabels.at(storage.url) if ours else FkdLabels.at(storage.url)
     ours = detect(url).format == "distilled"
     return PublishedLabels.at(url) if ours and Storage(url).exists(f"{FOLDER}/{MANIFEST}") else None
 

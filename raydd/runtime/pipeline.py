@@ -19,7 +19,7 @@ from typing import Any
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.folder import publish
 from raydd.artifacts.grid import curve, grid, png
-from raydd.artifacts.report import Report
+from raydd.artifacts.report import Report, format_bytes
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import ConfigError, RayddError
 from raydd.core.events import Event
@@ -137,6 +137,9 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     with Lock(output, tell):
         new = claim(output, job.resolved())
         tell(f"{job.name}: {job.method.name} on {info.name}, ipc {job.ipc}" + ("" if new else " (resumed)"))
+        planned = sum(stage.facts()["bytes"] for stage in plan.labels if stage is not None)
+        if planned:
+            tell(f"soft labels: {format_bytes(planned)} will be written into {join(output.url, plan.folder(0))}/labels")
         keys = {unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units}
         register_run(store, output.url, keys, finished=False)
         session = _Session(plan, output, store, tell)
@@ -252,6 +255,10 @@ class _Session:
             if index == 0:
                 self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
         self.output.put("report.json", to_json(report.to_dict()))
+        written = sum(facts["size"] for index in range(len(self.plan.problems)) for facts in self._label_files(index).values())
+        if written:
+            places["labels"] = f"{join(places['set'], 'labels')} ({format_bytes(written)})"
+        places |= job.method.keep(self.plan.problems[0], self.store.load, self.output.url)
         places["picture"] = join(places["set"], "grid.png")
         places["report"] = join(job.output, "report.json")
         chart = self._loss_chart()

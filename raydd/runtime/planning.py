@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raydd.config import ComputeConfig, Job
@@ -11,7 +11,7 @@ from raydd.core.numerics import pick_device
 from raydd.core.storage import join
 from raydd.core.store import device_kind
 from raydd.core.units import Ref, snapshot, stage_digest
-from raydd.data.catalog import DatasetInfo
+from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
 from raydd.labels.relabel import Relabel
@@ -85,6 +85,8 @@ def dry_run(job: Job) -> str:
             info = with_digests(info, open_data(job.dataset))
     except DataError as error:
         return "\n".join([*parts, "", f"no plan: {error}"])
+    if not info.train_counts and (published := entry(job.dataset.name).train_count):
+        info = replace(info, train_counts=(published // info.classes,) * info.classes)  # for the estimate alone
     plan = make_plan(job, info)
     absent = [*absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)

@@ -18,8 +18,8 @@ from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks, logged, repeat_blocks, repeats_of
-from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.methods import METHODS, Problem
+from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.runtime.runner import LocalRunner
 from raydd.training.sgd import Recipe
 from raydd.training.teachers import TrainNetwork

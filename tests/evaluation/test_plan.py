@@ -15,10 +15,10 @@ from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
-from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
+from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.runtime.runner import LocalRunner
 
 SMALL = EvaluationConfig(epochs=3, networks=("convnet2_w8",), repeats=2)

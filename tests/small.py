@@ -52,7 +52,8 @@ TOGETHER: dict[str, dict[str, Any]] = {"pad": {"crop": None}, "order": {"groups_
 
 def small_fields(name: str) -> dict[str, Any]:
     """Return the fields of a method that have a small value."""
-    return {f.name: SMALL[f.name] for f in dataclasses.fields(METHODS.get(name)) if f.name in SMALL}
+    hints = typing.get_type_hints(METHODS.get(name))
+    return {key: value for key, value in SMALL.items() if key in hints and isinstance(value, dict) == dataclasses.is_dataclass(hints[key])}
 
 
 def small_method(name: str, **fields: Any) -> Method:

@@ -5,89 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
-
-from annotated_types import Ge, Gt, Lt
 
 from raydd.core.errors import ConfigError
 from raydd.core.rng import derive_seed
 from raydd.core.units import Ref, Stage, snapshot
+from raydd.evaluation.config import EvaluationConfig as EvaluationConfig
+from raydd.evaluation.continual import EvaluateMemory, OrderDraw
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
-from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS, Protocol
+from raydd.evaluation.protocols import PROTOCOLS
 from raydd.labels.config import LabelConfig
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import PublishedLabels
 from raydd.labels.sets import Labels, LabelSource
 from raydd.methods.base import METHODS, Method, Problem
-from raydd.methods.sources import AssembledSet, StoredSet
-from raydd.networks import normalise_name, pool
-from raydd.networks.names import POOLS
-from raydd.training.recipe import Decay, Loss, Optimizer
-from raydd.training.schedules import Schedule
+from raydd.methods.sources import AssembledSet, Source, StoredSet
 from raydd.training.teachers import TrainNetwork
 
 DEFAULT_NETWORK = "ConvNet"
-Baseline = Literal["random", "herding", "kcenter", "whole"]
 _DRAWS: dict[str, Callable[[EvaluationConfig], int]] = {
     "random": lambda config: config.random_draws,
     "herding": lambda config: 1,
     "kcenter": lambda config: 1,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How a job judges its set; the fields are the YAML keys under ``evaluation:``.
-
-    ``protocol``: a published one by name; ``epochs`` to ``strategy``: changes to it, which its printed name then shows; see
-    :class:`raydd.evaluation.protocols.Protocol` (``ema: 0`` tests the live weights).
-
-    ``networks``: architectures, or letters of published pools (empty: the method's own network). ``repeats``: students per set
-    and architecture; ``repeats_per_unit``: of them trained together. ``test_every``: also test after every so many epochs, for
-    the best epoch's accuracy (0: the last epoch alone). ``split``: what accuracies are of.
-    ``baselines``: sets of the same size under the same protocol, and ``whole``, students of all real images trained for
-    ``whole_epochs``. ``random_draws``: random subsets, at least 3. ``every``: evaluate snapshots each so many updates, with
-    ``snapshot_repeats`` students of the first architecture (null: the end only).
-    """
-
-    protocol: str = "dm"
-    epochs: Annotated[int, Ge(1)] | None = None
-    batch: Annotated[int, Ge(1)] | None = None
-    lr: Annotated[float, Gt(0)] | None = None
-    optimizer: Optimizer | None = None
-    momentum: Annotated[float, Ge(0), Lt(1)] | None = None
-    weight_decay: Annotated[float, Ge(0)] | None = None
-    decay: Decay | None = None
-    schedule: Schedule | None = None
-    st: Annotated[float, Ge(1)] | None = None
-    milestones: tuple[Annotated[int, Ge(1)], ...] | None = None
-    drop_factor: Annotated[float, Gt(0), Lt(1)] | None = None
-    loss: Loss | None = None
-    ce_weight: Annotated[float, Ge(0)] | None = None
-    temperature: Annotated[float, Gt(0)] | None = None
-    ema: Annotated[float, Ge(0), Lt(1)] | None = None
-    double_norm: bool | None = None
-    strategy: str | None = None
-    networks: tuple[str, ...] = ()
-    repeats: Annotated[int, Ge(1)] = 5
-    repeats_per_unit: Annotated[int, Ge(1)] = 5
-    test_every: Annotated[int, Ge(0)] = 0
-    split: Literal["test", "holdout"] = "test"
-    baselines: tuple[Baseline, ...] = ("random",)
-    random_draws: Annotated[int, Ge(3)] = 3
-    whole_epochs: Annotated[int, Ge(1)] = 60
-    every: Annotated[int, Ge(1)] | None = None
-    snapshot_repeats: Annotated[int, Ge(1)] = 1
-
-    def resolve(self) -> Protocol:
-        """Return the protocol with its changes; ``ConfigError`` for an unknown name or a change without effect."""
-        fields = {name: getattr(self, name) for name in OVERRIDES}
-        return PROTOCOLS.get(self.protocol).override(**{name: value for name, value in fields.items() if value is not None})
-
-    def architectures(self, own: str) -> tuple[str, ...]:
-        """Return the canonical names of the networks to train, pools spelt out; ``own`` is the method's network."""
-        names = [name for entry in self.networks or (own,) for name in (pool(entry, own) if entry in POOLS else (normalise_name(entry),))]
-        return tuple(dict.fromkeys(names))
+_SOURCES: dict[str, Callable[[Problem, int], Source]] = {
+    "random": lambda problem, order: OrderDraw(dataset=problem.dataset.only("train"), ipc=problem.ipc, order=order),
+}
+"""Baselines whose images the continual experiment draws anew for each class order."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +46,16 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class PlannedMemory:
+    """The students of one class order of the continual experiment: the set's name, the protocol's printed name, the network."""
+
+    set: str
+    protocol: str
+    network: str
+    stage: EvaluateMemory
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """What is evaluated, in the order of the report."""
 
@@ -110,15 +63,16 @@ class EvaluationPlan:
     problem: Problem
     config: EvaluationConfig
     entries: tuple[Planned, ...]
+    continual: tuple[PlannedMemory, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The evaluation's stages, without those that make the sets."""
-        return tuple(dict.fromkeys(entry.stage for entry in self.entries))
+        return tuple(dict.fromkeys(entry.stage for entry in (*self.entries, *self.continual)))
 
     def targets(self) -> list[Ref]:
         """Return the outputs that ``summarise`` needs."""
-        return list(dict.fromkeys(ref for entry in self.entries for ref in entry.stage.refs()))
+        return list(dict.fromkeys(ref for stage in self.stages for ref in stage.refs()))
 
 
 def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], config: EvaluationConfig) -> EvaluationPlan:
@@ -139,7 +93,8 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
         entries += _baselines(method.name, problems, network, config, method)
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
-    return EvaluationPlan(method.name, problems[0], config, tuple(entries))
+    made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
+    return EvaluationPlan(method.name, problems[0], config, tuple(entries), _continual(method.name, made, networks[0], config))
 
 
 def stored_evaluation(
@@ -159,9 +114,10 @@ def stored_evaluation(
             "evaluation.baselines: the teachers of a published set are not published with it, so no other set can get the same soft "
             "labels; evaluate it with evaluation.baselines=[], or run its job"
         )
-    for network in config.architectures(DEFAULT_NETWORK):
+    networks = config.architectures(DEFAULT_NETWORK)
+    for network in networks:
         entries += _rows(name, [(stored, problem, labels)], network, config) + _baselines(name, [problem], network, config, None)
-    return EvaluationPlan(name, problem, config, tuple(entries))
+    return EvaluationPlan(name, problem, config, tuple(entries), _continual(name, [(stored, problem)], networks[0], config))
 
 
 def _check_split(problem: Problem, config: EvaluationConfig) -> None:
@@ -289,3 +245,30 @@ def _snapshots(method: Method, problems: Sequence[Problem], network: str, config
             stage = _stage(source, problem, network, config, config.snapshot_repeats, labels)
             entries.append(Planned(method.name, label, network, draw, step, stage))
     return entries
+
+
+def _continual(name: str, sets: Sequence[tuple[Source, Problem]], network: str, config: EvaluationConfig) -> tuple[PlannedMemory, ...]:
+    """Plan the continual experiment of a set and of its baselines (those of the same size); order k is given to repetition k, in turn."""
+    if config.continual is None:
+        return ()
+    protocol, entries = config.resolve(), []
+    names = dict.fromkeys([name, *(baseline for baseline in config.baselines if baseline in _DRAWS)])
+    for of, order in ((of, order) for of in names for order in range(config.continual_orders)):
+        source, problem = sets[order % len(sets)]
+        if of != name:
+            source = _SOURCES[of](problem, order) if of in _SOURCES else AssembledSet(method=METHODS.get(of)(), problem=problem)
+        stage = EvaluateMemory(
+            seed=problem.seed,
+            numerics=problem.numerics,
+            source=source,
+            dataset=problem.dataset.only(config.split),
+            split=config.split,
+            recipe=protocol.recipe(problem.dataset, network),
+            network=network,
+            order=order,
+            parts=config.continual,
+            repeats=config.continual_repeats,
+            repeats_per_unit=config.repeats_per_unit,
+        )
+        entries.append(PlannedMemory(of, protocol.label, network, stage))
+    return tuple(entries)

@@ -176,7 +176,7 @@ class _Session:
         self.curves = Curves(stages)
         self.series: dict[str, dict[int, float]] = {}
         self.tracker = Tracker(
-            job.tracking.uri, job.tracking.experiment, job.name, output, params=flatten(job.resolved()), tags=_tags(job)
+            job.tracking.uri, job.tracking.experiment, job.name, output, params=flatten(job.resolved()), tags=_tags(plan)
         )
         for split, value in plan.problems[0].dataset.digests:
             source = job.dataset.shards or job.dataset.root or job.dataset.name
@@ -325,9 +325,10 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=False) + "\n").encode()
 
 
-def _tags(job: Job) -> dict[str, str]:
+def _tags(plan: Plan) -> dict[str, str]:
+    job = plan.job
     tags = {"raydd.method": job.method.name, "raydd.ipc": str(job.ipc), "raydd.output": job.output}
-    tags["raydd.protocol"] = job.evaluation.resolve().label
+    tags["raydd.protocol"] = plan.evaluation.config.resolve().label
     commit = _git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 

@@ -18,9 +18,10 @@ from raydd.core.cli import command_errors, setup_logging
 @click.option("--repeats", type=int, help="Students per set and architecture.")
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
 @click.option("--baselines", metavar="A,B", help="Of random, herding, kcenter, whole (default: random).")
+@click.option("--continual", type=int, metavar="STEPS", help="Also learn the classes in so many steps, from a growing memory.")
 @click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
 @click.option("--labels", metavar="URL", help="Soft labels (ours, or FKD's epoch folders) where they do not lie beside the set.")
-@click.option("--output", metavar="URL", help="Folder for report.json.")
+@click.option("--output", metavar="URL", help="Folder for report.json and its pictures.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -47,7 +48,7 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
 
 def _tree(options: dict[str, Any], source: Any) -> dict[str, Any]:
     """Return the options as the tree a job file would hold."""
-    evaluation = {key: options[key] for key in ("protocol", "repeats", "epochs") if options[key] is not None}
+    evaluation = {key: options[key] for key in ("protocol", "repeats", "epochs", "continual") if options[key] is not None}
     for key in ("networks", "baselines"):
         if options[key] is not None:
             evaluation[key] = [name.strip() for name in options[key].split(",") if name.strip()]

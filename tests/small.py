@@ -31,6 +31,8 @@ SMALL: dict[str, Any] = {
     "batch": 64,
     "batch_real": 8,
     "classes_per_unit": 4,
+    "outer_loop": 2,
+    "inner_loop": 2,
 }
 """Values for the fields of methods, by name; a field that is not here keeps its default."""
 
@@ -38,6 +40,7 @@ OTHER_TEXTS: dict[str, Any] = {
     "network": "convnet1_w4",
     "teacher": "convnet1_w4",
     "dsa": "crop_rotate",
+    "inner_momentum": 0.5,
     "factor": 1,
     "teachers": {"epochs": 3},
     "statistics": {"patch": 2},

@@ -77,17 +77,27 @@ parts = [load_file(f"data-{{i:05d}}-of-{len(parts):05d}.safetensors") for i in r
 images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))"""
 
 
-def card(distilled: DistilledSet, report: Report | None, *, parts: Sequence[str], license_id: str, shards: bool, curve: bool) -> str:
+PICTURES = {
+    "curve.png": "Accuracy during the distillation",
+    "networks.png": "Accuracy of every set on every network",
+    "continual.png": "Accuracy on the classes seen so far, learnt step by step",
+}
+"""Pictures of results that the card shows where the folder holds them, and what they show."""
+
+
+def card(
+    distilled: DistilledSet, report: Report | None, *, parts: Sequence[str], license_id: str, shards: bool, charts: Sequence[str]
+) -> str:
     """Return the card: what the set is, how to load it, what it is worth, how it was made.
 
-    ``parts``: names of the safetensors files. ``shards``/``curve``: whether the folder holds them.
+    ``parts``: names of the safetensors files. ``shards``: whether the folder holds them. ``charts``: files of the report.
     """
     info, recipe = distilled.info, distilled.recipe
     shape = "×".join(map(str, distilled.images.shape[1:]))
     if report is None:
         worth = "This set was published without an evaluation.\n"
     else:
-        worth = render_markdown(report) + ("\n![Accuracy during the distillation](curve.png)\n" if curve else "")
+        worth = render_markdown(report) + "".join(f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES)
     more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
     worth_file = "" if report is None else "- `report.json`: what it is worth\n"
     views = "- `shards/*.tar`: the same images in 8 bits as WebDataset shards (`.png`, `.cls`)\n" if shards else ""

@@ -8,6 +8,8 @@ Files::
                                 instead, above 4 GB: equal names are joined along the first axis, in the order of the index
     shards/train-000000.tar     WebDataset view in 8 bits
     grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the report has it
+    networks.png, continual.png, continual.csv
+                                sets on several networks, and the continual experiment, if the report has them
     labels/manifest.json        how to read the label records beside it, <epoch>.safetensors, where soft labels are stored
     recipe.json, report.json    how the set was made; what it is worth (if it was evaluated)
     README.md                   dataset card
@@ -28,6 +30,7 @@ from typing import Any
 import torch
 
 from raydd.artifacts.card import card
+from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
 from raydd.artifacts.grid import MODES, curve, grid, png
 from raydd.artifacts.report import Report, format_seconds, images_per_class, reference
@@ -127,12 +130,12 @@ def _files(distilled: DistilledSet, report: Report | None, license_id: str, part
     names = distilled.info.class_names if labels is distilled.labels else ("images",)
     yield "grid.png", png(grid(distilled.to_uint8(), labels, names))
     chart = None if report is None else _curve(report)
-    if chart is not None:
-        yield "curve.png", chart
+    charts = ({} if chart is None else {"curve.png": chart}) | ({} if report is None else report_files(report))
+    yield from charts.items()
     yield "recipe.json", to_json(dict(distilled.recipe))
     if report is not None:
         yield "report.json", to_json(report.to_dict())
-    text = card(distilled, report, parts=parts, license_id=license_id, shards=shards, curve=chart is not None)
+    text = card(distilled, report, parts=parts, license_id=license_id, shards=shards, charts=list(charts))
     yield "README.md", text.encode()
 
 

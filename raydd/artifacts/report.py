@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from raydd.artifacts.tables import Table, as_markdown, as_text, continual_table, cross
 from raydd.core.errors import ConfigError, unknown
 
 T = TypeVar("T")
@@ -64,6 +65,26 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """What students of a growing memory reached after one step of the continual experiment (from 1).
+
+    ``classes``: how many have been seen, of which all test images are tested; ``images``: how many are kept of them (the
+    most, where orders differ). Percent, over ``orders`` of the classes × ``networks`` trained on each.
+    """
+
+    set: str
+    protocol: str
+    network: str
+    step: int
+    classes: int
+    images: int
+    accuracy_mean: float
+    accuracy_std: float
+    orders: int
+    networks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The rows of one distilled set and its baselines, with their context.
 
@@ -71,7 +92,7 @@ class Report:
     better). ``ior``: improvement over random, accuracy on the set minus accuracy on random images of the same number
     under the same protocol (higher is better). Both in percentage points, ``None`` if not computed. ``split``: the split
     that accuracies are of. ``curve``: accuracy over the distillation, under ``curve_protocol``. ``notes``: what a
-    reader has to know besides, such as samples that were skipped.
+    reader has to know besides, such as samples that were skipped. ``continual``: the continual experiment, if it was asked for.
     """
 
     dataset: str
@@ -85,18 +106,24 @@ class Report:
     curve_protocol: str = ""
     notes: tuple[str, ...] = ()
     ddof: int = DDOF
+    continual: tuple[MemoryRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return dataclasses.asdict(self)
+        """Return the report as JSON values; with several networks, ``table`` shows the rows as set × network once more."""
+        values = dataclasses.asdict(self)
+        if not self.continual:
+            del values["continual"]
+        crossed = cross(self)
+        return values if crossed is None else values | {"table": crossed.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Return the report of JSON values; ``ConfigError`` on keys that are unknown or missing."""
-        plain = dict(values)
+        plain = {key: value for key, value in values.items() if key != "table"}
         plain["rows"] = tuple(_build(Row, item) for item in plain.get("rows", ()))
         plain["curve"] = tuple(_build(Point, item) for item in plain.get("curve", ()))
         plain["notes"] = tuple(plain.get("notes", ()))
+        plain["continual"] = tuple(_build(MemoryRow, item) for item in plain.get("continual", ()))
         return _build(cls, plain)
 
 
@@ -152,7 +179,7 @@ def _random_beside(report: Report, row: Row) -> Row | None:
     return next((r for r in report.rows if r.set == "random" and (r.protocol, r.network) == (row.protocol, row.network)), None)
 
 
-def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
+def _cells(report: Report) -> Table:
     best = any(row.best_accuracy is not None for row in report.rows)
     header = ["set", "protocol", "network", "accuracy, %", "vs random", "seeds × networks", "images", "labels", "device time"]
     if best:
@@ -175,7 +202,7 @@ def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
         if best:
             line.insert(5, "–" if row.best_accuracy is None else f"{row.best_accuracy:.2f}")
         lines.append(line)
-    return header, lines
+    return Table("", header, lines, left=3)
 
 
 def _context(report: Report) -> str:
@@ -206,32 +233,28 @@ def _as_report(report: Report | Mapping[str, Any]) -> Report:
     return report if isinstance(report, Report) else Report.from_dict(report)
 
 
+def _sections(report: Report) -> list[Table]:
+    """Return what is shown below the rows: the table set × network, where there are several, and the continual experiment."""
+    crossed = cross(report)
+    return [*([] if crossed is None else [crossed.table()]), *([continual_table(report)] if report.continual else [])]
+
+
 def render_table(report: Report | Mapping[str, Any]) -> str:
-    """Return the report as a plain text table for logs and terminals: context, rows, remarks."""
+    """Return the report as a plain text table for logs and terminals: context, rows, remarks, further tables."""
     report = _as_report(report)
-    header, lines = _cells(report)
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    left = 3
-
-    def text(line: list[str]) -> str:
-        cells = [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
-        return "  ".join(cells).rstrip()
-
-    rule = "─" * len(text(header))
-    return "\n".join([_context(report), "", text(header), rule, *map(text, lines), "", *_remarks(report)]).rstrip() + "\n"
+    parts = [_context(report), "", *as_text(_cells(report)), "", *_remarks(report)]
+    for section in _sections(report):
+        parts += ["", f"{section.title}:", "", *as_text(section)]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def render_markdown(report: Report | Mapping[str, Any]) -> str:
-    """Return the report as Markdown: context, table, remarks."""
+    """Return the report as Markdown: context, table, remarks, further tables."""
     report = _as_report(report)
-    header, lines = _cells(report)
-
-    def text(line: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-
-    rule = "|" + "|".join("---" if i < 3 else "--:" for i in range(len(header))) + "|"
-    remarks = [f"- {remark}" for remark in _remarks(report)]
-    return "\n".join([_context(report), "", text(header), rule, *map(text, lines), "", *remarks]).rstrip() + "\n"
+    parts = [_context(report), "", *as_markdown(_cells(report)), "", *(f"- {remark}" for remark in _remarks(report))]
+    for section in _sections(report):
+        parts += ["", f"{section.title}:", "", *as_markdown(section)]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def reference(report: Report, name: str) -> float | None:

@@ -68,7 +68,7 @@ class EvaluationPlan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The evaluation's stages, without those that make the sets."""
-        return tuple(dict.fromkeys(entry.stage for entry in (*self.entries, *self.continual)))
+        return tuple(dict.fromkeys([*(entry.stage for entry in self.entries), *(entry.stage for entry in self.continual)]))
 
     def targets(self) -> list[Ref]:
         """Return the outputs that ``summarise`` needs."""

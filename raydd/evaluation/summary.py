@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from raydd.artifacts.report import Point, Report, Row
+from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
-from raydd.evaluation.plan import EvaluationPlan, Planned
+from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
 from raydd.evaluation.scores import Pooled, beats, hard_label_recovery, improvement_over_random, label_robust_score, pool_accuracies
 
 Outputs = Mapping[Evaluate | EvaluateNetworks, Sequence[Tensors]]
@@ -53,6 +53,7 @@ def summarise(
         device=device,
         curve=curve,
         curve_protocol=plan.entries[0].protocol if curve else "",
+        continual=_continual(plan.continual, load),
         notes=(*remarks, *notes),
     )
 
@@ -151,3 +152,32 @@ def _curve(
             Point(step=step, device_seconds=cost, accuracy_mean=100 * pooled.mean, accuracy_std=100 * pooled.std, networks=count)
         )
     return tuple(points)
+
+
+def _continual(entries: Sequence[PlannedMemory], load: Callable[[Ref], Tensors]) -> tuple[MemoryRow, ...]:
+    """Return a row for each set and step: the accuracies of all class orders and students, pooled."""
+    groups: dict[str, list[PlannedMemory]] = {}
+    for entry in entries:
+        groups.setdefault(entry.set, []).append(entry)
+    rows = []
+    for group in groups.values():
+        first = group[0]
+        for step, seen in enumerate(first.stage.seen, 1):
+            outputs = [[load(Ref(entry.stage, unit)) for unit in entry.stage.units_after(seen)] for entry in group]
+            pooled = pool_accuracies([_accuracies(of_order) for of_order in outputs])
+            images = {int(part["images"]) for of_order in outputs for part in of_order}
+            rows.append(
+                MemoryRow(
+                    set=first.set,
+                    protocol=first.protocol,
+                    network=first.network,
+                    step=step,
+                    classes=seen,
+                    images=max(images),
+                    accuracy_mean=100 * pooled.mean,
+                    accuracy_std=100 * pooled.std,
+                    orders=pooled.seeds,
+                    networks=pooled.networks,
+                )
+            )
+    return tuple(rows)

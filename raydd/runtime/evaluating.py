@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, read_set
 from raydd.artifacts.report import Report
@@ -100,7 +101,7 @@ def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> str:
 
 
 def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Report:
-    """Evaluate, and write ``report.json`` to the job's output if it has one; return the report."""
+    """Evaluate, and write ``report.json`` and its pictures to the job's output if it has one; return the report."""
     tune_allocator()
     store = Store(job.store)
     store.storage.check_writable("store")
@@ -119,5 +120,6 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
 
     report = summarise(plan, store.load, seconds, device=device_kind(pick_device()))
     if job.output is not None:
-        Storage(job.output).put("report.json", to_json(report.to_dict()))
+        for name, data in {"report.json": to_json(report.to_dict()), **report_files(report)}.items():
+            Storage(job.output).put(name, data)
     return report

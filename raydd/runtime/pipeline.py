@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.folder import publish
 from raydd.artifacts.grid import curve, grid, png
@@ -255,6 +256,9 @@ class _Session:
             if index == 0:
                 self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
         self.output.put("report.json", to_json(report.to_dict()))
+        for name, data in report_files(report).items():
+            self.output.put(name, data)
+            places[name] = join(job.output, name)
         written = sum(facts["size"] for index in range(len(self.plan.problems)) for facts in self._label_files(index).values())
         if written:
             places["labels"] = f"{join(places['set'], 'labels')} ({format_bytes(written)})"
@@ -269,6 +273,8 @@ class _Session:
             self.tracker.metrics(f"accuracy/{row.set}/{row.network}", row.accuracy_mean, self._last_step())
         for point in report.curve:
             self.tracker.metrics("accuracy/snapshot", point.accuracy_mean, point.step)
+        for kept in report.continual:
+            self.tracker.metrics(f"continual/{kept.set}/{kept.network}", kept.accuracy_mean, kept.classes)
         for name in ("hlr", "ior"):
             value = getattr(report, name)
             if value is not None:

@@ -1,0 +1,262 @@
+"""Continual learning from a growing memory: DM's class-incremental experiment (specification dc_dsa_dm, section 1.5).
+
+Classes come in steps of equally many, in an order that a seed fixes. What is kept of each step is the set's images of its
+classes; after every step fresh students are trained on all that is kept, and tested on all test images of the classes seen
+so far. The classifier has all outputs from the start. Published (CIFAR-100, 20 images per class, 5 or 10 steps, orders 0 to 4,
+three ConvNets each, 1,000 epochs with DSA augmentation for every method): figures of random, herding, DSA and DM as curves.
+
+A set is distilled once, with all classes, and cut here. Where a method's classes never talk (DM, selections) that equals
+distilling the classes of each step alone; elsewhere (DC, DSA) the memory has seen the other classes too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.core.errors import ConfigError, DataError
+from raydd.core.rng import derive_seed, generator
+from raydd.core.tensors import Tensors
+from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
+from raydd.data.catalog import DatasetInfo
+from raydd.evaluation.evaluate import into_space, logged, repeat_blocks, repeats_of
+from raydd.methods.base import Problem
+from raydd.methods.random_selection import SelectImages, assemble_images, check_counts
+from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, Examiner, resident
+from raydd.training.cost import training_cost
+from raydd.training.sgd import Recipe, unstack_state
+from raydd.training.students import ResidentSet, StudentTraining
+
+
+def class_order(classes: int, seed: int) -> tuple[int, ...]:
+    """Return the order in which classes come: numpy's legacy permutation of a seed, whose stream is frozen."""
+    return tuple(int(c) for c in np.random.RandomState(seed).permutation(classes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawInOrder(SelectImages):
+    """Random images as the published experiment draws them: by the generator of the class order, class after class in that order.
+
+    ``seed`` is that of the order. One unit; output as of :class:`SelectImages`.
+    """
+
+    def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
+        """Return the drawn images and their ids, in the order of labels."""
+        data, draws, chosen = ctx.data["train"], np.random.RandomState(self.seed), {}
+        for c in draws.permutation(self.dataset.classes).tolist():
+            members = (data.labels == c).nonzero().reshape(-1)
+            if len(members) < self.ipc:
+                raise DataError(f"ipc={self.ipc}: class {c} has only {len(members)} training images to choose from")
+            chosen[c] = members[torch.from_numpy(draws.permutation(len(members))[: self.ipc])]
+        ids = torch.cat([chosen[c] for c in range(self.dataset.classes)])
+        return {"images": data.take(ids), "ids": ids}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderDraw:
+    """A source of a set: the random images of one class order."""
+
+    dataset: DatasetInfo
+    ipc: int
+    order: int
+
+    def __post_init__(self) -> None:
+        check_counts(self.dataset, self.ipc)
+
+    @property
+    def _ref(self) -> Ref:
+        stage = DrawInOrder(seed=self.order, dataset=self.dataset, ipc=self.ipc, classes_per_unit=self.dataset.classes)
+        return stage.refs()[0]
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return the draw."""
+        return {"random": self._ref}
+
+    def load(self, ctx: Context) -> DistilledSet:
+        """Return the set."""
+        problem = Problem(dataset=self.dataset, ipc=self.ipc, seed=self.order, numerics=Numerics())
+        return assemble_images(problem, {"random": ctx.load("random")})
+
+    @property
+    def images(self) -> int:
+        """Number of images: ``ipc`` of each class."""
+        return self.ipc * self.dataset.classes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A set's images and labels in the order in which classes come: what is kept after a step is a part at the start.
+
+    ``ends``: where each class of the order ends. ``distilled``: the set, which says how test images are read.
+    """
+
+    distilled: DistilledSet
+    images: Tensor
+    labels: Tensor
+    ends: tuple[int, ...]
+
+    def of(self, seen: int) -> ResidentSet:
+        """Return what is kept of the first ``seen`` classes."""
+        end = self.ends[seen - 1]
+        return ResidentSet(self.images[:end], self.labels[:end])
+
+
+def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
+    """Return a set in the order in which classes come, as students see it.
+
+    ``ConfigError`` for images that no hard label says the class of; ``DataError`` for a class without images.
+    """
+    images, labels = distilled.tensors()
+    hard = labels if not labels.is_floating_point() else distilled.labels
+    if len(hard) != len(images):
+        raise ConfigError(f"evaluation.continual: the set cannot be cut by class: {len(images)} images, {len(hard)} hard labels")
+    of_class = [(hard == c).nonzero().reshape(-1) for c in order]
+    for c, ids in zip(order, of_class, strict=True):
+        if not len(ids):
+            raise DataError(f"evaluation.continual: the set has no image of class {c}")
+    ids = torch.cat(of_class)
+    return Memory(distilled, images[ids], labels[ids], tuple(itertools.accumulate(map(len, of_class))))
+
+
+def seen_and_repeats(unit: str) -> tuple[int, range]:
+    """Return how many classes have come, and the repeats, that a unit's name stands for."""
+    seen, _, block = unit.removeprefix("classes-").partition("-")
+    return int(seen), repeats_of(block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateMemory(Stage):
+    """Train students on what is kept after each step, and test them on the classes seen; a unit is a block of students of one step.
+
+    ``order``: seed of the class order. ``parts``: number of steps. Students are keyed by ``(seed, order, classes seen,
+    repeat)`` and not by the set or ``parts``: those of different sets start alike, and five steps are five of the ten.
+    Output of a unit of R students: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy`` ``[R]``, float64 fractions, and
+    how many ``images`` were kept.
+    """
+
+    phase: ClassVar[str] = "evaluate"
+
+    source: Any
+    dataset: DatasetInfo
+    split: str = "test"
+    recipe: Recipe
+    network: str
+    order: int
+    parts: int = unkeyed()
+    repeats: int = unkeyed(default=3)
+    repeats_per_unit: int = unkeyed(default=3)
+
+    def __post_init__(self) -> None:
+        if self.recipe.loss != "ce":
+            raise ConfigError(f"evaluation.continual: the loss '{self.recipe.loss}' needs soft labels, and these cannot be cut by class")
+        if self.dataset.classes % self.parts or self.parts < 2:
+            allowed = ", ".join(str(n) for n in range(2, self.dataset.classes + 1) if self.dataset.classes % n == 0)
+            raise ConfigError(f"evaluation.continual: {self.parts} steps do not divide {self.dataset.classes} classes; allowed: {allowed}")
+
+    @property
+    def seen(self) -> list[int]:
+        """How many classes have been seen after each step."""
+        size = self.dataset.classes // self.parts
+        return [size * (t + 1) for t in range(self.parts)]
+
+    def units_after(self, seen: int) -> list[str]:
+        """Return the units of the step after which ``seen`` classes have come, ``classes-0004-repeats-000-002``."""
+        return [f"classes-{seen:04d}-{block}" for block in repeat_blocks(self.repeats, self.repeats_per_unit)]
+
+    def units(self) -> Sequence[str]:
+        """Return the blocks of students of every step."""
+        return tuple(unit for seen in self.seen for unit in self.units_after(seen))
+
+    def inputs(self, unit: str) -> Mapping[str, Ref]:
+        """Return what the set is made of."""
+        return self.source.inputs()
+
+    def cost(self, unit: str) -> Cost:
+        """Return the cost of training and testing a block."""
+        info, (seen, repeats) = self.dataset, seen_and_repeats(unit)
+        return training_cost(
+            self.network,
+            info.shape,
+            info.classes,
+            networks=len(repeats),
+            images=self.source.images * seen // info.classes,
+            epochs=self.recipe.epochs,
+            batch=self.recipe.batch,
+            tested=info.test_count * seen // info.classes,
+            at_once=len(repeats),
+            copies=self.recipe.copies,
+        )
+
+    def steps(self, unit: str) -> int:
+        """Return the number of epochs."""
+        return self.recipe.epochs
+
+    def init(self, unit: str, ctx: Context) -> Tensors:
+        """Return fresh students: none goes on from an earlier step."""
+        nothing = torch.zeros(len(seen_and_repeats(unit)[1]), dtype=torch.float64, device=ctx.device)
+        return self._training(unit, ctx).init() | {"train_accuracy": nothing}
+
+    def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
+        """Return the students after epoch ``t``."""
+        memory = self._memory(ctx).of(seen_and_repeats(unit)[0])
+        new, loss, accuracy = self._training(unit, ctx).epoch(state, t, memory)
+        new["train_accuracy"] = accuracy.double()
+        if logged(t, self.recipe.epochs):
+            ctx.log(t, loss=loss.mean(), train_accuracy=accuracy.double().mean())
+        return new
+
+    def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
+        """Return the accuracies on the classes seen."""
+        (seen, repeats), training, memory = seen_and_repeats(unit), self._training(unit, ctx), self._memory(ctx)
+        examiner = ctx.cached(("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics))
+        prepare, classes = into_space(memory.distilled, ctx.device), class_order(self.dataset.classes, self.order)[:seen]
+        found = [examiner.accuracy(unstack_state(state, i), self._tests(classes, ctx), prepare) for i in range(len(repeats))]
+        return {
+            "accuracy": torch.tensor(found, dtype=torch.float64),
+            "train_accuracy": state["train_accuracy"],
+            "images": torch.tensor(memory.ends[seen - 1]),
+        }
+
+    def _tests(self, classes: Sequence[int], ctx: Context) -> Iterator[Batch]:
+        """Yield the real images of some classes, in the split's order, as :func:`raydd.training.accuracy.real_batches` does."""
+        data = ctx.data[self.split]
+        kept = resident(data, ctx)
+        chosen = torch.isin(data.labels, torch.tensor(classes)).nonzero().reshape(-1)
+        for ids in chosen.split(TEST_BATCH):
+            rows = ids.to(ctx.device)
+            images = data.take(ids).to(ctx.device) if kept is None else kept["images"][rows]
+            yield images, data.labels[ids].to(ctx.device)
+
+    def _memory(self, ctx: Context) -> Memory:
+        def make() -> Memory:
+            memory = in_order(self.source.load(ctx), class_order(self.dataset.classes, self.order))
+            fits = 4 * memory.images.numel() <= RESIDENT_BYTES
+            return replace(memory, images=memory.images.to(ctx.device), labels=memory.labels.to(ctx.device)) if fits else memory
+
+        inputs = sorted((name, ref.key, ref.output) for name, ref in self.source.inputs().items())
+        return ctx.cached(("memory", stage_digest(self), tuple(inputs)), make)
+
+    def _training(self, unit: str, ctx: Context) -> StudentTraining:
+        seen, repeats = seen_and_repeats(unit)
+
+        def make() -> StudentTraining:
+            return StudentTraining(
+                network=self.network,
+                shape=self.dataset.shape,
+                classes=self.dataset.classes,
+                recipe=self.recipe,
+                numerics=self.numerics,
+                repeats=repeats,
+                rng=partial(generator, derive_seed(self.seed, "continual", self.order, seen)),
+                device=ctx.device,
+            )
+
+        return ctx.cached(("training", stage_digest(self), unit), make)

@@ -1,0 +1,233 @@
+"""Gradient matching, the loop that DC and DSA share (specification of DC, sections 1.0 to 1.2).
+
+An iteration draws a new network and makes ``outer_loop`` updates of all images; each moves them, by SGD with momentum, down
+
+    L = sum_c D(grad_theta CE(net(S_c), c), grad_theta CE(net(real_c), c)),
+
+and between two updates the network is trained on them for ``inner_loop`` epochs. With one update per iteration (one image per
+class) the network is never trained and classes never talk: blocks of them are units. Else blocks are lanes of one unit, which
+exchange the images' gradients once per update; every worker trains the same network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from raydd.augment.dsa import DsaTransform, apply_classes, draw, parse_strategy
+from raydd.core.ahead import Ahead
+from raydd.core.errors import DataError
+from raydd.core.tensors import Tensors
+from raydd.core.units import Context, Cost, Stage
+from raydd.data.catalog import DatasetInfo
+from raydd.data.memory import ClassMemory, normalise
+from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_
+from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
+from raydd.training.augmentation import Augment, make_augmentation
+from raydd.training.recipe import Recipe
+from raydd.training.sgd import TrainingStep, fresh_state, part
+from raydd.training.students import ResidentSet
+
+FREEZE_IMAGES = 16
+"""Real images per class that batch norms see before they are frozen."""
+
+_NETWORK = "network"
+"""What the names of the network's tensors in a state begin with, before a dot."""
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a transform per class."""
+
+    rows: Tensor
+    transforms: list[DsaTransform]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchGradients(Stage):
+    """The loop; a step is one update of the images and, unless it is a network's last, the network's epochs behind it.
+
+    State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the middle of an iteration, the
+    network's weights, statistics and momentum as ``network.*``.
+    """
+
+    phase: ClassVar[str] = "distill"
+
+    dataset: DatasetInfo
+    ipc: int
+    network: str
+    iterations: int
+    outer_loop: int
+    inner_loop: int
+    lr_img: float
+    momentum: float
+    lr_net: float
+    inner_momentum: float
+    batch_real: int
+    batch_train: int
+    distance: str
+    init_from: str
+    dsa: str
+    classes_per_unit: int
+
+    @cached_property
+    def _blocks(self) -> tuple[range, ...]:
+        classes, size = self.dataset.classes, self.classes_per_unit
+        return tuple(range(s, min(s + size, classes)) for s in range(0, classes, size))
+
+    @cached_property
+    def _units(self) -> dict[str, tuple[range, ...]]:
+        """Each unit's blocks of classes."""
+        if self.outer_loop > 1:
+            return {"all": self._blocks}
+        return {f"classes-{block[0]:04d}-{block[-1]:04d}": (block,) for block in self._blocks}
+
+    @property
+    def lanes(self) -> int:
+        """Return the number of class blocks that one unit holds; 0 where a unit is one block."""
+        return len(self._blocks) if self.outer_loop > 1 and len(self._blocks) > 1 else 0
+
+    def units(self) -> Sequence[str]:
+        """Return ``all``, or the names of the class blocks where the network is never trained."""
+        return tuple(self._units)
+
+    def steps(self, unit: str) -> int:
+        """Return the number of updates of the images."""
+        return self.iterations * self.outer_loop
+
+    def cost(self, unit: str) -> Cost:
+        """Return the cost: gradients of real images, first and second derivatives of synthetic ones, the network's epochs."""
+        from raydd.training.cost import network_facts
+
+        facts = network_facts(self.network, self.dataset.shape, self.dataset.classes)
+        count = sum(len(block) for block in self._units[unit])
+        pixels = self.dataset.channels * self.dataset.height * self.dataset.width
+        images = 4 * count * self.ipc * pixels
+        per_iteration = self.outer_loop * count * (3 * self.batch_real + 7 * self.ipc)
+        epochs = (self.outer_loop - 1) * self.inner_loop
+        counts = self.dataset.train_counts
+        resident = pixels * sum(counts[c] for block in self._units[unit] for c in block) if counts else 0
+        second = 4 * self.ipc * max(len(block) for block in self._units[unit])
+        at_once = max(2 * self.batch_real, second, 2 * min(self.batch_train, count * self.ipc) if epochs else 0)
+        return Cost(
+            flop=facts.flop * self.iterations * (per_iteration + 3 * epochs * count * self.ipc),
+            peak_bytes=resident + 3 * images + 4 * facts.activations * at_once + 4 * facts.parameters * (3 + 2 * self.classes_per_unit),
+            state_bytes=2 * images + (8 * facts.parameters if self.outer_loop > 1 else 0),
+            output_bytes=images,
+        )
+
+    def init(self, unit: str, ctx: Context) -> Tensors:
+        """Return real images drawn per class, or normal noise, and a momentum of zero."""
+        parts = []
+        for block in self._units[unit]:
+            for c in block:
+                if self.init_from == "noise":
+                    parts.append(torch.randn((self.ipc, *self.dataset.shape), generator=ctx.rng("init", c)).to(ctx.device))
+                    continue
+                of_class = self._memory(block, ctx).of(c)
+                if len(of_class) < self.ipc:
+                    raise DataError(f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}")
+                chosen = torch.randperm(len(of_class), generator=ctx.rng("init", c))[: self.ipc]
+                parts.append(normalise(of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std))
+        images = torch.cat(parts)
+        return {"images": images, "momentum": torch.zeros_like(images)}
+
+    def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
+        """Return the state after one update of the images and the training of the network that follows it."""
+        iteration, outer = divmod(t, self.outer_loop)
+        images, blocks = state["images"], self._units[unit]
+        network = self._network(images.dtype, ctx)
+        if outer == 0:
+            reinitialise_(network, ctx.rng("network", iteration))
+        else:
+            kept = part(state, _NETWORK)
+            network.load_state_dict(part(kept, "params") | part(kept, "buffers"))
+        prepare_(network, self.distance)
+        if has_batchnorm(network):
+            freeze_batchnorm_(network, self._freeze_images(t, images.dtype, ctx))
+        own = images.split([len(block) * self.ipc for block in blocks])
+
+        def lane(index: int) -> Tensors:
+            return self._match(blocks[index], own[index], network, t, ctx)
+
+        parts = ctx.each_lane(lane) if self.lanes else [lane(0)]
+        momentum = self.momentum * state["momentum"] + torch.cat([found["gradient"] for found in parts])
+        images = images - self.lr_img * momentum
+        ctx.log(t, loss=torch.cat([found["distance"] for found in parts]).mean())
+        after = {"images": images, "momentum": momentum}
+        return after if outer == self.outer_loop - 1 else after | self._train(network, state, images, t, ctx)
+
+    def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
+        """Return the images."""
+        return {"images": state["images"]}
+
+    def _match(self, block: range, images: Tensor, network: Network, t: int, ctx: Context) -> Tensors:
+        """Return the ``gradient`` of a block's images ``[K * ipc, C, H, W]`` and each class's ``distance`` ``[K]``."""
+        draws: Ahead[_Draws] = ctx.cached(("matching draws", self, block), lambda: self._draw_ahead(block, ctx))
+        choice, safe = draws(t), self.numerics.deterministic
+        forward, found = fast_forward(network, self.numerics), []
+        for k, c in enumerate(block):
+            real = normalise(self._memory(block, ctx).gather(choice.rows[k : k + 1]), self.dataset.mean, self.dataset.std, images.dtype)
+            if choice.transforms:
+                real = apply_classes(choice.transforms[k : k + 1], real, safe)
+            found.append(class_gradient(network, forward, real.squeeze(0), c, self.distance))
+        gradients = [torch.stack(of_parameter) for of_parameter in zip(*found, strict=True)]
+        leaf = images.detach().requires_grad_(True)
+        synthetic = leaf.view(len(block), self.ipc, *self.dataset.shape)
+        if choice.transforms:
+            synthetic = apply_classes(choice.transforms, synthetic, safe)
+        values, gradient = match(network, synthetic, block, gradients, self.distance, at_once=ctx.device.type != "cpu")
+        if choice.transforms:
+            (gradient,) = torch.autograd.grad(synthetic, leaf, gradient)
+        return {"gradient": gradient.reshape(images.shape), "distance": values}
+
+    def _train(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
+        """Return the network's state, as ``network.*``, after its epochs on the images."""
+        trained = fresh_state(network)
+        trained |= {name: value for name, value in part(state, _NETWORK).items() if name.startswith("momentum.")}
+        step: TrainingStep = ctx.cached(("inner step", self, images.dtype), lambda: TrainingStep(network, self.numerics, self._recipe))
+        augment: Augment = make_augmentation(self._recipe, self.dataset.shape[1:])
+        labels = torch.arange(self.dataset.classes, device=images.device).repeat_interleave(self.ipc)
+        rate = torch.tensor(self.lr_net, dtype=images.dtype, device=images.device)
+        for epoch in range(self.inner_loop):
+            draws = ctx.rng("inner/augment", t, epoch)
+            batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
+            for batch, of_batch in batches:
+                trained, _, _ = step(trained, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch, rate)
+        return {f"{_NETWORK}.{name}": value for name, value in trained.items()}
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        augmentation: dict[str, Any] = {"augmentation": "dsa", "strategy": self.dsa} if parse_strategy(self.dsa) else {}
+        common: dict[str, Any] = {"epochs": self.inner_loop, "batch": self.batch_train, "lr": self.lr_net}
+        return Recipe(**common, **augmentation, momentum=self.inner_momentum, weight_decay=0.0)
+
+    def _freeze_images(self, t: int, dtype: torch.dtype, ctx: Context) -> Tensor:
+        memory, classes = self._memory(range(self.dataset.classes), ctx), list(range(self.dataset.classes))
+        rows = memory.draw(classes, FREEZE_IMAGES, [ctx.rng("freeze", t, c) for c in classes])
+        return normalise(memory.gather(rows).flatten(0, 1), self.dataset.mean, self.dataset.std, dtype)
+
+    def _draw_ahead(self, block: range, ctx: Context) -> Ahead[_Draws]:
+        memory, size = self._memory(block, ctx), self.dataset.shape[1:]
+
+        def draws(t: int) -> _Draws:
+            rows = memory.draw(list(block), self.batch_real, [ctx.rng("real", t, c) for c in block])
+            transforms = [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block] if parse_strategy(self.dsa) else []
+            return _Draws(rows, transforms)
+
+        return Ahead(draws, threaded=ctx.device.type == "cuda")
+
+    def _memory(self, block: range, ctx: Context) -> ClassMemory:
+        return ctx.cached(("images of classes", "train", block), lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device))
+
+    def _network(self, dtype: torch.dtype, ctx: Context) -> Network:
+        def make() -> Network:
+            made = create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network"))
+            return made.to(ctx.device, dtype)
+
+        return ctx.cached(("matching network", self.network, self.dataset.shape, self.dataset.classes, dtype), make)

@@ -1,0 +1,345 @@
+"""Continual learning on digits: class orders, what is kept, who is trained and tested, what results depend on, resume, reports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from groups import run_group
+from mlflow.tracking import MlflowClient
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.report import Report
+from raydd.cli import main
+from raydd.config import load_job
+from raydd.core.errors import ConfigError, DataError
+from raydd.core.store import Store
+from raydd.core.tensors import digest
+from raydd.core.units import Numerics, Ref, unit_key
+from raydd.data.catalog import entry
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import open_data, with_digests
+from raydd.evaluation.continual import DrawInOrder, EvaluateMemory, OrderDraw, class_order, in_order, seen_and_repeats
+from raydd.evaluation.evaluate import Evaluate
+from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
+from raydd.evaluation.summary import summarise
+from raydd.methods import METHODS, Problem
+from raydd.methods.sources import AssembledSet, StoredSet
+from raydd.runtime.pipeline import run_job
+from raydd.runtime.runner import LocalRunner
+from raydd.training import students
+from raydd.training.sgd import Recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe(epochs=6, batch=64, lr=0.05, drops=(4,), augmentation="dsa", strategy="color_crop_cutout_scale_rotate")
+SMALL = EvaluationConfig(epochs=1, networks=("convnet1_w8",), repeats=1, continual=5, continual_orders=2, continual_repeats=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = open_data(DatasetConfig(name="digits"))
+    return data, with_digests(entry("digits").info, data)
+
+
+def _problem(info, seed=0, ipc=2):
+    return Problem(dataset=info, ipc=ipc, seed=seed, numerics=Numerics())
+
+
+def _dm(**fields):
+    return METHODS.get("dm")(network="convnet1_w8", iterations=2, batch_real=4, **fields)
+
+
+def _stage(info, **options):
+    source = AssembledSet(method=METHODS.get("random")(), problem=_problem(info, ipc=10))
+    defaults = {"recipe": RECIPE, "network": "convnet2_w8", "order": 0, "parts": 5, "repeats": 2, "repeats_per_unit": 2}
+    return EvaluateMemory(**{"seed": 0, "source": source, "dataset": info.only("test"), **defaults, **options})
+
+
+def _run(refs, data, folder: Path, **options):
+    store = Store(str(folder))
+    LocalRunner(lambda: data, device=torch.device("cpu"), **options).run(refs, store, lambda event: None)
+    return store
+
+
+# -- orders, draws, memories -----------------------------------------------------------------------------------------
+
+
+def test_class_orders_are_those_of_the_published_seeds():
+    firsts = [class_order(100, seed)[:6] for seed in range(5)]
+    assert firsts == [
+        (26, 86, 2, 55, 75, 93),
+        (80, 84, 33, 81, 93, 17),
+        (83, 30, 56, 24, 16, 23),
+        (93, 67, 6, 64, 96, 83),
+        (20, 10, 96, 16, 63, 24),
+    ]
+    assert sorted(class_order(100, 3)) == list(range(100))
+
+
+def test_random_memories_are_drawn_as_published_by_one_generator(digits, tmp_path):
+    data, info = digits
+    labels = data["train"].labels.numpy()
+    global_state = np.random.get_state()
+    try:  # the published loop, on numpy's global generator
+        np.random.seed(3)
+        expected = {int(c): np.random.permutation(np.flatnonzero(labels == c))[:4].tolist() for c in np.random.permutation(10)}
+    finally:
+        np.random.set_state(global_state)
+    stage = DrawInOrder(seed=3, dataset=info.only("train"), ipc=4, classes_per_unit=10)
+    output = _run(stage.refs(), data, tmp_path).load(stage.refs()[0])
+    assert output["ids"].view(10, 4).tolist() == [expected[c] for c in range(10)]
+    assert torch.equal(output["images"], data["train"].take(output["ids"]))
+    with pytest.raises(ConfigError, match="ipc=500"):
+        OrderDraw(dataset=info, ipc=500, order=0)
+
+
+def test_a_memory_grows_class_by_class_and_keeps_what_it_has(digits):
+    data, info = digits
+    counts = [1 + c % 3 for c in range(10)]  # classes need not be of one size
+    ids = torch.cat([(data["train"].labels == c).nonzero().reshape(-1)[:n] for c, n in enumerate(counts)])
+    distilled = DistilledSet(images=data["train"].take(ids), labels=data["train"].labels[ids], info=info)
+    order = class_order(10, 1)
+    memory = in_order(distilled, order)
+    kept = [memory.of(seen) for seen in (2, 4, 6, 8, 10)]
+    for before, after in itertools.pairwise(kept):
+        assert torch.equal(after.images[: len(before)], before.images)
+    for seen, part in zip((2, 4, 6, 8, 10), kept):
+        assert len(part) == sum(counts[c] for c in order[:seen])
+        assert set(part.labels.tolist()) == set(order[:seen]), "labels stay those of all classes"
+    assert torch.equal(kept[-1].images[: counts[order[0]]], distilled.normalised(distilled.images[distilled.labels == order[0]]))
+
+
+def test_soft_labels_are_cut_with_their_images_and_what_cannot_be_cut_is_refused(digits):
+    data, info = digits
+    images, labels = data["train"].take(torch.arange(20)), torch.arange(10).repeat(2)
+    soft = torch.rand(20, 10, generator=torch.Generator().manual_seed(0))
+    part = in_order(DistilledSet(images=images, labels=labels, soft_labels=soft, info=info), class_order(10, 0)).of(1)
+    assert torch.equal(part.labels, soft[labels == class_order(10, 0)[0]])
+    with pytest.raises(DataError, match="no image of class 4"):
+        in_order(DistilledSet(images=images[labels != 4], labels=labels[labels != 4], info=info), range(10))
+    poster = SimpleNamespace(tensors=lambda: (images, soft), labels=torch.arange(3))
+    with pytest.raises(ConfigError, match="cannot be cut by class: 20 images, 3 hard labels"):
+        in_order(poster, range(10))
+
+
+# -- students --------------------------------------------------------------------------------------------------------
+
+
+def test_units_are_steps_and_blocks_of_students(digits):
+    stage = _stage(digits[1], repeats=3)
+    assert stage.seen == [2, 4, 6, 8, 10]
+    assert stage.units()[:3] == ("classes-0002-repeats-000-001", "classes-0002-repeats-002-002", "classes-0004-repeats-000-001")
+    assert len(stage.units()) == 10
+    assert seen_and_repeats("classes-0004-repeats-000-001") == (4, range(2))
+    costs = [stage.cost(unit).flop for unit in stage.units() if unit.endswith("000-001")]
+    assert costs[-1] == pytest.approx(5 * costs[0], rel=0.02), "memory and tests grow alike"
+
+
+def test_five_steps_are_five_of_the_ten(digits):
+    five, ten = _stage(digits[1], parts=5), _stage(digits[1], parts=10)
+    keys = [{unit_key(stage, unit) for unit in stage.units()} for stage in (five, ten)]
+    assert keys[0] < keys[1]
+    assert not keys[0] & {unit_key(other, unit) for other in (_stage(digits[1], order=1),) for unit in other.units()}
+    more = _stage(digits[1], repeats=4)
+    assert keys[0] < {unit_key(more, unit) for unit in more.units()}
+
+
+def test_students_learn_and_are_tested_on_the_classes_seen_alone(digits, tmp_path):
+    data, info = digits
+    stage = _stage(info, recipe=replace(RECIPE, epochs=25, drops=(20,)))
+    store = _run(stage.refs(), data, tmp_path)
+    outputs = [store.load(ref) for ref in stage.refs()]
+    assert [int(output["images"]) for output in outputs] == [20, 40, 60, 80, 100]
+    means = [float(output["accuracy"].mean()) for output in outputs]
+    assert means[0] > 0.85, "two classes are easy; on all ten no more than a fifth could be right"
+    assert means[0] > means[-1] > 0.4
+    assert all(output["accuracy"].dtype == torch.float64 and output["accuracy"].shape == (2,) for output in outputs)
+    counts = [int(torch.isin(data["test"].labels, torch.tensor(class_order(10, 0)[:seen])).sum()) for seen in stage.seen]
+    hits = [float(output["accuracy"][0]) * count for output, count in zip(outputs, counts)]
+    assert hits == pytest.approx([round(hit) for hit in hits]), "accuracies are of that many test images"
+
+
+def test_test_images_are_those_of_the_classes_seen_in_the_splits_order(digits):
+    data, info = digits
+    ctx = SimpleNamespace(data=data, device=torch.device("cpu"), cached=lambda key, make: make())
+    found = torch.cat([labels for _, labels in _stage(info)._tests((3, 7), ctx)])
+    labels = data["test"].labels
+    assert torch.equal(found, labels[(labels == 3) | (labels == 7)])
+    images = torch.cat([images for images, _ in _stage(info)._tests((3, 7), ctx)])
+    assert torch.equal(images, data["test"].take(((labels == 3) | (labels == 7)).nonzero().reshape(-1)))
+
+
+def test_the_last_memory_is_the_whole_set(digits, tmp_path):
+    """In the order of the set, after all classes, students are those of the ordinary evaluation up to their draws."""
+    data, info = digits
+    recipe = replace(RECIPE, epochs=25, drops=(20,))
+    stage = _stage(info, recipe=recipe)
+    plain = Evaluate(seed=0, source=stage.source, dataset=info.only("test"), recipe=recipe, network="convnet2_w8", repeats=2)
+    last = [ref for ref in stage.refs() if ref.unit.startswith("classes-0010")]
+    store = _run([*last, *plain.refs()], data, tmp_path)
+    one, other = (float(torch.cat([store.load(ref)["accuracy"] for ref in refs]).mean()) for refs in (last, plain.refs()))
+    assert one == pytest.approx(other, abs=0.15)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_any_number_of_workers_gives_the_same_bytes(digits, tmp_path, monkeypatch, world):
+    """Workers are processes: threads in their place get a network each, as these do, since calling one borrows its weights."""
+    monkeypatch.setattr(students, "_made_once", students._made_once.__wrapped__)
+    data, info = digits
+    stage = _stage(info, recipe=replace(RECIPE, epochs=2, drops=()), repeats_per_unit=1)
+    alone, group = _run(stage.refs(), data, tmp_path / "alone"), Store(str(tmp_path / "group"))
+    run_group(stage.refs(), group, world, open_data=lambda: data)
+    assert [digest(group.load(ref)) for ref in stage.refs()] == [digest(alone.load(ref)) for ref in stage.refs()]
+
+
+def test_students_together_are_those_alone_and_start_alike_for_every_set(digits, tmp_path):
+    data, info = digits
+    short = replace(RECIPE, epochs=2, drops=())
+    together, apart = _stage(info, recipe=short), _stage(info, recipe=short, repeats_per_unit=1)
+    store = _run([*together.refs(), *apart.refs()], data, tmp_path)
+    for seen in together.seen:
+        both, single = ([store.load(Ref(stage, unit))["accuracy"] for unit in stage.units_after(seen)] for stage in (together, apart))
+        assert torch.cat(both).tolist() == torch.cat(single).tolist()
+    ctx = SimpleNamespace(device=torch.device("cpu"), cached=lambda key, make: make())
+    of_set, of_random = together, _stage(info, source=OrderDraw(dataset=info.only("train"), ipc=10, order=0))
+    starts = [digest(stage.init(unit, ctx)) for stage in (of_set, of_random) for unit in stage.units()[:2]]
+    assert starts[:2] == starts[2:]
+    assert starts[0] != starts[1], "those of another step are others"
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_killed_experiment_resumes_to_the_same_bytes(digits, tmp_path):
+    data, info = digits
+    stage = _stage(info, recipe=replace(RECIPE, epochs=4, drops=(3,)))
+    whole = _run(stage.refs(), data, tmp_path / "whole")
+    seen = []
+
+    def fault(name, unit, t):
+        seen.append((unit, t))
+        if seen.count((stage.units()[2], 2)) == 1 and seen[-1] == (stage.units()[2], 2):
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        _run(stage.refs(), data, tmp_path / "killed", checkpoint_every=0.0, fault=fault)
+    before = len(seen)
+    killed = _run(stage.refs(), data, tmp_path / "killed", checkpoint_every=0.0, fault=fault)
+    assert seen[before] == (stage.units()[2], 2)
+    assert [digest(killed.load(ref)) for ref in stage.refs()] == [digest(whole.load(ref)) for ref in stage.refs()]
+
+
+# -- plans and reports -----------------------------------------------------------------------------------------------
+
+
+def test_the_plan_adds_the_experiment_and_changes_nothing_else(digits):
+    problem = _problem(digits[1])
+    base = evaluation_stages(_dm(), problem, replace(SMALL, continual=None, continual_orders=5, continual_repeats=3))
+    plan = evaluation_stages(_dm(), problem, replace(SMALL, baselines=("random", "herding", "whole")))
+    more = {ref.key for ref in plan.targets()}
+    assert {ref.key for ref in base.targets()} < more
+    assert base.continual == ()
+    assert [(item.set, item.stage.order) for item in plan.continual] == [(s, o) for s in ("dm", "random", "herding") for o in (0, 1)]
+    assert {ref.key for item in plan.continual for ref in item.stage.refs()} < more
+    assert {(item.protocol, item.network) for item in plan.continual} == {("dm[epochs=1]", "convnet1_w8")}
+    assert [type(item.stage.source).__name__ for item in plan.continual] == ["AssembledSet"] * 2 + ["OrderDraw"] * 2 + ["AssembledSet"] * 2
+    assert [item.stage.source.order for item in plan.continual[2:4]] == [0, 1]
+
+
+def test_repetitions_of_a_distillation_take_the_orders_in_turn(digits):
+    problems = [_problem(digits[1], seed) for seed in (4, 7)]
+    plan = evaluation_stages(_dm(), problems, replace(SMALL, continual_orders=3))
+    assert [(item.stage.order, item.stage.source.problem.seed) for item in plan.continual if item.set == "dm"] == [(0, 4), (1, 7), (2, 4)]
+    seeds = [[item.stage.seed for item in plan.continual if item.set == name] for name in ("dm", "random")]
+    assert seeds == [[4, 7, 4]] * 2, "students of both start alike"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"continual": 3}, r"3 steps do not divide 10 classes; allowed: 2, 5, 10"),
+        ({"continual": 20}, r"20 steps do not divide 10 classes"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(digits, change, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluation_stages(_dm(), _problem(digits[1]), replace(SMALL, **change))
+
+
+def test_options_without_effect_and_soft_labels_are_refused(digits):
+    with pytest.raises(ConfigError, match=r"continual_repeats=2 has no effect without evaluation.continual"):
+        EvaluationConfig(continual_repeats=2)
+    recipe = replace(RECIPE, loss="mse_gt", ce_weight=0.1, augmentation="none", strategy="")
+    with pytest.raises(ConfigError, match="'mse_gt' needs soft labels, and these cannot be cut"):
+        _stage(digits[1], recipe=recipe)
+
+
+def test_a_stored_set_learns_step_by_step_too(digits):
+    _, info = digits
+    plan = stored_evaluation(StoredSet(url="x", digest="0", dataset=info, count=20), "random", _problem(info), SMALL)
+    assert [(item.set, item.stage.order) for item in plan.continual] == [(s, o) for s in ("stored random", "random") for o in (0, 1)]
+
+
+def test_the_report_of_the_experiment(digits, tmp_path):
+    data, info = digits
+    plan = evaluation_stages(METHODS.get("herding")(epochs=1, network="convnet1_w8"), _problem(info), SMALL)
+    store = _run(plan.targets(), data, tmp_path)
+    report = summarise(plan, store.load)
+    assert [(row.set, row.step, row.classes, row.images) for row in report.continual] == [
+        (name, t + 1, 2 * t + 2, 4 * t + 4) for name in ("herding", "random") for t in range(5)
+    ]
+    assert {(row.orders, row.networks) for row in report.continual} == {(2, 2)}
+    stages = [item.stage for item in plan.continual if item.set == "random"]
+    values = [100 * float(v) for s in stages for unit in s.units_after(6) for v in store.load(Ref(s, unit))["accuracy"]]
+    row = next(row for row in report.continual if (row.set, row.classes) == ("random", 6))
+    assert row.accuracy_mean == pytest.approx(np.mean(values))
+    assert row.accuracy_std == pytest.approx(np.std(values))
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_leaves_curve_rows_and_metrics_and_its_set_is_evaluated_again_from_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'tracked.db'}"
+    small = ["method.network=convnet1_w8", "method.iterations=2", "method.batch_real=4", "compute.workers=0", f"tracking.uri={uri}"]
+    few = ["evaluation.epochs=1", "evaluation.repeats=1", "evaluation.every=null"]
+    steps = ["evaluation.continual=2", "evaluation.continual_orders=2", "evaluation.continual_repeats=1"]
+    run_job(load_job(str(ROOT / "jobs" / "quickstart.yaml"), [*small, *few, *steps, "output=out", "store=store"]), lambda line: None)
+    report = json.loads(Path("out/report.json").read_text())
+    rows = {(row["set"], row["classes"]): row for row in report["continual"]}
+    assert list(rows) == [("dm", 5), ("dm", 10), ("random", 5), ("random", 10)]
+    table = list(csv.DictReader(io.StringIO(Path("out/continual.csv").read_text())))
+    assert [float(line["accuracy_mean"]) for line in table] == [row["accuracy_mean"] for row in report["continual"]]
+    for name in ("continual.png", "continual.csv"):
+        assert Path("out", name).read_bytes() == Path("out/distilled", name).read_bytes()
+    assert Path("out/continual.png").read_bytes().startswith(b"\x89PNG")
+    card = Path("out/distilled/README.md").read_text()
+    assert "](continual.png)" in card
+    assert "2 steps of 5 classes" in card
+    client = MlflowClient(uri)
+    (found,) = [run for e in client.search_experiments() for run in client.search_runs([e.experiment_id])]
+    history = client.get_metric_history(found.info.run_id, "continual/dm/convnet1_w8")
+    logged = [(m.step, m.value) for m in history]
+    assert logged == [(seen, pytest.approx(rows["dm", seen]["accuracy_mean"])) for seen in (5, 10)]
+
+    args = ["evaluate", "out/distilled", "--continual", "5", "--networks", "convnet1_w8", "--epochs", "1", "--repeats", "1"]
+    one = ["evaluation.continual_orders=1", "evaluation.continual_repeats=1"]
+    again = CliRunner().invoke(main, [*args, "--output", "again", *one, "store=store"])
+    assert again.exit_code == 0, again.output
+    assert "5 steps of 2 classes, 1 class orders × 1 networks" in again.output
+    assert {"report.json", "continual.png", "continual.csv"} == {path.name for path in Path("again").iterdir()}
+    refused = CliRunner().invoke(main, ["evaluate", "out/distilled", "--continual", "4"])
+    assert refused.exit_code == 2
+    assert "4 steps do not divide 10 classes; allowed: 2, 5, 10" in refused.output

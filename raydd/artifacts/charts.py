@@ -19,8 +19,8 @@ def report_files(report: Report) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     crossed = cross(report)
     if crossed is not None:
-        what = f"{report.dataset}, {images_per_class(report.ipc)}, protocol {report.rows[0].protocol}"
-        files[NETWORKS] = matrix(crossed, f"{what}: accuracy, % ({report.split} split)")
+        what = f"{report.dataset}, {images_per_class(report.ipc)}: accuracy, % ({report.split} split)"
+        files[NETWORKS] = matrix(crossed, f"{what}\nprotocol {report.rows[0].protocol}")
     if report.continual:
         files[CONTINUAL] = continual_chart(report)
         files[CONTINUAL_ROWS] = continual_csv(report)
@@ -36,7 +36,7 @@ def matrix(crossed: Crossed, title: str = "") -> bytes:
     known = [cell.accuracy_mean for line in crossed.cells for cell in line if cell is not None]
     reach = max(max(known) - min(known), 1.0)
     low, high = min(known) - 0.25 * reach, min(known) + reach  # a little room below: the palest cell is still a cell
-    figure = Figure(figsize=(max(5.0, 2.6 + 1.5 * columns), 1.3 + 0.34 * rows), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(6.5, 2.6 + 1.5 * columns), 1.5 + 0.34 * rows), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     values = [[float("nan") if cell is None else cell.accuracy_mean for cell in of] for of in zip(*crossed.cells, strict=True)]
     axes.imshow(values, cmap="Blues", aspect="auto", vmin=low, vmax=high)
@@ -68,7 +68,7 @@ def continual_chart(report: Report) -> bytes:
         series,
         x_label="classes seen",
         y_label=f"accuracy on these classes, % ({report.split} split)",
-        title=f"{report.dataset}, {images_per_class(report.ipc)} kept\n{continual_context(report)}",
+        title="\n".join([f"{report.dataset}, {images_per_class(report.ipc)} kept", *continual_context(report)]),
     )
 
 

@@ -88,12 +88,12 @@ def cross(report: Report) -> Crossed | None:
     return Crossed(tuple(names.values()), networks, cells)
 
 
-def continual_context(report: Report) -> str:
-    """Return what the continual experiment's numbers are of: steps, repetitions, protocol, network."""
+def continual_context(report: Report) -> tuple[str, str]:
+    """Return what the continual experiment's numbers are of: steps and repetitions; protocol and network."""
     first, last = report.continual[0], report.continual[-1]
     return (
-        f"{last.step} steps of {first.classes} classes, {first.orders} class orders × {first.networks} networks, "
-        f"protocol {first.protocol}, {first.network}"
+        f"{last.step} steps of {first.classes} classes, {first.orders} class orders × {first.networks} networks",
+        f"protocol {first.protocol}, {first.network}",
     )
 
 
@@ -103,5 +103,5 @@ def continual_table(report: Report) -> Table:
     of_set = {name: [row for row in report.continual if row.set == name] for name in sets}
     header = ["set", *(f"{row.classes} classes" for row in next(iter(of_set.values())))]
     lines = [[name, *(spread(row.accuracy_mean, row.accuracy_std) for row in rows)] for name, rows in of_set.items()]
-    title = f"Continual learning, {continual_context(report)}: accuracy on the test images of the classes seen so far, %"
+    title = f"Continual learning, {', '.join(continual_context(report))}: accuracy on the images of the classes seen so far, %"
     return Table(title, header, lines)

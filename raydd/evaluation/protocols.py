@@ -151,7 +151,7 @@ class Protocol:
         for name, strategy in self.network_strategies:
             if normalise_name(name) == normalise_name(network):
                 return strategy
-        return info.dsa_strategy if self.augmentation == "dsa" else info.dc_strategy
+        return {"dsa": info.dsa_strategy, "dc": info.dc_strategy}[self.augmentation]
 
     def recipe(self, info: DatasetInfo, network: str) -> Recipe:
         """Return the training recipe for a data set and a network."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raydd.augment.crop import Crops, draw_flip, draw_resized_crop
-from raydd.training.recipe import Recipe
+from raydd.training.recipe import Augmentation, Recipe
 
 Augment = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 """``augment(images [R, B, C, H, W], generators of the R networks)`` returns images of the same shape."""
@@ -22,15 +22,14 @@ def make_augmentation(recipe: Recipe, size: tuple[int, int], black: Sequence[flo
     time in two, mirrored (specification edc_sre2l_gvbsm_rded, section 1.3). ``size`` is ``(H, W)``; ``black``: the value of
     a black pixel in each channel, which a padded crop finds outside the image (default: 0, the mean).
     """
-    if recipe.augmentation == "none":
-        return lambda images, generators: images
-    if recipe.augmentation == "dsa":
-        return _dsa(recipe.strategy, size)
-    if recipe.augmentation == "dc":
-        return _dc(recipe.strategy)
-    if recipe.augmentation == "pad_crop_flip":
-        return _pad_crop_flip(recipe.pad or max(1, min(size) // 8), size, black)
-    return _resized_crop_flip(recipe.scale or (0.08, 1.0), size)
+    make: dict[Augmentation, Callable[[], Augment]] = {
+        "none": lambda: lambda images, generators: images,
+        "dsa": lambda: _dsa(recipe.strategy, size),
+        "dc": lambda: _dc(recipe.strategy),
+        "pad_crop_flip": lambda: _pad_crop_flip(recipe.pad or max(1, min(size) // 8), size, black),
+        "resized_crop_flip": lambda: _resized_crop_flip(recipe.scale or (0.08, 1.0), size),
+    }
+    return make[recipe.augmentation]()
 
 
 def _dsa(strategy: str, size: tuple[int, int]) -> Augment:

@@ -1,4 +1,4 @@
-"""Tables set × network and set × step, and their pictures: every row is in them, what was not run says so, equal reports give equal bytes."""
+"""Tables set × network and set × step, and their pictures: every row is in them, equal reports give equal bytes."""
 
 from __future__ import annotations
 

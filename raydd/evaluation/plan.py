@@ -215,6 +215,8 @@ def _draws(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Probl
 
 
 def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Planned]:
+    if config.resolve().learns_logits:  # the batch of the labels, ten images perhaps, is none for all real images
+        config = replace(config, batch=None)
     protocol = config.resolve().override(epochs=config.whole_epochs).with_hard_labels()
     teacher = TrainNetwork(
         seed=problem.seed,

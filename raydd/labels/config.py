@@ -70,8 +70,15 @@ class LabelConfig:
         """Whether every student has views of its own."""
         return self.codec == "online"
 
-    def check(self, images: int, classes: int) -> None:
-        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) and ``classes``."""
+    def check(self, images: int, classes: int, shape: tuple[int, int, int]) -> None:
+        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) of ``(C, H, W)``, and ``classes``."""
+        channels, height, width = shape
+        if height % self.shuffle or width % self.shuffle:
+            raise ConfigError(f"labels.shuffle={self.shuffle} does not divide images of {height}x{width} pixels")
+        if self.pad_crop >= min(height, width):
+            raise ConfigError(f"labels.pad_crop={self.pad_crop}: images of {height}x{width} allow at most {min(height, width) - 1}")
+        if self.randaugment and channels not in (1, 3):
+            raise ConfigError(f"labels.randaugment needs 8-bit grey or RGB images, not {channels} channels")
         if images and self.batch > images:
             raise ConfigError(f"labels.batch={self.batch} is more than the set's {images} images; at most {images} is allowed")
         if self.top is not None and self.top > classes:

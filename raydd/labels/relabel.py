@@ -60,7 +60,7 @@ class Relabel(Stage):
     def __post_init__(self) -> None:
         if not self.config.stored:
             raise ConfigError(f"labels.codec={self.config.codec} computes labels while students train: there is nothing to store")
-        self.config.check(self.source.images, self.classes)
+        self.config.check(self.source.images, self.classes, self.teachers[0].dataset.shape)
         if not self.source.images:
             raise ConfigError("labels are planned for a known number of images; the source does not know its own")
 

@@ -77,7 +77,7 @@ class Labels:
     numerics: Numerics
 
     def __post_init__(self) -> None:
-        self.config.check(self.source.images, classes_of(self.teachers))
+        self.config.check(self.source.images, classes_of(self.teachers), self.teachers[0].dataset.shape)
 
     @property
     def relabel(self) -> Relabel:

@@ -44,7 +44,7 @@ def image_norm(images: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _bins(size: int, out: int) -> Tensor:
+def pooling(size: int, out: int) -> Tensor:
     """Return ``[out, size]``: adaptive average pooling along one side as a matrix."""
     matrix = torch.zeros(out, size)
     for i in range(out):
@@ -61,7 +61,7 @@ def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
     one image adds nothing. Pooling is two matrix products, so no kernel needs atomics.
     """
     size = DENSITY_SIZE
-    rows, columns = _bins(images.shape[2], size).to(images), _bins(images.shape[3], size).to(images)
+    rows, columns = pooling(images.shape[2], size).to(images), pooling(images.shape[3], size).to(images)
     flat = (rows @ images @ columns.T).flatten(1)
     members: dict[int, list[int]] = {}
     for position, label in enumerate(labels):

@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from raydd.core.errors import ConfigError, DataError
 
 NAMES = (("mu", "var"), ("pmu", "pvar"))
 """What files call the mean and the variance of channels, and of patches."""
+
+_BLOCK = 64
+"""Columns that are summed at once: long and short sums take the same few kernels, in a fixed order and without atomics."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,24 @@ class Layer:
         return self.channels + self.cells
 
 
+class _Sums(NamedTuple):
+    """How columns are added up, as indices on one device.
+
+    ``blocks [blocks, 64]``: columns, ``W`` standing for a zero. ``norms [L, 2, most]``: the blocks of each layer's channels and
+    cells, the number of blocks standing for a zero. ``owners [W]``: ``2 * layer`` for a channel, one more for a cell.
+    """
+
+    blocks: Tensor
+    norms: Tensor
+    owners: Tensor
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which columns of a tensor ``[..., 2, W]`` belong to which layer, in the order of the network's modules."""
 
     layers: tuple[Layer, ...]
-    _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
+    _on: dict[torch.device, _Sums] = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
 
     @cached_property
     def width(self) -> int:
@@ -67,12 +83,25 @@ class Layout:
                 mask[cells] = patches is not False
         return mask
 
-    def owners(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the norm each column belongs to ``[W]``, and the layer each norm belongs to ``[norms]``."""
+    def layer_of(self, device: torch.device) -> Tensor:
+        """Return the place ``[W]`` of the layer that each column belongs to."""
+        return self.sums(device).owners // 2
+
+    def sums(self, device: torch.device) -> _Sums:
+        """Return how columns are added up to norms, kept for each device."""
         if device not in self._on:
-            sizes = [(i, n) for i, layer in enumerate(self.layers) for n in (layer.channels, layer.cells) if n]
-            norm = torch.arange(len(sizes)).repeat_interleave(torch.tensor([n for _, n in sizes]))
-            self._on[device] = (norm.to(device), torch.tensor([i for i, _ in sizes], device=device))
+            spans = [(2 * i + k, span) for i, (_, *both) in enumerate(self.spans) for k, span in enumerate(both)]
+            cut = [(owner, range(at, min(at + _BLOCK, s.stop))) for owner, s in spans for at in range(s.start, s.stop, _BLOCK)]
+            members: dict[int, list[int]] = {owner: [] for owner, _ in spans}
+            blocks, owners = torch.full((len(cut), _BLOCK), self.width), torch.empty(self.width, dtype=torch.int64)
+            for row, (owner, columns) in enumerate(cut):
+                members[owner].append(row)
+                blocks[row, : len(columns)] = torch.tensor(columns)
+                owners[columns.start : columns.stop] = owner
+            norms = torch.full((len(spans), max(map(len, members.values()))), len(cut))
+            for owner, rows in members.items():
+                norms[owner, : len(rows)] = torch.tensor(rows)
+            self._on[device] = _Sums(blocks.to(device), norms.unflatten(0, (-1, 2)).to(device), owners.to(device))
         return self._on[device]
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
@@ -114,39 +143,36 @@ class Layout:
         return out
 
 
-class _Norms(torch.autograd.Function):
-    """Euclidean norms of segments of the last dimension; the derivative at zero is zero."""
+class _Distances(torch.autograd.Function):
+    """For ``[G, 2, W]`` the sum of each layer's Euclidean norms, ``[G, L]``; the derivative of a norm at zero is zero."""
 
     @staticmethod
-    def forward(ctx: Any, difference: Tensor, owner: Tensor, count: int) -> Tensor:
-        flat = difference.reshape(-1, difference.shape[-1])
-        squares = flat.double().square_()
-        sums = squares.new_zeros(len(flat), count).index_add_(1, owner, squares)
-        norms = sums.sqrt_().to(difference.dtype).view(*difference.shape[:-1], count)
-        ctx.save_for_backward(difference, owner, norms)
-        return norms
+    def forward(ctx: Any, difference: Tensor, sums: _Sums) -> Tensor:
+        parts = pad(difference, (0, 1))[..., sums.blocks].double().square_().sum(-1)
+        norms = pad(parts, (0, 1))[..., sums.norms].sum(-1).sqrt_()  # [G, 2, L, 2]
+        ctx.save_for_backward(difference, norms.to(difference.dtype))
+        ctx.owners = sums.owners
+        return norms.sum((1, 3)).to(difference.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        difference, owner, norms = ctx.saved_tensors
-        scale = torch.where(norms > 0, gradient / norms, 0)
-        return difference * scale.index_select(-1, owner), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        difference, norms = ctx.saved_tensors
+        scale = torch.where(norms > 0, gradient[:, None, :, None] / norms, 0)
+        return difference * scale.flatten(2)[..., ctx.owners], None
 
 
 def layer_distances(values: Tensor, reference: Tensor, layout: Layout) -> Tensor:
     """Return ``[G, L]``: per layer the sum of ``||reference - values||`` over its statistics (two for ``bn``, four with patches).
 
     ``values``: ``[G, 2, W]``. ``reference``: ``[G, 2, W]`` or ``[2, W]``. Differentiable in ``values``, with derivative zero
-    where a norm is zero.
+    where a norm is zero. Summed in float64, in a fixed order and without atomics.
     """
     if values.shape[-2:] != (2, layout.width) or reference.shape[-2:] != (2, layout.width):
         raise ConfigError(
             f"statistics must be [G, 2, {layout.width}] for this network, got {list(values.shape)} and {list(reference.shape)}"
         )
-    norm_of, layer_of = layout.owners(values.device)
-    norms: Tensor = _Norms.apply(values - reference, norm_of, len(layer_of))
-    per_norm = norms.sum(-2)
-    return per_norm.new_zeros(*per_norm.shape[:-1], len(layout.layers)).index_add(-1, layer_of, per_norm)
+    distances: Tensor = _Distances.apply(values - reference, layout.sums(values.device))
+    return distances
 
 
 def smooth(values: Tensor, running: Tensor, momentum: float, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -200,9 +226,8 @@ def matching_loss(
     """
     columns = None
     if kept is not None:
-        norm_of, layer_of = layout.owners(values.device)
         kept = kept.to(values.device).expand(len(values), len(layout.layers))
-        columns = kept[:, layer_of[norm_of]]
+        columns = kept[:, layout.layer_of(values.device)]
     matched, moved = smooth(values, running, momentum, columns)
     if overall is None and classes is None:
         raise ConfigError("nothing to match: neither the data set's statistics nor the classes' are given")

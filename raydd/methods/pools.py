@@ -120,7 +120,7 @@ class InitConfig:
         if self.kind == "folder":
             stage = FolderPool.at(self._url, info, pool=self.pool, fallback=ipc, **common)
         elif self.kind == "real":
-            check_counts(info, pool)
+            check_counts(info, pool, "ipc" if self.pool is None else "init.pool")
             stage = RealPool(dataset=info.only("train"), pool=pool, **common)
         else:
             stage = self._patches(problem, self.backbones(problem, teachers), pool, common)
@@ -130,7 +130,7 @@ class InitConfig:
 
     def _patches(self, problem: Problem, backbones: tuple[Backbone, ...], pool: int, common: dict[str, Any]) -> ImagePool:
         given: dict[str, Any] = common | {
-            "numerics": problem.numerics,
+            "numerics": problem.numerics.plain,
             "dataset": problem.dataset.only("train"),
             "pool": pool,
             "backbones": backbones,

@@ -25,11 +25,11 @@ from raydd.data.catalog import DatasetInfo
 from raydd.methods.base import Method, Problem, register_method
 
 
-def check_counts(info: DatasetInfo, ipc: int) -> None:
-    """Raise ``ConfigError`` if a class is known to have fewer than ``ipc`` training images, naming the smallest."""
+def check_counts(info: DatasetInfo, ipc: int, key: str = "ipc") -> None:
+    """Raise ``ConfigError`` if a class is known to have fewer than ``ipc`` training images, naming the smallest and the job's ``key``."""
     if info.train_counts and min(info.train_counts) < ipc:
         short = min(range(info.classes), key=lambda c: info.train_counts[c])
-        raise ConfigError(f"ipc={ipc}: class {short} has only {info.train_counts[short]} training images to choose from")
+        raise ConfigError(f"{key}={ipc}: class {short} has only {info.train_counts[short]} training images to choose from")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ class Rded(Method):
         backbones = self.label_teachers(problem)
         pool = RdedPool(
             seed=problem.seed,
-            numerics=problem.numerics,
+            numerics=problem.numerics.plain,
             dataset=info.only("train"),
             pool=problem.ipc,
             classes_per_unit=min(self.classes_per_unit, info.classes),

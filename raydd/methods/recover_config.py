@@ -118,5 +118,5 @@ class Priors:
             if twice:
                 raise ConfigError(
                     f"dd_weight={self.dd_weight} compares the images of a class, and class {twice[0]} is split between groups of one "
-                    f"unit; set groups_per_unit=1 or group_size to a multiple of ipc={ipc}"
+                    f"unit; set groups_per_unit=1, or with order=class_major group_size to a multiple of ipc={ipc}"
                 )

@@ -95,8 +95,8 @@ def recovery_losses(
     seen = batch.seen(batch.images)
     logits, values = teacher.tap(seen, groups)
     if used is not None:
-        norm_of, layer_of = teacher.tap.layout.owners(values.device)
-        running = torch.where(used[:, layer_of[norm_of]].unsqueeze(1), running, values.detach())
+        known = used[:, teacher.tap.layout.layer_of(values.device)].unsqueeze(1)
+        running = torch.where(known, running, values.detach())
     entropy = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none").view(groups, size).mean(1)
     matched, moved = matching_loss(
         values,

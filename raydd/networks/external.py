@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from raydd.core.errors import ConfigError
+from raydd.losses.priors import pooling
 from raydd.networks.base import Network, Shape
 
 
@@ -32,6 +33,24 @@ def is_external(library: str, name: str) -> bool:
     return base in external_names(library)
 
 
+class ExactAveragePool(nn.AdaptiveAvgPool2d):
+    """Adaptive average pooling that can be differentiated where atomics are forbidden: torch's kernel on GPUs cannot.
+
+    AlexNet and VGG pool maps that have the wanted size already, at 224 pixels; others become products with two matrices.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the averages, ``[..., height, width]`` of ``output_size``."""
+        wanted = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        sizes = tuple(x.shape[-2:])
+        height, width = (out or size for out, size in zip(wanted, sizes, strict=True))
+        if (height, width) == sizes:
+            return x
+        if (height, width) == (1, 1):  # torch takes the mean
+            return super().forward(x)
+        return pooling(sizes[0], height).to(x) @ x @ pooling(sizes[1], width).T.to(x)
+
+
 class ExternalNetwork(Network):
     """A timm or torchvision model for any channels and classes, and for any image size that its layers allow.
 
@@ -50,6 +69,9 @@ class ExternalNetwork(Network):
                 raise _misfit(name, shape, error) from error
         self.head, classifier = _last_linear(model, name, classes)
         model.set_submodule(self.head, nn.Identity())
+        for path, module in list(model.named_modules()):
+            if type(module) is nn.AdaptiveAvgPool2d:
+                model.set_submodule(path, ExactAveragePool(module.output_size))
         self.body = model
         self.classifier = classifier
         self.embed_dim = classifier.in_features

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,8 +79,15 @@ def _require(parts: Mapping[str, Tensor], layers: Sequence[Layer], what: str) ->
         raise DataError(f"{what} lack {len(absent)} of {len(layers)} layers: {', '.join(absent[:4])}{', …' if len(absent) > 4 else ''}")
 
 
+def _numbers(text: str) -> tuple[Any, ...]:
+    try:
+        return tuple(json.loads(text))
+    except (ValueError, TypeError):
+        return (text,)
+
+
 def _require_variances(values: Tensor, what: str) -> None:
-    if not bool((values[..., 1, :] >= 0).all()):
+    if not bool(torch.isfinite(values).all()) or not bool((values[..., 1, :] >= 0).all()):
         raise DataError(f"{what} holds negative variances, or values that are not finite")
 
 
@@ -167,11 +174,12 @@ class StatisticsFile(TableStage):
     def _ours(self) -> Tensors:
         url = join(self.url, self.path)
         data = Storage(self.url).get(self.path)
-        said, held = load_metadata(data), load_tensors(data, url)
+        held = load_tensors(data, url)
+        said = load_metadata(data)
         if said.get("patch", str(self.patch)) != str(self.patch):
             raise DataError(f"{url} has patches of {said['patch']} pixels, statistics.patch is {self.patch}")
         for key, value in (("mean", self.dataset.mean), ("std", self.dataset.std)):
-            if key in said and tuple(json.loads(said[key])) != value:
+            if key in said and _numbers(said[key]) != value:
                 raise DataError(f"{url} is of images normalised with {key} {said[key]}, the data set's is {list(value)}")
         layout, spelled = self._observed()
         names = max(spelled, key=lambda names: sum(f"G/{theirs}/mu" in held for theirs in names.values()))
@@ -220,6 +228,7 @@ class StatisticsFile(TableStage):
         with ThreadPoolExecutor(16) as pool:
             overall = self._rows(files, names, [-1], [x for x in layout.layers if x.kind == "conv"], pool)
             tables = {f"G/{k}": v[0] for k, v in overall.items()}
+            _require_variances(layout.join({k: v[0] for k, v in overall.items()}), self.url)
             known = self._classes(files)
             if not known:
                 return tables

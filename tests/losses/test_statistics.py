@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydd.core.errors import ConfigError, DataError
 from raydd.losses import Layer, Layout, class_targets, draw_kept, matching_loss, swap_patches
@@ -86,6 +87,48 @@ def test_the_loss_is_the_written_out_sum_of_norms() -> None:
                 key = f"{layer.name}/{name}"
                 want += (10 if layer.name == "conv1" else 1) * weight * (target[key] - parts[key]).norm(dim=-1)
     torch.testing.assert_close(loss, want)
+
+
+WIDTHS = Layout(
+    (Layer("a", "conv", 1, 63), Layer("b", "bn", 64), Layer("c", "conv", 65, 200), Layer("d", "bn", 129), Layer("e", "conv", 2, 1))
+)
+
+
+def test_norms_of_any_length_are_exact() -> None:
+    g = torch.Generator().manual_seed(0)
+    values, reference = (torch.randn(3, 2, WIDTHS.width, generator=g) * 10 ** torch.randn(WIDTHS.width, generator=g) for _ in range(2))
+    wide = values.double().requires_grad_(True)
+    of_layers = [[part for part in parts if part.stop > part.start] for _, *parts in WIDTHS.spans]
+    want = torch.stack([sum((wide - reference)[..., part].norm(dim=-1).sum(-1) for part in parts) for parts in of_layers], -1)
+    narrow = values.requires_grad_(True)
+    found = layer_distances(narrow, reference, WIDTHS)
+    torch.testing.assert_close(found.double(), want, rtol=2e-7, atol=0)
+    weight = torch.rand(found.shape, generator=g)
+    gradients = [torch.autograd.grad((each * weight).sum(), x)[0].double() for each, x in ((found, narrow), (want, wide))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
+    layers = [i for i, layer in enumerate(WIDTHS.layers) for _ in range(layer.width)]
+    assert WIDTHS.layer_of(torch.device("cpu")).tolist() == layers
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operation_needs_atomics_on_a_gpu() -> None:
+    values = random(2, seed=1).requires_grad_(True)
+    with Operations() as operations:
+        loss, _ = matching_loss(values, random(2, seed=2), LAYOUT, overall=random(seed=3), classes=random(2, seed=4), momentum=0.8)
+        torch.autograd.grad(loss.sum(), values)
+    assert not operations.names & {"index_add", "index_add_", "scatter_add", "scatter_add_", "cumsum", "scatter_reduce", "bincount"}
+    assert "index" in operations.names
 
 
 def test_packed_groups_are_the_groups_one_by_one() -> None:

@@ -77,6 +77,12 @@ def test_labels_and_students_do_not_change_the_images(problem: Problem) -> None:
     assert [ref.key for ref in method.targets(problem).values()] == [ref.key for ref in other.targets(problem).values()]
 
 
+def test_crops_are_chosen_in_fp32_whatever_students_are_trained_in(problem: Problem, tmp_path: Path) -> None:
+    method = small_method("rded", teachers={"weights": str(tmp_path)})
+    fast = replace(problem, numerics=Numerics(precision="bf16", compile=True))
+    assert method.plan(problem) == method.plan(fast), "compiling students chooses no crop anew"
+
+
 def test_too_few_candidates_are_refused(problem: Problem) -> None:
     with pytest.raises(ConfigError, match=r"candidates=20 give as many crops per class; 6 images of 2x2 need 24"):
         small_method("rded").plan(replace(problem, ipc=6))

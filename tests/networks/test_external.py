@@ -55,6 +55,40 @@ def test_library_weights_give_the_library_s_logits() -> None:
     assert torch.equal(net(x), library(x))
 
 
+NO_DETERMINISTIC_BACKWARD = ("AdaptiveAvgPool", "AdaptiveMaxPool", "Upsample", "ReflectionPad", "ReplicationPad", "AvgPool3D", "MaxPool3D")
+"""Beginnings of the names of autograd's nodes that torch refuses on GPUs where algorithms must be deterministic."""
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5"])
+def test_images_have_gradients_where_atomics_are_forbidden(name: str, size: int) -> None:
+    """AlexNet is one of EDC's networks on ImageNet-1k, and the default of ``numerics.deterministic`` is true."""
+    with torch.device("meta"):
+        x = torch.empty(2, 3, size, size, requires_grad=True)
+    net = make(f"torchvision/{name}", (3, size, size)).eval().to("meta")
+    nodes, found = [net(x).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    assert len(found) > 20
+    assert [node.name() for node in found if node.name().startswith(NO_DETERMINISTIC_BACKWARD)] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [64, 96, 224])
+def test_pooled_maps_are_those_of_the_library(size: int) -> None:
+    import torchvision
+
+    library = torchvision.models.alexnet(weights=None, num_classes=7).eval()
+    net = make("torchvision/alexnet", (3, size, size)).eval()
+    net.load_library_state(library.state_dict())
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(net(x), library(x), rtol=1e-5, atol=1e-6)
+    assert size != 224 or torch.equal(net(x), library(x)), "nothing is pooled at the library's own size"
+
+
 def test_transformers_are_per_sample_and_batch_norm_is_not() -> None:
     assert is_per_sample(make("timm/test_vit", (3, 32, 32)))
     assert not is_per_sample(make("timm/test_resnet", (3, 32, 32)))

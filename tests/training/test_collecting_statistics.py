@@ -131,6 +131,19 @@ def test_golden_g3() -> None:
     torch.testing.assert_close(resized, torch.tensor([-0.0357314, -0.0416634, -0.0422512, -0.0464683]), rtol=2e-5, atol=1e-7)
 
 
+def test_images_of_a_class_are_added_one_after_another() -> None:
+    """As by a loop, to the bit: nothing depends on the order in which a GPU's threads would add."""
+    g = torch.Generator().manual_seed(0)
+    labels, statistics = torch.randint(0, 4, (50,), generator=g), torch.rand(50, 2, 6, generator=g)
+    sums = {"G": torch.zeros(2, 6).double(), "T": torch.rand(5, 2, 6, generator=g).double(), "count": torch.zeros(5).long()}
+    want = sums["T"].clone()
+    for label, values in zip(labels.tolist(), statistics.double()):
+        want[label] += values
+    add_batch(sums, statistics, labels)
+    assert torch.equal(sums["T"], want)
+    assert sums["count"].tolist() == torch.bincount(labels, minlength=5).tolist()
+
+
 def tap_of_6x6(x: Tensor) -> Tensor:
     tap = StatTap(nn.Sequential(nn.Conv2d(6, 2, 1)), 4, shape=(6, 6, 6))
     return tap.layout.split(tap(x)[1].detach()[0])["0/pmu"]

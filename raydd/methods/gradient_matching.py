@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import ClassMemory, normalise
-from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_
+from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_, train_step_
 from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
 from raydd.training.augmentation import Augment, make_augmentation
 from raydd.training.recipe import Recipe
-from raydd.training.sgd import TrainingStep, fresh_state, part
+from raydd.training.sgd import part
 from raydd.training.students import ResidentSet
 
 FREEZE_IMAGES = 16
@@ -53,7 +53,7 @@ class MatchGradients(Stage):
     """The loop; a step is one update of the images and, unless it is a network's last, the network's epochs behind it.
 
     State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the middle of an iteration, the
-    network's weights, statistics and momentum as ``network.*``.
+    network's weights, statistics and (if it has one) momentum as ``network.*``.
     """
 
     phase: ClassVar[str] = "distill"
@@ -117,7 +117,7 @@ class MatchGradients(Stage):
         return Cost(
             flop=facts.flop * self.iterations * (per_iteration + 3 * epochs * count * self.ipc),
             peak_bytes=resident + 3 * images + 4 * facts.activations * at_once + 4 * facts.parameters * (3 + 2 * self.classes_per_unit),
-            state_bytes=2 * images + (8 * facts.parameters if self.outer_loop > 1 else 0),
+            state_bytes=2 * images + (4 * facts.parameters * (2 if self.inner_momentum else 1) if self.outer_loop > 1 else 0),
             output_bytes=images,
         )
 
@@ -188,24 +188,27 @@ class MatchGradients(Stage):
 
     def _train(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
         """Return the network's state, as ``network.*``, after its epochs on the images."""
-        trained = fresh_state(network)
-        trained |= {name: value for name, value in part(state, _NETWORK).items() if name.startswith("momentum.")}
-        step: TrainingStep = ctx.cached(("inner step", self, images.dtype), lambda: TrainingStep(network, self.numerics, self._recipe))
-        augment: Augment = make_augmentation(self._recipe, self.dataset.shape[1:])
+        named = dict(network.train().requires_grad_(True).named_parameters())
+        optimizer = torch.optim.SGD(named.values(), lr=self.lr_net, momentum=self.inner_momentum)
+        for name, value in part(state, f"{_NETWORK}.momentum").items():
+            optimizer.state[named[name]]["momentum_buffer"] = value.clone()
+        forward, augment = fast_forward(network, self.numerics), self._inner_augmentation()
         labels = torch.arange(self.dataset.classes, device=images.device).repeat_interleave(self.ipc)
-        rate = torch.tensor(self.lr_net, dtype=images.dtype, device=images.device)
         for epoch in range(self.inner_loop):
             draws = ctx.rng("inner/augment", t, epoch)
             batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
             for batch, of_batch in batches:
-                trained, _, _ = step(trained, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch, rate)
-        return {f"{_NETWORK}.{name}": value for name, value in trained.items()}
+                train_step_(forward, optimizer, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch)
+        optimizer.zero_grad()
+        trained = {f"params.{name}": value for name, value in named.items()} | {f"buffers.{n}": b for n, b in network.named_buffers()}
+        if self.inner_momentum:
+            trained |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in named.items()}
+        return {f"{_NETWORK}.{name}": value.detach().clone() for name, value in trained.items()}
 
-    @cached_property
-    def _recipe(self) -> Recipe:
-        augmentation: dict[str, Any] = {"augmentation": "dsa", "strategy": self.dsa} if parse_strategy(self.dsa) else {}
-        common: dict[str, Any] = {"epochs": self.inner_loop, "batch": self.batch_train, "lr": self.lr_net}
-        return Recipe(**common, **augmentation, momentum=self.inner_momentum, weight_decay=0.0)
+    def _inner_augmentation(self) -> Augment:
+        if not parse_strategy(self.dsa):
+            return lambda images, draws: images
+        return make_augmentation(Recipe(epochs=self.inner_loop, augmentation="dsa", strategy=self.dsa), self.dataset.shape[1:])
 
     def _freeze_images(self, t: int, dtype: torch.dtype, ctx: Context) -> Tensor:
         memory, classes = self._memory(range(self.dataset.classes), ctx), list(range(self.dataset.classes))

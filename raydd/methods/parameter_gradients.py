@@ -75,6 +75,14 @@ def class_gradient(
         return torch.autograd.grad(loss, list(matched_parameters(network, distance).values()), materialize_grads=True)
 
 
+def train_step_(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    """Update the weights behind ``forward`` in place: one step on the mean cross entropy of a batch."""
+    with torch.enable_grad():
+        optimizer.zero_grad()
+        F.cross_entropy(forward(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
 def match(
     network: nn.Module, images: Tensor, labels: Sequence[int], real: Sequence[Tensor], distance: str, *, at_once: bool
 ) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ def train_step_(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Opti
     """Update the weights behind ``forward`` in place: one step on the mean cross entropy of a batch."""
     with torch.enable_grad():
         optimizer.zero_grad()
-        F.cross_entropy(forward(images), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(forward(images), labels).backward()
         optimizer.step()
 
 

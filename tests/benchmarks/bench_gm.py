@@ -179,8 +179,6 @@ def main() -> None:
     arguments = ["--method", o.method, "--ipc", str(o.ipc), "--block", str(o.block)]
     sides = {name: Side(str(Path(__file__).resolve()), name, tuned=SIDES[name][0], arguments=arguments) for name in o.sides}
     before, found, after = peak(), in_turns(sides, o.rounds), peak()
-    for side in sides.values():
-        side.close()
     top = max(before["best"], after["best"])
     work = flops(create_network("convnet3", (1, 28, 28), 10, generator(0, "flops")), (1, 28, 28)) * 10 * (3 * REAL + 7 * o.ipc) / 1e9
     result: dict[str, Any] = {"machine": machine(), "method": o.method, "ipc": o.ipc, "gflop": work}
@@ -195,6 +193,8 @@ def main() -> None:
         gain, share = ratio(base, seconds)["of_medians"], 100 * row["share_of_peak"]
         sys.stdout.write(f"{name:16s} {row['median_s']:7.3f} s  {gain:5.2f} x  {share:4.0f} % of peak\n")
         sys.stdout.flush()
+    for side in sides.values():
+        side.close()
     ours = {name: SIDES[name][1] for name in o.sides}
     result["difference_from_published"] = {"float64": compare(o, Numerics(), torch.float64)} | {
         name: compare(o, numerics, torch.float32) for name, numerics in ours.items() if numerics is not None

@@ -21,7 +21,7 @@ from raydd.runtime.pipeline import run_job
 
 JOB = str(REPOSITORY / "jobs" / "imagenet_edc.yaml")
 NETWORKS = ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet")
-PHASES = ("squeeze", "init", "recover", "relabel", "evaluate")
+PHASES = ("squeeze", "recover", "relabel", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def begun(folder: Path, phase: str, lines: int) -> bool:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(595)
+@pytest.mark.timeout(1500)
 def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     run_job(load_job(JOB, shrunk(here, f"dataset.root={imagenet}", weights, 0)), lambda line: None)
@@ -94,13 +94,13 @@ def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(s3: S3Server, ima
     for phase in PHASES:
         lines = len(so_far(there))
         driver = Driver(arguments, tmp_path / f"{phase}.log", env)
-        driver.until(f"{phase} was begun", lambda phase=phase, lines=lines: begun(there, phase, lines), timeout=200)
+        driver.until(f"{phase} was begun", lambda phase=phase, lines=lines: begun(there, phase, lines), timeout=400)
         below = driver.cluster()
         driver.kill()
         assert not left(below), "the cluster ends with its driver"
         assert outputs(there, phase) < outputs(here, phase), f"the kill was to be in the middle of '{phase}'"
     before = markers(there / "store")
-    text = finish(Driver(arguments, tmp_path / "last.log", env))
+    text = finish(Driver(arguments, tmp_path / "last.log", env), timeout=500)
     assert "(resumed)" in text
 
     after = markers(there / "store")

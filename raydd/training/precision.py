@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +31,12 @@ def lower_convolutions(network: nn.Module) -> nn.Module:
     return network
 
 
-def _takes_mean_away(module: nn.Module) -> bool:
-    if isinstance(module, nn.GroupNorm):
-        return module.num_groups == module.num_channels
-    return isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d))
+def _takes_mean_away(node: Any) -> bool:
+    """Return whether a node of the autograd graph is a norm that centres every channel of every image or batch."""
+    kind = type(node).__name__
+    if kind == "NativeGroupNormBackward0":
+        return bool(node._saved_group == node._saved_C)
+    return kind == "NativeBatchNormBackward0"
 
 
 def warn_of_slow_bf16(device: torch.device) -> bool:
@@ -49,31 +53,35 @@ def warn_of_slow_bf16(device: torch.device) -> bool:
     return slow
 
 
-class _LayerTracer(fx.Tracer):
-    """Traces a network down to its layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(True for _ in m.children())
-
-
 def cancelled_biases(network: nn.Module) -> tuple[str, ...]:
     """Return the names of conv biases whose gradient is zero in training, since a norm takes each channel's mean away.
 
     True of a convolution whose output goes to one place only: an instance norm (also a group norm of as many groups as
-    channels), or a batch norm in train mode. Empty where the network cannot be traced.
+    channels), or a batch norm in train mode. Read from the autograd graph of one forward pass of a copy (``torch.fx`` would
+    patch modules for all threads of the process). Empty where the network does not say its images' ``shape``.
     """
-    try:
-        graph = _LayerTracer().trace(network)
-    except Exception as error:  # noqa: BLE001 - tracing runs the network's own code; without a trace nothing is left out
-        log.debug("no trace of %s: %s", type(network).__name__, error)
+    shape = getattr(network, "shape", None)
+    if shape is None:
         return ()
-    modules = dict(network.named_modules())
-    found = []
-    for node in graph.nodes:
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or conv.bias is None or len(node.users) != 1:
-            continue
-        user = next(iter(node.users))
-        if user.op == "call_module" and _takes_mean_away(modules[str(user.target)]):
-            found.append(f"{node.target}.bias")
-    return tuple(found)
+    probe = copy.deepcopy(network).cpu().float().eval().requires_grad_(True)
+    for module in probe.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.train()
+    with torch.enable_grad():
+        output = probe(torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape))
+    names = {id(parameter): name for name, parameter in probe.named_parameters()}
+    readers: dict[Any, list[Any]] = {}
+    frontier, order = [output.grad_fn], []
+    while frontier:
+        node = frontier.pop()
+        order.append(node)
+        for below, _ in node.next_functions:
+            if below is not None:
+                readers.setdefault(below, []).append(node)
+                if len(readers[below]) == 1:
+                    frontier.append(below)
+    found = set()
+    for node in order:
+        if type(node).__name__ == "ConvolutionBackward0" and len(readers.get(node, ())) == 1 and _takes_mean_away(readers[node][0]):
+            found |= {names[id(below.variable)] for below, _ in node.next_functions[2:3] if below is not None}
+    return tuple(name for name in names.values() if name in found)

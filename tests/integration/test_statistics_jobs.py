@@ -15,6 +15,7 @@ from torchvision import models
 
 from raydd.artifacts.folder import read, verify
 from raydd.config import load_job
+from raydd.core.storage import Storage
 from raydd.data.catalog import CATALOG
 from raydd.labels.published import PublishedLabels
 from raydd.runtime.pipeline import run_job
@@ -81,13 +82,16 @@ def begun(folder: Path, phase: str, lines: int) -> bool:
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    run_job(load_job(JOB, shrunk(here, f"dataset.root={imagenet}", weights, 0)), lambda line: None)
-
     env = environment(**s3.environment)
     shards = s3.url("imagenet10")
     write = ["raydd.shard", shards, "--dataset", "imagenet10", "--root", str(imagenet), "--shard-size", "40", "--workers", "1"]
     assert "120 images in 3 shards" in finish(Driver(write, tmp_path / "shard.log", env))
+
+    copy = Storage(str(tmp_path / "shards"))
+    for path in s3.paths("imagenet10/"):
+        copy.put(path.removeprefix("imagenet10/"), s3.read(path))
+    here = tmp_path / "here"
+    run_job(load_job(JOB, shrunk(here, f"dataset.shards={copy.url}", weights, 0)), lambda line: None)
 
     there = tmp_path / "there"
     arguments = ["raydd.distill", "--config", JOB, *shrunk(there, f"dataset.shards={shards}", weights, 2)]

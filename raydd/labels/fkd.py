@@ -23,7 +23,6 @@ import hashlib
 import io
 import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +33,9 @@ from torch import Tensor
 from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
-from raydd.core.units import Context, Ref, Stage, unkeyed
+from raydd.core.units import Context, unkeyed
 from raydd.labels.config import LabelConfig
-from raydd.labels.sets import refuse_augmentation
+from raydd.labels.sets import FoundLabels, refuse_augmentation
 from raydd.labels.training import Epoch, LabelledSet, fits
 from raydd.labels.views import NO_BOX, Orders, Views
 
@@ -106,7 +105,7 @@ class _FkdEpoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FkdLabels:
+class FkdLabels(FoundLabels):
     """Labels in the released layout at ``url``; ``digest``: of the files' names and the first file's content."""
 
     url: str = unkeyed()
@@ -149,18 +148,6 @@ class FkdLabels:
     def bytes(self) -> int:
         """Bytes of the stored labels, about: fp16 logits and 49 bytes of draws for each image (specification, section 3.5)."""
         return self.epochs * self.batches * (self.batch * (2 * self.classes + 49) + 2900)
-
-    def inputs(self) -> Mapping[str, Ref]:
-        """Return nothing: the labels lie outside the store."""
-        return {}
-
-    def flop(self, epochs: int, students: int) -> float:
-        """Return 0: no teacher runs while students train."""
-        return 0.0
-
-    def stages(self) -> list[Stage]:
-        """Return nothing: the labels are there."""
-        return []
 
     def fits(self, batch: int, epochs: int, augmentation: str = "none") -> None:
         """Raise ``ConfigError`` unless students can be trained with batches of ``batch`` for ``epochs`` epochs."""

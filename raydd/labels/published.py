@@ -12,11 +12,11 @@ from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
-from raydd.core.units import Context, Ref, Stage, unkeyed
+from raydd.core.units import Context, unkeyed
 from raydd.labels.config import STORED, LabelConfig
 from raydd.labels.records import RecordedEpoch, label_bytes
 from raydd.labels.relabel import FORMAT, VERSION, Relabel
-from raydd.labels.sets import check_digest, refuse_augmentation
+from raydd.labels.sets import FoundLabels, check_digest, refuse_augmentation
 from raydd.labels.training import Epoch, LabelledSet, fits
 
 FOLDER, MANIFEST = "labels", "manifest.json"
@@ -28,7 +28,7 @@ def manifest(relabel: Relabel, files: Mapping[str, Mapping[str, Any]]) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedLabels:
+class PublishedLabels(FoundLabels):
     """The labels stored in the folder of a published set; ``digest`` is the sha256 of their manifest."""
 
     url: str = unkeyed()
@@ -75,18 +75,6 @@ class PublishedLabels:
     def bytes(self) -> int:
         """Bytes of the stored labels."""
         return label_bytes(self.config, self.images, self.classes)
-
-    def inputs(self) -> Mapping[str, Ref]:
-        """Return nothing: the labels lie outside the store."""
-        return {}
-
-    def flop(self, epochs: int, students: int) -> float:
-        """Return 0: no teacher runs while students train."""
-        return 0.0
-
-    def stages(self) -> list[Stage]:
-        """Return nothing: the labels are there."""
-        return []
 
     def fits(self, batch: int, epochs: int, augmentation: str = "none") -> None:
         """Raise ``ConfigError`` unless students can be trained with batches of ``batch`` for ``epochs`` epochs."""

@@ -50,6 +50,22 @@ class LabelSource(Protocol):
         ...
 
 
+class FoundLabels:
+    """What labels have in common that lie outside the store: nothing makes them, and no teacher runs while students train."""
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return nothing."""
+        return {}
+
+    def stages(self) -> list[Stage]:
+        """Return nothing."""
+        return []
+
+    def flop(self, epochs: int, students: int) -> float:
+        """Return 0."""
+        return 0.0
+
+
 def refuse_augmentation(augmentation: str) -> None:
     """Raise ``ConfigError`` if images would be changed after the teachers saw them."""
     if augmentation != "none":

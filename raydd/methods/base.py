@@ -65,6 +65,12 @@ class Method:
         raise TypeError(f"{type(self).__name__} does not define assemble()")
 
 
+def class_blocks(classes: int, size: int) -> dict[str, range]:
+    """Return the units of a stage that cuts ``classes`` into blocks of ``size``: ``classes-0000-0004`` and its classes."""
+    blocks = [range(first, min(first + size, classes)) for first in range(0, classes, size)]
+    return {f"classes-{block[0]:04d}-{block[-1]:04d}": block for block in blocks}
+
+
 METHODS: Registry[type[Method]] = Registry("method")
 
 

@@ -30,7 +30,7 @@ from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import ClassMemory, normalise
 from raydd.losses import distribution_matching_loss
-from raydd.methods.base import Method, Problem, register_method
+from raydd.methods.base import Method, Problem, class_blocks, register_method
 from raydd.networks import Network, create_network, is_per_sample, normalise_name, reinitialise_
 from raydd.networks.fast import fast_embed
 
@@ -62,9 +62,7 @@ class MatchDistributions(Stage):
 
     @cached_property
     def _blocks(self) -> dict[str, range]:
-        classes, size = self.dataset.classes, self.classes_per_unit
-        starts = range(0, classes, size)
-        return {f"classes-{s:04d}-{min(s + size, classes) - 1:04d}": range(s, min(s + size, classes)) for s in starts}
+        return class_blocks(self.dataset.classes, self.classes_per_unit)
 
     def units(self) -> Sequence[str]:
         """Return the names of the class blocks."""

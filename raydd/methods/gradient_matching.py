@@ -26,6 +26,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import ClassMemory, normalise
+from raydd.methods.base import class_blocks
 from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_, train_step_
 from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
 from raydd.training.augmentation import Augment, make_augmentation
@@ -76,16 +77,15 @@ class MatchGradients(Stage):
     classes_per_unit: int
 
     @cached_property
-    def _blocks(self) -> tuple[range, ...]:
-        classes, size = self.dataset.classes, self.classes_per_unit
-        return tuple(range(s, min(s + size, classes)) for s in range(0, classes, size))
+    def _blocks(self) -> dict[str, range]:
+        return class_blocks(self.dataset.classes, self.classes_per_unit)
 
     @cached_property
     def _units(self) -> dict[str, tuple[range, ...]]:
         """Each unit's blocks of classes."""
         if self.outer_loop > 1:
-            return {"all": self._blocks}
-        return {f"classes-{block[0]:04d}-{block[-1]:04d}": (block,) for block in self._blocks}
+            return {"all": tuple(self._blocks.values())}
+        return {name: (block,) for name, block in self._blocks.items()}
 
     @property
     def lanes(self) -> int:

@@ -12,7 +12,8 @@ Published (ResNet-18): ImageNet-1k 31.4 / 51.8 / 55.7 % at 10 / 50 / 100 images 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -22,15 +23,6 @@ from raydd.methods.recover_config import EmaCompat, Matching, Priors
 from raydd.methods.recover_groups import Order
 from raydd.methods.recover_method import Recovering
 from raydd.training.statistics import StatisticsConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class GvbsmLabels(LabelConfig):
-    """:class:`LabelConfig` with G-VBSM's batch, crops and rescaled ensemble as the default."""
-
-    batch: Annotated[int, Ge(1)] = 1024
-    crop: tuple[float, float] | None = (0.08, 1.0)
-    ensemble: Literal["mean", "rescaled"] = "rescaled"
 
 
 @register_method("gvbsm")
@@ -48,7 +40,9 @@ class Gvbsm(Recovering):
     """
 
     networks: tuple[str, ...] = ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5")
-    labels: GvbsmLabels = field(default_factory=GvbsmLabels, metadata={"key": False})
+    labels: LabelConfig = field(
+        default_factory=partial(LabelConfig, batch=1024, crop=(0.08, 1.0), ensemble="rescaled"), metadata={"key": False}
+    )
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     group_size: Annotated[int, Ge(1)] = 40
     order: Order = "class_major"

@@ -18,6 +18,7 @@ from raydd.core.units import Context, Cost, Stage, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.folder import FolderData, list_images
 from raydd.data.images import Transform
+from raydd.methods.base import class_blocks
 
 Sampling = Literal["without_replacement", "with_replacement", "softmax_count"]
 
@@ -59,9 +60,7 @@ class ImagePool(Stage):
     @cached_property
     def blocks(self) -> dict[str, range]:
         """The units' classes."""
-        classes, size = self.dataset.classes, self.classes_per_unit
-        starts = range(0, classes, size)
-        return {f"classes-{s:04d}-{min(s + size, classes) - 1:04d}": range(s, min(s + size, classes)) for s in starts}
+        return class_blocks(self.dataset.classes, self.classes_per_unit)
 
     def units(self) -> Sequence[str]:
         """Return the names of the class blocks."""

@@ -22,7 +22,7 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
-from raydd.methods.base import Method, Problem, register_method
+from raydd.methods.base import Method, Problem, class_blocks, register_method
 
 
 def check_counts(info: DatasetInfo, ipc: int, key: str = "ipc") -> None:
@@ -49,9 +49,7 @@ class SelectImages(Stage):
     @cached_property
     def blocks(self) -> dict[str, range]:
         """The units' classes."""
-        classes, size = self.dataset.classes, self.classes_per_unit
-        starts = range(0, classes, size)
-        return {f"classes-{s:04d}-{min(s + size, classes) - 1:04d}": range(s, min(s + size, classes)) for s in starts}
+        return class_blocks(self.dataset.classes, self.classes_per_unit)
 
     def units(self) -> Sequence[str]:
         """Return the names of the class blocks."""

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -32,21 +33,6 @@ from raydd.methods.patches import RdedPool, check_rded
 from raydd.training.backbones import Backbone, TeacherConfig, training_stages
 
 _BATCHES = {1: 10, 10: 50, 50: 100}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedTeacher(TeacherConfig):
-    """:class:`TeacherConfig` with torchvision's ImageNet-1k weights as the default."""
-
-    weights: str = "torchvision"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedLabels(LabelConfig):
-    """:class:`LabelConfig` with RDED's views as the default: a 2x2 grid shuffled, crops, flips, CutMix, labelled on line."""
-
-    shuffle: Annotated[int, Ge(1)] = 2
-    codec: Literal["fp16", "int8", "topk", "recipe", "online"] = "online"
 
 
 def published_batch(classes: int, ipc: int) -> int:
@@ -75,13 +61,13 @@ class Rded(Method):
     """
 
     teacher: str = "resnet18"
-    teachers: PublishedTeacher = PublishedTeacher()
+    teachers: TeacherConfig = field(default_factory=partial(TeacherConfig, weights="torchvision"))
     network: str = unkeyed(default="resnet18")
     factor: Annotated[int, Ge(1)] = 2
     candidates: Annotated[int, Ge(1)] = 300
     num_crop: Annotated[int, Ge(1)] = 5
     image_format: ImageFormat = "jpeg75"
-    labels: PublishedLabels = field(default_factory=PublishedLabels, metadata={"key": False})
+    labels: LabelConfig = field(default_factory=partial(LabelConfig, shuffle=2, codec="online"), metadata={"key": False})
     classes_per_unit: Annotated[int, Ge(1)] = 10
 
     def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:

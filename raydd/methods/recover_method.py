@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -30,13 +31,6 @@ from raydd.training.statistics_files import TableStage, save_tables
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedTeachers(TeacherConfig):
-    """:class:`TeacherConfig` with torchvision's ImageNet-1k weights as the default."""
-
-    weights: str = "torchvision"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recovering(Method):
     """Base of the methods that recover images from the statistics of trained networks.
 
@@ -53,7 +47,7 @@ class Recovering(Method):
     networks: tuple[str, ...] = ("resnet18",)
     label_networks: tuple[str, ...] = unkeyed(default=())
     network: str = unkeyed(default="resnet18")
-    teachers: PublishedTeachers = field(default_factory=PublishedTeachers)
+    teachers: TeacherConfig = field(default_factory=partial(TeacherConfig, weights="torchvision"))
     labels: LabelConfig = field(default_factory=LabelConfig, metadata={"key": False})
     iterations: Annotated[int, Ge(1)] = 4000
     lr_img: Annotated[float, Gt(0)] = 0.1

@@ -15,6 +15,7 @@ Tiny-ImageNet 41.1 at 50, with CDA 48.7.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -25,14 +26,6 @@ from raydd.methods.recover_config import Matching, Priors
 from raydd.methods.recover_groups import Order
 from raydd.methods.recover_method import Recovering
 from raydd.methods.recover_views import Curriculum, Views
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sre2lLabels(LabelConfig):
-    """:class:`LabelConfig` with SRe2L's batch and crops as the default."""
-
-    batch: Annotated[int, Ge(1)] = 1024
-    crop: tuple[float, float] | None = (0.08, 1.0)
 
 
 @register_method("sre2l")
@@ -50,7 +43,7 @@ class Sre2l(Recovering):
 
     lr_img: Annotated[float, Gt(0)] = 0.25
     jitter: tuple[int, int] = (0, 32)
-    labels: Sre2lLabels = field(default_factory=Sre2lLabels, metadata={"key": False})
+    labels: LabelConfig = field(default_factory=partial(LabelConfig, batch=1024, crop=(0.08, 1.0)), metadata={"key": False})
     tv: Annotated[float, Ge(0)] = 0.0
     l2: Annotated[float, Ge(0)] = 0.0
     crop_curriculum: Curriculum = "none"

@@ -234,6 +234,7 @@ class _Session:
         seconds = [self._device_seconds(problem) for problem in self.plan.problems]
         report = summarise(self.plan.evaluation, self.store.load, self._seconds, device=device_kind(pick_device()))
         places: dict[str, str] = {}
+        written = 0
         for index, problem in enumerate(self.plan.problems):
             distilled = self._assemble(index)
             recipe = {
@@ -252,6 +253,7 @@ class _Session:
             places.setdefault("set", join(job.output, folder))
             url, labels = join(job.output, folder), self._label_files(index)
             publish(replace(distilled, recipe={**distilled.recipe, **recipe}), url, report, written=labels)
+            written += sum(facts["size"] for facts in labels.values())
             self.tracker.artifacts(Storage(join(job.output, folder)), folder)
             if index == 0:
                 self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
@@ -259,7 +261,6 @@ class _Session:
         for name, data in report_files(report).items():
             self.output.put(name, data)
             places[name] = join(job.output, name)
-        written = sum(facts["size"] for index in range(len(self.plan.problems)) for facts in self._label_files(index).values())
         if written:
             places["labels"] = f"{join(places['set'], 'labels')} ({format_bytes(written)})"
         places |= job.method.keep(self.plan.problems[0], self.store.load, self.output.url)

@@ -154,12 +154,17 @@ class FkdLabels(FoundLabels):
         refuse_augmentation(augmentation)
         fits(self.config, batch, epochs, self.epochs)
 
-    def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
-        """Return the training set of ``distilled``, whose images are in the order of sorted folders and files."""
+    def check(self, distilled: DistilledSet) -> None:
+        """Raise ``DataError`` unless ``distilled`` has the images and classes that are labelled here."""
         if distilled.info.classes != self.classes:
             raise DataError(f"{self.url} labels {self.classes} classes; the set has {distilled.info.classes}")
         if distilled.whitening is not None or distilled.decoding.name != "identity":
             raise DataError("soft labels of views need images that are neither whitened nor decoded")
+        self._read(Storage(self.url), 0, len(distilled))
+
+    def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
+        """Return the training set of ``distilled``, whose images are in the order of sorted folders and files."""
+        self.check(distilled)
         storage, orders = Storage(self.url), Orders(self.sampler_seed, len(distilled))
         size = (distilled.images.shape[2], distilled.images.shape[3])
 

@@ -81,28 +81,33 @@ class PublishedLabels(FoundLabels):
         refuse_augmentation(augmentation)
         fits(self.config, batch, epochs, self.config.epochs)
 
-    def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
-        """Return the training set of ``distilled``; ``DataError`` if the labels are of other images."""
+    def check(self, distilled: DistilledSet) -> None:
+        """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the first epoch is no record."""
         if (len(distilled), distilled.info.classes) != (self.images, self.classes):
             found = f"{len(distilled)} images of {distilled.info.classes} classes"
             raise DataError(f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}")
-        storage, size = Storage(self.url), (distilled.images.shape[2], distilled.images.shape[3])
+        self._read(0, distilled)
+
+    def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
+        """Return the training set of ``distilled``; ``DataError`` if the labels are of other images."""
+        self.check(distilled)
+        size = (distilled.images.shape[2], distilled.images.shape[3])
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
-            name = f"epoch-{epoch:03d}.safetensors"
-            record = self._read(storage, name)
-            check_digest(record, distilled, join(self.url, name))
-            return RecordedEpoch(record, self.config, self.classes, size)
+            return RecordedEpoch(self._read(epoch, distilled), self.config, self.classes, size)
 
         return LabelledSet(distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs)
 
-    def _read(self, storage: Storage, name: str) -> Tensors:
+    def _read(self, epoch: int, distilled: DistilledSet) -> Tensors:
+        name = f"epoch-{epoch:03d}.safetensors"
         where = join(self.url, name)
         try:
-            data = storage.get(name)
+            data = Storage(self.url).get(name)
         except FileNotFoundError as error:
             raise TornFileError(f"{where} is missing although {MANIFEST} says that there are {self.config.epochs} epochs") from error
         facts = {file: (size, digest) for file, size, digest in self.files}.get(name)
         if facts is not None and facts != (len(data), hashlib.sha256(data).hexdigest()):
             raise TornFileError(f"{where} is torn: {len(data)} bytes, {MANIFEST} says {facts[0]}, or other content")
-        return load_tensors(data, where)
+        record = load_tensors(data, where)
+        check_digest(record, distilled, where)
+        return record

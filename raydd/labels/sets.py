@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -50,8 +51,12 @@ class LabelSource(Protocol):
         ...
 
 
-class FoundLabels:
+class FoundLabels(ABC):
     """What labels have in common that lie outside the store: nothing makes them, and no teacher runs while students train."""
+
+    @abstractmethod
+    def check(self, distilled: DistilledSet) -> None:
+        """Raise ``DataError`` unless these are labels of ``distilled``, as far as the first epoch tells; reads that epoch."""
 
     def inputs(self) -> Mapping[str, Ref]:
         """Return nothing."""

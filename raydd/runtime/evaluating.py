@@ -79,7 +79,10 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | Non
     stored = StoredSet.at(url, info, experiment)
     ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
-    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, _labels(url, labels))
+    found = _labels(url, labels)
+    if found is not None:
+        found.check(distilled)
+    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, found)
 
 
 def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:

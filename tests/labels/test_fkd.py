@@ -95,13 +95,14 @@ def test_other_files_are_no_epochs_and_missing_ones_are_named(tmp_path: Path) ->
 
 def test_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     released(tmp_path)
-    found, rng = FkdLabels.at(str(tmp_path)), ToyContext().rng
+    found = FkdLabels.at(str(tmp_path))
+    found.check(SOURCE.load())
     with pytest.raises(DataError, match="labels 5 classes; the set has 6"):
         found.open(ToySource(dataset=info(classes=6), images=10).load(), ToyContext())
     with pytest.raises(DataError, match=r"labels image [89]; the set has 8"):
-        next(found.open(ToySource(dataset=info(), images=8).load(), ToyContext()).batches(0, BATCH, rng))
+        found.check(ToySource(dataset=info(), images=8).load())
     with pytest.raises(DataError, match="labels 10 images; the set has 11"):
-        next(found.open(ToySource(dataset=info(), images=11).load(), ToyContext()).batches(0, BATCH, rng))
+        found.check(ToySource(dataset=info(), images=11).load())
 
 
 def saved(path: Path, value: Any) -> bytes:

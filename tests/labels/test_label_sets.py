@@ -227,11 +227,12 @@ def test_published_labels_that_are_not_whole_are_refused(tmp_path: Path) -> None
 def test_manifests_and_sets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     published(tmp_path, labels_of(SMALL, SOURCE))
     found = PublishedLabels.at(str(tmp_path))
+    found.check(SOURCE.load())
     other: DistilledSet = ToySource(dataset=info(), images=13).load()
     with pytest.raises(DataError, match="labels 14 images of 5 classes; the set has 13 images"):
         found.open(other, ToyContext())
     with pytest.raises(DataError, match="labels of another set"):
-        batches(found.open(replace(SOURCE, draw=1).load(), ToyContext()))
+        found.check(replace(SOURCE, draw=1).load())
     path = tmp_path / "labels" / "manifest.json"
     good = json.loads(path.read_text())
     for change, message in (

@@ -51,3 +51,5 @@ def test_each_seed_publishes_labels_that_repeat_its_evaluation_without_the_store
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
     assert row["accuracy_mean"] == pytest.approx(sum(found) / 2, abs=1e-9)
     assert before == {path: path.read_bytes() for path in before}
+    other = raydd("evaluate", str(folders[0]), "--labels", str(folders[1]), *args, f"store={tmp_path / 'other'}")
+    assert (other.exit_code, "labels of another set" in other.output) == (2, True), other.output

@@ -18,16 +18,14 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.data.base import BaseData, Batch
-from raydd.data.images import Pixels, Transform, decode_into, decode_jpeg_into
+from raydd.data.images import Pixels, Transform, decode_into, decode_jpegs_into
 
 log = logging.getLogger(__name__)
 Blob = bytes | memoryview
 READ_BYTES = 8 << 20
 READ_AHEAD = 4
-_PIECE = 32
-_PIECE_BYTES = 1 << 20
-_CACHE_BYTES = 400 << 10  # decoded pixels are laid out as channels while they are still in the core's own cache
-_local = threading.local()
+_FEW = 32
+_PIECE_BYTES = 4 << 20
 
 
 def decode_threads() -> int:
@@ -79,19 +77,22 @@ class EncodedData(BaseData):
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         wanted = self.checked(ids)
         batches = list(self.iterate(wanted, max(1, len(wanted))))
-        return batches[0][0] if batches else torch.empty((0, *self.shape), dtype=torch.uint8)
+        return batches[0][0].contiguous() if batches else torch.empty((0, *self.shape), dtype=torch.uint8)
 
     def iterate(self, ids: torch.Tensor, batch: int) -> Iterator[Batch]:
-        """Yield ``(uint8 images [<=batch, C, H, W], labels)``; reads and decodes ahead of the consumer."""
-        order = ids.tolist()
+        """Yield ``(uint8 images [<=batch, C, H, W], labels)``; reads and decodes ahead of the consumer.
+
+        The pixels lie in memory as they are decoded, channels last: ``normalise`` lays them out where it computes.
+        """
+        order, (channels, height, width) = ids.tolist(), self.shape
         pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
         stream = self._read_ahead(order)
         try:
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                images = self._buffers.array((len(chosen), *self.shape))
+                images = self._buffers.array((len(chosen), height, width, channels))
                 futures = self._decode(images, chosen, stream)
-                pending.append((torch.from_numpy(images), self.labels[ids[start : start + batch]], futures))
+                pending.append((torch.from_numpy(images).permute(0, 3, 1, 2), self.labels[ids[start : start + batch]], futures))
                 if len(pending) > 2:
                     yield _finished(*pending.popleft())
             while pending:
@@ -105,26 +106,18 @@ class EncodedData(BaseData):
     def _decode(self, out: Pixels, ids: list[int], stream: Iterator[Blob]) -> list[Future[None]]:
         pool = self.pool("decode", self.threads)
         futures = []
-        step = max(4, min(_PIECE, _PIECE_BYTES // math.prod(self.shape)))
+        step = max(4, min(-(-len(ids) // self.threads), _PIECE_BYTES // math.prod(self.shape)))
         for start in range(0, len(ids), step):
             piece = ids[start : start + step]
             futures.append(pool.submit(self._decode_piece, out, start, piece, [next(stream) for _ in piece]))
         return futures
 
     def _decode_piece(self, images: Pixels, start: int, ids: list[int], blobs: list[Blob]) -> None:
-        """Decode some samples; those that are JPEGs of the right size go the short way, laid out as channels all at once."""
+        """Decode some samples; those that are JPEGs of the right size go the short way."""
         out = images[start : start + len(ids)]
-        others = list(range(len(ids)))
-        if self.transform.fit == "exact":
-            others = []
-            step = max(1, _CACHE_BYTES // math.prod(self.shape))
-            pixels = _scratch(min(step, len(ids)), self.transform)
-            for begin in range(0, len(ids), step):
-                part = blobs[begin : begin + step]
-                others += [begin + i for i, blob in enumerate(part) if not decode_jpeg_into(pixels[i], blob)]
-                out[begin : begin + len(part)] = pixels[: len(part)].transpose(0, 3, 1, 2)
+        others = decode_jpegs_into(out, blobs) if self.transform.fit == "exact" else range(len(ids))
         for place in others:
-            self._decode_one(out[place], ids[place], blobs[place])
+            self._decode_one(out[place].transpose(2, 0, 1), ids[place], blobs[place])
 
     def _decode_one(self, target: Pixels, sample: int, blob: Blob) -> None:
         """Decode a sample; the place of a damaged one is filled with the next good one of its class, or it raises."""
@@ -149,7 +142,7 @@ class EncodedData(BaseData):
         pool = self.pool("read", READ_AHEAD)
         ahead: deque[Future[list[Blob]]] = deque()
         groups = self._groups(ids)
-        if len(ids) <= _PIECE:
+        if len(ids) <= _FEW:
             for group in groups:
                 yield from self.blobs(group)
             return
@@ -206,16 +199,6 @@ class Buffers:
     def _give_back(self, memory: Pixels) -> None:
         if len(self._free) < self._most and (len(self._free) + 1) * memory.size <= self._most_bytes:
             self._free.append(memory)
-
-
-def _scratch(count: int, transform: Transform) -> Pixels:
-    """Return memory ``[count, H, W, C]`` that the calling thread uses again and again (new memory costs page faults)."""
-    channels, height, width = transform.shape
-    size = count * channels * height * width
-    if getattr(_local, "memory", None) is None or _local.memory.size < size:
-        _local.memory = np.empty(size, dtype=np.uint8)
-    pixels: Pixels = _local.memory[:size].reshape(count, height, width, channels)
-    return pixels
 
 
 def _finished(images: torch.Tensor, labels: torch.Tensor, futures: list[Future[None]]) -> Batch:

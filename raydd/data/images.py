@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,15 +103,18 @@ def decode_into(out: Pixels, data: bytes | memoryview, title: str, transform: Tr
     out[...] = pixels.transpose(2, 0, 1)
 
 
-def decode_jpeg_into(out: Pixels, data: bytes | memoryview) -> bool:
-    """Decode a JPEG straight into contiguous ``out [H, W, C]``; return whether it was one of exactly that size."""
+def decode_jpegs_into(out: Pixels, blobs: Sequence[bytes | memoryview]) -> list[int]:
+    """Decode JPEGs straight into contiguous ``out [n, H, W, C]``; return the places of those that are none of that size."""
     import simplejpeg
 
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
-    except ValueError:
-        return False
-    return bool(pixels.shape == out.shape)
+    colours, others = "GRAY" if out.shape[3] == 1 else "RGB", []
+    for place, (target, data) in enumerate(zip(out, blobs, strict=True)):
+        try:
+            if simplejpeg.decode_jpeg(data, colours, buffer=target).shape != target.shape:
+                others.append(place)
+        except ValueError:
+            others.append(place)
+    return others
 
 
 def encode(pixels: Pixels, encoding: Literal["png", "jpg"], quality: int = 95) -> bytes:

@@ -1,10 +1,9 @@
 """How fast shards stream, against the fastest plain decode loop on the same threads.
 
 The plain loop decodes JPEG bytes that are already in memory with simplejpeg, and does nothing else. The stream reads tar
-shards, finds the samples, decodes, lays the pixels out as ``[B, C, H, W]`` and batches. Both run with the same number of
-threads, in turns, so that a busy machine slows both; the figures are the medians of the ratios, of images per second of
-wall time and of images per second of processor time (all threads together), and the ratio of the best rounds (what is left
-when the rest of the machine is quiet).
+shards, finds the samples, decodes and batches. Both run with the same number of threads, in turns, so that a busy machine
+slows both; the figures are the medians of the ratios, of images per second of wall time and of images per second of
+processor time (all threads together), and the ratio of the best rounds (what is left when the rest of the machine is quiet).
 
     python tests/benchmarks/bench_stream.py --seconds 3 --rounds 7
 """

@@ -14,7 +14,7 @@ from raydd.core.cli import command_errors, setup_logging
 @click.argument("url")
 @click.option("--dataset", metavar="NAME", help="Data set to test on (default: the one a set of ours was made from).")
 @click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm; for sets with soft labels edc, gvbsm, sre2l, rded.")
-@click.option("--networks", metavar="A,B,C", help="Architectures, or letters of published pools (S M B W D A P N).")
+@click.option("--networks", metavar="A,B,C", help="Architectures, or pools by letter: S M B W D A P N (default: the set's own network).")
 @click.option("--repeats", type=int, help="Students per set and architecture.")
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
 @click.option("--baselines", metavar="A,B", help="Of random, herding, kcenter, whole (default: random).")

@@ -80,6 +80,10 @@ class EvaluationConfig:
         return PROTOCOLS.get(self.protocol).override(**{name: value for name, value in fields.items() if value is not None})
 
     def architectures(self, own: str) -> tuple[str, ...]:
-        """Return the canonical names of the networks to train, pools spelt out; ``own`` is the method's network."""
-        names = [name for entry in self.networks or (own,) for name in (pool(entry, own) if entry in POOLS else (normalise_name(entry),))]
+        """Return the canonical names of the networks to train, pools spelt out; ``own`` is the method's network.
+
+        Raises ``ConfigError`` for a name that neither a network nor a pool has.
+        """
+        letters = [entry for entry in self.networks if entry in POOLS or len(entry) < 3]  # no network's name is that short
+        names = [name for entry in self.networks or (own,) for name in (pool(entry, own) if entry in letters else (normalise_name(entry),))]
         return tuple(dict.fromkeys(names))

@@ -109,6 +109,13 @@ class Memory:
         return ResidentSet(self.images[:end], self.labels[:end])
 
 
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise ``DataError`` for a class of ``0 … classes - 1`` that no hard label ``[N]`` names."""
+    absent = sorted(set(range(classes)) - set(labels.tolist()))
+    if absent:
+        raise DataError(f"evaluation.continual: the set has no image of class {absent[0]}")
+
+
 def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
     """Return a set in the order in which classes come, as students see it.
 
@@ -118,10 +125,8 @@ def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
     hard = labels if not labels.is_floating_point() else distilled.labels
     if len(hard) != len(images):
         raise ConfigError(f"evaluation.continual: the set cannot be cut by class: {len(images)} images, {len(hard)} hard labels")
+    check_classes(hard, len(order))
     of_class = [(hard == c).nonzero().reshape(-1) for c in order]
-    for c, ids in zip(order, of_class, strict=True):
-        if not len(ids):
-            raise DataError(f"evaluation.continual: the set has no image of class {c}")
     ids = torch.cat(of_class)
     return Memory(distilled, images[ids], labels[ids], tuple(itertools.accumulate(map(len, of_class))))
 

@@ -98,11 +98,16 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
 
 
 def stored_evaluation(
-    stored: StoredSet, name: str, problem: Problem, config: EvaluationConfig, labels: PublishedLabels | FkdLabels | None = None
+    stored: StoredSet,
+    name: str,
+    problem: Problem,
+    config: EvaluationConfig,
+    labels: PublishedLabels | FkdLabels | None = None,
+    own: str = DEFAULT_NETWORK,
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
-    ``labels``: the soft labels that lie beside it, if any do.
+    ``labels``: the soft labels that lie beside it, if any do. ``own``: the network that made it.
     """
     _check_split(problem, config)
     if config.every is not None:
@@ -114,7 +119,7 @@ def stored_evaluation(
             "evaluation.baselines: the teachers of a published set are not published with it, so no other set can get the same soft "
             "labels; evaluate it with evaluation.baselines=[], or run its job"
         )
-    networks = config.architectures(DEFAULT_NETWORK)
+    networks = config.architectures(own)
     for network in networks:
         entries += _rows(name, [(stored, problem, labels)], network, config) + _baselines(name, [problem], network, config, None)
     return EvaluationPlan(name, problem, config, tuple(entries), _continual(name, [(stored, problem)], networks[0], config))

@@ -21,7 +21,8 @@ from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
-from raydd.evaluation.plan import EvaluationPlan, stored_evaluation
+from raydd.evaluation.continual import check_classes
+from raydd.evaluation.plan import DEFAULT_NETWORK, EvaluationPlan, stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
@@ -75,14 +76,18 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | Non
         shape = "x".join(map(str, distilled.images.shape[1:]))
         raise ConfigError(f"{url}: {shape} images of {distilled.info.classes} classes; {info.name} has {info.shape} and {info.classes}")
     method = distilled.recipe.get("method")
-    name = str(method.get("name", "set")) if isinstance(method, Mapping) else "set"
+    made_by = method if isinstance(method, Mapping) else {}
+    name, own = str(made_by.get("name", "set")), made_by.get("network")
+    if job.evaluation.continual is not None:
+        check_classes(distilled.labels, info.classes)
     stored = StoredSet.at(url, info, experiment)
     ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
     found = _labels(url, labels)
     if found is not None:
         found.check(distilled)
-    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, found)
+    own = own if isinstance(own, str) else DEFAULT_NETWORK
+    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, found, own)
 
 
 def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:

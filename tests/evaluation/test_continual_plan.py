@@ -14,10 +14,12 @@ import torch
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.folder import publish
 from raydd.artifacts.report import Report
 from raydd.cli import main
-from raydd.config import load_job
-from raydd.core.errors import ConfigError
+from raydd.config import EvaluationJob, load_job
+from raydd.core.errors import ConfigError, DataError
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import entry
@@ -28,6 +30,7 @@ from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_ev
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
 from raydd.methods.sources import StoredSet
+from raydd.runtime.evaluating import plan_stored
 from raydd.runtime.pipeline import run_job
 from raydd.runtime.runner import LocalRunner
 from raydd.training.sgd import Recipe
@@ -96,6 +99,17 @@ def test_a_stored_set_learns_step_by_step_too(digits):
     _, info = digits
     plan = stored_evaluation(StoredSet(url="x", digest="0", dataset=info, count=20), "random", _problem(info), SMALL)
     assert [(item.set, item.stage.order) for item in plan.continual] == [(s, o) for s in ("stored random", "random") for o in (0, 1)]
+
+
+def test_a_stored_set_without_a_class_is_refused_before_anything_runs(digits, tmp_path):
+    data, info = digits
+    images, labels = data["train"].take(torch.arange(20)), torch.arange(10).repeat(2)
+    publish(DistilledSet(images=images[labels != 4], labels=labels[labels != 4], info=info), str(tmp_path))
+    job = EvaluationJob(dataset=DatasetConfig(name="digits"), evaluation=SMALL)
+    with pytest.raises(DataError, match=r"evaluation\.continual: the set has no image of class 4"):
+        plan_stored(job, str(tmp_path), -1)
+    whole = replace(SMALL, continual=None, continual_orders=5, continual_repeats=3)
+    assert plan_stored(replace(job, evaluation=whole), str(tmp_path), -1)[1].continual == ()
 
 
 def test_the_report_of_the_experiment(digits, tmp_path):

@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.folder import publish
 from raydd.artifacts.report import render_table
+from raydd.config import EvaluationJob
 from raydd.core.errors import ConfigError
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref, unit_key
@@ -19,6 +22,8 @@ from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_ev
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
 from raydd.methods.sources import AssembledSet, StoredSet
+from raydd.networks import normalise_name
+from raydd.runtime.evaluating import plan_stored
 from raydd.runtime.runner import LocalRunner
 
 SMALL = EvaluationConfig(epochs=3, networks=("convnet2_w8",), repeats=2)
@@ -108,6 +113,24 @@ def test_a_stored_set_is_compared_with_random_images_too(digits):
     _, info = digits
     plan = stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "random", _problem(info), SMALL)
     assert [item.set for item in plan.entries] == ["stored random", "random", "random", "random"]
+
+
+def test_pools_of_a_stored_set_are_of_the_network_that_made_it(digits, tmp_path):
+    data, info = digits
+    images = data["train"].take(torch.arange(20))
+    for recipe, own in (({"method": {"name": "dm", "network": "ConvNetBN"}}, "ConvNetBN"), ({}, "ConvNet")):
+        made = DistilledSet(images=images, labels=torch.arange(10).repeat(2), info=info, recipe=recipe)
+        publish(made, str(tmp_path / own))
+        for networks, expected in (((), own), (("SS",), own), (("S",), "ConvNet")):
+            config = replace(SMALL, networks=networks)
+            _, plan = plan_stored(EvaluationJob(dataset=DatasetConfig(name="digits"), evaluation=config), str(tmp_path / own), -1)
+            assert {item.network for item in plan.entries} == {normalise_name(expected)}
+
+
+@pytest.mark.parametrize("letter", ["s", "X", "MB"])
+def test_an_unknown_pool_is_called_a_pool(letter):
+    with pytest.raises(ConfigError, match=f"unknown evaluation pool '{letter}'.*allowed: A, B, D, M, N, P, S, SS, W"):
+        EvaluationConfig(networks=("W", letter)).architectures("ConvNet")
 
 
 def test_the_report_of_a_run(digits, tmp_path):

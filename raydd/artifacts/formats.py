@@ -131,7 +131,7 @@ def _read_foreign(source: Source, info: DatasetInfo | None, experiment: int) -> 
     if source.format in ("pt", "mtt"):
         values = [load_pt(storage.get(path), join(storage.url, path)) for path in source.paths]
         if source.format == "pt" and isinstance(values[0], Mapping) and "raydd" in values[0]:
-            info = info or folder.info_from(json.loads(values[0]["raydd"]))
+            info = folder.info_from(json.loads(values[0]["raydd"]))  # the images are in its space, whatever the given one's
         images, labels, soft = _tensors_of(values[0] if source.format == "pt" else tuple(values), experiment, source.url)
         info = _needed(info, source)
         recipe |= {"experiment": experiment} if source.format == "pt" else {}

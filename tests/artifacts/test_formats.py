@@ -349,3 +349,13 @@ def test_info_may_be_facts(make: Make, tmp_path: Path) -> None:
     info = DatasetInfo(name="mine", classes=10, channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))
     torch.save((make().images, make().labels), tmp_path / "res.pt")
     assert raydd.load(str(tmp_path / "res.pt"), info=info).mean == (0.5,)
+
+
+@pytest.mark.parametrize(("to", "name"), [("pt", "set.pt"), ("safetensors", "set.safetensors")])
+def test_floats_keep_the_normalisation_they_were_written_with(make: Make, tmp_path: Path, to: str, name: str) -> None:
+    catalog = entry("digits").info
+    made = make(info=replace(catalog, mean=(0.1,), std=(0.9,)))
+    write_set(made, str(tmp_path / name), to)
+    got = read_set(str(tmp_path / name), info=catalog)
+    assert (got.mean, got.std) == ((0.1,), (0.9,))
+    assert torch.equal(got.to_uint8(), made.to_uint8())

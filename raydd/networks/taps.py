@@ -5,7 +5,7 @@ patches: ``X`` is brought to a multiple of ``patch`` pixels (bilinear), cut into
 one variance over images, channels and pixels. A batch may hold several groups, each with statistics of its own.
 
 Every layer costs one pass of sums in the forward (the sums over images are shared by channels and patches) and one multiply-add
-per value in the backward; no copy of the input is kept.
+per value in the backward, five and nine where maps are resized; no copy of the input is kept, and none is resized.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydd.core.errors import ConfigError, unknown
@@ -28,129 +29,146 @@ KINDS: dict[str, type[nn.Module]] = {"bn": nn.BatchNorm2d, "conv": nn.Conv2d}
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """One side of the patch grid.
+class _Grid:
+    """The patch grid of maps of one size: how much what is summed over images and channels counts in each cell.
 
-    ``factor [q, n]``: resizing, or a smaller matrix of equal Gram matrix where there is one cell; ``None`` where nothing is
-    resized. ``weights [cells, n]``: how often each line counts in each cell.
+    A resized pixel is a mean of neighbours, so the sum of squares over a cell is one of products of pixels with themselves and,
+    where something is resized, with their neighbours on the right, below, and on both diagonals: pixels which are ``shifts``
+    apart in a flattened map. ``rows [2 + S, R, H]`` by ``columns [2 + S, W, C]``: the weights of pixels, squares, and the products.
     """
 
-    cells: int
-    factor: Tensor | None
-    weights: Tensor
+    shifts: tuple[int, ...]
+    rows: Tensor
+    columns: Tensor
+
+    def into_cells(self, maps: Tensor) -> Tensor:
+        """Return sums and sums of squares ``[G, 2, R * C]`` of ``maps [2 + S, G, H * W]``."""
+        found = self.rows.unsqueeze(1) @ maps.unflatten(2, (self.rows.shape[2], -1)) @ self.columns.unsqueeze(1)
+        return torch.stack([found[0], found[1:].sum(0)], 1).flatten(2)
+
+    def over_pixels(self, cells: Tensor) -> Tensor:
+        """Return ``[2 + S, G, H * W]`` of values of ``cells [G, 2, R * C]``: the transpose of :meth:`into_cells`."""
+        of_sums, of_squares = cells.unflatten(2, (self.rows.shape[1], -1)).unbind(1)
+        of_maps = torch.stack([of_sums] + [of_squares] * (1 + len(self.shifts)))
+        return (self.rows.mT.unsqueeze(1) @ of_maps @ self.columns.mT.unsqueeze(1)).flatten(2)
 
 
-@lru_cache(maxsize=256)
-def _axis(length: int, patch: int, device: torch.device, dtype: torch.dtype) -> _Axis:
+def _axis(length: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, each ``[cells, length]``: weights of lines in the sum over a cell; of their squares; of products with the next line."""
     cells = -(-length // patch)
-    if cells * patch == length:
-        return _Axis(cells, None, torch.eye(cells, dtype=dtype, device=device).repeat_interleave(patch, 1))
     size = cells * patch
     place = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp_min(0)
     low = place.floor().long()
-    resize = torch.zeros(size, length, dtype=torch.float64)
-    lines = torch.arange(size)
+    resize, lines = torch.zeros(size, length, dtype=torch.float64), torch.arange(size)
     resize[lines, low] += 1 - (place - low)
     resize[lines, (low + 1).clamp_max(length - 1)] += place - low
-    factor = torch.linalg.cholesky(resize.T @ resize).T.contiguous() if cells == 1 else resize
-    return _Axis(cells, factor.to(device, dtype), resize.view(cells, patch, length).sum(1).to(device, dtype))
-
-
-_SMALL = 64
-"""Up to how many pixels a map of one cell is resized as one vector: batched products of such small matrices are slow."""
+    of_cells = resize.view(cells, patch, length)
+    gram = of_cells.transpose(1, 2) @ of_cells
+    return of_cells.sum(1), gram.diagonal(0, 1, 2), F.pad(2 * gram.diagonal(1, 1, 2), (0, 1))
 
 
 @lru_cache(maxsize=256)
-def _as_one(height: int, width: int, patch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """Return ``(matrix [H W, H W], matrix @ matrix.T)`` that resizes flattened small maps of one cell, else ``None``."""
-    rows, columns = (_axis(side, patch, torch.device("cpu"), torch.float64) for side in (height, width))
-    if rows.cells * columns.cells > 1 or height * width > _SMALL:
-        return None
-    factors = [torch.eye(patch, dtype=torch.float64) if axis.factor is None else axis.factor for axis in (rows, columns)]
-    matrix = torch.kron(*factors).T
-    return matrix.to(device, dtype).contiguous(), (matrix @ matrix.T).to(device, dtype)
+def _grid(height: int, width: int, patch: int, device: torch.device, dtype: torch.dtype) -> _Grid:
+    rows, own_rows, next_rows = _axis(height, patch)
+    columns, own_columns, next_columns = _axis(width, patch)
+    previous = next_columns.roll(1, 1)  # the last line has no next one: what comes round is zero
+    products = [
+        (1, own_rows, next_columns),
+        (width, next_rows, own_columns),
+        (width + 1, next_rows, next_columns / 2),
+        (width - 1, next_rows, previous / 2),
+    ]
+    products = [found for found in products if found[1].any() and found[2].any()]
+    factors = [(rows, columns), (own_rows, own_columns), *((found[1], found[2]) for found in products)]
+    across = torch.stack([found for _, found in factors]).mT
+    return _Grid(
+        tuple(shift for shift, *_ in products),
+        torch.stack([found for found, _ in factors]).to(device, dtype),
+        across.to(device, dtype).contiguous(),
+    )
 
 
-def _resized(x: Tensor, rows: _Axis, columns: _Axis, back: bool = False) -> Tensor:
-    """Apply both axes' factors, or their transposes, to the last two dimensions."""
-    if rows.factor is not None:
-        x = (rows.factor.T if back else rows.factor) @ x
-    if columns.factor is not None:
-        x = x @ (columns.factor if back else columns.factor.T)
-    return x
+_IN_TURN = 1 << 16
+"""From how many values per image a CPU takes one image after the other, which then stays in its cache."""
 
 
-def _cell_sums(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Return ``[..., rows * columns]``: sums over the cells of ``[..., H, W]``."""
-    *leading, height, width = x.shape
-    return x.reshape(*leading, rows, height // rows, columns, width // columns).sum((-3, -1)).flatten(-2)
+def _in_turn(grouped: Tensor) -> bool:
+    return grouped.device.type == "cpu" and grouped[0, 0].numel() >= _IN_TURN
 
 
-def _over_cells(values: Tensor, rows: int, columns: int, height: int, width: int) -> Tensor:
-    """Return ``[..., height, width]``: each of the values ``[..., rows * columns]`` over its cell."""
-    grid = values.unflatten(-1, (rows, columns))
-    return grid.repeat_interleave(height // rows, -2).repeat_interleave(width // columns, -1)
+def _summed(grouped: Tensor, shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return ``[G, 2, K, M]``, sums and sums of squares over the images of ``grouped [G, n, K, M]``; and for each shift ``[S, G, M]``.
+
+    The latter are sums, over images and channels, of products of a pixel with the one ``shift`` behind it.
+    """
+    groups, _, channels, pixels = grouped.shape
+    if not _in_turn(grouped):
+        squares = torch.linalg.vector_norm(grouped, dim=1).square_() if grouped.is_cuda else (grouped * grouped).sum(1)
+        products = grouped.new_zeros(len(shifts), groups, pixels)
+        for s, found in zip(shifts, products, strict=True):
+            found[:, :-s] = (grouped[..., :-s] * grouped[..., s:]).sum((1, 2))
+        return torch.stack([grouped.sum(1), squares], 1), products
+    maps, per_channel = grouped.new_zeros(groups, 2, channels, pixels), grouped.new_zeros(len(shifts), groups, channels, pixels)
+    for g, images in enumerate(grouped):
+        for x in images:
+            maps[g, 0].add_(x)
+            maps[g, 1].addcmul_(x, x)
+            for s, found in zip(shifts, per_channel, strict=True):
+                found[g, :, :-s].addcmul_(x[:, :-s], x[:, s:])
+    return maps, per_channel.sum(2)
 
 
-def _sums_of_squares(x: Tensor) -> Tensor:
-    """Return the sums of squares over dimension 1; which way is fast depends on the device."""
-    return torch.linalg.vector_norm(x, dim=1).square_() if x.is_cuda else (x * x).sum(1)
+def _add(out: Tensor, gradient: Tensor, x: Tensor, constant: Tensor, slope: Tensor, neighbours: Sequence[tuple[int, Tensor]]) -> None:
+    """Fill ``out`` with ``gradient + constant + slope * x`` and, for each shift, weights times the pixels before and behind."""
+    torch.addcmul(gradient, slope, x, out=out).add_(constant)
+    for s, weights in neighbours:
+        out[..., :-s].addcmul_(weights[..., :-s], x[..., s:])
+        out[..., s:].addcmul_(weights[..., :-s], x[..., :-s])
 
 
 class _Sums(torch.autograd.Function):
-    """Sums and sums of squares ``[G, 2, K + P]`` of ``x [B, K, H, W]`` per group and channel, and per group and cell."""
+    """``x [B, K, H, W]`` itself, and its sums and sums of squares ``[G, 2, K + P]`` per group and channel, and per group and cell.
+
+    The layer reads what is returned, so that its gradient comes through here and both are added in one pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: int, patch: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, groups: int, patch: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
         ctx.groups, ctx.patch = groups, patch
         _, channels, height, width = x.shape
-        grouped = x.reshape(groups, -1, channels, height, width)
-        maps = torch.stack([grouped.sum(1), _sums_of_squares(grouped)], 1)  # [G, 2, K, H, W]
-        per_channel = maps.sum((-2, -1))
+        grouped = x.reshape(groups, -1, channels, height * width)
         if not patch:
-            return per_channel
-        rows, columns = (_axis(side, patch, x.device, x.dtype) for side in (height, width))
-        over_channels = maps.sum(2)  # [G, 2, H, W]
-        if rows.factor is None and columns.factor is None:
-            return torch.cat([per_channel, _cell_sums(over_channels, rows.cells, columns.cells)], -1)
-        first = (rows.weights @ over_channels[:, 0] @ columns.weights.T).flatten(1)
-        small = _as_one(height, width, patch, x.device, x.dtype)
-        if small is not None:
-            second = _sums_of_squares((grouped.flatten(-2) @ small[0]).flatten(2)).sum(1, keepdim=True)
-        else:
-            second = _cell_sums(_sums_of_squares(_resized(grouped, rows, columns)).sum(1), rows.cells, columns.cells)
-        return torch.cat([per_channel, torch.stack([first, second], 1)], -1)
+            return x.view_as(x), _summed(grouped, ())[0].sum(-1)
+        grid = _grid(height, width, patch, x.device, x.dtype)
+        maps, products = _summed(grouped, grid.shifts)
+        over_channels = maps.sum(2).transpose(0, 1)
+        cells = grid.into_cells(torch.cat([over_channels, products]) if grid.shifts else over_channels)
+        return x.view_as(x), torch.cat([maps.sum(-1), cells], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, of_sums: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        groups, patch = ctx.groups, ctx.patch
         _, channels, height, width = x.shape
-        grouped = x.reshape(groups, -1, channels, height, width)
-        shift, slope = gradient[:, 0, :channels, None, None], 2 * gradient[:, 1, :channels, None, None]
-        larger, small, slopes = None, None, gradient[:, 1, channels:]
-        if patch:
-            rows, columns = (_axis(side, patch, x.device, x.dtype) for side in (height, width))
-            of_cells = gradient[:, :, channels:]
-            if rows.factor is None and columns.factor is None:
-                of_maps = _over_cells(of_cells, rows.cells, columns.cells, height, width).unsqueeze(2)
-                shift, slope = shift + of_maps[:, 0], slope + 2 * of_maps[:, 1]
-            else:
-                grid = of_cells[:, 0].unflatten(-1, (rows.cells, columns.cells))
-                shift = shift + (rows.weights.T @ grid @ columns.weights).unsqueeze(1)
-                small = _as_one(height, width, patch, x.device, x.dtype)
-                if small is None:
-                    larger = _resized(grouped, rows, columns)
-                    scale = _over_cells(2 * slopes, rows.cells, columns.cells, *larger.shape[-2:])
-                    larger = _resized(larger.mul_(scale[:, None, None]), rows, columns, back=True)
-        whole = (groups, channels, height, width)
-        out = torch.addcmul(shift.expand(whole).contiguous().unsqueeze(1), grouped, slope.expand(whole).contiguous().unsqueeze(1))
-        if larger is not None:
-            out += larger
-        elif small is not None:
-            flat = (groups, -1, height * width)
-            out.view(flat).baddbmm_(grouped.reshape(flat), 2 * slopes.unsqueeze(2) * small[1])
+        grouped = x.reshape(ctx.groups, -1, channels, height * width)
+        constant, slope = of_sums[:, 0, :channels, None], 2 * of_sums[:, 1, :channels, None]
+        neighbours: list[tuple[int, Tensor]] = []
+        if ctx.patch:
+            grid = _grid(height, width, ctx.patch, x.device, x.dtype)
+            of_pixels, of_squares, *of_products = grid.over_pixels(of_sums[:, :, channels:])
+            constant, slope = constant + of_pixels.unsqueeze(1), slope + 2 * of_squares.unsqueeze(1)
+            neighbours = list(zip(grid.shifts, of_products, strict=True))
+        whole = (ctx.groups, channels, height * width)
+        constant, slope = constant.expand(whole).contiguous(), slope.expand(whole).contiguous()
+        out, gradient = torch.empty_like(grouped), gradient.reshape(grouped.shape)
+        if not _in_turn(grouped):
+            of_groups = [(s, weights[:, None, None]) for s, weights in neighbours]
+            _add(out, gradient, grouped, constant.unsqueeze(1), slope.unsqueeze(1), of_groups)
+            return out.view(x.shape), None, None
+        for g, images in enumerate(grouped):
+            of_group = [(s, weights[g]) for s, weights in neighbours]
+            for i, image in enumerate(images):
+                _add(out[g, i], gradient[g, i], image, constant[g], slope[g], of_group)
         return out.view(x.shape), None, None
 
 
@@ -231,9 +249,9 @@ class StatTap:
         finally:
             self._groups = 0
 
-    def _look(self, index: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _look(self, index: int, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._groups:
-            return
+            return None
         x: Tensor = inputs[0]
         self._sizes[index] = tuple(x.shape)
         patch = self.patch if isinstance(module, nn.Conv2d) else 0
@@ -241,10 +259,11 @@ class StatTap:
         for tensor, its_patch, known in self._seen:
             if tensor() is x and its_patch == patch:
                 self._found[index].append(known)
-                return
-        raw: Tensor = _Sums.apply(x, self._groups, patch)
+                return None
+        through, raw = _Sums.apply(x, self._groups, patch)
         self._found[index].append(raw)
         self._seen = [entry for entry in self._seen if entry[0]() is not None] + [(weakref.ref(x), patch, raw)]
+        return (through, *inputs[1:])
 
     def _probe(self, title: str, shape: Shape) -> Layout:
         """Learn the layers' widths from one image; the network's statistics stay as they are."""

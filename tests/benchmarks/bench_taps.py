@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raydd.core.rng import generator
 from raydd.losses import class_targets, matching_loss
 from raydd.networks import create_network
+from raydd.networks import taps as observing
 from raydd.networks.base import Network
 from raydd.networks.taps import StatTap
 
@@ -166,7 +168,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     for name in SIDES:
         step = MAKERS[name](setting(args))
         results[name] = step()
-        with Count() as count:
+        with Count() as count, mock.patch.object(observing, "_IN_TURN", sys.maxsize):  # image by image is for CPUs
             step()
         operators[name] = count.calls / (args.groups * args.each)
     (loss, gradient), (wanted, theirs) = results["taps"], results["published"]

@@ -200,7 +200,9 @@ class MatchGradients(Stage):
             for batch, of_batch in batches:
                 train_step_(forward, optimizer, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch)
         optimizer.zero_grad()
-        trained = {f"params.{name}": value for name, value in named.items()} | {f"buffers.{n}": b for n, b in network.named_buffers()}
+        kept = network.state_dict()  # without buffers that are rebuilt and not saved, such as tables of positions
+        trained = {f"params.{name}": value for name, value in named.items()}
+        trained |= {f"buffers.{name}": value for name, value in network.named_buffers() if name in kept}
         if self.inner_momentum:
             trained |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in named.items()}
         return {f"{_NETWORK}.{name}": value.detach().clone() for name, value in trained.items()}

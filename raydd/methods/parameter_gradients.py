@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raydd.core.errors import ConfigError
@@ -92,7 +93,8 @@ def match(
     depends on that image alone. ``at_once``: all classes by one call (for GPUs, where small kernels wait to be launched);
     else class by class, which needs the memory of one and is as fast on a CPU. Equal up to rounding.
     """
-    return (_match_at_once if at_once else _match_in_turn)(network, images, labels, real, distance)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        return (_match_at_once if at_once else _match_in_turn)(network, images, labels, real, distance)
 
 
 def _match_in_turn(

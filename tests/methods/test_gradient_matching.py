@@ -158,6 +158,18 @@ def test_fused_layer_norms_have_the_right_second_derivative_at_once() -> None:
     assert float((x - y).norm() / y.norm()) < 1e-12
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_attention_has_its_second_derivative(at_once: bool) -> None:
+    net = create_network("timm/test_vit3", (3, 32, 32), 2, generator(0, "net")).double()
+    prepare_(net, "mse")
+    rows = [class_gradient(net, net, normal(100 + c, 4, 3, 32, 32), c, "mse") for c in range(2)]
+    real = [torch.stack(of) for of in zip(*rows, strict=True)]
+    images, step = torch.stack([normal(200 + c, 2, 3, 32, 32) for c in range(2)]), 1e-5 * normal(1, 2, 2, 3, 32, 32)
+    _, found = match(net, images, range(2), real, "mse", at_once=at_once)
+    after, before = (match(net, images + sign * step, range(2), real, "mse", at_once=at_once)[0].sum() for sign in (1, -1))
+    assert float((found * step).sum()) == pytest.approx(float(after - before) / 2, rel=1e-5)
+
+
 def test_frozen_batch_norms_have_moved_a_tenth_of_the_way() -> None:
     net = create_network("convnet2_w8_batchnorm", (1, 8, 8), 3, generator(0, "net")).double()
     norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
@@ -345,6 +357,22 @@ def test_the_network_is_in_the_state_only_while_it_is_needed() -> None:
     assert [bool(names) for names in states] == [True, True, False, True, True, False]
     assert {name.split(".")[1] for name in states[0]} == {"params", "momentum", "buffers"}
     assert sorted(stage.finish("all", state, desk)) == ["images"]
+
+
+def test_buffers_that_a_network_does_not_save_are_not_in_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, info = make()
+
+    def with_table(*args: Any) -> Network:
+        net = create_network(*args)
+        net.register_buffer("table", torch.arange(3), persistent=False)
+        return net
+
+    monkeypatch.setattr(gradient_matching, "create_network", with_table)
+    stage = stage_of(Dc(**SMALL), problem(info))
+    desk = Desk(data, stage)
+    state = stage.step("all", stage.init("all", desk), 0, desk)
+    assert "network.buffers.table" not in state
+    assert torch.isfinite(stage.step("all", state, 1, desk)["images"]).all()
 
 
 def test_published_loops_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,10 +60,11 @@ def _space(distilled: DistilledSet) -> str:
     return text
 
 
-def _labels(distilled: DistilledSet) -> str:
+def _labels(distilled: DistilledSet, records: int) -> str:
     kind = "hard labels" if distilled.soft_labels is None else "hard and soft labels"
     sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
-    return f"{len(distilled):,} images, {distilled.info.classes} classes, {kind}; {sizes}."
+    views = f" Soft labels of views of the images are in `labels/` ({format_bytes(records)})." if records else ""
+    return f"{len(distilled):,} images, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
 
 
 def _by_hand(parts: Sequence[str]) -> str:
@@ -86,11 +87,19 @@ PICTURES = {
 
 
 def card(
-    distilled: DistilledSet, report: Report | None, *, parts: Sequence[str], license_id: str, shards: bool, charts: Sequence[str]
+    distilled: DistilledSet,
+    report: Report | None,
+    *,
+    parts: Sequence[str],
+    license_id: str,
+    shards: bool,
+    charts: Sequence[str],
+    records: int = 0,
 ) -> str:
     """Return the card: what the set is, how to load it, what it is worth, how it was made.
 
     ``parts``: names of the safetensors files. ``shards``: whether the folder holds them. ``charts``: files of the report.
+    ``records``: bytes of the soft labels beside the set.
     """
     info, recipe = distilled.info, distilled.recipe
     shape = "×".join(map(str, distilled.images.shape[1:]))
@@ -101,11 +110,12 @@ def card(
     more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
     worth_file = "" if report is None else "- `report.json`: what it is worth\n"
     views = "- `shards/*.tar`: the same images in 8 bits as WebDataset shards (`.png`, `.cls`)\n" if shards else ""
+    soft = "- `labels/`: the teachers' soft labels, a file for each epoch of views; `labels/manifest.json` says how views are drawn\n"
     return f"""{header(distilled, license_id, shards=shards)}
 # {info.name}, {ipc_text(distilled)} image{'s' * (ipc_text(distilled) != '1')} per class, distilled by {method_name(recipe)}
 
 A small training set that stands in for {info.name} (images of {shape}, C×H×W), made by dataset distillation with
-raydd. {_labels(distilled)}
+raydd. {_labels(distilled, records)}
 
 ![A class per row](grid.png)
 
@@ -138,7 +148,7 @@ image, label = dataset[0]
 ## Files
 
 - `{parts[0]}`{more}: the set itself
-{views}- `recipe.json`: how the set was made
+{views}{soft if records else ""}- `recipe.json`: how the set was made
 {worth_file}- `manifest.json`: size and sha256 of every file
 
 Digest of images, labels, normalisation and decoding: `{distilled.digest}`

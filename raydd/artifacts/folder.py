@@ -116,7 +116,9 @@ def _curve(report: Report) -> bytes | None:
     )
 
 
-def _files(distilled: DistilledSet, report: Report | None, license_id: str, part: int, shard: int) -> Iterator[tuple[str, bytes]]:
+def _files(
+    distilled: DistilledSet, report: Report | None, license_id: str, part: int, shard: int, records: int
+) -> Iterator[tuple[str, bytes]]:
     parts = []
     for name, data in data_files(distilled, part):
         parts += [name] if name != INDEX else []
@@ -135,7 +137,7 @@ def _files(distilled: DistilledSet, report: Report | None, license_id: str, part
     yield "recipe.json", to_json(dict(distilled.recipe))
     if report is not None:
         yield "report.json", to_json(report.to_dict())
-    text = card(distilled, report, parts=parts, license_id=license_id, shards=shards, charts=list(charts))
+    text = card(distilled, report, parts=parts, license_id=license_id, shards=shards, charts=list(charts), records=records)
     yield "README.md", text.encode()
 
 
@@ -162,7 +164,8 @@ def publish(
     before = _old_files(storage)
     storage.delete(MANIFEST)
     files = {path: dict(facts) for path, facts in (written or {}).items()}
-    for path, data in _files(distilled, report, license_id, part_bytes, shard_bytes):
+    records = sum(int(facts["size"]) for facts in files.values())
+    for path, data in _files(distilled, report, license_id, part_bytes, shard_bytes, records):
         storage.put(path, data)
         files[path] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     for path in before - set(files):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from raydd.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont, ImageFont
+    from PIL.ImageFont import FreeTypeFont
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 GAP, MARGIN, BLOCK_GAP, FONT_SIZE = 3, 12, 28, 15
@@ -55,7 +56,15 @@ def tile_size(height: int, width: int, rows: int, columns: int) -> tuple[int, in
     return max(1, round(width * target / longest)), max(1, round(height * target / longest))
 
 
-def _shorten(text: str, font: FreeTypeFont | ImageFont, limit: float) -> str:
+def _font() -> FreeTypeFont:
+    """Return the letters of matplotlib, which has more alphabets than Pillow's own."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _shorten(text: str, font: FreeTypeFont, limit: float) -> str:
     if font.getlength(text) <= limit:
         return text
     while text and font.getlength(text + "…") > limit:
@@ -84,7 +93,7 @@ def grid(
     their number. Classes past ``max_rows`` and images past ``max_columns`` are left out and counted in a line below.
     Few columns are set in several blocks side by side. Equal arguments give equal pixels.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     if len(images) != len(labels) or images.ndim != 4 or not len(images):
         raise ConfigError(f"a grid needs images [N, C, H, W] and labels [N], not {list(images.shape)} and {list(labels.shape)}")
@@ -94,7 +103,7 @@ def grid(
     of_class = {c: (labels == c).nonzero().flatten().tolist() for c in shown}
     columns = min(max_columns, max(map(len, of_class.values())))
     width, height = tile_size(images.shape[2], images.shape[3], len(shown), columns)
-    font = ImageFont.load_default(size=FONT_SIZE)
+    font = _font()
     names = [_shorten(class_names[c] if c < len(class_names) else str(c), font, 150) for c in shown]
     label_widths = [math.ceil(font.getlength(name)) + 10 for name in names]
     row_height = max(height + GAP, FONT_SIZE + 5)
@@ -155,6 +164,7 @@ def curve(
         raise ConfigError("a curve needs at least one point")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 4.3), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -168,6 +178,8 @@ def curve(
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1.2)
         across = axes.get_yaxis_transform()
         axes.annotate(name, (1, level), (-4, 4), xycoords=across, textcoords="offset points", ha="right", color="#555555")
+    if all(float(point[0]).is_integer() for points in series.values() for point in points):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11)

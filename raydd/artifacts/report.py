@@ -175,6 +175,11 @@ def format_seconds(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def signed(points: float) -> str:
+    """Return a difference with its sign and two decimals; none of ``-0.00``."""
+    return f"{round(points, 2) + 0.0:+.2f}"
+
+
 def _random_beside(report: Report, row: Row) -> Row | None:
     return next((r for r in report.rows if r.set == "random" and (r.protocol, r.network) == (row.protocol, row.network)), None)
 
@@ -187,7 +192,7 @@ def _cells(report: Report) -> Table:
     lines = []
     for row in report.rows:
         random = _random_beside(report, row)
-        gain = "–" if row.set == "random" else "not run" if random is None else f"{row.accuracy_mean - random.accuracy_mean:+.2f}"
+        gain = "–" if row.set == "random" else "not run" if random is None else signed(row.accuracy_mean - random.accuracy_mean)
         line = [
             row.set,
             row.protocol,
@@ -216,9 +221,9 @@ def _context(report: Report) -> str:
 def _remarks(report: Report) -> list[str]:
     remarks = []
     if report.hlr is not None:
-        remarks.append(f"HLR {report.hlr:+.2f} points (whole data minus this set, hard labels; lower is better).")
+        remarks.append(f"HLR {signed(report.hlr)} points (whole data minus this set, hard labels; lower is better).")
     if report.ior is not None:
-        remarks.append(f"IOR {report.ior:+.2f} points (this set minus random, same protocol; higher is better).")
+        remarks.append(f"IOR {signed(report.ior)} points (this set minus random, same protocol; higher is better).")
     if any(row.best_accuracy is not None for row in report.rows):
         remarks.append(f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a result.")
     if not any(row.set == "random" for row in report.rows):

@@ -196,6 +196,11 @@ def test_the_card_says_what_hubs_and_people_ask(make: Make, report: Report, tmp_
     assert "| dm | dsa-1000 |" in text
     assert "curve.png" in text
     assert '"lr_img": 1.0' in text
+    assert "labels/" not in text
+    publish(make(), str(tmp_path / "c"), written={"labels/epoch-000.safetensors": {"size": 2000, "sha256": ""}})
+    soft = (tmp_path / "c" / "README.md").read_text()
+    assert "in `labels/` (2.0 kB)" in soft
+    assert "\n- `labels/`: " in soft
     publish(make(recipe={}), str(tmp_path / "b"))
     assert "without an evaluation" in (tmp_path / "b" / "README.md").read_text()
 

@@ -65,6 +65,13 @@ def test_a_long_name_is_cut_not_spread() -> None:
     assert long.width <= short.width + 100
 
 
+def test_letters_of_other_alphabets_are_drawn() -> None:
+    """A font that lacks two letters draws the same box for both."""
+    label = torch.zeros(1, dtype=torch.int64)
+    for one, other in (("é", "ö"), ("д", "ж"), ("α", "β")):
+        assert png(grid(noise(1, 1, 8), label, [one])) != png(grid(noise(1, 1, 8), label, [other]))
+
+
 def test_channels_that_pictures_lack_are_averaged_in_grids_only() -> None:
     assert grid(noise(2, 5, 8), torch.arange(2)).mode == "RGB"
     with pytest.raises(ConfigError, match="5 channels"):

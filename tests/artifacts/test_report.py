@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from raydd.artifacts.report import Report, format_bytes, format_seconds, render_markdown, render_table, summarise
+from raydd.artifacts.report import Report, format_bytes, format_seconds, render_markdown, render_table, signed, summarise
 from raydd.core.errors import ConfigError
 
 
@@ -95,6 +95,10 @@ def test_missing_keys_are_refused(report: Report) -> None:
     del values["rows"][0]["network"]
     with pytest.raises(ConfigError, match=r"not a row: .*network"):
         Report.from_dict(values)
+
+
+def test_a_difference_of_nothing_has_no_minus() -> None:
+    assert [signed(x) for x in (-0.001, 0.0, -1.006, 2.5)] == ["+0.00", "+0.00", "-1.01", "+2.50"]
 
 
 def test_units() -> None:

@@ -208,7 +208,8 @@ def _method(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Method 
         return None
     name = fields.get("name")
     if not isinstance(name, str):
-        mistakes.append(f"{where}: method.name is missing; allowed: {', '.join(METHODS.names())}")
+        found = "is missing" if name is None else f"is {name!r}"
+        mistakes.append(f"{where}: method.name {found}; allowed: {', '.join(METHODS.names())}")
     elif name not in METHODS:
         mistakes.append(f"{where}: method.name: {unknown('method', name, METHODS.names())}")
     else:
@@ -330,8 +331,8 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str, prefix: tuple[str, 
     try:
         values = _model(cls).model_validate(none_to_empty)
     except ValidationError as error:
-        lines = [_explain(cls, prefix, dict(e)) for e in error.errors(include_url=False)]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+        lines = _explain(cls, prefix, [dict(e) for e in error.errors(include_url=False)])
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
     try:
         return _instance(cls, values)
     except ConfigError as error:
@@ -347,8 +348,32 @@ def _instance(cls: type[T], values: BaseModel) -> T:
     return cls(**made)
 
 
-def _explain(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> str:
-    """Return one line for a pydantic error: key, value, what is allowed, the nearest match."""
+_KINDS = {"tuple_type": "a list", "dict_type": "a group of keys", "model_type": "a group of keys"}
+"""What pydantic calls by Python's names, as a job's author calls it."""
+
+
+def _explain(cls: type, prefix: tuple[str, ...], errors: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one line per key for pydantic's errors: key, value, what is allowed, the nearest match.
+
+    A key that may be of several kinds has an error for each: told are those of the kind that was given.
+    """
+    found: dict[str, list[tuple[dict[str, Any], str, str]]] = {}
+    for error in errors:
+        key, message, end = _reason(cls, prefix, error)
+        found.setdefault(key, []).append((error, message, end))
+    lines = []
+    for key, reasons in found.items():
+        if any(other.startswith(f"{key}.") for other in found):  # a list, judged by its values
+            continue
+        judged = [reason for reason in reasons if not reason[0]["type"].endswith("_type")] or reasons
+        messages = list(dict.fromkeys(message for _, message, _ in judged))
+        text = " or ".join([messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])])
+        lines.append(f"{key}: {text}{judged[0][2]}")
+    return lines
+
+
+def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the key of a pydantic error, what is wrong or allowed, and the end of its line: value and nearest match."""
     here: Any = cls
     keys: list[str] = []
     for part in error["loc"]:
@@ -361,17 +386,24 @@ def _explain(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> str:
     key = ".".join([*prefix, *keys])
     if error["type"] == "extra_forbidden":
         options = [f.name for f in dataclasses.fields(here)]
-        return f"{key}: unknown key{nearest(keys[-1], options)}; allowed: {', '.join(sorted(options))}"
+        return key, f"unknown key{nearest(keys[-1], options)}; allowed: {', '.join(sorted(options))}", ""
     if error["type"] == "missing":
         extra = f"; allowed names: {', '.join(METHODS.names())}" if key == "method" else ""
-        return f"{key}: is missing{extra}"
-    hint = nearest(str(error["input"]), _choices(here, keys[-1])) if error["type"] == "literal_error" else ""
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}, not {error['input']!r}{hint}"
+        return key, f"is missing{extra}", ""
+    field_name = next((name for name in reversed(keys) if not name.isdigit()), "")
+    hint = nearest(str(error["input"]), _choices(typing.get_type_hints(here).get(field_name))) if error["type"] == "literal_error" else ""
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in _KINDS:
+        message = f"Input should be {_KINDS[error['type']]}"
+    if error["type"] == "too_long":
+        message = f"Input should be a list of {error['ctx']['max_length']} values"
+    return key, message, f", not {error['input']!r}{hint}"
 
 
-def _choices(cls: type, name: str) -> list[str]:
-    hint = typing.get_type_hints(cls).get(name)
-    return [str(a) for a in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
+def _choices(hint: Any) -> list[str]:
+    """Return the words of the literals in a type."""
+    parts = typing.get_args(hint)
+    return [str(part) for part in parts] if typing.get_origin(hint) is Literal else [word for part in parts for word in _choices(part)]
 
 
 def _plain(value: Any) -> Any:

@@ -75,7 +75,17 @@ def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
         ("method.init=rael", ["method.init", "'rael'", "did you mean 'real'"]),
         ("numerics.precision=fp16", ["numerics.precision", "'fp16'", "bf16"]),
         ("compute.workers=[3,2]", ["compute.workers", "minimum"]),
-        ("compute.workers=-1", ["compute.workers", "-1"]),
+        ("compute.workers=-1", ["compute.workers: Input should be greater than or equal to 0, not -1"]),
+        ("compute.workers=[0,2]", ["compute.workers.0: Input should be greater than or equal to 1, not 0"]),
+        ("compute.workers=[1,2,3]", ["compute.workers: Input should be a list of 2 values, not [1, 2, 3]"]),
+        ("compute.workers=many", ["compute.workers", "'many'", "integer"]),
+        ("dataset.holdout=1.5", ["dataset.holdout", "1.5", "integer", "less than 1"]),
+        ("dataset.fit=cop", ["dataset.fit", "did you mean 'crop'"]),
+        ("evaluation.schedule=cosin", ["evaluation.schedule", "did you mean 'cosine'"]),
+        ("evaluation.baselines=[randm]", ["evaluation.baselines.0", "did you mean 'random'"]),
+        ("evaluation.networks=", ["evaluation.networks: Input should be a list, not None"]),
+        ("tracking=3", ["tracking: Input should be a group of keys, not 3"]),
+        ("method.name=3", ["method.name is 3", "allowed: dc, dm"]),
         ("evaluation.random_draws=2", ["evaluation.random_draws", "3"]),
         ("output=s4://bucket/x", ["output", "'s4'", "did you mean 's3'"]),
         ("output=s3://key:secret@bucket/x", ["output", "environment"]),
@@ -94,6 +104,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, override: str, parts: list[str])
         load(tmp_path, override, text="ipc: 1\nmethod: {name: dm}\n")
     for part in parts:
         assert part in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from raydd.core.cli import command_errors, setup_logging
+from raydd.core.errors import refusing
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +29,8 @@ def main(config: str, dry_run: bool, verbose: bool, overrides: tuple[str, ...]) 
         if dry_run:
             from raydd.runtime import planning
 
-            click.echo(planning.dry_run(job))
+            with refusing():
+                click.echo(planning.dry_run(job))
             return
         from raydd.runtime import pipeline
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from raydd.core.cli import command_errors, setup_logging
+from raydd.core.errors import refusing
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,9 +38,10 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
         from raydd.config import load_evaluation
         from raydd.runtime import evaluating
 
-        tree = _tree(options, evaluating.dataset_of(url))
-        job = load_evaluation(tree, overrides)
-        subject, plan = evaluating.plan_stored(job, url, experiment, labels)
+        with refusing():
+            tree = _tree(options, evaluating.dataset_of(url))
+            job = load_evaluation(tree, overrides)
+            subject, plan = evaluating.plan_stored(job, url, experiment, labels)
         if dry_run:
             click.echo(evaluating.describe_plan(job, plan))
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from raydd.core.cli import command_errors
+from raydd.core.errors import refusing
 
 
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,7 +23,8 @@ def main(source: str, out: str, to: str, dataset: str | None, experiment: int) -
     from raydd.artifacts.formats import read_set, write_set
 
     with command_errors():
-        distilled = read_set(source, info=dataset, experiment=experiment)
+        with refusing():
+            distilled = read_set(source, info=dataset, experiment=experiment)
         paths = write_set(distilled, out, to)
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
     click.echo(f"wrote {len(distilled)} images of {distilled.info.classes} classes as {to} to {out} ({files})")

@@ -7,6 +7,7 @@ import sys
 import click
 
 from raydd.core.cli import command_errors, setup_logging
+from raydd.core.errors import refusing
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,7 +23,8 @@ def main(store: str, forget: tuple[str, ...], dry_run: bool) -> None:
         from raydd.core.storage import absolute
         from raydd.core.store import Store
 
-        removed = collect(Store(store), forget=[absolute(output) for output in forget], dry_run=dry_run)
+        with refusing():
+            removed = collect(Store(store), forget=[absolute(output) for output in forget], dry_run=dry_run)
         verb = "would remove" if dry_run else "removed"
         click.echo(f"{verb} {removed.units} units ({removed.objects} files, {format_bytes(removed.size)}); {removed.kept} are still needed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from raydd import load
 from raydd.cli import main
@@ -21,6 +23,7 @@ from raydd.core.store import Store
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
+EDC = ("--config", str(ROOT / "jobs" / "fashion_mnist_edc_small.yaml"), "dataset.name=digits")
 VERBS = ["distill", "evaluate", "shard", "export", "gc"]
 TINY = [
     "method.network=convnet1_w8",
@@ -101,6 +104,7 @@ def test_version() -> None:
         (["distill", "--config", QUICKSTART, "evaluation.networks=convnt3"], ["convnt3"]),
         (["distill", "--config", QUICKSTART, "dataset.name=cifar10"], ["missing", "cifar-10", "dataset.download=true"]),
         (["distill", "--config", QUICKSTART, "dataset.name=cifar"], ["unknown data set 'cifar'", "cifar10"]),
+        (["distill", *EDC, "method.labels.mix=none", "method.labels.alpha=0.5"], ["labels.alpha=0.5 has no effect"]),
         (["distill", "--config", QUICKSTART, "evaluation.split=holdout"], ["holdout", "dataset.holdout"]),
         (["distill", "--config", QUICKSTART, "tracking.uri=postgres://host/db"], ["tracking.uri", "postgresql"]),
         (["distill", "--config", str(ROOT / "jobs" / "quickstrat.yaml")], ["no such file", "did you mean", "quickstart.yaml"]),
@@ -111,15 +115,31 @@ def test_version() -> None:
         (["shard", "out", "--dataset", "cifar10"], ["cifar-10", "download", "root"]),
         (["shard", "out", "--dataset", "digit"], ["unknown data set 'digit'", "did you mean 'digits'"]),
         (["shard", "out", "--dataset", "digits", "--split", "val"], ["'val'", "test", "train"]),
+        (["distill", "--config", QUICKSTART, "evaluation.strategy=color_zoom"], ["'zoom'", "cutout"]),
+        (["distill", "--config", QUICKSTART, "ipc=500", "method.init=noise"], ["evaluation.baselines: random", "ipc=500", "class 8"]),
+        (["distill", "--config", QUICKSTART, "dataset.name=image_folder", "dataset.root=s3://raydd-none/x"], ["s3://raydd-none/x"]),
+        (["distill", "--config", QUICKSTART, "dataset.shards=s3://raydd-none/x", "--dry-run"], ["s3://raydd-none/x"]),
+        (["distill", *EDC, f"method.statistics={{files: {QUICKSTART}}}"], ["could not look up", QUICKSTART]),
+        (["distill", *EDC, "method.label_networks=[convnet6_w8]"], ["convnet6_w8", "cannot read 1x8x8 images"]),
+        (["distill", *EDC, "method.init={kind: folder, folder: s3://raydd-none/x}"], ["s3://raydd-none/x"]),
+        (["evaluate", "s3://raydd-none/x"], ["s3://raydd-none/x"]),
+        (["export", "s3://raydd-none/x", "out", "--to", "folder"], ["s3://raydd-none/x"]),
+        (["gc", "s3://raydd-none/x"], ["s3://raydd-none/x"]),
+        (["gc", "empty"], ["empty holds no store"]),
         (["gc", "empty", "--forget", "runs/gone"], ["no run wrote to", "runs/gone"]),
     ],
     ids=lambda value: " ".join(value).replace(str(ROOT) + "/", "") if isinstance(value[0], str) and len(value) < 8 else "",
 )
-def test_what_cannot_be_is_refused_with_one_message_and_code_2(args: list[str], parts: list[str]) -> None:
+def test_what_cannot_be_is_refused_with_one_message_and_code_2(
+    args: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no credentials, and nobody who is asked for some
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
     result = raydd(*args)
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
-    assert result.output.lower().count("error: ") == 1, result.output
+    assert len(re.findall(r"(?mi)^error: ", result.output)) == 1, result.output
     for part in parts:
         assert part in result.output, result.output
 
@@ -155,6 +175,18 @@ def test_a_process_refuses_in_the_same_way(start: list[str], tmp_path: Path) -> 
     assert len(done.stderr.splitlines()) == 2, "one line for each of the two mistakes"
 
 
+def test_a_plan_counts_the_images_of_ones_own_folder(tmp_path: Path) -> None:
+    for c, count in (("a", 4), ("b", 2)):
+        (tmp_path / "own" / c).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), 40 * i).save(tmp_path / "own" / c / f"{i}.png")
+    own = ("--config", QUICKSTART, "dataset.name=image_folder", f"dataset.root={tmp_path}/own", "dataset.test_split=0.5", "--dry-run")
+    few = raydd("distill", *own, "ipc=2")
+    assert few.exit_code == 2, few.output
+    assert "class 1 has only 1 training images" in few.output
+    assert raydd("distill", *own).exit_code == 0
+
+
 # -- dry runs --------------------------------------------------------------------------------------------------------
 
 
@@ -163,9 +195,10 @@ def test_a_process_refuses_in_the_same_way(start: list[str], tmp_path: Path) -> 
     [
         (["dataset.name=cifar10", "method.network=convnet3"], ["missing:", "cifar-10-batches-py", "dataset.download=true"]),
         (["dataset.name=tiny_imagenet", "method.network=convnet4"], ["missing:", "tiny-imagenet-200", "dataset.root"]),
+        (["dataset.name=imagenet10", "method.network=convnet5_w4"], ["missing:", "number of training images is not known"]),
         (["compute.workers=[1,4]"], ["with 4 workers"]),
     ],
-    ids=["cifar10", "tiny_imagenet", "digits"],
+    ids=["cifar10", "tiny_imagenet", "imagenet10", "digits"],
 )
 def test_a_dry_run_plans_without_the_data_and_without_a_cluster(overrides: list[str], expected: list[str], tmp_path: Path) -> None:
     code = (
@@ -240,6 +273,17 @@ def test_a_job_on_an_empty_store_gives_the_same_bytes(finished: Path, tmp_path: 
     here, there = content(tmp_path / "out" / "distilled"), content(finished / "out" / "distilled")
     assert here["data.safetensors"] == there["data.safetensors"]
     assert here["shards/train-000000.tar"] == there["shards/train-000000.tar"]
+
+
+@pytest.mark.parametrize("there", ["- a list", "text"])
+def test_an_output_with_another_kind_of_job_file_is_refused(tmp_path: Path, there: str) -> None:
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/job.yaml").write_text(there)
+    (tmp_path / "runs/quickstart/lock.json").write_text("[]")
+    result = raydd("distill", "--config", QUICKSTART)
+    assert result.exit_code == 2, result.output
+    assert "job.yaml is not the file of a job" in result.output
+    assert (tmp_path / "runs/quickstart/job.yaml").read_text() == there
 
 
 def test_an_output_of_another_job_is_refused_with_the_difference(finished: Path) -> None:

@@ -23,6 +23,7 @@ import dataclasses
 import io
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -182,8 +183,9 @@ def load_pt(data: bytes, what: str) -> Any:
         with torch.serialization.safe_globals(allowed):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n", 1)[0]
-        raise DataError(f"{what} holds more than tensors and numbers, and nothing else is ever unpickled: {reason}") from error
+        found = re.search(r"WeightsUnpickler error: (.+?)(?: was not an allowed global|\n|$)", str(error))  # the rest is how to allow it
+        reason = f": {found[1]}" if found else ""
+        raise DataError(f"{what} holds more than tensors and numbers, or is no .pt file; nothing else is ever unpickled{reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise TornFileError(f"{what} is torn or not a .pt file: {error}") from error
 

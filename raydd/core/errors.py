@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class RayddError(Exception):
@@ -20,6 +21,15 @@ class DataError(RayddError):
 
 class StorageError(RayddError):
     """A URL that could not be read or written after retries."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn a storage that cannot be read into a ``ConfigError``: used before work starts, when it is the job's address that is wrong."""
+    try:
+        yield
+    except StorageError as error:
+        raise ConfigError(str(error)) from error
 
 
 class TornFileError(StorageError):

@@ -46,7 +46,7 @@ class Removal:
 def collect(store: Store, *, forget: Collection[str] = (), dry_run: bool = False) -> Removal:
     """Remove every unit that no unfinished run needs; ``forget`` names outputs whose runs will not be finished.
 
-    Raises ``ConfigError`` for an output in ``forget`` that no run has registered.
+    Raises ``ConfigError`` for an output in ``forget`` that no run has registered, and for a place that holds no store.
     """
     known = runs(store)
     for output in forget:
@@ -56,6 +56,8 @@ def collect(store: Store, *, forget: Collection[str] = (), dry_run: bool = False
     units: dict[str, list[str]] = {}
     for path in store.storage.list("units"):
         units.setdefault(path.split("/")[2], []).append(path)
+    if not known and not units:
+        raise ConfigError(f"{store.url} holds no store: no run has registered there, and it has no units")
     doomed = {key: paths for key, paths in units.items() if key not in needed}
     paths = [path for key in doomed for path in doomed[key]]
     size = sum(store.storage.size(path) for path in paths)

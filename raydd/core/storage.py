@@ -106,7 +106,9 @@ class Storage:
         )
         try:
             return retrying(fn)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if what == "write":  # a missing bucket
+                raise StorageError(f"could not write {join(self.url, path)}: {error}") from error
             raise
         except Exception as error:
             if isinstance(error, StorageError):
@@ -160,6 +162,24 @@ class Storage:
             return [self.exists(path) for path in paths]
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(self.exists, paths))
+
+    def sizes(self, prefix: str = "") -> list[tuple[str, int]]:
+        """Return ``(path, bytes)`` of all objects below ``prefix``, sorted by path."""
+        cut = len(self.root.rstrip("/")) + 1
+        found = self._call("list", prefix, lambda: self.fs.find(self._path(prefix).rstrip("/"), detail=True))
+        return sorted((path[cut:], int(info.get("size") or 0)) for path, info in found.items())
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Return the names of the folders directly below ``prefix``, sorted; none if there is no such folder."""
+
+        def listed() -> list[str]:
+            try:
+                found = self.fs.ls(self._path(prefix).rstrip("/"), detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return [item["name"].rstrip("/").rsplit("/", 1)[-1] for item in found if item["type"] == "directory"]
+
+        return sorted(self._call("list", prefix, listed))
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the paths of all objects below ``prefix``, sorted; folder markers and temporary files left out."""

@@ -64,8 +64,10 @@ def _advice(item: Entry, config: DatasetConfig, files: Storage) -> str:
         ways.append("set dataset.download=true to fetch it")
     if item.hint and config.shards is None:
         ways.append(item.hint)
-    own = "shards to what 'raydd shard' wrote" if config.shards is not None else "root to where the files are"
-    ways.append(f"set dataset.{own}")
+    if config.shards is not None:
+        ways.append("set dataset.shards to what 'raydd shard' wrote")
+    elif item.roots and item.info.classes:  # own data: its hint says it
+        ways.append("set dataset.root to where the files are")
     return f"{config.name} ({files.url}): " + "; or ".join(ways)
 
 

@@ -38,12 +38,7 @@ def list_images(files: Storage, prefix: str) -> list[tuple[str, int]]:
             except FileNotFoundError:
                 continue
         return sorted(found)
-    cut = len(files.root.rstrip("/")) + 1
-    base = f"{files.root.rstrip('/')}/{prefix}".rstrip("/")
-    for path, info in files.fs.find(base, detail=True).items():
-        if _is_image(path):
-            found.append((path[cut:], int(info.get("size") or 0)))
-    return sorted(found)
+    return [(path, size) for path, size in files.sizes(prefix) if _is_image(path)]
 
 
 def _is_image(path: str) -> bool:

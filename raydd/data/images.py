@@ -55,13 +55,15 @@ def decode(data: bytes | memoryview, channels: int) -> Pixels:
 
 
 def _decode_pillow(data: bytes | memoryview, channels: int) -> Pixels:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
             deep = image.mode.startswith("I")  # 16 bits: Pillow's own conversion would clip
             shallow = Image.fromarray((np.asarray(image) // 256).astype(np.uint8)) if deep else image
             pixels = np.array(shallow.convert("L" if channels == 1 else "RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError("not a JPEG, PNG, WebP or BMP picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
     return pixels[:, :, None] if channels == 1 else pixels

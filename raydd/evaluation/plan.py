@@ -204,7 +204,10 @@ def _baselines(
             drawn = drawn[len(problems) :]
         sources: list[_Labelled] = []
         for draw, problem in drawn:
-            source = AssembledSet(method=selection, problem=draw)
+            try:
+                source = AssembledSet(method=selection, problem=draw)
+            except ConfigError as error:
+                raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
             sources.append((source, problem, labels_of(method, problem, source) if method is not None else None))
         entries += _rows(baseline, sources, network, config)
     return entries

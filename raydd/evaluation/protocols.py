@@ -5,9 +5,12 @@ Specifications dc_dsa_dm, sections 3.2 to 3.5, and edc_sre2l_gvbsm_rded, section
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from raydd.augment.dc import parse_dc_strategy
+from raydd.augment.dsa import parse_strategy
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.registry import Registry
 from raydd.data.catalog import DatasetInfo
@@ -15,6 +18,7 @@ from raydd.networks import normalise_name
 from raydd.training.recipe import NEEDS, Decay, Loss, Optimizer, Recipe, without_effect
 from raydd.training.schedules import Schedule
 
+_OPERATIONS: dict[str, Callable[[str], object]] = {"dsa": parse_strategy, "dc": parse_dc_strategy}
 OVERRIDES = (
     "epochs",
     "batch",
@@ -90,6 +94,8 @@ class Protocol:
                 raise unknown(f"field of protocol '{self.name}':", key, OVERRIDES)
         if changes.get("strategy") is not None and self.augmentation == "none":
             raise ConfigError(f"protocol '{self.name}' has no augmentation, so strategy '{changes['strategy']}' has no effect")
+        if changes.get("strategy") is not None:
+            _OPERATIONS[self.augmentation](changes["strategy"])
         defaults = {f.name: f.default for f in fields(self)}
         dropped = {}
         for name in OVERRIDES:

@@ -57,6 +57,8 @@ class LabelConfig:
             raise ConfigError("labels.codec=topk needs labels.top: how many classes of each image are kept, such as 100")
         if self.codec != "topk" and (self.top is not None or self.tail != "mean"):
             raise ConfigError(f"labels.top and labels.tail belong to labels.codec=topk, not {self.codec}")
+        if self.mix == "none" and self.alpha != LabelConfig.alpha:
+            raise ConfigError(f"labels.alpha={self.alpha} has no effect with labels.mix=none")
         if self.batch > 65_536:
             raise ConfigError(f"labels.batch: {self.batch} is more than 65536, which a stored permutation can hold")
 

@@ -122,10 +122,15 @@ def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str) 
         "",
         f"peak memory of a worker: {format_bytes(peak)} and about 0.5 GB for the process",
         f"storage: {format_bytes(stored)} of outputs, about {format_bytes(state)} of checkpoints while units run",
-        *([f"soft labels, of these: {labels / 1e9:.2f} GB, written straight into the distilled set"] if labels else []),
+        *([f"soft labels, of these: {_label_size(labels)}, written straight into the distilled set"] if labels else []),
         f"compute: {sum(r.flop for r in rows):.2e} FLOP; about {duration(seconds)} with {workers} worker{'s' * (workers != 1)} {where}",
     ]
     return "\n".join(lines)
+
+
+def _label_size(size: int) -> str:
+    """Return a size with two decimals where it is large enough to plan a disk by."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else format_bytes(size)
 
 
 def duration(seconds: float) -> str:

@@ -121,7 +121,7 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     with Progress(unit_table(targets)) as progress, stop_on_signals(runner, tell) as stopped:
         runner.run(targets, store, progress.on_event)
     if stopped.is_set() and not all(store.has(targets)):
-        raise Interrupted("stopped; the same command goes on from here")
+        raise Interrupted("the same command goes on from here")
 
     def seconds(ref: Ref) -> float:
         return float(store.marker(ref)["seconds"])

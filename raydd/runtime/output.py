@@ -46,6 +46,8 @@ def claim(output: Storage, resolved: Mapping[str, Any]) -> bool:
         old = None
     except yaml.YAMLError as error:
         raise ConfigError(f"output: {output.url}/job.yaml is not readable ({error}); choose another output") from error
+    if old is not None and not isinstance(old, dict):
+        raise ConfigError(f"output: {output.url}/job.yaml is not the file of a job; choose another output")
     if old is not None:
         a = flatten({k: v for k, v in old.items() if k not in _FREE})
         b = flatten({k: v for k, v in resolved.items() if k not in _FREE})
@@ -105,7 +107,7 @@ class Lock:
     def _read(self) -> dict[str, Any] | None:
         try:
             return dict(json.loads(self.output.get("lock.json")))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def _write(self) -> None:

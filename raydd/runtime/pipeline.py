@@ -22,7 +22,7 @@ from raydd.artifacts.folder import publish
 from raydd.artifacts.grid import curve, grid, png
 from raydd.artifacts.report import Report, format_bytes
 from raydd.config import ComputeConfig, Job
-from raydd.core.errors import ConfigError, RayddError
+from raydd.core.errors import ConfigError, RayddError, refusing
 from raydd.core.events import Event
 from raydd.core.keeping import register_run
 from raydd.core.numerics import pick_device, tune_allocator
@@ -125,10 +125,11 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     when it was asked to stop.
     """
     tune_allocator()
-    info = check(job)
-    job.method.fetch()
-    plan = make_plan(job, info)
-    absent = job.method.missing(plan.problems[0])
+    with refusing():
+        info = check(job)
+        job.method.fetch()
+        plan = make_plan(job, info)
+        absent = job.method.missing(plan.problems[0])
     if absent:
         raise ConfigError("method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent]))
     output, store = Storage(job.output), Store(job.store, plan.places())
@@ -195,7 +196,7 @@ class _Session:
         with Progress(unit_table(self.plan.targets)) as progress, stop_on_signals(runner, self.tell) as stopped:
             runner.run(self.plan.targets, self.store, self._listener(progress.on_event))
         if stopped.is_set() and not all(self.store.has(self.plan.targets)):
-            raise Interrupted(f"stopped; the same command goes on from here ({self.output.url})")
+            raise Interrupted(f"the same command goes on from here ({self.output.url})")
 
     def _listener(self, show: OnEvent) -> OnEvent:
         def on_event(event: Event) -> None:

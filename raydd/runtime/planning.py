@@ -8,7 +8,7 @@ from typing import Any
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
-from raydd.core.storage import join
+from raydd.core.storage import join, protocol
 from raydd.core.store import device_kind
 from raydd.core.units import Ref, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
@@ -93,13 +93,15 @@ def dry_run(job: Job) -> str:
     rate = measured_rate(job.numerics.threads, job.numerics.precision)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     parts += ["", render(costs(plan.targets), rate=rate, workers=workers, where=where)]
+    if not info.train_counts:
+        parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
     if absent:
         parts += ["", "missing:", *(f"  - {line}" for line in absent)]
     return "\n".join(parts)
 
 
 def _cheap_to_open(config: Any) -> bool:
-    return config.shards is None and config.name not in {"image_folder", "webdataset"}
+    return config.shards is None and protocol(config.root or "") == "file"
 
 
 def most_workers(compute: ComputeConfig) -> int:

@@ -255,13 +255,14 @@ class TeacherConfig:
                     log.warning("%s", error)
 
     def missing(self, networks: Sequence[str], dataset: DatasetInfo) -> list[str]:
-        """Return a line for each network whose file is absent (what to put where), or cannot be read, or does not fit."""
+        """Return a line for each network that cannot read the images, or whose file is absent (what to put where), torn or does not fit."""
         lines = []
         for network in dict.fromkeys(map(normalise_name, networks)):
             weights = self._file(network)
             if weights is None:
-                continue
-            if weights.digest:
+                fault = _fault(None, network, dataset.shape, dataset.classes, True)
+                lines += [fault] if fault else []
+            elif weights.digest:
                 fault = _fault(weights, network, dataset.shape, dataset.classes, self.weights != "train")
                 lines += [fault] if fault else []
             elif self.weights in ("train", "torchvision"):
@@ -275,10 +276,12 @@ class TeacherConfig:
 
 
 @lru_cache(maxsize=256)
-def _fault(weights: Weights, network: str, shape: Shape, classes: int, head: bool) -> str:
-    """Return why a file cannot be used for a network, or an empty text."""
+def _fault(weights: Weights | None, network: str, shape: Shape, classes: int, head: bool) -> str:
+    """Return why a network cannot read the images, or cannot have the weights of a file; an empty text if it can."""
     try:
-        weights.fill(_fresh(network, shape, classes), head=head)
+        fresh = _fresh(network, shape, classes)
+        if weights is not None:
+            weights.fill(fresh, head=head)
     except (ConfigError, DataError, TornFileError) as error:
         return f"network '{network}': {error}"
     return ""

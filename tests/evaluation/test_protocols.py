@@ -214,6 +214,8 @@ def test_numbers_that_count_no_longer_are_dropped():
         ({"schedule": "multistep"}, "needs milestones"),
         ({"schedule": "multistep", "milestones": [400]}, "milestones=400 has no effect, there are 300 epochs"),
         ({"strategy": "crop"}, "has no augmentation, so strategy 'crop' has no effect"),
+        ({"protocol": "dm", "strategy": "color_zoom"}, "unknown DSA operation 'zoom'"),
+        ({"protocol": "dc", "strategy": "color"}, "unknown DC operation 'color'"),
     ],
 )
 def test_changes_without_effect_are_refused(changes, message):

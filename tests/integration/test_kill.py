@@ -99,7 +99,7 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 130, driver.text
     assert "SIGTERM: saving the state" in driver.text
-    assert f"stopped: stopped; the same command goes on from here ({tmp_path}/out)" in driver.text
+    assert f"stopped: the same command goes on from here ({tmp_path}/out)" in driver.text
     assert "Traceback" not in driver.text, driver.text
     assert below
     assert not left(below)

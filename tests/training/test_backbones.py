@@ -216,6 +216,13 @@ def test_files_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
         read(str(tmp_path), "wrn_10_1")
     with pytest.raises(DataError, match="does not exist"):
         read(str(tmp_path), "wrn_16_2")
+    # A pickle of code says what it holds, not how to run it.
+    assert "test_a_bad_normalisation_is_named" in lines[3]
+    assert "weights_only" not in lines[3]
+    # A network that is trained here has no file, but has to fit as well.
+    trained = TeacherConfig(weights="train").missing(["convnet2_w8", "convnet9_w8_batchnorm"], INFO)
+    assert len(trained) == 1
+    assert "network 'convnet9_w8_batchnorm' cannot read" in trained[0]
     # The fault is gone once the file is another one.
     torch.save(published(make("wrn_10_1")), tmp_path / "wrn_10_1.pth")
     assert config.missing(["wrn_10_1"], INFO) == []

@@ -22,12 +22,7 @@ _TEST = ("test", "val", "validation")
 
 def subfolders(files: Storage, prefix: str) -> list[str]:
     """Return the names of the folders directly below ``prefix``, sorted; hidden ones left out."""
-    try:
-        listed = files.fs.ls(f"{files.root.rstrip('/')}/{prefix}".rstrip("/"), detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    names = (item["name"].rstrip("/").rsplit("/", 1)[-1] for item in listed if item["type"] == "directory")
-    return sorted(name for name in names if not name.startswith("."))
+    return [name for name in files.folders(prefix) if not name.startswith(".")]
 
 
 class FolderSource(Source):
@@ -78,21 +73,27 @@ class FolderSource(Source):
         if not names:
             raise DataError(f"no class folders in {files.url}: {item.hint}")
         channels = config.channels or 3
-        height, width = (config.size, config.size) if config.size else self._first_size(files, names[0], channels)
+        side, skip = config.size, config.on_error == "skip"
+        height, width = (side, side) if side else self._first_size(files, names[0], channels, skip)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
         facts: dict[str, Any] = {"classes": len(names), "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
         return replace(item.info, class_names=tuple(names), **facts)
 
-    def _first_size(self, files: Storage, class_name: str, channels: int) -> tuple[int, int]:
+    def _first_size(self, files: Storage, class_name: str, channels: int, skip: bool) -> tuple[int, int]:
+        """Return height and width of a class's first picture; ``skip``: of the first that can be decoded."""
         folder = f"{self._train(files)}/{class_name}".lstrip("/")
         found = list_images(files, folder)
         if not found:
             raise DataError(f"no images in {files.url}/{folder}")
-        try:
-            height, width = decode(files.get(found[0][0]), channels).shape[:2]
-        except ValueError as error:
-            raise DataError(f"{files.url}/{found[0][0]} cannot be decoded: {error}") from error
-        return height, width
+        for path, _ in found:
+            try:
+                height, width = decode(files.get(path), channels).shape[:2]
+            except ValueError as error:
+                if skip:
+                    continue
+                raise DataError(f"{files.url}/{path} cannot be decoded: {error}") from error
+            return height, width
+        raise DataError(f"none of the {len(found)} images in {files.url}/{folder} can be decoded")
 
     def open(self, files: Storage, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         info = sized(self.describe(files, item, config), config)

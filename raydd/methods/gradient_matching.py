@@ -201,8 +201,8 @@ class MatchGradients(Stage):
                 train_step_(forward, optimizer, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch)
         optimizer.zero_grad()
         kept = network.state_dict()  # without buffers that are rebuilt and not saved, such as tables of positions
-        trained = {f"params.{name}": value for name, value in named.items()}
-        trained |= {f"buffers.{name}": value for name, value in network.named_buffers() if name in kept}
+        trained: Tensors = {f"params.{name}": value for name, value in named.items()}
+        trained |= {f"buffers.{n}": buffer for n, buffer in network.named_buffers() if n in kept}
         if self.inner_momentum:
             trained |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in named.items()}
         return {f"{_NETWORK}.{name}": value.detach().clone() for name, value in trained.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from raydd.core.errors import refusing
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
 @click.option("--dataset", metavar="NAME", help="Data set to test on (default: the one a set of ours was made from).")
-@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm; for sets with soft labels edc, gvbsm, sre2l, rded.")
+@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm, edc, gvbsm, sre2l, rded (default: that of the set's job).")
 @click.option("--networks", metavar="A,B,C", help="Architectures, or pools by letter: S M B W D A P N (default: the set's own network).")
 @click.option("--repeats", type=int, help="Students per set and architecture.")
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
@@ -39,7 +40,7 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
         from raydd.runtime import evaluating
 
         with refusing():
-            tree = _tree(options, evaluating.dataset_of(url))
+            tree = _tree(options, evaluating.job_of(url))
             job = load_evaluation(tree, overrides)
             subject, plan = evaluating.plan_stored(job, url, experiment, labels)
         if dry_run:
@@ -48,17 +49,20 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
         click.echo("\n" + render_table(evaluating.run_stored(job, subject, plan, click.echo)))
 
 
-def _tree(options: dict[str, Any], source: Any) -> dict[str, Any]:
-    """Return the options as the tree a job file would hold."""
+def _tree(options: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as the tree a job file would hold; what they leave open is as in the job that made the set."""
     evaluation = {key: options[key] for key in ("protocol", "repeats", "epochs", "continual") if options[key] is not None}
     for key in ("networks", "baselines"):
         if options[key] is not None:
             evaluation[key] = [name.strip() for name in options[key].split(",") if name.strip()]
+    known = made_by.get("evaluation")
+    if isinstance(known, dict) and "protocol" in known:
+        evaluation.setdefault("protocol", known["protocol"])
     tree: dict[str, Any] = {"evaluation": evaluation}
     if options["dataset"] is not None:
         tree["dataset"] = {"name": options["dataset"]}
-    elif source is not None:
-        tree["dataset"] = dict(source)
+    elif isinstance(made_by.get("dataset"), dict):
+        tree["dataset"] = dict(made_by["dataset"])
     if options["output"] is not None:
         tree["output"] = options["output"]
     return tree

@@ -44,17 +44,16 @@ class Subject:
     distilled: DistilledSet
 
 
-def dataset_of(url: str) -> Mapping[str, Any] | None:
-    """Return the ``dataset:`` part of the job that made a set of ours; ``None`` for a foreign one, ``DataError`` for none at all."""
+def job_of(url: str) -> Mapping[str, Any]:
+    """Return the job that made a set of ours, as its recipe keeps it; nothing for a foreign set, ``DataError`` for none at all."""
     source = detect(absolute(url))
     if source.format != "distilled":
-        return None
+        return {}
     try:
-        recipe = json.loads(source.storage.get("recipe.json"))
-    except (FileNotFoundError, ValueError):
-        return None
-    job = recipe.get("job")
-    return dict(job["dataset"]) if isinstance(job, dict) and isinstance(job.get("dataset"), dict) else None
+        job = json.loads(source.storage.get("recipe.json"))["job"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return job if isinstance(job, dict) else {}
 
 
 def _data(job: EvaluationJob) -> DatasetInfo:

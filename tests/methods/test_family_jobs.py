@@ -42,7 +42,7 @@ def test_each_seed_publishes_labels_that_repeat_its_evaluation_without_the_store
     assert "0 are still needed" in collected.output
     found = []
     for seed, folder in enumerate(folders):
-        args = ["--protocol", "edc", "--networks", NETWORKS[0], "--repeats", "1", "--output", str(tmp_path / str(seed))]
+        args = ["--networks", NETWORKS[0], "--repeats", "1", "--output", str(tmp_path / str(seed))]
         again = raydd("evaluate", str(folder), *args, "evaluation.baselines=[]", f"seed={seed}", f"store={tmp_path / 'other'}")
         assert again.exit_code == 0, again.output
         (row,) = json.loads((tmp_path / str(seed) / "report.json").read_text())["rows"]

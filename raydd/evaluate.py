@@ -15,7 +15,7 @@ from raydd.core.errors import refusing
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
 @click.option("--dataset", metavar="NAME", help="Data set to test on (default: the one a set of ours was made from).")
-@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm, edc, gvbsm, sre2l, rded (default: that of the set's job).")
+@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm, edc, gvbsm, sre2l, rded (default: as in its job).")
 @click.option("--networks", metavar="A,B,C", help="Architectures, or pools by letter: S M B W D A P N (default: the set's own network).")
 @click.option("--repeats", type=int, help="Students per set and architecture.")
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")

@@ -15,6 +15,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
+from s3fs import S3FileSystem
 
 from raydd import load
 from raydd.cli import main
@@ -133,6 +134,7 @@ def test_version() -> None:
 def test_what_cannot_be_is_refused_with_one_message_and_code_2(
     args: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    S3FileSystem.clear_instance_cache()  # of other tests, with credentials
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no credentials, and nobody who is asked for some
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

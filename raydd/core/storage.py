@@ -107,8 +107,8 @@ class Storage:
         try:
             return retrying(fn)
         except FileNotFoundError as error:
-            if what == "write":  # a missing bucket
-                raise StorageError(f"could not write {join(self.url, path)}: {error}") from error
+            if what in ("write", "list"):  # a missing bucket
+                raise StorageError(f"could not {what} {join(self.url, path)}: {error}") from error
             raise
         except Exception as error:
             if isinstance(error, StorageError):
@@ -164,7 +164,7 @@ class Storage:
             return list(pool.map(self.exists, paths))
 
     def sizes(self, prefix: str = "") -> list[tuple[str, int]]:
-        """Return ``(path, bytes)`` of all objects below ``prefix``, sorted by path."""
+        """Return ``(path, bytes)`` of all objects below ``prefix``, sorted by path; ``StorageError`` for a bucket that is not there."""
         cut = len(self.root.rstrip("/")) + 1
         found = self._call("list", prefix, lambda: self.fs.find(self._path(prefix).rstrip("/"), detail=True))
         return sorted((path[cut:], int(info.get("size") or 0)) for path, info in found.items())

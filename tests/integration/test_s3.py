@@ -12,6 +12,7 @@ from driving import CONFIG, Driver, distill, environment, finish, free_ports, ov
 
 import raydd
 from raydd.config import load_job
+from raydd.core.errors import StorageError
 from raydd.core.storage import Storage
 from raydd.runtime.pipeline import run_job
 
@@ -85,3 +86,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(s3: S3Serve
     assert s3.secret not in message
     assert not (tmp_path / "ray").exists(), "a cluster was started"
     assert not s3.paths("refused"), "something was left behind"
+
+
+def test_a_missing_bucket_is_told_from_an_empty_folder(s3: S3Server) -> None:
+    assert Storage(s3.url("nothing-is-here")).sizes() == []
+    with pytest.raises(StorageError, match="could not list s3://no-such-bucket/x"):
+        Storage("s3://no-such-bucket/x").sizes()

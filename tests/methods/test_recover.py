@@ -43,6 +43,17 @@ def test_golden_micro_recovery() -> None:
     assert pixels.flatten()[:8].tolist() == GOLDEN["uint8_head"]
 
 
+def test_golden_gradients_of_the_micro_recovery() -> None:
+    """What Adam's first moment gained in each update is the gradient."""
+    stage = micro_stage(golden_start=True, dataset=micro_info(2))
+    before = torch.tensor(0.0)
+    for t, want in enumerate(GOLDEN["steps"]):
+        after = recovered(stage, upto=t + 1)[0]["first"]
+        gradient = (after - stage.betas[0] * before) / (1 - stage.betas[0])
+        assert gradient.norm().item() == pytest.approx(want["grad_norm"], rel=1e-3)
+        before = after
+
+
 def test_golden_rates() -> None:
     assert [cosine_rate(0.05, t, 1000) for t in (0, 500)] == pytest.approx([0.05, 0.025])
     assert cosine_rate(0.05, 999, 1000) == pytest.approx(1.2337e-7, rel=1e-4)

@@ -138,13 +138,20 @@ class MlflowRun:
         return self._client
 
     def _experiment(self, client: Any) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = client.get_experiment_by_name(self.experiment)
         if found is not None:
             return str(found.experiment_id)
         database = sqlite_path(self.uri)
         # Without a server MLflow would put artifacts below whatever folder the process runs in.
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
-        return str(client.create_experiment(self.experiment, artifact_location=location))
+        try:
+            return str(client.create_experiment(self.experiment, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(client.get_experiment_by_name(self.experiment).experiment_id)  # another job was a moment earlier
 
     def _find(self, client: Any, run_id: str | None) -> Any:
         from mlflow.exceptions import MlflowException

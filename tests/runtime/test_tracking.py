@@ -22,6 +22,7 @@ from PIL import Image
 
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.storage import Storage
+from raydd.runtime.mlflow_run import MlflowRun
 from raydd.runtime.tracking import Tracker
 from raydd.runtime.tracking_uri import redact, resolve_uri
 
@@ -339,6 +340,31 @@ def test_first_runs_at_once_make_the_default_database_and_say_nothing(tmp_path: 
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
     found = runs(f"sqlite:///{tmp_path}/runs/mlflow.db", "quiet")
     assert {run.info.run_id for run in found} == {state(Storage(str(tmp_path / name)))["run_id"] for name in ("out-1", "out-2")}
+
+
+def test_an_experiment_that_another_job_makes_meanwhile_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    look = MlflowClient.get_experiment_by_name
+    made: list[str] = []
+
+    def late(self: MlflowClient, name: str) -> object:
+        """Another job makes the experiment between every first look (of the run's token, of the experiment) and the making."""
+        found = look(self, name)
+        if len(made) < 2:
+            assert found is None
+            made.append(name)
+            if len(made) == 2:
+                self.create_experiment(name)
+        return found
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    run = MlflowRun(uri, "shared", "job", token="t", params={}, tags={})
+    run.open(None)
+    assert made == ["shared", "shared"]
+    assert run.experiment_id == look(MlflowClient(tracking_uri=uri), "shared").experiment_id
+    assert len(runs(uri, "shared")) == 1
 
 
 class Server:

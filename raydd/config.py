@@ -19,7 +19,7 @@ from raydd.core.errors import ConfigError, nearest, unknown
 from raydd.core.storage import absolute, check_url, protocol
 from raydd.core.units import Numerics
 from raydd.data.config import DatasetConfig
-from raydd.evaluation.plan import EvaluationConfig
+from raydd.evaluation.plan import EvaluationConfig, rivals
 from raydd.methods import METHODS, Method
 
 T = TypeVar("T")
@@ -71,9 +71,7 @@ class Job:
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole tree as plain values, every default written out, as ``job.yaml`` keeps it."""
-        tree = _plain(self)
-        tree["method"] = {"name": self.method.name, **tree["method"]}
-        return tree
+        return _plain(self)
 
     def to_yaml(self) -> str:
         """Return :meth:`resolved` as YAML."""
@@ -150,7 +148,8 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
     tree.setdefault("compute", {}).setdefault("workers", 0)
     job = build(EvaluationJob, tree, "evaluate")
     output = absolute(job.output) if job.output is not None else None
-    return dataclasses.replace(job, dataset=job.dataset.absolute(), store=absolute(job.store), output=output)
+    evaluation = _with_baselines(job.evaluation, "evaluate")
+    return dataclasses.replace(job, evaluation=evaluation, dataset=job.dataset.absolute(), store=absolute(job.store), output=output)
 
 
 def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
@@ -158,12 +157,13 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     if "method" in tree and isinstance(tree["method"], str):
         tree = {**tree, "method": {"name": tree["method"]}}
     mistakes: list[str] = []
-    method, top = _method(tree, where, mistakes), None
+    method, top, evaluation = _method(tree, where, mistakes), None, None
     try:
         top = build(_Tree, tree, where)
+        evaluation = _with_baselines(top.evaluation, where)
     except ConfigError as error:
         mistakes.insert(0, str(error))
-    if top is None or method is None or mistakes:
+    if top is None or method is None or evaluation is None or mistakes:
         raise ConfigError("\n".join(mistakes))
     if not re.fullmatch(r"[\w.+-]{1,100}", top.name):
         raise ConfigError(f"{where}: name: '{top.name}' may hold letters, digits, '.', '_', '+' and '-' only (at most 100)")
@@ -192,7 +192,7 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
         dataset=top.dataset.absolute(),
         ipc=top.ipc,
         method=method,
-        evaluation=top.evaluation,
+        evaluation=evaluation,
         numerics=top.numerics,
         output=output,
         store=store,
@@ -203,21 +203,43 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
 
 def _method(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Method | None:
     """Return the method that ``tree`` names, or add to ``mistakes`` what is wrong with it."""
-    fields = tree.get("method")
-    if not isinstance(fields, Mapping):  # reported with the other top keys
+    if not isinstance(tree.get("method"), Mapping):  # reported with the other top keys
         return None
-    name = fields.get("name")
+    try:
+        return _method_of(tree["method"], where, ("method",))
+    except ConfigError as error:
+        mistakes.append(str(error))
+        return None
+
+
+def _method_of(fields: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -> Method:
+    """Return the method that a mapping of ``name`` and settings describes; ``prefix``: the keys above it."""
+    name, key = fields.get("name"), f"{where}: {'.'.join(prefix)}.name"
     if not isinstance(name, str):
         found = "is missing" if name is None else f"is {name!r}"
-        mistakes.append(f"{where}: method.name {found}; allowed: {', '.join(METHODS.names())}")
-    elif name not in METHODS:
-        mistakes.append(f"{where}: method.name: {unknown('method', name, METHODS.names())}")
-    else:
-        try:
-            return build(METHODS.get(name), {k: v for k, v in fields.items() if k != "name"}, where, prefix=("method",))
-        except ConfigError as error:
-            mistakes.append(str(error))
-    return None
+        raise ConfigError(f"{key} {found}; allowed: {', '.join(METHODS.names())}")
+    if name not in METHODS:
+        raise ConfigError(f"{key}: {unknown('method', name, METHODS.names())}")
+    return build(METHODS.get(name), {k: v for k, v in fields.items() if k != "name"}, where, prefix=prefix)
+
+
+def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
+    """Return the evaluation with methods in place of the mappings among its baselines; ``ConfigError`` for what is none."""
+    found: list[str | Method] = []
+    for place, baseline in enumerate(config.baselines):
+        if isinstance(baseline, Mapping):
+            found.append(_method_of(baseline, where, ("evaluation", "baselines", str(place))))
+        elif isinstance(baseline, str):
+            found.append(baseline)
+        else:
+            wanted = "a method's name or a mapping of its name and settings"
+            raise ConfigError(f"{where}: evaluation.baselines.{place}: Input should be {wanted}, not {baseline!r}")
+    config = dataclasses.replace(config, baselines=tuple(found))
+    try:
+        rivals(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return config
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -407,6 +429,8 @@ def _choices(hint: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Method):
+        return {"name": value.name, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):

@@ -19,7 +19,7 @@ from raydd.core.errors import refusing
 @click.option("--networks", metavar="A,B,C", help="Architectures, or pools by letter: S M B W D A P N (default: the set's own network).")
 @click.option("--repeats", type=int, help="Students per set and architecture.")
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
-@click.option("--baselines", metavar="A,B", help="Of random, herding, kcenter, whole (default: random).")
+@click.option("--baselines", metavar="A,B", help="Methods with hard labels (random, herding, dm, …), or whole (default: random).")
 @click.option("--continual", type=int, metavar="STEPS", help="Also learn the classes in so many steps, from a growing memory.")
 @click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
 @click.option("--labels", metavar="URL", help="Soft labels (ours, or FKD's epoch folders) where they do not lie beside the set.")

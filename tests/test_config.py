@@ -82,7 +82,7 @@ def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
         ("dataset.holdout=1.5", ["dataset.holdout", "1.5", "integer", "less than 1"]),
         ("dataset.fit=cop", ["dataset.fit", "did you mean 'crop'"]),
         ("evaluation.schedule=cosin", ["evaluation.schedule", "did you mean 'cosine'"]),
-        ("evaluation.baselines=[randm]", ["evaluation.baselines.0", "did you mean 'random'"]),
+        ("evaluation.baselines=[randm]", ["evaluation.baselines", "did you mean 'random'"]),
         ("evaluation.networks=", ["evaluation.networks: Input should be a list, not None"]),
         ("tracking=3", ["tracking: Input should be a group of keys, not 3"]),
         ("method.name=3", ["method.name is 3", "allowed: dc, dm"]),

@@ -5,14 +5,15 @@ classes; after every step fresh students are trained on all that is kept, and te
 so far. The classifier has all outputs from the start. Published (CIFAR-100, 20 images per class, 5 or 10 steps, orders 0 to 4,
 three ConvNets each, 1,000 epochs with DSA augmentation for every method): figures of random, herding, DSA and DM as curves.
 
-A set is distilled once, with all classes, and cut here. Where a method's classes never talk (DM, selections) that equals
-distilling the classes of each step alone; elsewhere (DC, DSA) the memory has seen the other classes too.
+The classes of a step are distilled alone, as if no others were known. Where a method's classes never talk (DM, selections, DC
+and DSA at one image per class) that equals cutting the set of all classes, which is what is done; elsewhere (DC and DSA) every
+step of every order has a distillation of its own. A published or foreign set can only be cut, whatever its maker had seen.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -28,8 +29,9 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.evaluate import into_space, logged, repeat_blocks, repeats_of
-from raydd.methods.base import Problem
+from raydd.methods.base import Method, Problem
 from raydd.methods.random_selection import SelectImages, assemble_images, check_counts
+from raydd.methods.sources import AssembledSet
 from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, Examiner, resident
 from raydd.training.cost import training_cost
 from raydd.training.sgd import Recipe, unstack_state
@@ -91,6 +93,43 @@ class OrderDraw:
         return self.ipc * self.dataset.classes
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepSets:
+    """A source of a set: what a method makes of the classes of each step, one set after the other."""
+
+    sets: tuple[AssembledSet, ...]
+
+    @classmethod
+    def plan(cls, method: Method, problem: Problem, order: int, parts: int) -> StepSets:
+        """Plan a distillation for each of ``parts`` steps of equally many classes, in the order of seed ``order``."""
+        check_steps(problem.dataset.classes, parts)
+        classes, size = class_order(problem.dataset.classes, order), problem.dataset.classes // parts
+        steps = [tuple(sorted(classes[first : first + size])) for first in range(0, len(classes), size)]
+        return cls(sets=tuple(AssembledSet(method=method, problem=replace(problem, classes=step)) for step in steps))
+
+    def first(self, steps: int) -> StepSets:
+        """Return the sets of the first ``steps`` alone."""
+        return StepSets(sets=self.sets[:steps])
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return the targets of every step's set, ``0/all``."""
+        return {f"{step}/{name}": ref for step, made in enumerate(self.sets) for name, ref in made.inputs().items()}
+
+    def load(self, ctx: Context) -> DistilledSet:
+        """Return the steps' sets as one."""
+        made = []
+        for step, one in enumerate(self.sets):
+            outputs = {name: ctx.load(f"{step}/{name}") for name in one.inputs()}
+            made.append(one.method.assemble(one.problem, outputs))
+        images, labels = torch.cat([one.images for one in made]), torch.cat([one.labels for one in made])
+        return replace(made[0], images=images, labels=labels)
+
+    @property
+    def images(self) -> int:
+        """Number of images of all steps."""
+        return sum(one.images for one in self.sets)
+
+
 @dataclass(frozen=True)
 class Memory:
     """A set's images and labels in the order in which classes come: what is kept after a step is a part at the start.
@@ -109,15 +148,22 @@ class Memory:
         return ResidentSet(self.images[:end], self.labels[:end])
 
 
-def check_classes(labels: Tensor, classes: int) -> None:
-    """Raise ``DataError`` for a class of ``0 … classes - 1`` that no hard label ``[N]`` names."""
-    absent = sorted(set(range(classes)) - set(labels.tolist()))
+def check_steps(classes: int, parts: int) -> None:
+    """Raise ``ConfigError`` unless ``classes`` come in ``parts``, two or more, of equally many."""
+    if classes % parts or parts < 2:
+        allowed = ", ".join(str(n) for n in range(2, classes + 1) if classes % n == 0)
+        raise ConfigError(f"evaluation.continual: {parts} steps do not divide {classes} classes; allowed: {allowed}")
+
+
+def check_classes(labels: Tensor, classes: Iterable[int]) -> None:
+    """Raise ``DataError`` for one of the ``classes`` that no hard label ``[N]`` names."""
+    absent = sorted(set(classes) - set(labels.tolist()))
     if absent:
         raise DataError(f"evaluation.continual: the set has no image of class {absent[0]}")
 
 
 def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
-    """Return a set in the order in which classes come, as students see it.
+    """Return a set in the order in which classes come, as students see it; classes that ``order`` does not name are left out.
 
     ``ConfigError`` for images that no hard label says the class of; ``DataError`` for a class without images.
     """
@@ -125,7 +171,7 @@ def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
     hard = labels if not labels.is_floating_point() else distilled.labels
     if len(hard) != len(images):
         raise ConfigError(f"evaluation.continual: the set cannot be cut by class: {len(images)} images, {len(hard)} hard labels")
-    check_classes(hard, len(order))
+    check_classes(hard, order)
     of_class = [(hard == c).nonzero().reshape(-1) for c in order]
     ids = torch.cat(of_class)
     return Memory(distilled, images[ids], labels[ids], tuple(itertools.accumulate(map(len, of_class))))
@@ -141,6 +187,7 @@ def seen_and_repeats(unit: str) -> tuple[int, range]:
 class EvaluateMemory(Stage):
     """Train students on what is kept after each step, and test them on the classes seen; a unit is a block of students of one step.
 
+    ``source``: of all classes, or a :class:`StepSets`, of which a step needs those up to its own.
     ``order``: seed of the class order. ``parts``: number of steps. Students are keyed by ``(seed, order, classes seen,
     repeat)`` and not by the set or ``parts``: those of different sets start alike, and five steps are five of the ten.
     Output of a unit of R students: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy`` ``[R]``, float64 fractions, and
@@ -162,9 +209,7 @@ class EvaluateMemory(Stage):
     def __post_init__(self) -> None:
         if self.recipe.loss != "ce":
             raise ConfigError(f"evaluation.continual: the loss '{self.recipe.loss}' needs soft labels, and these cannot be cut by class")
-        if self.dataset.classes % self.parts or self.parts < 2:
-            allowed = ", ".join(str(n) for n in range(2, self.dataset.classes + 1) if self.dataset.classes % n == 0)
-            raise ConfigError(f"evaluation.continual: {self.parts} steps do not divide {self.dataset.classes} classes; allowed: {allowed}")
+        check_steps(self.dataset.classes, self.parts)
 
     @property
     def seen(self) -> list[int]:
@@ -181,8 +226,12 @@ class EvaluateMemory(Stage):
         return tuple(unit for seen in self.seen for unit in self.units_after(seen))
 
     def inputs(self, unit: str) -> Mapping[str, Ref]:
-        """Return what the set is made of."""
-        return self.source.inputs()
+        """Return what the set is made of, as far as it is kept by then."""
+        return self._source(seen_and_repeats(unit)[0]).inputs()
+
+    def _source(self, seen: int) -> Any:
+        """Return the source of what is kept after ``seen`` classes."""
+        return self.source.first(self.seen.index(seen) + 1) if isinstance(self.source, StepSets) else self.source
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of training and testing a block."""
@@ -211,7 +260,8 @@ class EvaluateMemory(Stage):
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
         """Return the students after epoch ``t``."""
-        memory = self._memory(ctx).of(seen_and_repeats(unit)[0])
+        seen = seen_and_repeats(unit)[0]
+        memory = self._memory(seen, ctx).of(seen)
         new, loss, accuracy = self._training(unit, ctx).epoch(state, t, memory)
         new["train_accuracy"] = accuracy.double()
         if logged(t, self.recipe.epochs):
@@ -220,7 +270,8 @@ class EvaluateMemory(Stage):
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the accuracies on the classes seen."""
-        (seen, repeats), training, memory = seen_and_repeats(unit), self._training(unit, ctx), self._memory(ctx)
+        (seen, repeats), training = seen_and_repeats(unit), self._training(unit, ctx)
+        memory = self._memory(seen, ctx)
         examiner = ctx.cached(("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics))
         prepare, classes = into_space(memory.distilled, ctx.device), class_order(self.dataset.classes, self.order)[:seen]
         found = [examiner.accuracy(unstack_state(state, i), self._tests(classes, ctx), prepare) for i in range(len(repeats))]
@@ -240,13 +291,16 @@ class EvaluateMemory(Stage):
             images = data.take(ids).to(ctx.device) if kept is None else kept["images"][rows]
             yield images, data.labels[ids].to(ctx.device)
 
-    def _memory(self, ctx: Context) -> Memory:
+    def _memory(self, seen: int, ctx: Context) -> Memory:
+        """Return all that the source of what is kept by then holds: the whole set where there is only one."""
+        source, order = self._source(seen), class_order(self.dataset.classes, self.order)
+
         def make() -> Memory:
-            memory = in_order(self.source.load(ctx), class_order(self.dataset.classes, self.order))
+            memory = in_order(source.load(ctx), order[:seen] if isinstance(source, StepSets) else order)
             fits = 4 * memory.images.numel() <= RESIDENT_BYTES
             return replace(memory, images=memory.images.to(ctx.device), labels=memory.labels.to(ctx.device)) if fits else memory
 
-        inputs = sorted((name, ref.key, ref.output) for name, ref in self.source.inputs().items())
+        inputs = sorted((name, ref.key, ref.output) for name, ref in source.inputs().items())
         return ctx.cached(("memory", stage_digest(self), tuple(inputs)), make)
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:

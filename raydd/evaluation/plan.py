@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, unknown
 from raydd.core.rng import derive_seed
 from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.config import EvaluationConfig as EvaluationConfig
-from raydd.evaluation.continual import EvaluateMemory, OrderDraw
+from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.protocols import PROTOCOLS
 from raydd.labels.config import LabelConfig
@@ -22,15 +22,6 @@ from raydd.methods.sources import AssembledSet, Source, StoredSet
 from raydd.training.teachers import TrainNetwork
 
 DEFAULT_NETWORK = "ConvNet"
-_DRAWS: dict[str, Callable[[EvaluationConfig], int]] = {
-    "random": lambda config: config.random_draws,
-    "herding": lambda config: 1,
-    "kcenter": lambda config: 1,
-}
-_SOURCES: dict[str, Callable[[Problem, int], Source]] = {
-    "random": lambda problem, order: OrderDraw(dataset=problem.dataset.only("train"), ipc=problem.ipc, order=order),
-}
-"""Baselines whose images the continual experiment draws anew for each class order."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +77,18 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
     config = _with_labels(config, getattr(method, "labels", None))
     own = getattr(method, "network", DEFAULT_NETWORK)
     networks = config.architectures(own if isinstance(own, str) else DEFAULT_NETWORK)
+    others = rivals(config)
+    if others.get(method.name, method) not in (method, type(method)()):
+        raise ConfigError(f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart")
     entries = []
     for network in networks:
         sources = [(AssembledSet(method=method, problem=problem), problem, labels_of(method, problem)) for problem in problems]
         entries += _rows(method.name, sources, network, config)
-        entries += _baselines(method.name, problems, network, config, method)
+        entries += _baselines(method.name, problems, network, config, others, method)
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
     made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
-    return EvaluationPlan(method.name, problems[0], config, tuple(entries), _continual(method.name, made, networks[0], config))
+    return EvaluationPlan(method.name, problems[0], config, tuple(entries), _continual(method.name, made, networks[0], config, others))
 
 
 def stored_evaluation(
@@ -112,7 +106,8 @@ def stored_evaluation(
     _check_split(problem, config)
     if config.every is not None:
         raise ConfigError("evaluation.every: a stored set has no snapshots")
-    name = f"stored {name}" if name in config.baselines else name
+    others = rivals(config)
+    name = f"stored {name}" if name in others else name
     config, entries = _with_labels(config, None if labels is None else labels.config), []
     if labels is not None and config.resolve().learns_logits and config.baselines:
         raise ConfigError(
@@ -121,8 +116,35 @@ def stored_evaluation(
         )
     networks = config.architectures(own)
     for network in networks:
-        entries += _rows(name, [(stored, problem, labels)], network, config) + _baselines(name, [problem], network, config, None)
-    return EvaluationPlan(name, problem, config, tuple(entries), _continual(name, [(stored, problem)], networks[0], config))
+        entries += _rows(name, [(stored, problem, labels)], network, config) + _baselines(name, [problem], network, config, others, None)
+    return EvaluationPlan(name, problem, config, tuple(entries), _continual(name, [(stored, problem)], networks[0], config, others))
+
+
+def rivals(config: EvaluationConfig) -> dict[str, Method]:
+    """Return the methods whose sets are judged beside, by name; ``ConfigError`` for one that cannot be or that is named twice.
+
+    A baseline by name has the settings that its method has by default.
+    """
+    found: dict[str, Method] = {}
+    for baseline in dict.fromkeys(config.baselines):
+        if baseline == "whole":
+            continue
+        if isinstance(baseline, str):
+            check_baseline(baseline)
+        method = METHODS.get(baseline)() if isinstance(baseline, str) else baseline
+        check_baseline(method.name)
+        if found.setdefault(method.name, method) != method:
+            raise ConfigError(f"evaluation.baselines: '{method.name}' stands there twice, with other settings")
+    return found
+
+
+def check_baseline(name: str) -> None:
+    """Raise ``ConfigError`` for what is no baseline; methods with soft labels of their own are none."""
+    allowed = [known for known in METHODS.names() if not any(field.name == "labels" for field in fields(METHODS.get(known)))] + ["whole"]
+    if name not in allowed and name in METHODS:
+        raise ConfigError(f"evaluation.baselines: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}")
+    if name not in allowed:
+        raise ConfigError(f"evaluation.baselines: {unknown('baseline', name, allowed)}")
 
 
 def _check_split(problem: Problem, config: EvaluationConfig) -> None:
@@ -190,27 +212,23 @@ def _rows(name: str, sources: Sequence[_Labelled], network: str, config: Evaluat
 
 
 def _baselines(
-    name: str, problems: Sequence[Problem], network: str, config: EvaluationConfig, method: Method | None
+    name: str, problems: Sequence[Problem], network: str, config: EvaluationConfig, others: Mapping[str, Method], method: Method | None
 ) -> list[Planned]:
     """Plan the baselines; where the set's students learn soft labels, ``method``'s teachers label the others as well."""
-    entries = []
-    for baseline in dict.fromkeys(config.baselines):
-        if baseline == "whole":
-            entries += _whole(problems[0], network, config)
-            continue
-        selection = METHODS.get(baseline)()
-        drawn = _draws(problems, _DRAWS[baseline](config))
-        if selection.name == name:  # the set itself is the first draw, and counted once
+    entries: list[Planned] = []
+    for baseline, rival in others.items():
+        drawn = _draws(problems, config.random_draws if baseline == "random" else 1)
+        if baseline == name:  # the set itself is the first draw, and counted once
             drawn = drawn[len(problems) :]
         sources: list[_Labelled] = []
         for draw, problem in drawn:
             try:
-                source = AssembledSet(method=selection, problem=draw)
+                source = AssembledSet(method=rival, problem=draw)
             except ConfigError as error:
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
             sources.append((source, problem, labels_of(method, problem, source) if method is not None else None))
         entries += _rows(baseline, sources, network, config)
-    return entries
+    return entries + (_whole(problems[0], network, config) if "whole" in config.baselines else [])
 
 
 def _draws(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Problem]]:
@@ -257,16 +275,19 @@ def _snapshots(method: Method, problems: Sequence[Problem], network: str, config
     return entries
 
 
-def _continual(name: str, sets: Sequence[tuple[Source, Problem]], network: str, config: EvaluationConfig) -> tuple[PlannedMemory, ...]:
-    """Plan the continual experiment of a set and of its baselines (those of the same size); order k is given to repetition k, in turn."""
+def _continual(
+    name: str, sets: Sequence[tuple[Source, Problem]], network: str, config: EvaluationConfig, others: Mapping[str, Method]
+) -> tuple[PlannedMemory, ...]:
+    """Plan the continual experiment of a set and of its rivals (of the same size); order k is given to repetition k, in turn."""
     if config.continual is None:
         return ()
     protocol, entries = config.resolve(), []
-    names = dict.fromkeys([name, *(baseline for baseline in config.baselines if baseline in _DRAWS)])
-    for of, order in ((of, order) for of in names for order in range(config.continual_orders)):
+    for of, order in ((of, order) for of in dict.fromkeys([name, *others]) for order in range(config.continual_orders)):
         source, problem = sets[order % len(sets)]
         if of != name:
-            source = _SOURCES[of](problem, order) if of in _SOURCES else AssembledSet(method=METHODS.get(of)(), problem=problem)
+            source = AssembledSet(method=others[of], problem=problem)
+        if isinstance(source, AssembledSet):
+            source = _memory_source(source, order, config.continual)
         stage = EvaluateMemory(
             seed=problem.seed,
             numerics=problem.numerics,
@@ -282,3 +303,11 @@ def _continual(name: str, sets: Sequence[tuple[Source, Problem]], network: str, 
         )
         entries.append(PlannedMemory(of, protocol.label, network, stage))
     return tuple(entries)
+
+
+def _memory_source(made: AssembledSet, order: int, parts: int) -> Source:
+    """Return what the memory of one class order is made of: random images are drawn anew, joint methods distil every step alone."""
+    method, problem = made.method, made.problem
+    if method.name == "random":
+        return OrderDraw(dataset=problem.dataset.only("train"), ipc=problem.ipc, order=order)
+    return StepSets.plan(method, problem, order, parts) if method.joint(problem) else made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,12 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What is to be distilled: a data set (its facts and digests), images per class, seed, numerics."""
+    """What is to be distilled: a data set (its facts and digests), images per class, seed, numerics.
+
+    ``classes``: ids, ascending, of the only classes to distil, as a step of continual learning asks (null: all). Labels and
+    networks' outputs stay those of all classes. Only for methods whose :meth:`Method.joint` may be true.
+    """
 
     dataset: DatasetInfo
     ipc: int
     seed: int
     numerics: Numerics
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def present(self) -> Sequence[int]:
+        """The classes that are distilled, ascending."""
+        return range(self.dataset.classes) if self.classes is None else self.classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,10 @@ class Method:
         last = self.plan(problem)[-1]
         return {f"{unit}": Ref(last, unit, output) for unit in last.units()}
 
+    def joint(self, problem: Problem) -> bool:
+        """Return whether a class's images depend on which other classes are distilled with them, and ``problem.classes`` is obeyed."""
+        return False
+
     def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:
         """Return the networks whose soft labels the method's students learn; none for methods with hard labels."""
         return ()
@@ -65,9 +79,9 @@ class Method:
         raise TypeError(f"{type(self).__name__} does not define assemble()")
 
 
-def class_blocks(classes: int, size: int) -> dict[str, range]:
-    """Return the units of a stage that cuts ``classes`` into blocks of ``size``: ``classes-0000-0004`` and its classes."""
-    blocks = [range(first, min(first + size, classes)) for first in range(0, classes, size)]
+def class_blocks(classes: Sequence[int], size: int) -> dict[str, Sequence[int]]:
+    """Return the units of a stage that cuts ascending ``classes`` into blocks of ``size``: ``classes-0000-0004`` and its classes."""
+    blocks = [classes[first : first + size] for first in range(0, len(classes), size)]
     return {f"classes-{block[0]:04d}-{block[-1]:04d}": block for block in blocks}
 
 

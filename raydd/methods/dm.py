@@ -45,7 +45,10 @@ class _Draws:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchDistributions(Stage):
-    """DM's loop; a unit is a block of classes, its state their images and momentum ``[K * ipc, C, H, W]``."""
+    """DM's loop; a unit is a block of classes, its state their images and momentum ``[K * ipc, C, H, W]``.
+
+    ``classes``: ids, ascending, of the only classes to distil (null: all).
+    """
 
     phase: ClassVar[str] = "distill"
 
@@ -59,10 +62,11 @@ class MatchDistributions(Stage):
     init_from: str
     dsa: str
     classes_per_unit: int
+    classes: tuple[int, ...] | None = None
 
     @cached_property
-    def _blocks(self) -> dict[str, range]:
-        return class_blocks(self.dataset.classes, self.classes_per_unit)
+    def _blocks(self) -> dict[str, Sequence[int]]:
+        return class_blocks(range(self.dataset.classes) if self.classes is None else self.classes, self.classes_per_unit)
 
     def units(self) -> Sequence[str]:
         """Return the names of the class blocks."""
@@ -209,13 +213,18 @@ class Dm(Method):
                 init_from=self.init,
                 dsa=strategy or "none",
                 classes_per_unit=min(self.classes_per_unit, info.classes) if alone else info.classes,
+                classes=problem.classes,
             )
         ]
+
+    def joint(self, problem: Problem) -> bool:
+        """Return whether the network has batch norm, whose statistics are of all classes."""
+        return not is_per_sample(_probe(self.network, problem.dataset))
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the blocks' images in class order, with hard labels."""
         images = torch.cat([outputs[unit]["images"] for unit in sorted(outputs)])
-        labels = torch.arange(problem.dataset.classes).repeat_interleave(problem.ipc)
+        labels = torch.tensor(problem.present).repeat_interleave(problem.ipc)
         return DistilledSet(images=images, labels=labels, info=problem.dataset)
 
 

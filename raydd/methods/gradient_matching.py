@@ -55,6 +55,8 @@ class MatchGradients(Stage):
 
     State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the middle of an iteration, the
     network's weights, statistics and (if it has one) momentum as ``network.*``.
+
+    ``classes``: ids, ascending, of the only classes to distil (null: all); the network has outputs for all of them either way.
     """
 
     phase: ClassVar[str] = "distill"
@@ -75,13 +77,18 @@ class MatchGradients(Stage):
     init_from: str
     dsa: str
     classes_per_unit: int
+    classes: tuple[int, ...] | None = None
 
     @cached_property
-    def _blocks(self) -> dict[str, range]:
-        return class_blocks(self.dataset.classes, self.classes_per_unit)
+    def _classes(self) -> Sequence[int]:
+        return range(self.dataset.classes) if self.classes is None else self.classes
 
     @cached_property
-    def _units(self) -> dict[str, tuple[range, ...]]:
+    def _blocks(self) -> dict[str, Sequence[int]]:
+        return class_blocks(self._classes, self.classes_per_unit)
+
+    @cached_property
+    def _units(self) -> dict[str, tuple[Sequence[int], ...]]:
         """Each unit's blocks of classes."""
         if self.outer_loop > 1:
             return {"all": tuple(self._blocks.values())}
@@ -166,7 +173,7 @@ class MatchGradients(Stage):
         """Return the images."""
         return {"images": state["images"]}
 
-    def _match(self, block: range, images: Tensor, network: Network, t: int, ctx: Context) -> Tensors:
+    def _match(self, block: Sequence[int], images: Tensor, network: Network, t: int, ctx: Context) -> Tensors:
         """Return the ``gradient`` of a block's images ``[K * ipc, C, H, W]`` and each class's ``distance`` ``[K]``."""
         draws: Ahead[_Draws] = ctx.cached(("matching draws", self, block), lambda: self._draw_ahead(block, ctx))
         choice, safe = draws(t), self.numerics.deterministic
@@ -193,7 +200,7 @@ class MatchGradients(Stage):
         for name, value in part(state, f"{_NETWORK}.momentum").items():
             optimizer.state[named[name]]["momentum_buffer"] = value.clone()
         forward, augment = fast_forward(network, self.numerics), self._inner_augmentation()
-        labels = torch.arange(self.dataset.classes, device=images.device).repeat_interleave(self.ipc)
+        labels = torch.tensor(self._classes, device=images.device).repeat_interleave(self.ipc)
         for epoch in range(self.inner_loop):
             draws = ctx.rng("inner/augment", t, epoch)
             batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
@@ -213,11 +220,11 @@ class MatchGradients(Stage):
         return make_augmentation(Recipe(epochs=self.inner_loop, augmentation="dsa", strategy=self.dsa), self.dataset.shape[1:])
 
     def _freeze_images(self, t: int, dtype: torch.dtype, ctx: Context) -> Tensor:
-        memory, classes = self._memory(range(self.dataset.classes), ctx), list(range(self.dataset.classes))
+        memory, classes = self._memory(self._classes, ctx), list(self._classes)
         rows = memory.draw(classes, FREEZE_IMAGES, [ctx.rng("freeze", t, c) for c in classes])
         return normalise(memory.gather(rows).flatten(0, 1), self.dataset.mean, self.dataset.std, dtype)
 
-    def _draw_ahead(self, block: range, ctx: Context) -> Ahead[_Draws]:
+    def _draw_ahead(self, block: Sequence[int], ctx: Context) -> Ahead[_Draws]:
         memory, size = self._memory(block, ctx), self.dataset.shape[1:]
 
         def draws(t: int) -> _Draws:
@@ -227,7 +234,7 @@ class MatchGradients(Stage):
 
         return Ahead(draws, threaded=ctx.device.type == "cuda")
 
-    def _memory(self, block: range, ctx: Context) -> ClassMemory:
+    def _memory(self, block: Sequence[int], ctx: Context) -> ClassMemory:
         return ctx.cached(("images of classes", "train", block), lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device))
 
     def _network(self, dtype: torch.dtype, ctx: Context) -> Network:

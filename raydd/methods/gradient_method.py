@@ -96,11 +96,17 @@ class GradientMatching(Method):
                 init_from=self.init,
                 dsa=strategy or "none",
                 classes_per_unit=min(self.classes_per_unit, info.classes),
+                classes=problem.classes,
             )
         ]
+
+    def joint(self, problem: Problem) -> bool:
+        """Return whether the network is trained on the images of all classes between two updates."""
+        outer = published_loops(problem.ipc)[0] if self.outer_loop is None else self.outer_loop
+        return outer > 1
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the units' images in class order, with hard labels."""
         images = torch.cat([outputs[unit]["images"] for unit in sorted(outputs)])
-        labels = torch.arange(problem.dataset.classes).repeat_interleave(problem.ipc)
+        labels = torch.tensor(problem.present).repeat_interleave(problem.ipc)
         return DistilledSet(images=images, labels=labels, info=problem.dataset)

@@ -58,9 +58,9 @@ class ImagePool(Stage):
     classes_per_unit: int
 
     @cached_property
-    def blocks(self) -> dict[str, range]:
+    def blocks(self) -> dict[str, Sequence[int]]:
         """The units' classes."""
-        return class_blocks(self.dataset.classes, self.classes_per_unit)
+        return class_blocks(range(self.dataset.classes), self.classes_per_unit)
 
     def units(self) -> Sequence[str]:
         """Return the names of the class blocks."""

@@ -62,8 +62,8 @@ class AssembledSet:
 
     @property
     def images(self) -> int:
-        """Number of images: ``ipc`` of each class."""
-        return round(self.problem.ipc * self.problem.dataset.classes)
+        """Number of images: ``ipc`` of each class that is distilled."""
+        return round(self.problem.ipc * len(self.problem.present))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | Non
     made_by = method if isinstance(method, Mapping) else {}
     name, own = str(made_by.get("name", "set")), made_by.get("network")
     if job.evaluation.continual is not None:
-        check_classes(distilled.labels, info.classes)
+        check_classes(distilled.labels, range(info.classes))
     stored = StoredSet.at(url, info, experiment)
     ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)

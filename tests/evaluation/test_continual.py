@@ -21,7 +21,7 @@ from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.continual import DrawInOrder, EvaluateMemory, OrderDraw, class_order, in_order, seen_and_repeats
+from raydd.evaluation.continual import DrawInOrder, EvaluateMemory, OrderDraw, StepSets, class_order, in_order, seen_and_repeats
 from raydd.evaluation.evaluate import Evaluate
 from raydd.methods import METHODS, Problem
 from raydd.methods.sources import AssembledSet
@@ -113,6 +113,48 @@ def test_soft_labels_are_cut_with_their_images_and_what_cannot_be_cut_is_refused
     poster = SimpleNamespace(tensors=lambda: (images, soft), labels=torch.arange(3))
     with pytest.raises(ConfigError, match="cannot be cut by class: 20 images, 3 hard labels"):
         in_order(poster, range(10))
+
+
+# -- sets of steps ---------------------------------------------------------------------------------------------------
+
+
+def _dc(**fields):
+    options = {"network": "convnet1_w8", "iterations": 1, "outer_loop": 2, "inner_loop": 1, "batch_real": 4, "classes_per_unit": 1}
+    return METHODS.get("dc")(**{**options, **fields})
+
+
+def test_the_set_of_every_step_is_distilled_alone_and_put_together_in_order(digits, tmp_path):
+    data, info = digits
+    problem, order = replace(_problem(info), ipc=2), class_order(10, 3)
+    source = StepSets.plan(_dc(), problem, 3, 5)
+    assert source.images == 20
+    assert len(source.inputs()) == 5, "one unit, with lanes, for every step"
+    store = _run(list(source.inputs().values()), data, tmp_path)
+    found = source.load(SimpleNamespace(load=lambda name: store.load(source.inputs()[name])))
+    for step in range(5):
+        classes = tuple(sorted(order[2 * step : 2 * step + 2]))
+        alone = AssembledSet(method=_dc(), problem=replace(problem, classes=classes))
+        expected = alone.load(SimpleNamespace(load=lambda name, of=alone: store.load(of.inputs()[name])))
+        assert torch.equal(found.images[4 * step : 4 * step + 4], expected.images)
+        assert found.labels[4 * step : 4 * step + 4].tolist() == [classes[0]] * 2 + [classes[1]] * 2
+    assert StepSets.plan(_dc(), problem, 3, 2).inputs() != source.inputs(), "five classes together are not two"
+    for parts in (3, 11):
+        with pytest.raises(ConfigError, match=f"{parts} steps do not divide 10 classes"):
+            StepSets.plan(_dc(), problem, 3, parts)
+
+
+def test_students_wait_for_the_steps_so_far_alone(digits, tmp_path):
+    data, info = digits
+    source = StepSets.plan(_dc(), replace(_problem(info), ipc=2), 0, 5)
+    stage = _stage(info, source=source, recipe=replace(RECIPE, epochs=2, drops=()))
+    needed = [set(stage.inputs(unit)) for unit in stage.units()]
+    assert [len(names) for names in needed] == [1, 2, 3, 4, 5]
+    first, last = stage.refs()[0], stage.refs()[-1]
+    store = _run([first], data, tmp_path)
+    made = store.has([one.inputs()["all"] for one in source.sets])
+    assert made == [True, False, False, False, False], "what a step learns from depends on no later step"
+    assert int(store.load(first)["images"]) == 4
+    assert int(_run([last], data, tmp_path).load(last)["images"]) == 20
 
 
 # -- students --------------------------------------------------------------------------------------------------------

@@ -67,6 +67,21 @@ def test_the_plan_adds_the_experiment_and_changes_nothing_else(digits):
     assert [item.stage.source.order for item in plan.continual[2:4]] == [0, 1]
 
 
+def test_methods_whose_classes_talk_distil_every_step_and_random_draws_every_order(digits):
+    def sources(method, **change):
+        plan = evaluation_stages(method, _problem(digits[1]), replace(SMALL, **change))
+        return [(item.set, type(item.stage.source).__name__) for item in plan.continual[::2]]
+
+    fields = {"network": "convnet1_w8", "iterations": 1, "batch_real": 4}
+    dsa = METHODS.get("dsa")(**fields, outer_loop=2, inner_loop=1)
+    names = ("random", "herding", METHODS.get("dm")(**fields))
+    kinds = [("dsa", "StepSets"), ("random", "OrderDraw"), ("herding", "AssembledSet"), ("dm", "AssembledSet")]
+    assert sources(dsa, baselines=names) == kinds
+    assert sources(replace(dsa, outer_loop=1), baselines=())[0] == ("dsa", "AssembledSet"), "one update per network: classes never talk"
+    assert sources(_dm(), baselines=(dsa,)) == [("dm", "AssembledSet"), ("dsa", "StepSets")]
+    assert sources(METHODS.get("random")(), baselines=()) == [("random", "OrderDraw")]
+
+
 def test_repetitions_of_a_distillation_take_the_orders_in_turn(digits):
     problems = [_problem(digits[1], seed) for seed in (4, 7)]
     plan = evaluation_stages(_dm(), problems, replace(SMALL, continual_orders=3))

@@ -89,27 +89,28 @@ def formula(stage: MatchDistributions, images: Tensor, t: int, data: dict[str, A
     mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (info.mean, info.std))
     synthetic = images.double().requires_grad_(True)
     sides: list[list[Tensor]] = [[], []]
-    for c in range(info.classes):
+    classes = stage.classes or range(info.classes)
+    for k, c in enumerate(classes):
         rows = memory.draw(c, stage.batch_real, generator(seed, "real", t, c))
         real = (memory.gather(rows)[0].double() / 255 - mean) / std
         transform = draw(stage.dsa, generator(seed, "dsa", t, c), size=info.shape[1:])
         sides[0].append(transform(real))
-        sides[1].append(transform(synthetic[c * stage.ipc : (c + 1) * stage.ipc]))
+        sides[1].append(transform(synthetic[k * stage.ipc : (k + 1) * stage.ipc]))
     # One batch of all classes: what batch norm sees; the same as class by class for every other norm.
     real_features, features = (net.embed(torch.cat(side)) for side in sides)
     loss = torch.zeros((), dtype=torch.float64)
-    for c in range(info.classes):
-        own = real_features[c * stage.batch_real : (c + 1) * stage.batch_real].mean(0)
-        loss = loss + ((own - features[c * stage.ipc : (c + 1) * stage.ipc].mean(0)) ** 2).sum()
+    for k in range(len(classes)):
+        own = real_features[k * stage.batch_real : (k + 1) * stage.batch_real].mean(0)
+        loss = loss + ((own - features[k * stage.ipc : (k + 1) * stage.ipc].mean(0)) ** 2).sum()
     return float(loss.detach()), torch.autograd.grad(loss, synthetic)[0]
 
 
 @pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
 @pytest.mark.parametrize("dsa", ["none", "color_crop_cutout_flip_scale_rotate"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_step_is_that_of_the_formula(network: str, dsa: str, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "classes"), [(1, None), (3, None), (3, (0, 2))])
+def test_a_step_is_that_of_the_formula(network: str, dsa: str, channels: int, classes: tuple[int, ...] | None) -> None:
     data, info = make(channels)
-    (stage,) = method(network=network, dsa=dsa, classes_per_unit=3).plan(problem(info))
+    (stage,) = method(network=network, dsa=dsa, classes_per_unit=3).plan(replace(problem(info), classes=classes))
     assert isinstance(stage, MatchDistributions)
     (unit,) = stage.units()
     desk = Desk(data, stage.seed)
@@ -118,7 +119,7 @@ def test_a_step_is_that_of_the_formula(network: str, dsa: str, channels: int) ->
         loss, gradient = formula(stage, state["images"], t, data)
         after = stage.step(unit, state, t, desk)
         found = after["momentum"] - 0.5 * state["momentum"]
-        assert desk.rows[-1]["loss"] == pytest.approx(loss / info.classes, rel=1e-4)
+        assert desk.rows[-1]["loss"] == pytest.approx(loss / len(classes or range(info.classes)), rel=1e-4)
         assert float((found - gradient).norm() / gradient.norm()) < 1e-4
         assert torch.allclose(after["images"], state["images"] - 0.5 * after["momentum"])
         state = after
@@ -146,6 +147,8 @@ def test_batch_norm_puts_all_classes_into_one_unit() -> None:
     plain, normed = (method(network=name, classes_per_unit=2).plan(problem(info))[0] for name in ("convnet2_w8", "convnet2_w8_batchnorm"))
     assert plain.units() == ("classes-0000-0001", "classes-0002-0003", "classes-0004-0005", "classes-0006-0006")
     assert normed.units() == ("classes-0000-0006",)
+    joint = [method(network=name).joint(problem(info)) for name in ("convnet2_w8", "convnet2_w8_batchnorm")]
+    assert joint == [False, True], "in continual learning, steps are distilled apart"
 
 
 @pytest.mark.parametrize("init", ["real", "noise"])

@@ -192,15 +192,16 @@ def sides(stage: MatchGradients, images: Tensor, t: int, c: int, memory: ClassMe
     rows = memory.draw(c, stage.batch_real, generator(stage.seed, "real", t, c))
     real = normalise(memory.gather(rows)[0], info.mean, info.std, torch.float64)
     transform = draw(stage.dsa, generator(stage.seed, "dsa", t, c), size=info.shape[1:])
-    return transform(real), transform(images[c * stage.ipc : (c + 1) * stage.ipc])
+    place = stage.ipc * list(stage.classes or range(info.classes)).index(c)
+    return transform(real), transform(images[place : place + stage.ipc])
 
 
 def published_run(stage: MatchGradients, start: Tensor, data: dict[str, ArrayData]) -> list[tuple[float, Tensor]]:
     """Return loss and images after every update of the loop as the papers write it: one joint backward, torch's optimisers."""
-    info, seed, classes = stage.dataset, stage.seed, range(stage.dataset.classes)
+    info, seed, classes = stage.dataset, stage.seed, stage.classes or range(stage.dataset.classes)
     memory, images, found = ClassMemory.load(data["train"]), start.clone().requires_grad_(), []
     image_optimizer = torch.optim.SGD([images], lr=stage.lr_img, momentum=stage.momentum)
-    labels = torch.arange(info.classes).repeat_interleave(stage.ipc)
+    labels = torch.tensor(classes).repeat_interleave(stage.ipc)
     for t in range(stage.iterations * stage.outer_loop):
         if t % stage.outer_loop == 0:
             net = create_network(stage.network, info.shape, info.classes, generator(seed, "network"))
@@ -227,7 +228,7 @@ def published_run(stage: MatchGradients, start: Tensor, data: dict[str, ArrayDat
         image_optimizer.zero_grad()
         loss.backward()
         image_optimizer.step()
-        found.append((float(loss.detach()) / info.classes, images.detach().clone()))
+        found.append((float(loss.detach()) / len(classes), images.detach().clone()))
         if (t + 1) % stage.outer_loop == 0:
             continue
         net.train()
@@ -258,6 +259,40 @@ def test_the_loop_is_the_published_one_in_float64(method: Method, network: str, 
         assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=1e-9)
         assert float((state["images"] - images).norm() / images.norm()) < 1e-9, t
         assert any(name.startswith("network.") for name in state) == (t % 3 < 2)
+
+
+@pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
+@pytest.mark.parametrize("method", [Dc(**SMALL), Dsa(**SMALL)], ids=["dc", "dsa"])
+def test_chosen_classes_are_distilled_as_if_there_were_no_others(method: Method, network: str, tmp_path: Path) -> None:
+    data, info = make(classes=5)
+    chosen = replace(method, network=network, classes_per_unit=2)  # type: ignore[call-arg]
+    given = replace(problem(info), classes=(0, 3, 4))
+    stage = stage_of(chosen, given)
+    assert (stage.units(), stage.lanes, chosen.joint(given)) == (("all",), 2, True)
+    desk = Desk(data, stage)
+    state = {name: value.double() for name, value in stage.init("all", desk).items()}
+    for t, (loss, images) in enumerate(published_run(stage, state["images"], data)):
+        state = stage.step("all", state, t, desk)
+        assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=1e-9)
+        assert float((state["images"] - images).norm() / images.norm()) < 1e-9, t
+    seen = {block for name, _, block in (key for key in desk._cache if isinstance(key, tuple) and key[0] == "images of classes")}
+    assert {c for block in seen for c in block} == {0, 3, 4}, "no image of another class is read"
+    distilled = chosen.assemble(given, {"all": stage.finish("all", {"images": state["images"].float()}, desk)})
+    assert distilled.labels.tolist() == [0, 0, 3, 3, 4, 4], "labels stay those of all classes"
+
+
+def test_where_classes_never_talk_chosen_ones_are_those_of_the_whole_set(tmp_path: Path) -> None:
+    data, info = make(classes=5)
+    method, given = Dsa(**SMALL | {"outer_loop": None, "inner_loop": None, "classes_per_unit": 2}), problem(info, 1)
+    assert not method.joint(given)
+    assert replace(method, outer_loop=3).joint(given)
+    sets = []
+    for problem_ in (given, replace(given, classes=(0, 3, 4))):
+        refs, store = method.targets(problem_), Store(str(tmp_path))
+        LocalRunner(lambda: data, device=torch.device("cpu")).run(list(refs.values()), store, lambda event: None)
+        sets.append(method.assemble(problem_, {name: store.load(ref) for name, ref in refs.items()}))
+    assert torch.equal(sets[1].images, sets[0].images[[0, 3, 4]])
+    assert sets[1].labels.tolist() == [0, 3, 4]
 
 
 @pytest.mark.parametrize("method", [Dc(**SMALL), Dsa(**SMALL)], ids=["dc", "dsa"])

@@ -360,7 +360,7 @@ def test_an_experiment_that_another_job_makes_meanwhile_is_used(tmp_path: Path, 
         return found
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
-    run = MlflowRun(uri, "shared", "job", token="t", params={}, tags={})
+    run = MlflowRun(uri, "shared", "job", token="t", params={}, tags={})  # noqa: S106
     run.open(None)
     assert made == ["shared", "shared"]
     assert run.experiment_id == look(MlflowClient(tracking_uri=uri), "shared").experiment_id

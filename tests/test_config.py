@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +20,11 @@ def job_file(tmp_path: Path, text: str) -> str:
     path = tmp_path / "some_job.yaml"
     path.write_text(text)
     return str(path)
+
+
+def defaults_of(name: str, *but: str) -> dict[str, Any]:
+    cls = METHODS.get(name)
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.name not in but}
 
 
 def load(tmp_path: Path, *overrides: str, text: str = "method: {name: dm}\n") -> Job:
@@ -61,9 +68,26 @@ def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
     assert again == job
 
 
+def test_baselines_are_methods_by_name_or_with_settings(tmp_path: Path) -> None:
+    job = load(tmp_path, "evaluation.baselines=[whole,dsa,{name: herding, epochs: 3}]")
+    assert job.evaluation.baselines == ("whole", "dsa", METHODS.get("herding")(epochs=3))  # type: ignore[call-arg]
+    assert job.resolved()["evaluation"]["baselines"][2] == {"name": "herding", "epochs": 3, **defaults_of("herding", "epochs")}
+    assert load(tmp_path, text=yaml.safe_dump(job.resolved())) == job
+    assert load_evaluation({"dataset": {"name": "digits"}}, ["evaluation.baselines=random,dm"]).evaluation.baselines == ("random", "dm")
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
+        ("evaluation.baselines=[rdm]", ["evaluation.baselines: unknown baseline 'rdm'", "did you mean", "whole"]),
+        ("evaluation.baselines=[edc]", ["evaluation.baselines", "'edc' have soft labels of their own", "allowed: dc, dm, dsa"]),
+        ("evaluation.baselines=[3]", ["evaluation.baselines.0: Input should be a method's name or a mapping", "not 3"]),
+        ("evaluation.baselines={name: dm}", ["evaluation.baselines: Input should be a list"]),
+        ("evaluation.baselines=[{name: dsb}]", ["evaluation.baselines.0.name", "'dsb'", "did you mean 'dsa'"]),
+        ("evaluation.baselines=[{epochs: 1}]", ["evaluation.baselines.0.name is missing"]),
+        ("evaluation.baselines=[random,{name: dsa, lr_imgg: 1}]", ["evaluation.baselines.1.lr_imgg", "did you mean 'lr_img'"]),
+        ("evaluation.baselines=[{name: dsa, ipc: 1}]", ["evaluation.baselines.0.ipc", "unknown key"]),
+        ("evaluation.baselines=[dsa,{name: dsa, iterations: 1}]", ["'dsa' stands there twice"]),
         ("method.lr_imgg=1", ["method.lr_imgg", "unknown key", "did you mean 'lr_img'", "momentum"]),
         ("method.name=dn", ["method.name", "'dn'", "did you mean 'dm'", "kcenter"]),
         ("datset.name=mnist", ["datset", "did you mean 'dataset'"]),

@@ -80,6 +80,28 @@ def test_a_selection_is_not_its_own_baseline(digits):
     assert [item.set for item in own.entries] == ["random"] * 3
 
 
+def test_other_methods_are_judged_beside_with_settings_of_their_own(digits, tmp_path):
+    data, info = digits
+    random, dsa = METHODS.get("random")(), METHODS.get("dsa")(network="convnet2_w8", iterations=1, outer_loop=1, batch_real=8)
+    problems = [_problem(info, seed) for seed in (0, 1)]
+    plan = evaluation_stages(_dm(), problems, replace(SMALL, baselines=("whole", random, dsa), whole_epochs=1, epochs=1))
+    assert [(item.set, item.draw) for item in plan.entries] == [
+        *(("dm", 0), ("dm", 1), ("random", 0), ("random", 1), ("random", 2), ("random", 3), ("dsa", 0), ("dsa", 1), ("whole", 0))
+    ]
+    of_dsa = [item.stage.source for item in plan.entries if item.set == "dsa"]
+    assert of_dsa == [AssembledSet(method=dsa, problem=problem) for problem in problems], "a distillation for each repetition"
+    store = Store(str(tmp_path))
+    LocalRunner(lambda: data, device=torch.device("cpu")).run(plan.targets(), store, lambda event: None)
+    report = summarise(plan, store.load)
+    assert [row.set for row in report.rows] == ["dm", "random", "dsa", "whole"]
+    with pytest.raises(ConfigError, match="'dm' is the job's own method"):
+        evaluation_stages(_dm(), problems, replace(SMALL, baselines=(_dm(momentum=0.1),)))
+    with pytest.raises(ConfigError, match="'rded' have soft labels of their own"):
+        evaluation_stages(_dm(), problems, replace(SMALL, baselines=("rded",)))
+    stored = stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "dsa", problems[0], replace(SMALL, baselines=(dsa,)))
+    assert [item.set for item in stored.entries] == ["stored dsa", "dsa"]
+
+
 def test_whole_data_is_trained_for_epochs_of_its_own(digits):
     plan = evaluation_stages(_dm(), _problem(digits[1]), replace(SMALL, baselines=("whole",), whole_epochs=7))
     whole = plan.entries[-1]

@@ -48,6 +48,11 @@ class RunFailed(RayddError):
     """A run that stopped because one of its units could not be computed."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its class's name where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the option closest to ``word``, or an empty string."""
     by_lower = {option.lower(): option for option in options}

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
-from raydd.core.errors import DataError
+from raydd.core.errors import DataError, first_line
 from raydd.core.storage import Storage, join
 from raydd.core.units import Context, unkeyed
 from raydd.labels.config import LabelConfig
@@ -63,8 +63,7 @@ def read_record(data: bytes, where: str) -> list[Any]:
         with torch.serialization.safe_globals(_ALLOWED):
             record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{where} is no file of FKD labels, or holds more than tensors and numbers: {reason}") from error
+        raise DataError(f"{where} is no file of FKD labels, or holds more than tensors and numbers: {first_line(error)}") from error
     if not isinstance(record, (list, tuple)) or len(record) < 6 or not isinstance(record[5], Tensor):
         raise DataError(f"{where}: a list of crop, flip, permutation, ratio, box and logits is expected, not a {type(record).__name__}")
     if record[2] is not None and record[4] is None:

@@ -53,24 +53,30 @@ def pooling(size: int, out: int) -> Tensor:
     return matrix
 
 
+def spectrum(images: Tensor) -> Tensor:
+    """Return the eigenvalues ``[K, n]``, ascending, of the Gram matrices of ``K`` classes' images ``[K, n, C, H, W]``.
+
+    Of pictures averaged to 32 x 32. Pooling is two matrix products, so no kernel needs atomics.
+    """
+    rows, columns = (pooling(side, DENSITY_SIZE).to(images) for side in images.shape[-2:])
+    pictures = (rows @ images @ columns.T).flatten(2)
+    return torch.linalg.eigvalsh(pictures @ pictures.transpose(1, 2))
+
+
 def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
     """Return G-VBSM's data densification of one group, a scalar (specification, section 5.2).
 
     ``images [s, C, H, W]`` with their classes; every class adds the Kullback-Leibler divergence between the softmax of the
-    eigenvalues of its Gram matrix (of pictures averaged to 32 x 32) at temperature ``tau``, held fixed, and at 1. A class of
-    one image adds nothing. Pooling is two matrix products, so no kernel needs atomics.
+    eigenvalues of its Gram matrix (:func:`spectrum`) at temperature ``tau``, held fixed, and at 1. A class of one image adds
+    nothing.
     """
-    size = DENSITY_SIZE
-    rows, columns = pooling(images.shape[2], size).to(images), pooling(images.shape[3], size).to(images)
-    flat = (rows @ images @ columns.T).flatten(1)
     members: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         members.setdefault(label, []).append(position)
     total = images.new_zeros(())
     for count in sorted({len(m) for m in members.values()} - {1}):  # classes of one size share a batched decomposition
         chosen = torch.tensor([m for m in members.values() if len(m) == count], device=images.device)
-        pictures = flat[chosen]
-        values = torch.linalg.eigvalsh(pictures @ pictures.transpose(1, 2))
+        values = spectrum(images[chosen])
         target = torch.log_softmax(values.detach() / tau, dim=1)
         total = total + (target.exp() * (target - torch.log_softmax(values, dim=1))).sum()
     return total

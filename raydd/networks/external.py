@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, first_line
 from raydd.losses.priors import pooling
 from raydd.networks.base import Network, Shape
 
@@ -106,7 +106,7 @@ class ExternalNetwork(Network):
 
 
 def _misfit(name: str, shape: Shape, error: Exception) -> ConfigError:
-    return ConfigError(f"network '{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images: {str(error).splitlines()[0]}")
+    return ConfigError(f"network '{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images: {first_line(error)}")
 
 
 def _timm_model(name: str, shape: Shape, classes: int) -> nn.Module:

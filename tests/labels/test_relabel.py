@@ -31,6 +31,9 @@ def det(shape: tuple[int, ...], a: float, b: float, scale: float) -> torch.Tenso
 
 def test_golden_ensembles() -> None:
     outs = [det((4, 10), 0.3 + 0.1 * k, 0.2, 1 + k) for k in range(3)]
+    norms = torch.tensor([5.552600, 11.568080, 16.404910])
+    torch.testing.assert_close(torch.stack([out.norm() for out in outs]), norms, rtol=2e-5, atol=0)
+    torch.testing.assert_close(combine(outs, "rescaled").norm(), (sum(out * norms.mean() / out.norm() for out in outs) / 3).norm())
     torch.testing.assert_close(combine(outs, "mean")[0, :3], torch.tensor([1.397339, 2.180370, 2.731801]), rtol=2e-5, atol=0)
     torch.testing.assert_close(combine(outs, "rescaled")[0, :3], torch.tensor([1.394617, 2.122091, 2.655810]), rtol=2e-5, atol=0)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydd.losses.priors import density, flatness, image_norm, total_variation
+from raydd.losses.priors import density, flatness, image_norm, spectrum, total_variation
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())
 
@@ -32,6 +32,8 @@ def test_golden_densification_and_its_saturation() -> None:
     (gradient,) = torch.autograd.grad(loss, images)
     assert loss.item() == pytest.approx(GOLDEN["G6_gvbsm_dd"]["loss"], rel=2e-5)
     assert gradient.norm().item() == pytest.approx(GOLDEN["G6_gvbsm_dd"]["grad_norm"], rel=1e-4)
+    values = torch.tensor([[1.72351, 3.74206, 8.95125], [1.70267, 3.74905, 8.95568]])
+    torch.testing.assert_close(spectrum(images.detach().view(2, 3, 3, 32, 32)), values, rtol=2e-5, atol=0)
     wide = det((6, 3, 32, 32), 0.37, 0.2, 0.5).requires_grad_()
     loss = density(wide, [0, 0, 0, 1, 1, 1], 4.0)
     assert loss.item() == 0

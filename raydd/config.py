@@ -43,6 +43,9 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             raise ConfigError(f"compute.workers: [{self.workers[0]}, {self.workers[1]}]: the minimum is above the maximum")
+        for name in ("evaluators", "gpus_per_worker"):
+            if self.workers == 0 and getattr(self, name):
+                raise ConfigError(f"compute.{name}={getattr(self, name):g} has no effect with compute.workers=0 (no Ray)")
 
 
 @dataclass(frozen=True, kw_only=True)

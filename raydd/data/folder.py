@@ -14,7 +14,7 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.base import hashed
 from raydd.data.encoded import Blob, EncodedData
-from raydd.data.images import EXTENSIONS, Transform
+from raydd.data.images import EXTENSIONS, Transform, misfit, size_of
 
 HASHED_BYTES = 256 << 20
 """Local splits up to this size are identified by the files' content, larger and remote ones by names and sizes."""
@@ -49,7 +49,8 @@ def _is_image(path: str) -> bool:
 class FolderData(EncodedData):
     """Image files ``paths`` below ``files`` with a label each; decoded when asked for.
 
-    The digest covers paths, labels, the transform and the sizes (see ``HASHED_BYTES`` for when it covers the content).
+    The digest covers paths, labels, the transform and the sizes (see ``HASHED_BYTES`` for when it covers the content). What is
+    read for it must have the transform's size where that is ``exact``: ``DataError`` for a picture of another, unless ``skip``.
     """
 
     def __init__(self, files: Storage, found: Sequence[tuple[str, int]], labels: torch.Tensor, transform: Transform, skip: bool) -> None:
@@ -63,8 +64,16 @@ class FolderData(EncodedData):
         for (path, size), label in zip(found, labels.tolist()):
             h.update(f"\n{path}\t{size}\t{label}".encode())
             if content:
-                h.update(hashlib.sha256(files.get(path)).digest())
+                data = files.get(path)
+                h.update(hashlib.sha256(data).digest())
+                if transform.fit == "exact" and not skip:
+                    self._check_size(path, data, transform)
         super().__init__(labels.to(torch.int64), sizes, transform, h.hexdigest(), skip)
+
+    def _check_size(self, path: str, data: bytes, transform: Transform) -> None:
+        found = size_of(data)
+        if found is not None and found != (transform.height, transform.width):
+            raise DataError(f"{join(self.files.url, path)}: {misfit(*found, transform)}")
 
     def title(self, sample: int) -> str:
         return join(self.files.url, self.paths[sample])

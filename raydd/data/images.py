@@ -69,12 +69,28 @@ def _decode_pillow(data: bytes | memoryview, channels: int) -> Pixels:
     return pixels[:, :, None] if channels == 1 else pixels
 
 
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Return height and width of an encoded picture as its header says, ``None`` where there is no readable one."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # told when it is decoded
+        return None
+
+
+def misfit(height: int, width: int, transform: Transform) -> str:
+    """Return what is wrong with a picture of another size than the transform's."""
+    return f"{height} x {width} pixels where {transform.height} x {transform.width} are expected; set dataset.size"
+
+
 def fit(pixels: Pixels, transform: Transform) -> Pixels:
     """Return pixels ``[H, W, C]`` brought to the transform's size; ``ValueError`` if they must have it and do not."""
     height, width = pixels.shape[:2]
     if transform.fit == "exact":
         if (height, width) != (transform.height, transform.width):
-            raise ValueError(f"{height} x {width} pixels where {transform.height} x {transform.width} are expected; set dataset.size")
+            raise ValueError(misfit(height, width, transform))
         return pixels
     if transform.fit == "squash":
         return _scale(pixels, transform.height, transform.width)

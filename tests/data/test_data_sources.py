@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,8 +264,8 @@ def test_own_folders_with_and_without_a_test_split(tmp_path: Path) -> None:
     assert len(describe(two).mean) == 1
     assert (len(open_data(two)["train"]), len(open_data(two)["test"])) == (14, 6)
     save(tmp_path / "one" / "dog" / "odd.png", 20, 16)
-    with pytest.raises(DataError, match=r"odd\.png cannot be decoded: 20 x 16 pixels where 16 x 16"):
-        [list(split.stream(0, 1)) for split in open_data(one).values()]
+    with pytest.raises(DataError, match=r"odd\.png: 20 x 16 pixels where 16 x 16 are expected; set dataset.size"):
+        open_data(one)
     with pytest.raises(DataError, match="no class folders"):
         describe(DatasetConfig(name="image_folder", root=str(tmp_path / "nowhere")))
 
@@ -299,6 +300,16 @@ def test_a_damaged_picture_raises_or_is_replaced_and_counted(tmp_path: Path) -> 
     hopeless = open_data(DatasetConfig(name="image_folder", root=str(tmp_path), on_error="skip"))["train"]
     with pytest.raises(DataError, match="no sample of class 1 can be decoded"):
         hopeless.take(torch.tensor([7]))
+
+
+def test_pictures_of_several_sizes_are_refused_when_opened_unless_a_size_is_set(tmp_path: Path) -> None:
+    for name, height in (("a/1.png", 8), ("a/2.png", 8), ("b/1.jpg", 8), ("b/2.png", 9)):
+        save(tmp_path / name, height, 8)
+    config = DatasetConfig(name="image_folder", root=str(tmp_path))
+    with pytest.raises(DataError, match=r"b/2\.png: 9 x 8 pixels where 8 x 8 are expected; set dataset\.size"):
+        open_data(config)
+    assert open_data(replace(config, size=8))["train"].shape == (3, 8, 8)
+    assert sum(map(len, open_data(replace(config, on_error="skip")).values())) == 4, "told and replaced when it is read"
 
 
 def test_odd_pictures_decode_as_pillow_does(tmp_path: Path) -> None:

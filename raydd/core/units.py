@@ -134,12 +134,22 @@ class Context(Protocol):
         ...
 
 
+def _hash_once(stage: Stage) -> int:
+    kept: int | None = stage.__dict__.get("_hash")
+    if kept is None:
+        kept = hash((type(stage), *(getattr(stage, f.name) for f in dataclasses.fields(stage) if f.compare)))
+        stage.__dict__["_hash"] = kept
+    return kept
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One kind of work, cut into units. Subclasses are frozen, keyword-only dataclasses.
 
     Any step's state may be asked for as an output (``Ref(stage, unit, snapshot(2000))``); which ones are changes no byte and
     is in no key. ``version`` is raised when the same fields give other bytes.
+
+    A stage's hash is computed once: plans look their stages up again and again, and some hold a number for each of ImageNet's classes.
     """
 
     phase: ClassVar[str] = ""
@@ -148,6 +158,15 @@ class Stage:
 
     seed: int
     numerics: Numerics = Numerics()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give the class a hash of its own, which the dataclass decorator leaves in place."""
+        super().__init_subclass__(**options)
+        cls.__hash__ = _hash_once  # type: ignore[method-assign, assignment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hash behind: in another process equal values have another."""
+        return {key: value for key, value in self.__dict__.items() if key != "_hash"}
 
     @property
     def name(self) -> str:

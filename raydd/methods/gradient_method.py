@@ -44,6 +44,9 @@ class GradientMatching(Method):
     real images per class and update (as many as the smallest class has, if those are fewer). ``batch_train``: images per step
     of the network. ``distance``: between gradients, ``ours`` (cosine of rows; published), ``mse`` or ``cos``. ``init``: start from
     ``noise`` or ``real`` images. ``classes_per_unit``: classes that one worker moves together.
+
+    With one update per network (``outer_loop`` 1, published for one image per class) the network is never trained, and
+    ``inner_loop``, ``lr_net``, ``inner_momentum`` and ``batch_train`` say nothing: one job file serves any ``ipc``.
     """
 
     network: str = "convnet3"

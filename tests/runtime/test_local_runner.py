@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +20,7 @@ from raydd.core.errors import RunFailed
 from raydd.core.events import Event
 from raydd.core.store import Checkpoint, Store
 from raydd.core.tensors import Tensors, digest
-from raydd.core.units import Numerics, Ref, snapshot, stage_digest, unit_key
+from raydd.core.units import Numerics, Ref, Stage, snapshot, stage_digest, unit_key
 from raydd.runtime.runner import LocalRunner
 from raydd.runtime.worker import Worker
 
@@ -110,6 +114,30 @@ def test_nothing_but_fields_and_inputs_is_in_a_key() -> None:
     assert len(keys) == 5
     assert unit_key(walk, "walk-01") not in keys
     assert unit_key(Total(seed=0, walk=walk), "all") != unit_key(Total(seed=0, walk=replace(walk, seed=2)), "all")
+
+
+def test_a_stages_hash_is_computed_once_in_each_process() -> None:
+    counted: list[int] = []
+
+    class Field(str):
+        def __hash__(self) -> int:
+            counted.append(1)
+            return super().__hash__()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Named(Stage):
+        title: str
+
+    stage, other = Named(seed=1, title=Field("a")), Named(seed=1, title="a")
+    assert hash(stage) == hash(stage) == hash(other)
+    assert (len(counted), stage) == (1, other)
+    assert hash(replace(stage, seed=2)) != hash(stage)
+    walk = Walk(seed=1)
+    script = "import pickle, sys; stage = pickle.load(sys.stdin.buffer); print(type(stage)(seed=1) in {stage: 0}, hash('x'))"
+    hash(walk)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
+    told = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(walk), env=env, capture_output=True, check=True).stdout
+    assert told.split()[0] == b"True", "another process hashes strings in another way"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raydd.core.registry import Registry
@@ -79,10 +80,28 @@ class Method:
         raise TypeError(f"{type(self).__name__} does not define assemble()")
 
 
-def class_blocks(classes: Sequence[int], size: int) -> dict[str, Sequence[int]]:
-    """Return the units of a stage that cuts ascending ``classes`` into blocks of ``size``: ``classes-0000-0004`` and its classes."""
-    blocks = [classes[first : first + size] for first in range(0, len(classes), size)]
-    return {f"classes-{block[0]:04d}-{block[-1]:04d}": block for block in blocks}
+@dataclass(frozen=True, kw_only=True)
+class ClassBlocks(Stage):
+    """A stage that cuts the classes into blocks of ``classes_per_unit``, units such as ``classes-0000-0004``."""
+
+    dataset: DatasetInfo
+    classes_per_unit: int
+
+    @property
+    def present(self) -> Sequence[int]:
+        """The classes, ascending."""
+        return range(self.dataset.classes)
+
+    @cached_property
+    def blocks(self) -> dict[str, Sequence[int]]:
+        """The blocks' classes, by name."""
+        classes, size = self.present, self.classes_per_unit
+        blocks = [classes[first : first + size] for first in range(0, len(classes), size)]
+        return {f"classes-{block[0]:04d}-{block[-1]:04d}": block for block in blocks}
+
+    def units(self) -> Sequence[str]:
+        """Return the names of the class blocks."""
+        return tuple(self.blocks)
 
 
 METHODS: Registry[type[Method]] = Registry("method")

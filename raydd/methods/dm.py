@@ -13,64 +13,34 @@ Published (ConvNet, DM protocol): CIFAR-10 26.0 / 48.9 / 63.0 % at 1 / 10 / 50 i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.augment.dsa import DsaTransform, apply_classes, draw, parse_strategy
-from raydd.core.ahead import Ahead
-from raydd.core.errors import ConfigError, DataError
+from raydd.augment.dsa import apply_classes, parse_strategy
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
-from raydd.data.memory import ClassMemory, normalise
+from raydd.data.memory import normalise
 from raydd.losses import distribution_matching_loss
-from raydd.methods.base import Method, Problem, class_blocks, register_method
+from raydd.methods.base import Method, Problem, register_method
+from raydd.methods.class_matching import ClassMatching, Draws, check_init
 from raydd.networks import Network, create_network, is_per_sample, normalise_name, reinitialise_
 from raydd.networks.fast import fast_embed
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """The random choices of one update: rows of the resident images ``[K, m]``, a transform per class."""
-
-    rows: torch.Tensor
-    transforms: list[DsaTransform]
-
-
 @dataclass(frozen=True, kw_only=True)
-class MatchDistributions(Stage):
-    """DM's loop; a unit is a block of classes, its state their images and momentum ``[K * ipc, C, H, W]``.
+class MatchDistributions(ClassMatching):
+    """DM's loop; a unit is a block of classes, its state their images and momentum ``[K * ipc, C, H, W]``."""
 
-    ``classes``: ids, ascending, of the only classes to distil (null: all).
-    """
-
-    phase: ClassVar[str] = "distill"
-
-    dataset: DatasetInfo
-    ipc: int
     network: str
     iterations: int
     lr_img: float
     momentum: float
-    batch_real: int
-    init_from: str
-    dsa: str
-    classes_per_unit: int
-    classes: tuple[int, ...] | None = None
-
-    @cached_property
-    def _blocks(self) -> dict[str, Sequence[int]]:
-        return class_blocks(range(self.dataset.classes) if self.classes is None else self.classes, self.classes_per_unit)
-
-    def units(self) -> Sequence[str]:
-        """Return the names of the class blocks."""
-        return tuple(self._blocks)
 
     def steps(self, unit: str) -> int:
         """Return the number of updates."""
@@ -81,41 +51,27 @@ class MatchDistributions(Stage):
         from raydd.training.cost import network_facts
 
         facts = network_facts(self.network, self.dataset.shape, self.dataset.classes)
-        count = len(self._blocks[unit])
-        pixels = self.dataset.channels * self.dataset.height * self.dataset.width
-        images = 4 * count * self.ipc * pixels
-        resident = pixels * sum(self.dataset.train_counts[c] for c in self._blocks[unit]) if self.dataset.train_counts else 0
+        block = self.blocks[unit]
+        count, images = len(block), 4 * len(block) * self.ipc * self.pixels
+        at_once = max(self.batch_real, 2 * count * self.ipc)
         return Cost(
             flop=facts.flop * self.iterations * count * (self.batch_real + 2 * self.ipc),
-            peak_bytes=resident + 3 * images + 4 * facts.activations * max(self.batch_real, 2 * count * self.ipc) + 4 * facts.parameters,
+            peak_bytes=self.resident(block) + 3 * images + 4 * facts.activations * at_once + 4 * facts.parameters,
             state_bytes=2 * images,
             output_bytes=images,
         )
 
     def init(self, unit: str, ctx: Context) -> Tensors:
         """Return real images drawn per class, or normal noise, and a momentum of zero."""
-        if self.init_from == "noise":
-            shape = (self.ipc, *self.dataset.shape)
-            images = torch.cat([torch.randn(shape, generator=ctx.rng("init", c)) for c in self._blocks[unit]]).to(ctx.device)
-        else:
-            memory = self._memory(unit, ctx)
-            real = []
-            for c in self._blocks[unit]:
-                of_class = memory.of(c)
-                if len(of_class) < self.ipc:
-                    raise DataError(f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}")
-                chosen = torch.randperm(len(of_class), generator=ctx.rng("init", c))[: self.ipc]
-                real.append(of_class[chosen.to(of_class.device)])
-            images = normalise(torch.cat(real), self.dataset.mean, self.dataset.std)
+        images = self.start(self.blocks[unit], ctx)
         return {"images": images, "momentum": torch.zeros_like(images)}
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
         """Return the state after one update of all the block's images against one new network."""
-        draws: Ahead[_Draws] = ctx.cached(("dm draws", self, unit), lambda: self._draw_ahead(unit, ctx))
-        choice = draws(t)
+        choice = self.draws(self.blocks[unit], ctx)(t)
         network: Network = ctx.cached(("dm network", self.network, self.dataset.shape, self.dataset.classes), lambda: self._network(ctx))
         reinitialise_(network, ctx.rng("network", t))
-        count = len(self._blocks[unit])
+        count = len(self.blocks[unit])
         images = state["images"].detach().requires_grad_(True)
         synthetic = images.view(count, self.ipc, *self.dataset.shape)
         if choice.transforms:
@@ -135,9 +91,9 @@ class MatchDistributions(Stage):
         return {"images": state["images"]}
 
     @torch.no_grad()
-    def _real_means(self, unit: str, choice: _Draws, network: Network, dtype: torch.dtype, ctx: Context) -> torch.Tensor:
+    def _real_means(self, unit: str, choice: Draws, network: Network, dtype: torch.dtype, ctx: Context) -> torch.Tensor:
         """Return the mean feature of each class's augmented real batch, ``[K, d]``."""
-        memory = self._memory(unit, ctx)
+        memory = self.memory(self.blocks[unit], ctx)
         embed = fast_embed(network, self.numerics)
         # A CPU is as fast class by class and needs less memory; batch norm's definition is one batch of all classes.
         at_once = 1 if ctx.device.type == "cpu" and is_per_sample(network) else len(choice.rows)
@@ -149,20 +105,6 @@ class MatchDistributions(Stage):
                 real = apply_classes(choice.transforms[start : start + at_once], real, self.numerics.deterministic)
             means.append(embed(real.flatten(0, 1)).view(*rows.shape, -1).mean(1))
         return torch.cat(means)
-
-    def _draw_ahead(self, unit: str, ctx: Context) -> Ahead[_Draws]:
-        memory, block, size = self._memory(unit, ctx), self._blocks[unit], self.dataset.shape[1:]
-
-        def draws(t: int) -> _Draws:
-            rows = memory.draw(list(block), self.batch_real, [ctx.rng("real", t, c) for c in block])
-            transforms = [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block] if parse_strategy(self.dsa) else []
-            return _Draws(rows, transforms)
-
-        return Ahead(draws, threaded=ctx.device.type == "cuda")
-
-    def _memory(self, unit: str, ctx: Context) -> ClassMemory:
-        block = self._blocks[unit]
-        return ctx.cached(("images of classes", "train", block), lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device))
 
     def _network(self, ctx: Context) -> Network:
         network = create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network"))
@@ -194,10 +136,7 @@ class Dm(Method):
         info = problem.dataset
         strategy = info.dsa_strategy if self.dsa is None else self.dsa
         parse_strategy(strategy)
-        if self.init == "real" and info.train_counts and min(info.train_counts) < problem.ipc:
-            short = min(range(info.classes), key=lambda c: info.train_counts[c])
-            count = info.train_counts[short]
-            raise ConfigError(f"ipc={problem.ipc}: class {short} has only {count} training images; use method.init=noise")
+        check_init(info, problem.ipc, self.init)
         alone = is_per_sample(_probe(self.network, info))
         return [
             MatchDistributions(

@@ -14,19 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from raydd.augment.dsa import DsaTransform, apply_classes, draw, parse_strategy
-from raydd.core.ahead import Ahead
-from raydd.core.errors import DataError
+from raydd.augment.dsa import apply_classes, parse_strategy
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Stage
-from raydd.data.catalog import DatasetInfo
-from raydd.data.memory import ClassMemory, normalise
-from raydd.methods.base import class_blocks
+from raydd.core.units import Context, Cost
+from raydd.data.memory import normalise
+from raydd.methods.class_matching import ClassMatching
 from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_, train_step_
 from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
 from raydd.training.augmentation import Augment, make_augmentation
@@ -41,28 +37,15 @@ _NETWORK = "network"
 """What the names of the network's tensors in a state begin with, before a dot."""
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a transform per class."""
-
-    rows: Tensor
-    transforms: list[DsaTransform]
-
-
 @dataclass(frozen=True, kw_only=True)
-class MatchGradients(Stage):
+class MatchGradients(ClassMatching):
     """The loop; a step is one update of the images and, unless it is a network's last, the network's epochs behind it.
 
     State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the middle of an iteration, the
-    network's weights, statistics and (if it has one) momentum as ``network.*``.
-
-    ``classes``: ids, ascending, of the only classes to distil (null: all); the network has outputs for all of them either way.
+    network's weights, statistics and (if it has one) momentum as ``network.*``. The network has outputs for all classes, also
+    where only some are distilled.
     """
 
-    phase: ClassVar[str] = "distill"
-
-    dataset: DatasetInfo
-    ipc: int
     network: str
     iterations: int
     outer_loop: int
@@ -71,33 +54,20 @@ class MatchGradients(Stage):
     momentum: float
     lr_net: float
     inner_momentum: float
-    batch_real: int
     batch_train: int
     distance: str
-    init_from: str
-    dsa: str
-    classes_per_unit: int
-    classes: tuple[int, ...] | None = None
-
-    @cached_property
-    def _classes(self) -> Sequence[int]:
-        return range(self.dataset.classes) if self.classes is None else self.classes
-
-    @cached_property
-    def _blocks(self) -> dict[str, Sequence[int]]:
-        return class_blocks(self._classes, self.classes_per_unit)
 
     @cached_property
     def _units(self) -> dict[str, tuple[Sequence[int], ...]]:
         """Each unit's blocks of classes."""
         if self.outer_loop > 1:
-            return {"all": tuple(self._blocks.values())}
-        return {name: (block,) for name, block in self._blocks.items()}
+            return {"all": tuple(self.blocks.values())}
+        return {name: (block,) for name, block in self.blocks.items()}
 
     @property
     def lanes(self) -> int:
         """Return the number of class blocks that one unit holds; 0 where a unit is one block."""
-        return len(self._blocks) if self.outer_loop > 1 and len(self._blocks) > 1 else 0
+        return len(self.blocks) if self.outer_loop > 1 and len(self.blocks) > 1 else 0
 
     def units(self) -> Sequence[str]:
         """Return ``all``, or the names of the class blocks where the network is never trained."""
@@ -113,12 +83,10 @@ class MatchGradients(Stage):
 
         facts = network_facts(self.network, self.dataset.shape, self.dataset.classes)
         count = sum(len(block) for block in self._units[unit])
-        pixels = self.dataset.channels * self.dataset.height * self.dataset.width
-        images = 4 * count * self.ipc * pixels
+        images = 4 * count * self.ipc * self.pixels
         per_iteration = self.outer_loop * count * (3 * self.batch_real + 7 * self.ipc)
         epochs = (self.outer_loop - 1) * self.inner_loop
-        counts = self.dataset.train_counts
-        resident = pixels * sum(counts[c] for block in self._units[unit] for c in block) if counts else 0
+        resident = sum(self.resident(block) for block in self._units[unit])
         second = 4 * self.ipc * max(len(block) for block in self._units[unit])
         at_once = max(2 * self.batch_real, second, 2 * min(self.batch_train, count * self.ipc) if epochs else 0)
         return Cost(
@@ -130,18 +98,7 @@ class MatchGradients(Stage):
 
     def init(self, unit: str, ctx: Context) -> Tensors:
         """Return real images drawn per class, or normal noise, and a momentum of zero."""
-        parts = []
-        for block in self._units[unit]:
-            for c in block:
-                if self.init_from == "noise":
-                    parts.append(torch.randn((self.ipc, *self.dataset.shape), generator=ctx.rng("init", c)).to(ctx.device))
-                    continue
-                of_class = self._memory(block, ctx).of(c)
-                if len(of_class) < self.ipc:
-                    raise DataError(f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}")
-                chosen = torch.randperm(len(of_class), generator=ctx.rng("init", c))[: self.ipc]
-                parts.append(normalise(of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std))
-        images = torch.cat(parts)
+        images = torch.cat([self.start(block, ctx) for block in self._units[unit]])
         return {"images": images, "momentum": torch.zeros_like(images)}
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
@@ -175,11 +132,10 @@ class MatchGradients(Stage):
 
     def _match(self, block: Sequence[int], images: Tensor, network: Network, t: int, ctx: Context) -> Tensors:
         """Return the ``gradient`` of a block's images ``[K * ipc, C, H, W]`` and each class's ``distance`` ``[K]``."""
-        draws: Ahead[_Draws] = ctx.cached(("matching draws", self, block), lambda: self._draw_ahead(block, ctx))
-        choice, safe = draws(t), self.numerics.deterministic
+        choice, safe = self.draws(block, ctx)(t), self.numerics.deterministic
         forward, found = fast_forward(network, self.numerics), []
         for k, c in enumerate(block):
-            real = normalise(self._memory(block, ctx).gather(choice.rows[k : k + 1]), self.dataset.mean, self.dataset.std, images.dtype)
+            real = normalise(self.memory(block, ctx).gather(choice.rows[k : k + 1]), self.dataset.mean, self.dataset.std, images.dtype)
             if choice.transforms:
                 real = apply_classes(choice.transforms[k : k + 1], real, safe)
             found.append(class_gradient(network, forward, real.squeeze(0), c, self.distance))
@@ -200,7 +156,7 @@ class MatchGradients(Stage):
         for name, value in part(state, f"{_NETWORK}.momentum").items():
             optimizer.state[named[name]]["momentum_buffer"] = value.clone()
         forward, augment = fast_forward(network, self.numerics), self._inner_augmentation()
-        labels = torch.tensor(self._classes, device=images.device).repeat_interleave(self.ipc)
+        labels = torch.tensor(self.present, device=images.device).repeat_interleave(self.ipc)
         for epoch in range(self.inner_loop):
             draws = ctx.rng("inner/augment", t, epoch)
             batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
@@ -220,22 +176,9 @@ class MatchGradients(Stage):
         return make_augmentation(Recipe(epochs=self.inner_loop, augmentation="dsa", strategy=self.dsa), self.dataset.shape[1:])
 
     def _freeze_images(self, t: int, dtype: torch.dtype, ctx: Context) -> Tensor:
-        memory, classes = self._memory(self._classes, ctx), list(self._classes)
+        memory, classes = self.memory(self.present, ctx), list(self.present)
         rows = memory.draw(classes, FREEZE_IMAGES, [ctx.rng("freeze", t, c) for c in classes])
         return normalise(memory.gather(rows).flatten(0, 1), self.dataset.mean, self.dataset.std, dtype)
-
-    def _draw_ahead(self, block: Sequence[int], ctx: Context) -> Ahead[_Draws]:
-        memory, size = self._memory(block, ctx), self.dataset.shape[1:]
-
-        def draws(t: int) -> _Draws:
-            rows = memory.draw(list(block), self.batch_real, [ctx.rng("real", t, c) for c in block])
-            transforms = [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block] if parse_strategy(self.dsa) else []
-            return _Draws(rows, transforms)
-
-        return Ahead(draws, threaded=ctx.device.type == "cuda")
-
-    def _memory(self, block: Sequence[int], ctx: Context) -> ClassMemory:
-        return ctx.cached(("images of classes", "train", block), lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device))
 
     def _network(self, dtype: torch.dtype, ctx: Context) -> Network:
         def make() -> Network:

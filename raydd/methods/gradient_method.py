@@ -17,6 +17,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.base import Method, Problem
+from raydd.methods.class_matching import check_init
 from raydd.methods.gradient_matching import MatchGradients
 from raydd.methods.parameter_gradients import check_network
 from raydd.networks import create_network, normalise_name
@@ -74,9 +75,7 @@ class GradientMatching(Method):
             raise ConfigError(f"ipc={ipc}: at least 1 image per class is needed")
         strategy = self.strategy(info)
         parse_strategy(strategy)
-        if self.init == "real" and info.train_counts and min(info.train_counts) < ipc:
-            short = min(range(info.classes), key=lambda c: info.train_counts[c])
-            raise ConfigError(f"ipc={ipc}: class {short} has only {info.train_counts[short]} training images; use method.init=noise")
+        check_init(info, ipc, self.init)
         check_network(create_network(self.network, info.shape, info.classes, generator(0, "probe")), self.network, self.distance)
         outer, inner = published_loops(ipc)
         return [

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -14,11 +13,11 @@ from raydd.artifacts.views import class_of_folders
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import Storage, absolute
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Stage, unkeyed
+from raydd.core.units import Context, Cost, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.folder import FolderData, list_images
 from raydd.data.images import Transform
-from raydd.methods.base import class_blocks
+from raydd.methods.base import ClassBlocks
 
 Sampling = Literal["without_replacement", "with_replacement", "softmax_count"]
 
@@ -45,7 +44,7 @@ def start_images(pool: int, ipc: int, sampling: Sampling, generator: torch.Gener
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagePool(Stage):
+class ImagePool(ClassBlocks):
     """``pool`` images of each class; a unit is a block of classes.
 
     Output: ``images`` uint8 ``[K * pool, C, H, W]``, class by class, and ``labels`` int64 ``[K * pool]``.
@@ -53,18 +52,7 @@ class ImagePool(Stage):
 
     phase: ClassVar[str] = "init"
 
-    dataset: DatasetInfo
     pool: int
-    classes_per_unit: int
-
-    @cached_property
-    def blocks(self) -> dict[str, Sequence[int]]:
-        """The units' classes."""
-        return class_blocks(range(self.dataset.classes), self.classes_per_unit)
-
-    def units(self) -> Sequence[str]:
-        """Return the names of the class blocks."""
-        return tuple(self.blocks)
 
     def unit_of(self, label: int) -> str:
         """Return the unit that holds a class."""

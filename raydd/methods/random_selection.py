@@ -8,9 +8,8 @@ class; CIFAR-100 4.2 / 14.6 / 30.0; Fashion-MNIST 51.4 / 73.8 / 82.5. Draws of o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
-from raydd.methods.base import Method, Problem, class_blocks, register_method
+from raydd.methods.base import ClassBlocks, Method, Problem, register_method
 
 
 def check_counts(info: DatasetInfo, ipc: int, key: str = "ipc") -> None:
@@ -33,7 +32,7 @@ def check_counts(info: DatasetInfo, ipc: int, key: str = "ipc") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectImages(Stage):
+class SelectImages(ClassBlocks):
     """Choose ``ipc`` real images of each class; a unit is a block of classes, done at once.
 
     Output: ``images`` uint8 ``[K * ipc, C, H, W]`` and ``ids``, their indices in the training split, class by class in the
@@ -42,18 +41,7 @@ class SelectImages(Stage):
 
     phase: ClassVar[str] = "init"
 
-    dataset: DatasetInfo
     ipc: int
-    classes_per_unit: int
-
-    @cached_property
-    def blocks(self) -> dict[str, Sequence[int]]:
-        """The units' classes."""
-        return class_blocks(range(self.dataset.classes), self.classes_per_unit)
-
-    def units(self) -> Sequence[str]:
-        """Return the names of the class blocks."""
-        return tuple(self.blocks)
 
     def cost(self, unit: str) -> Cost:
         """Return the bytes of the block's images, chosen and read."""

@@ -29,7 +29,8 @@ from raydd.augment.dsa import DEFAULT_STRATEGY, reference_cpu_draw
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.methods.base import Problem
-from raydd.methods.dm import Dm, MatchDistributions, _Draws
+from raydd.methods.class_matching import Draws
+from raydd.methods.dm import Dm, MatchDistributions
 from raydd.networks import create_network, flops, reinitialise_
 
 SIDES = {
@@ -94,11 +95,11 @@ def compare(ipc: int, numerics: Numerics, dtype: torch.dtype) -> dict[str, float
     info, train, seed = set_["info"], set_["data"]["train"], 5
     stage, ctx = stage_of(set_, ipc, numerics, 10), PlainContext(seed, set_["data"])
     (unit,) = stage.units()
-    memory = stage._memory(unit, ctx)
+    memory = stage.memory(stage.blocks[unit], ctx)
     rows = memory.draw(list(range(10)), 256, [ctx.rng("real", 0, c) for c in range(10)])
     seeds = [int(s) for s in torch.randint(0, 100_000, (10,), generator=generator(seed, "bench"))]
     transforms = [reference_cpu_draw(DEFAULT_STRATEGY, s, size=(28, 28)) for s in seeds]
-    ctx.given["dm draws"] = lambda t: _Draws(rows, transforms)
+    ctx.given["draws"] = lambda t: Draws(rows, transforms)
     network = create_network("convnet3", info.shape, 10, ctx.rng("network")).requires_grad_(False).train().to(dtype)
     ctx.given["dm network"] = network
     images = stage.init(unit, ctx)["images"].to(dtype)

@@ -31,9 +31,10 @@ from raydd.augment.dsa import DEFAULT_STRATEGY, reference_cpu_draw
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.methods.base import Problem
+from raydd.methods.class_matching import Draws
 from raydd.methods.dc import Dc
 from raydd.methods.dsa import Dsa
-from raydd.methods.gradient_matching import MatchGradients, _Draws
+from raydd.methods.gradient_matching import MatchGradients
 from raydd.networks import create_network, flops, reinitialise_
 
 SIDES = {
@@ -134,12 +135,12 @@ def compare(o: argparse.Namespace, numerics: Numerics, dtype: torch.dtype) -> di
     info, train = set_["info"], set_["data"]["train"]
     stage, ctx = stage_of(set_, o, numerics, 10), PlainContext(seed, set_["data"])
     (unit,) = stage.units()
-    memory = stage._memory(range(10), ctx)
+    memory = stage.memory(range(10), ctx)
     rows = memory.draw(list(range(10)), REAL, [ctx.rng("real", 0, c) for c in range(10)])
     seeds = [int(s) for s in torch.randint(0, 100_000, (10,), generator=generator(seed, "bench"))]
     strategy = DEFAULT_STRATEGY if o.method == "dsa" else "none"
     transforms = [reference_cpu_draw(strategy, s, size=(28, 28)) for s in seeds] if o.method == "dsa" else []
-    ctx.given["matching draws"] = lambda t: _Draws(rows, transforms)
+    ctx.given["draws"] = lambda t: Draws(rows, transforms)
     images = stage.init(unit, ctx)["images"].to(dtype)
     state = stage.step(unit, {"images": images, "momentum": torch.zeros_like(images)}, 0, ctx)
 

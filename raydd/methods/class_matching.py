@@ -1,0 +1,99 @@
+"""What methods share that move each class's images after batches of its real ones: start, draws, resident real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from raydd.augment.dsa import DsaTransform, draw, parse_strategy
+from raydd.core.ahead import Ahead
+from raydd.core.errors import ConfigError, DataError
+from raydd.core.units import Context
+from raydd.data.catalog import DatasetInfo
+from raydd.data.memory import ClassMemory, normalise
+from raydd.methods.base import ClassBlocks
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a transform per class (or none)."""
+
+    rows: Tensor
+    transforms: list[DsaTransform]
+
+
+def check_init(info: DatasetInfo, ipc: int, init: str) -> None:
+    """Raise ``ConfigError`` if images shall start as real ones and a class is known to have too few."""
+    if init == "real" and info.train_counts and min(info.train_counts) < ipc:
+        short = min(range(info.classes), key=lambda c: info.train_counts[c])
+        raise ConfigError(f"ipc={ipc}: class {short} has only {info.train_counts[short]} training images; use method.init=noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMatching(ClassBlocks):
+    """A loop over batches of real images of each class.
+
+    ``ipc``: synthetic images per class. ``batch_real``: real images per class and update. ``init_from``: ``noise`` or ``real``
+    images. ``dsa``: operations of the transform that each class's real and synthetic images share. ``classes``: ids, ascending,
+    of the only classes to distil (null: all).
+    """
+
+    phase: ClassVar[str] = "distill"
+
+    ipc: int
+    batch_real: int
+    init_from: str
+    dsa: str
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def present(self) -> Sequence[int]:
+        """The classes that are distilled, ascending."""
+        return super().present if self.classes is None else self.classes
+
+    @property
+    def pixels(self) -> int:
+        """Numbers of one image."""
+        return self.dataset.channels * self.dataset.height * self.dataset.width
+
+    def resident(self, classes: Sequence[int]) -> int:
+        """Return the bytes of all real images of ``classes``, 0 where their numbers are not known."""
+        counts = self.dataset.train_counts
+        return self.pixels * sum(counts[c] for c in classes) if counts else 0
+
+    def memory(self, block: Sequence[int], ctx: Context) -> ClassMemory:
+        """Return the real images of a block of classes, read once by each worker."""
+        return ctx.cached(("images of classes", "train", block), lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device))
+
+    def start(self, block: Sequence[int], ctx: Context) -> Tensor:
+        """Return a block's first images ``[K * ipc, C, H, W]``: real ones drawn per class, or normal noise."""
+        parts = []
+        for c in block:
+            if self.init_from == "noise":
+                parts.append(torch.randn((self.ipc, *self.dataset.shape), generator=ctx.rng("init", c)).to(ctx.device))
+                continue
+            of_class = self.memory(block, ctx).of(c)
+            if len(of_class) < self.ipc:
+                raise DataError(f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}")
+            chosen = torch.randperm(len(of_class), generator=ctx.rng("init", c))[: self.ipc]
+            parts.append(normalise(of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std))
+        return torch.cat(parts)
+
+    def draws(self, block: Sequence[int], ctx: Context) -> Ahead[Draws]:
+        """Return the random choices of a block's updates, by number; on a GPU they are made ahead in a thread."""
+
+        def make() -> Ahead[Draws]:
+            memory, size = self.memory(block, ctx), self.dataset.shape[1:]
+
+            def choose(t: int) -> Draws:
+                rows = memory.draw(list(block), self.batch_real, [ctx.rng("real", t, c) for c in block])
+                transforms = [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block] if parse_strategy(self.dsa) else []
+                return Draws(rows, transforms)
+
+            return Ahead(choose, threaded=ctx.device.type == "cuda")
+
+        return ctx.cached(("draws", self, block), make)

@@ -19,7 +19,7 @@ from raydd.core.errors import ConfigError, nearest, unknown
 from raydd.core.storage import absolute, check_url, protocol
 from raydd.core.units import Numerics
 from raydd.data.config import DatasetConfig
-from raydd.evaluation.plan import EvaluationConfig, rivals
+from raydd.evaluation.plan import EvaluationConfig, check_baseline, rivals
 from raydd.methods import METHODS, Method
 
 T = TypeVar("T")
@@ -226,12 +226,22 @@ def _method_of(fields: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -
     return build(METHODS.get(name), {k: v for k, v in fields.items() if k != "name"}, where, prefix=prefix)
 
 
+def method_from(fields: Mapping[str, Any], where: str) -> Method:
+    """Return the method that a published recipe's ``method`` describes; ``ConfigError`` for one of another version."""
+    return _method_of(fields, where, ("method",))
+
+
 def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
     """Return the evaluation with methods in place of the mappings among its baselines; ``ConfigError`` for what is none."""
     found: list[str | Method] = []
     for place, baseline in enumerate(config.baselines):
         if isinstance(baseline, Mapping):
-            found.append(_method_of(baseline, where, ("evaluation", "baselines", str(place))))
+            key = ("evaluation", "baselines", str(place))
+            if isinstance(baseline.get("name"), str):
+                check_baseline(baseline["name"], f"{where}: {'.'.join(key)}.name")
+            if baseline.get("name") == "whole":
+                raise ConfigError(f"{where}: {'.'.join(key)}: 'whole' is no method and has no settings here; write its name alone")
+            found.append(_method_of(baseline, where, key))
         elif isinstance(baseline, str):
             found.append(baseline)
         else:

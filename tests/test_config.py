@@ -84,6 +84,8 @@ def test_baselines_are_methods_by_name_or_with_settings(tmp_path: Path) -> None:
         ("evaluation.baselines=[3]", ["evaluation.baselines.0: Input should be a method's name or a mapping", "not 3"]),
         ("evaluation.baselines={name: dm}", ["evaluation.baselines: Input should be a list"]),
         ("evaluation.baselines=[{name: dsb}]", ["evaluation.baselines.0.name", "'dsb'", "did you mean 'dsa'"]),
+        ("evaluation.baselines=[{name: edc}]", ["evaluation.baselines.0.name: the sets of 'edc' have soft labels", "allowed: dc, dm, dsa"]),
+        ("evaluation.baselines=[{name: whole}]", ["evaluation.baselines.0", "'whole' is no method", "its name alone"]),
         ("evaluation.baselines=[{epochs: 1}]", ["evaluation.baselines.0.name is missing"]),
         ("evaluation.baselines=[random,{name: dsa, lr_imgg: 1}]", ["evaluation.baselines.1.lr_imgg", "did you mean 'lr_img'"]),
         ("evaluation.baselines=[{name: dsa, ipc: 1}]", ["evaluation.baselines.0.ipc", "unknown key"]),

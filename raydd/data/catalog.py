@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Literal
 
-from raydd.core.errors import unknown
+from raydd.core.errors import ConfigError, unknown
 from raydd.core.units import unkeyed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -179,6 +180,15 @@ def _catalog() -> dict[str, Entry]:
 
 
 CATALOG: dict[str, Entry] = _catalog()
+
+
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, key: str) -> None:
+    """Raise ``ConfigError`` for means or deviations of pixels on another scale than [0, 1]; ``key``: the job's, ``dataset``."""
+    for name, values in (("mean", mean or ()), ("std", std or ())):
+        strange = [value for value in values if not 0 <= value <= 1]
+        if strange:
+            hint = f" (of pixels up to 255: {strange[0] / 255:.4g})" if 1 < strange[0] <= 255 else ""
+            raise ConfigError(f"{key}.{name}: {list(values)}; means and deviations are of pixels in [0, 1]{hint}")
 
 
 def entry(name: str) -> Entry:

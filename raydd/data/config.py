@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt
 
 from raydd.core.errors import ConfigError
 from raydd.core.storage import absolute, check_url
+from raydd.data.catalog import check_normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class DatasetConfig:
             raise ConfigError(f"dataset.holdout: {self.holdout}; a share below 1 or a whole number of images per class is allowed")
         if self.std is not None and any(value <= 0 for value in self.std):
             raise ConfigError(f"dataset.std: {list(self.std)}; every value must be above 0")
+        check_normalisation(self.mean, self.std, "dataset")
         if self.resize is not None and self.size is not None and self.resize < self.size and self.fit != "squash":
             raise ConfigError(f"dataset.resize: {self.resize} is below dataset.size {self.size}; the centre crop would not fit")
         if self.test_shards is not None and self.shards is None:

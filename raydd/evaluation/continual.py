@@ -5,9 +5,10 @@ classes; after every step fresh students are trained on all that is kept, and te
 so far. The classifier has all outputs from the start. Published (CIFAR-100, 20 images per class, 5 or 10 steps, orders 0 to 4,
 three ConvNets each, 1,000 epochs with DSA augmentation for every method): figures of random, herding, DSA and DM as curves.
 
-The classes of a step are distilled alone, as if no others were known. Where a method's classes never talk (DM, selections, DC
-and DSA at one image per class) that equals cutting the set of all classes, which is what is done; elsewhere (DC and DSA) every
-step of every order has a distillation of its own. A published or foreign set can only be cut, whatever its maker had seen.
+The classes of a step are distilled alone, as if no others were known. Where a method's classes never talk (DM; DC and DSA at one
+image per class; all without batch norm) that equals cutting the set of all classes, which is what is done; elsewhere every step of
+every order has a distillation of its own. What is chosen by a network trained on all classes (herding, k-center) is cut, and so is
+a published or foreign set, whatever its maker had seen.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.rng import derive_seed
@@ -78,17 +79,46 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
     own = getattr(method, "network", DEFAULT_NETWORK)
     networks = config.architectures(own if isinstance(own, str) else DEFAULT_NETWORK)
     others = rivals(config)
-    if others.get(method.name, method) not in (method, type(method)()):
+    if any(isinstance(other, Method) and other.name == method.name and other != method for other in config.baselines):
         raise ConfigError(f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart")
     entries = []
     for network in networks:
         sources = [(AssembledSet(method=method, problem=problem), problem, labels_of(method, problem)) for problem in problems]
         entries += _rows(method.name, sources, network, config)
-        entries += _baselines(method.name, problems, network, config, others, method)
+        entries += _baselines(method.name, problems, network, config, others, partial(labels_of, method))
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
     made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
     return EvaluationPlan(method.name, problems[0], config, tuple(entries), _continual(method.name, made, networks[0], config, others))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What a stored set was made by: a method with teachers, and the problem that keys these."""
+
+    method: Method
+    problem: Problem
+
+    @property
+    def config(self) -> LabelConfig:
+        """How the set's labels were made."""
+        config: LabelConfig = self.method.labels  # type: ignore[attr-defined]
+        return config
+
+
+def _need_teachers(maker: Maker | None, why: str) -> None:
+    """Raise ``ConfigError`` if a set's maker is not known, or its teachers' files are not there."""
+    way = "evaluate the set with evaluation.baselines=[], or run its job"
+    if maker is None:
+        raise ConfigError(f"{why}, and it is not known which they are; {way}")
+    absent = maker.method.missing_teachers(maker.problem)
+    if absent:
+        raise ConfigError("\n  ".join([f"{why} by teachers that are missing; {way}:", *absent]))
+
+
+def _labels_by(maker: Maker | None, problem: Problem, source: AssembledSet) -> Labels | None:
+    """Return the labels that a stored set's teachers give to the set of a rival."""
+    return None if maker is None else labels_of(maker.method, maker.problem, source)
 
 
 def stored_evaluation(
@@ -98,25 +128,29 @@ def stored_evaluation(
     config: EvaluationConfig,
     labels: PublishedLabels | FkdLabels | None = None,
     own: str = DEFAULT_NETWORK,
+    maker: Maker | None = None,
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
-    ``labels``: the soft labels that lie beside it, if any do. ``own``: the network that made it.
+    ``labels``: the soft labels that lie beside it, if any do. ``own``: the network that made it. ``maker``: what made it, if that
+    is known and has teachers: they label the other sets, and this one if its labels are not stored.
     """
     _check_split(problem, config)
     if config.every is not None:
         raise ConfigError("evaluation.every: a stored set has no snapshots")
     others = rivals(config)
     name = f"stored {name}" if name in others else name
-    config, entries = _with_labels(config, None if labels is None else labels.config), []
-    if labels is not None and config.resolve().learns_logits and config.baselines:
-        raise ConfigError(
-            "evaluation.baselines: the teachers of a published set are not published with it, so no other set can get the same soft "
-            "labels; evaluate it with evaluation.baselines=[], or run its job"
-        )
+    found: LabelSource | None = labels
+    if found is None and maker is not None and not maker.config.stored and config.resolve().learns_logits:
+        _need_teachers(maker, f"evaluation.protocol: '{config.protocol}' needs the set's soft labels, computed ({maker.config.codec})")
+        found = labels_of(maker.method, maker.problem, stored)
+    config, entries = _with_labels(config, None if found is None else found.config), []
+    if found is not None and config.resolve().learns_logits and config.baselines:
+        _need_teachers(maker, "evaluation.baselines: other sets need soft labels of the same teachers")
     networks = config.architectures(own)
     for network in networks:
-        entries += _rows(name, [(stored, problem, labels)], network, config) + _baselines(name, [problem], network, config, others, None)
+        entries += _rows(name, [(stored, problem, found)], network, config)
+        entries += _baselines(name, [problem], network, config, others, partial(_labels_by, maker))
     return EvaluationPlan(name, problem, config, tuple(entries), _continual(name, [(stored, problem)], networks[0], config, others))
 
 
@@ -138,13 +172,13 @@ def rivals(config: EvaluationConfig) -> dict[str, Method]:
     return found
 
 
-def check_baseline(name: str) -> None:
-    """Raise ``ConfigError`` for what is no baseline; methods with soft labels of their own are none."""
+def check_baseline(name: str, key: str = "evaluation.baselines") -> None:
+    """Raise ``ConfigError`` that begins with ``key`` for what is no baseline; methods with soft labels of their own are none."""
     allowed = [known for known in METHODS.names() if not any(field.name == "labels" for field in fields(METHODS.get(known)))] + ["whole"]
     if name not in allowed and name in METHODS:
-        raise ConfigError(f"evaluation.baselines: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}")
+        raise ConfigError(f"{key}: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}")
     if name not in allowed:
-        raise ConfigError(f"evaluation.baselines: {unknown('baseline', name, allowed)}")
+        raise ConfigError(f"{key}: {unknown('baseline', name, allowed)}")
 
 
 def _check_split(problem: Problem, config: EvaluationConfig) -> None:
@@ -154,7 +188,7 @@ def _check_split(problem: Problem, config: EvaluationConfig) -> None:
         raise ConfigError(f"evaluation.split: the data set has no '{config.split}' split{hint}; it has: {', '.join(splits)}")
 
 
-def labels_of(method: Method, problem: Problem, source: AssembledSet | None = None) -> Labels | None:
+def labels_of(method: Method, problem: Problem, source: Source | None = None) -> Labels | None:
     """Return the soft labels of a method's set, or, given the ``source`` of another set, the same teachers' labels of that one.
 
     The latter are computed while students train. ``None`` for methods with hard labels.
@@ -173,7 +207,8 @@ def _with_labels(config: EvaluationConfig, labels: LabelConfig | None) -> Evalua
     """Return the evaluation with the batch size and the epochs of the set's soft labels, unless the job names its own."""
     if labels is None or not config.resolve().learns_logits:
         return config
-    epochs = labels.epochs if config.epochs is None and labels.stored else config.epochs
+    named = labels.stored or labels.epochs != LabelConfig.epochs  # else the protocol's, which nothing limits
+    epochs = labels.epochs if config.epochs is None and named else config.epochs
     return replace(config, batch=labels.batch if config.batch is None else config.batch, epochs=epochs)
 
 
@@ -187,6 +222,9 @@ def _stage(
             f"evaluation.protocol: '{config.protocol}' teaches soft labels, and this set has none; "
             f"protocols for hard labels: {hard}"
         )
+    recipe = protocol.recipe(problem.dataset, network)
+    if labels is not None and protocol.learns_logits:
+        labels.config.check_loss(recipe.loss)
     return Evaluate(
         seed=problem.seed,
         numerics=problem.numerics,
@@ -194,7 +232,7 @@ def _stage(
         labels=labels if protocol.learns_logits else None,
         dataset=problem.dataset.only(config.split),
         split=config.split,
-        recipe=protocol.recipe(problem.dataset, network),
+        recipe=recipe,
         network=network,
         test_every=config.test_every,
         repeats=repeats,
@@ -212,9 +250,14 @@ def _rows(name: str, sources: Sequence[_Labelled], network: str, config: Evaluat
 
 
 def _baselines(
-    name: str, problems: Sequence[Problem], network: str, config: EvaluationConfig, others: Mapping[str, Method], method: Method | None
+    name: str,
+    problems: Sequence[Problem],
+    network: str,
+    config: EvaluationConfig,
+    others: Mapping[str, Method],
+    labels: Callable[[Problem, AssembledSet], Labels | None],
 ) -> list[Planned]:
-    """Plan the baselines; where the set's students learn soft labels, ``method``'s teachers label the others as well."""
+    """Plan the baselines; ``labels`` returns those of another set, where the set's students learn soft labels."""
     entries: list[Planned] = []
     for baseline, rival in others.items():
         drawn = _draws(problems, config.random_draws if baseline == "random" else 1)
@@ -226,7 +269,7 @@ def _baselines(
                 source = AssembledSet(method=rival, problem=draw)
             except ConfigError as error:
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
-            sources.append((source, problem, labels_of(method, problem, source) if method is not None else None))
+            sources.append((source, problem, labels(problem, source)))
         entries += _rows(baseline, sources, network, config)
     return entries + (_whole(problems[0], network, config) if "whole" in config.baselines else [])
 

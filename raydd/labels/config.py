@@ -18,8 +18,8 @@ STORED = ("fp16", "int8", "topk")
 class LabelConfig:
     """Which views of the images teachers label, and what is kept of their logits.
 
-    ``batch``: images per batch, of labelling and of training alike, since mixed pairs lie within a batch. ``epochs``: epochs
-    that are stored; students may train for fewer (of labels that are not stored there is no end).
+    ``batch``: images per batch, of labelling and of training alike, since mixed pairs lie within a batch. ``epochs``: of the
+    students, unless the evaluation names its own; as many are stored (of labels that are not, there is no end).
 
     Views, in the order in which they are made: ``randaugment`` (two random operations per image, of 8-bit images only);
     ``shuffle``: RDED's grid of so many rows and columns of patches, each permuted (1: none); ``crop``: range of the crop's
@@ -57,6 +57,8 @@ class LabelConfig:
             raise ConfigError("labels.codec=topk needs labels.top: how many classes of each image are kept, such as 100")
         if self.codec != "topk" and (self.top is not None or self.tail != "mean"):
             raise ConfigError(f"labels.top and labels.tail belong to labels.codec=topk, not {self.codec}")
+        if self.online and self.sampler_seed != LabelConfig.sampler_seed:
+            raise ConfigError(f"labels.sampler_seed={self.sampler_seed} has no effect with labels.codec=online")
         if self.mix == "none" and self.alpha != LabelConfig.alpha:
             raise ConfigError(f"labels.alpha={self.alpha} has no effect with labels.mix=none")
         if self.batch > 65_536:
@@ -71,6 +73,12 @@ class LabelConfig:
     def online(self) -> bool:
         """Whether every student has views of its own."""
         return self.codec == "online"
+
+    def check_loss(self, loss: str) -> None:
+        """Raise ``ConfigError`` if what is kept of logits is not what a student's ``loss`` is made of."""
+        wanted = {"mse_gt": "mean", "kl": "mass"}.get(loss)
+        if self.codec == "topk" and wanted not in (None, self.tail):
+            raise ConfigError(f"labels.tail={self.tail}: students of the loss {loss} need labels.tail={wanted}")
 
     def check(self, images: int, classes: int, shape: tuple[int, int, int]) -> None:
         """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) of ``(C, H, W)``, and ``classes``."""

@@ -82,11 +82,19 @@ class PublishedLabels(FoundLabels):
         fits(self.config, batch, epochs, self.config.epochs)
 
     def check(self, distilled: DistilledSet) -> None:
-        """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the first epoch is no record."""
+        """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the first epoch is no record, or a file
+        that the manifest names is missing or of another size."""
         if (len(distilled), distilled.info.classes) != (self.images, self.classes):
             found = f"{len(distilled)} images of {distilled.info.classes} classes"
             raise DataError(f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}")
         self._read(0, distilled)
+        sizes = dict(Storage(self.url).sizes(""))
+        for name, size, _ in self.files:
+            where = join(self.url, name)
+            if name not in sizes:
+                raise TornFileError(f"{where} is missing although {MANIFEST} names it")
+            if sizes[name] != size:
+                raise TornFileError(f"{where} is torn: {sizes[name]} bytes, {MANIFEST} says {size}")
 
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set of ``distilled``; ``DataError`` if the labels are of other images."""

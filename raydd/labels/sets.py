@@ -25,6 +25,11 @@ from raydd.training.cost import network_facts
 class LabelSource(Protocol):
     """Where soft labels come from; a frozen dataclass, part of the key of an evaluation."""
 
+    @property
+    def config(self) -> LabelConfig:
+        """How they are made and kept."""
+        ...
+
     def inputs(self) -> Mapping[str, Ref]:
         """Return the outputs of other units that the labels are made of."""
         ...

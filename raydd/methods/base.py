@@ -64,6 +64,10 @@ class Method:
         """Return the networks whose soft labels the method's students learn; none for methods with hard labels."""
         return ()
 
+    def missing_teachers(self, problem: Problem) -> list[str]:
+        """Return one line for each file of :meth:`label_teachers`' weights that is not there or does not fit."""
+        return []
+
     def fetch(self) -> None:
         """Download what the method needs and its configuration allows to download; nothing is fetched for a dry run."""
 

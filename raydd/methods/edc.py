@@ -22,7 +22,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from raydd.core.units import unkeyed
 from raydd.methods.base import register_method
 from raydd.methods.pools import InitConfig, Sampling
-from raydd.methods.recover_config import EdcCompat, Matching, Priors
+from raydd.methods.recover_config import LOCAL_IMAGES, EdcCompat, Matching, Priors
 from raydd.methods.recover_method import Recovering
 from raydd.training.statistics import StatisticsConfig
 
@@ -64,7 +64,7 @@ class Edc(Recovering):
     drop_rate: Annotated[float, Ge(0), Le(1)] = 0.0
     class_weight: Annotated[float, Ge(0), Le(1)] = 0.5
     category_aware: Literal["global", "local"] = "global"
-    local_images: Annotated[int, Ge(1)] = 50_000
+    local_images: Annotated[int, Ge(1)] = LOCAL_IMAGES
     flatness_weight: Annotated[float, Ge(0)] = 0.0
     flatness_alpha: Annotated[float, Ge(0), Lt(1)] = 0.99
     flatness_tau: Annotated[float, Gt(0)] = 4.0

@@ -5,8 +5,9 @@ An iteration draws a new network and makes ``outer_loop`` updates of all images;
     L = sum_c D(grad_theta CE(net(S_c), c), grad_theta CE(net(real_c), c)),
 
 and between two updates the network is trained on them for ``inner_loop`` epochs. With one update per iteration (one image per
-class) the network is never trained and classes never talk: blocks of them are units. Else blocks are lanes of one unit, which
-exchange the images' gradients once per update; every worker trains the same network.
+class) the network is never trained and images of classes never talk: blocks of them are units (batch norms are frozen with real
+images of all classes). Else blocks are lanes of one unit, which exchange the images' gradients once per update; every worker trains
+the same network.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from raydd.methods.base import Method, Problem
 from raydd.methods.class_matching import check_init
 from raydd.methods.gradient_matching import MatchGradients
 from raydd.methods.parameter_gradients import check_network
-from raydd.networks import create_network, normalise_name
+from raydd.networks import Network, create_network, has_batchnorm, normalise_name
 
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Updates of the images per network, and epochs of the network between two of them, by images per class."""
@@ -76,7 +76,7 @@ class GradientMatching(Method):
         strategy = self.strategy(info)
         parse_strategy(strategy)
         check_init(info, ipc, self.init)
-        check_network(create_network(self.network, info.shape, info.classes, generator(0, "probe")), self.network, self.distance)
+        check_network(self._probe(info), self.network, self.distance)
         outer, inner = published_loops(ipc)
         return [
             MatchGradients(
@@ -102,10 +102,13 @@ class GradientMatching(Method):
             )
         ]
 
+    def _probe(self, info: DatasetInfo) -> Network:
+        return create_network(self.network, info.shape, info.classes, generator(0, "probe"))
+
     def joint(self, problem: Problem) -> bool:
-        """Return whether the network is trained on the images of all classes between two updates."""
+        """Return whether the network is trained on the images of all classes between two updates, or its batch norms see all classes."""
         outer = published_loops(problem.ipc)[0] if self.outer_loop is None else self.outer_loop
-        return outer > 1
+        return outer > 1 or has_batchnorm(self._probe(problem.dataset))
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the units' images in class order, with hard labels."""

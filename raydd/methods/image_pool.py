@@ -152,7 +152,8 @@ class FolderPool(ImagePool):
             counts = torch.bincount(data.labels, minlength=dataset.classes)
             short = int(counts.argmin())
             if counts[short] < (pool or 1):
-                raise ConfigError(f"init.pool={pool or 1}: class {short} has {int(counts[short])} images in {url}")
+                hint = "; init.pool=null takes what every class has" if counts[short] else ""
+                raise ConfigError(f"init.pool={pool or 1}: class {short} has {int(counts[short])} images in {url}{hint}")
             pool = pool or int(counts[short])
         digest = "" if data is None else data.digest
         pool = pool or fallback

@@ -78,9 +78,13 @@ class Rded(Method):
         """Download the teacher's published weights, if ``teachers.download`` says so."""
         self.teachers.fetch((self.teacher,))
 
-    def missing(self, problem: Problem) -> list[str]:
-        """Return a sentence for each weights file that is not there."""
+    def missing_teachers(self, problem: Problem) -> list[str]:
+        """Return a line for the teacher's file of weights if it is not there or does not fit."""
         return list(self.teachers.missing((self.teacher,), problem.dataset))
+
+    def missing(self, problem: Problem) -> list[str]:
+        """Return the same: nothing else is read."""
+        return self.missing_teachers(problem)
 
     def plan(self, problem: Problem) -> list[Stage]:
         """Return the teacher's training, if it is trained here, and the choice of crops; ``ConfigError`` if there are too few."""

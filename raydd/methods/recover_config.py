@@ -16,6 +16,10 @@ EmaInit = Literal["zero", "first"]
 EmaCarry = Literal["reset", "chain"]
 
 
+LOCAL_IMAGES = 50_000
+"""Real images that EDC draws on ImageNet-1k for ``category_aware=local``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmaCompat:
     """How the running statistics of the original code behave.
@@ -71,8 +75,11 @@ class Matching:
             raise ConfigError("category_aware=local has no effect with class_weight=0; set class_weight above 0")
         if self.category_aware == "local" and self.local_images < 1:
             raise ConfigError(f"category_aware=local needs local_images, not {self.local_images}; published: 50000 (ImageNet-1k)")
-        if self.ema_init == "first" and not self.momentum:
-            raise ConfigError("compat.ema_init=first has no effect with momentum=0: there are no running statistics")
+        if self.category_aware == "global" and self.local_images not in (0, LOCAL_IMAGES):
+            raise ConfigError(f"local_images={self.local_images} has no effect with category_aware=global")
+        for name, published in (("ema_init", "zero"), ("ema_carry", "reset")):
+            if getattr(self, name) != published and not self.momentum:
+                raise ConfigError(f"compat.{name}={getattr(self, name)} has no effect with momentum=0: there are no running statistics")
 
     @property
     def local(self) -> bool:
@@ -97,7 +104,7 @@ class Priors:
 
     ``tv``, ``l2``: total variation, mean norm. ``dd_weight``, ``dd_tau``: data densification and its temperature.
     ``flatness_weight``, ``flatness_alpha``, ``flatness_tau``: agreement with an average of past images, how slowly the average
-    moves, and the temperature.
+    moves, and the temperature. ``ConfigError`` for a setting of a term that is left out.
     """
 
     tv: float = 0.0
@@ -107,6 +114,11 @@ class Priors:
     flatness_weight: float = 0.0
     flatness_alpha: float = 0.99
     flatness_tau: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, weight in (("dd_tau", "dd_weight"), ("flatness_alpha", "flatness_weight"), ("flatness_tau", "flatness_weight")):
+            if getattr(self, name) != getattr(Priors, name) and not getattr(self, weight):
+                raise ConfigError(f"{name}={getattr(self, name)} has no effect with {weight}=0")
 
     def check_units(self, units: Sequence[Sequence[Group]], ipc: int) -> None:
         """Raise ``ConfigError`` where data densification compares the images of a class that packed groups split."""

@@ -103,6 +103,10 @@ class Recovering(Method):
         """Return the networks that label."""
         return tuple(self.teachers.backbones(self.label_networks or self.networks, problem))
 
+    def missing_teachers(self, problem: Problem) -> list[str]:
+        """Return a line for each file of the labelling networks' weights that is not there or does not fit."""
+        return list(self.teachers.missing(self.label_networks or self.networks, problem.dataset))
+
     def fetch(self) -> None:
         """Download the networks' published weights, if ``teachers.download`` says so."""
         self.teachers.fetch((*self.networks, *self.label_networks, *self.start.scoring_networks))

@@ -61,6 +61,8 @@ class Views:
             raise ConfigError(f"jitter={list(self.jitter)}: the smallest shift is above the largest")
         if self.curriculum != "none" and self.crop is None:
             raise ConfigError(f"crop_curriculum={self.curriculum} needs a crop; crop is null")
+        if self.curriculum == "none" and self.milestone != Views.milestone:
+            raise ConfigError(f"milestone={self.milestone} has no effect with crop_curriculum=none")
         if not 0 < self.milestone <= 1:
             raise ConfigError(f"milestone={self.milestone} must be above 0 and at most 1")
 

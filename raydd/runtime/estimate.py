@@ -49,12 +49,12 @@ def stages_of(targets: Sequence[Ref]) -> list[tuple[Stage, list[str], set[str]]]
 
 def costs(targets: Sequence[Ref]) -> list[StageCost]:
     """Return the cost of each kind of stage behind the targets; stages that differ only in seed or set share a row."""
-    rows: dict[tuple[str, int], StageCost] = {}
+    rows: dict[tuple[str, int, int], StageCost] = {}
     for stage, units, outputs in stages_of(targets):
         for unit in units:
             cost = stage.cost(unit)
             steps = stage.steps(unit)
-            row = rows.setdefault((stage.name, steps), StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0))
+            row = rows.setdefault((stage.name, steps, stage.lanes), StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0))
             row.units += 1
             row.flop += cost.flop
             row.peak_bytes = max(row.peak_bytes, cost.peak_bytes)
@@ -89,9 +89,12 @@ def critical_seconds(rows: Sequence[StageCost], rate: float, workers: int) -> fl
     """Return an estimate of wall seconds: each stage's FLOP at 70 % of ``rate``, units spread over the workers."""
     total = 0.0
     for row in rows:
-        at_once = max(1, min(workers, row.lanes or row.units))
-        rounds = -(-row.units // at_once) / row.units if not row.lanes else 1 / at_once
-        total += row.flop * rounds / (0.7 * rate)
+        lanes = max(1, min(workers, row.lanes))
+        if row.units < lanes:  # the group shares one unit after the other, as the ledger leases them
+            total += row.flop / lanes / (0.7 * rate)
+            continue
+        at_once = max(1, min(workers, row.units))
+        total += row.flop * -(-row.units // at_once) / row.units / (0.7 * rate)
     return total
 
 

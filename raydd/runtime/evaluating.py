@@ -13,17 +13,18 @@ from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, read_set
 from raydd.artifacts.report import Report
-from raydd.config import EvaluationJob
+from raydd.config import EvaluationJob, build, method_from
 from raydd.core.errors import ConfigError
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute
 from raydd.core.store import Store, device_kind
-from raydd.core.units import Ref
+from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.evaluation.continual import check_classes
-from raydd.evaluation.plan import DEFAULT_NETWORK, EvaluationPlan, stored_evaluation
+from raydd.evaluation.plan import DEFAULT_NETWORK, EvaluationPlan, Maker, stored_evaluation
 from raydd.evaluation.summary import summarise
+from raydd.labels.config import LabelConfig
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
@@ -86,7 +87,20 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | Non
     if found is not None:
         found.check(distilled)
     own = own if isinstance(own, str) else DEFAULT_NETWORK
-    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, found, own)
+    maker = maker_of(distilled.recipe, info, ipc)
+    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, found, own, maker)
+
+
+def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | None:
+    """Return what made a set of ours, if it has teachers and was made of this training split by a version like this one."""
+    try:
+        method = method_from(recipe["method"], "recipe.json")
+        numerics = build(Numerics, recipe["job"]["numerics"], "recipe.json")
+        problem = Problem(dataset=info, ipc=ipc, seed=int(recipe["seed"]), numerics=numerics)
+        same = recipe["source"]["train"] == dict(info.digests)["train"]
+    except (ConfigError, KeyError, TypeError, ValueError):
+        return None
+    return Maker(method, problem) if same and isinstance(getattr(method, "labels", None), LabelConfig) else None
 
 
 def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:

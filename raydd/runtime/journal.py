@@ -250,6 +250,10 @@ class Curves:
                 rows.everyone |= 1 << index
                 self._units[unit_key(stage, unit)] = (rows, 1 << index)
 
+    def label(self, key: str) -> str:
+        """Return what the stage of a unit's key is called."""
+        return self._units[key][0].label
+
     def on_event(self, event: Event) -> list[tuple[str, int, dict[str, float]]]:
         """Return ``(stage, t, {name: mean})`` for every step that the event completes; rows sent again count once."""
         if event.key not in self._units or not event.rows:

@@ -37,7 +37,7 @@ class Lease:
 
 @dataclass
 class Node:
-    """A unit with outputs still wanted."""
+    """A unit with outputs still wanted. ``alone``: the last worker to take its lanes took all of them."""
 
     stage: Stage
     unit: str
@@ -48,6 +48,7 @@ class Node:
     needs: set[tuple[str, str]] = field(default_factory=set)
     urgency: float = math.inf
     holders: set[str] = field(default_factory=set)
+    alone: bool = False
     t: int = 0
     stumbles: int = 0
     crashes: int = 0
@@ -180,13 +181,23 @@ class Ledger:
         if not own:
             return Lease("wait")
         node = min(own, key=lambda n: (min(n.urgency, _step(n.next_output())), n.key not in held, PHASES.index(n.stage.phase), n.order))
-        if node.stage.lanes and self.world.get("rank", 1) > 1:
+        if self._together(node, ready):
             self.gathering = node.key
             self.idle, self.called = set(), set()
             return self._gather(worker)
         node.holders.add(worker)
+        node.alone = bool(node.stage.lanes)
         self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker=worker)
         return Lease("run", node.stage, node.unit, self._segment(node))
+
+    def _together(self, node: Node, ready: Sequence[Node]) -> bool:
+        """Return whether the whole group shares a unit's lanes: where more workers find work so than with a unit for each.
+
+        Lanes give the same bytes either way. While one worker has such a unit to itself, no group is called together: it would wait.
+        """
+        alone = any(other.alone and other.holders and not other.complete for other in self.nodes.values())
+        units = sum(1 for other in ready if other.stage.lanes)
+        return not alone and units < min(node.stage.lanes, self.world.get("rank", 1))
 
     @staticmethod
     def _segment(node: Node) -> tuple[str, ...]:
@@ -205,7 +216,7 @@ class Ledger:
             if len(self.idle) < self.world["rank"]:
                 return Lease("wait")
             self.called = set(self.idle)
-            node.holders = set(self.idle)
+            node.holders, node.alone = set(self.idle), False
             self.tickets += 1
             self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker="group")
         if worker not in self.called:

@@ -174,8 +174,10 @@ class _Session:
         self.plan, self.output, self.store, self.tell = plan, output, store, tell
         job = plan.job
         self.journal = Journal(output)
-        stages = [stage for stage, _, _ in stages_of(plan.targets) if stage.phase != "evaluate"]
-        self.curves = Curves(stages)
+        made = [ref for problem in plan.problems for ref in job.method.targets(problem).values()]
+        # Sets of other methods, and of single steps of continual learning, have losses of their own, which say nothing of this set.
+        self.curves = Curves([stage for stage, _, _ in stages_of(made)])
+        self.charted = {self.curves.label(ref.key) for ref in made}
         self.series: dict[str, dict[int, float]] = {}
         self.tracker = Tracker(
             job.tracking.uri, job.tracking.experiment, job.name, output, params=flatten(job.resolved()), tags=_tags(plan)
@@ -309,7 +311,8 @@ class _Session:
         return sum(self._seconds(Ref(stage, unit)) for stage, units, _ in behind for unit in units)
 
     def _loss_chart(self) -> bytes | None:
-        series = {name: sorted(points.items()) for name, points in self.series.items() if len(points) > 1 and name.endswith(" loss")}
+        wanted = {f"{label} loss" for label in self.charted}
+        series = {name: sorted(points.items()) for name, points in self.series.items() if len(points) > 1 and name in wanted}
         if not series:
             return None
         title = f"{self.plan.job.name}: {self.plan.job.method.name}"

@@ -18,11 +18,11 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.errors import ConfigError, DataError, TornFileError, nearest
 from raydd.core.rng import generator
 from raydd.core.storage import check_url, join
 from raydd.core.units import Context, Numerics, Ref, unkeyed
-from raydd.data.catalog import DatasetInfo
+from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.networks import create_network, normalise_name
 from raydd.networks.base import Network, Shape
 from raydd.networks.names import spellings
@@ -190,6 +190,7 @@ class TeacherConfig:
                 raise ConfigError(f"teachers.{name} has no effect: teachers.weights is '{self.weights}', not files")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise ConfigError(f"teachers.mean is {self.mean} and teachers.std {self.std}: both are needed, equally many numbers")
+        check_normalisation(self.mean, self.std, "teachers")
         if self.download and "torchvision" not in (self.weights, self.init):
             raise ConfigError("teachers.download has no effect: neither teachers.weights nor teachers.init is 'torchvision'")
         if files:
@@ -271,7 +272,9 @@ class TeacherConfig:
             else:
                 places = self._places(network)
                 others = f" (or {', '.join(place.rsplit('/', 1)[-1] for place in places[1:4])})" if len(places) > 1 else ""
-                lines.append(f"network '{network}': put its weights at {places[0]}{others}")
+                meant = "" if "/" in self.weights else nearest(self.weights, ("train", "torchvision"))
+                meant = meant and f"; teachers.weights is '{self.weights}'{meant}"
+                lines.append(f"network '{network}': put its weights at {places[0]}{others}{meant}")
         return lines
 
 

@@ -1,9 +1,10 @@
 """Files of trained weights: ``.pth`` and ``.pt`` of others, safetensors, torchvision's published ones; read without unpickling.
 
-A ``.pth`` or ``.pt`` holds a state dict, plain or under ``state_dict``, ``model`` or ``net``, with or without ``module.`` before its
-names. A safetensors file may say in its metadata how the images of its network are normalised: ``mean`` and ``std``, JSON
-lists of a number per channel, of pixels in [0, 1]. Names are ours or the published ones (:mod:`raydd.networks.released`); an
-output of :class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
+A ``.pth`` or ``.pt`` holds a state dict, plain or under ``state_dict``, ``model`` or ``net`` (else timm's averaged one, under
+``state_dict_ema``), with or without ``module.`` or Lightning's ``model.`` before its names. A safetensors file may say in its
+metadata how the images of its network are normalised: ``mean`` and ``std``, JSON lists of a number per channel, of pixels in
+[0, 1]. Names are ours or the published ones (:mod:`raydd.networks.released`); an output of
+:class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from raydd.networks.released import load_published_
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _SITE = "https://download.pytorch.org/models/"
-_WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "network")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "network", "state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 _WAIT_SECONDS = 30.0
 Values = tuple[float, ...]
 

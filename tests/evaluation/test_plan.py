@@ -95,7 +95,9 @@ def test_other_methods_are_judged_beside_with_settings_of_their_own(digits, tmp_
     report = summarise(plan, store.load)
     assert [row.set for row in report.rows] == ["dm", "random", "dsa", "whole"]
     with pytest.raises(ConfigError, match="'dm' is the job's own method"):
-        evaluation_stages(_dm(), problems, replace(SMALL, baselines=(_dm(momentum=0.1),)))
+        evaluation_stages(_dm(), problems, replace(SMALL, baselines=(METHODS.get("dm")(),)))
+    for own in ("dm", _dm()):
+        assert {item.set for item in evaluation_stages(_dm(), problems, replace(SMALL, baselines=(own,))).entries} == {"dm"}
     with pytest.raises(ConfigError, match="'rded' have soft labels of their own"):
         evaluation_stages(_dm(), problems, replace(SMALL, baselines=("rded",)))
     stored = stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "dsa", problems[0], replace(SMALL, baselines=(dsa,)))

@@ -219,7 +219,11 @@ def test_published_labels_that_are_not_whole_are_refused(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TornFileError, match=r"epoch-001\.safetensors is torn"):
         batches(opened, 1)
+    with pytest.raises(TornFileError, match=r"epoch-001\.safetensors is torn: \d+ bytes, manifest\.json says \d+"):
+        PublishedLabels.at(str(tmp_path)).check(SOURCE.load())
     path.unlink()
+    with pytest.raises(TornFileError, match=r"epoch-001\.safetensors is missing although manifest\.json names it"):
+        PublishedLabels.at(str(tmp_path)).check(SOURCE.load())
     with pytest.raises(TornFileError, match="is missing although"):
         batches(opened, 1)
 

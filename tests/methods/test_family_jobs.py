@@ -7,9 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_jobs import NETWORKS, job, raydd
+from family_jobs import INFO, NETWORKS, job, raydd
+from test_family_refusals import weights
 
 from raydd.artifacts.folder import verify
+from raydd.core.errors import ConfigError
+from raydd.core.units import Numerics
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import open_data, with_digests
+from raydd.evaluation.plan import EvaluationConfig, Maker, stored_evaluation
+from raydd.labels.config import LabelConfig
+from raydd.labels.published import PublishedLabels
+from raydd.methods import Problem
+from raydd.methods.sources import StoredSet
+from raydd.runtime.evaluating import maker_of
 
 VARIANTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("edc", {"compat": {"ema_carry": "chain"}, "groups_per_unit": 3}, ()),
@@ -53,3 +64,62 @@ def test_each_seed_publishes_labels_that_repeat_its_evaluation_without_the_store
     assert before == {path: path.read_bytes() for path in before}
     other = raydd("evaluate", str(folders[0]), "--labels", str(folders[1]), *args, f"store={tmp_path / 'other'}")
     assert (other.exit_code, "labels of another set" in other.output) == (2, True), other.output
+
+
+CODECS: list[tuple[str, dict[str, Any]]] = [
+    ("edc", {"labels": {"batch": 5, "epochs": 2}}),
+    ("edc", {"labels": {"batch": 5, "epochs": 2, "codec": "recipe"}}),
+    ("rded", {"labels": {"batch": 5, "epochs": 3}}),
+]
+
+
+@pytest.mark.parametrize(("method", "fields"), CODECS, ids=["stored", "recipe", "online"])
+def test_a_published_set_is_evaluated_beside_others_with_the_labels_of_its_teachers(
+    method: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """With the job's store, nothing but students is computed; with another one, the teachers are trained again, alike."""
+    result = job(tmp_path, method, fields, ("evaluation.baselines=[random]", "seed=3"))
+    assert result.exit_code == 0, result.output
+    folder, found = tmp_path / "out" / "distilled", []
+    expected = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert [(row["set"], row["networks"]) for row in expected] == [(method, 1), ("random", 1)]
+    assert method != "rded" or "epochs=3" in expected[0]["protocol"], "the epochs of labels that are not stored are the students' too"
+    for store in ("store", "other"):
+        args = ["--networks", NETWORKS[0], "--repeats", "1", "--output", str(tmp_path / f"report-{store}"), f"store={tmp_path / store}"]
+        before = set((tmp_path / store).glob("units/*/*"))
+        again = raydd("evaluate", str(folder), *args, "seed=3")
+        assert again.exit_code == 0, again.output
+        found.append(json.loads((tmp_path / f"report-{store}" / "report.json").read_text())["rows"])
+        computed = set((tmp_path / store).glob("units/*/*")) - before
+        assert (len(computed) == 1) == (store == "store"), "the students of the published set, else also teachers, draws and their students"
+    wanted = [(row["set"], pytest.approx(row["accuracy_mean"])) for row in expected]
+    for rows in found:
+        assert [(row["set"], row["accuracy_mean"]) for row in rows] == wanted
+
+
+def test_a_published_set_whose_teachers_cannot_be_had_is_refused_beside_others(tmp_path: Path) -> None:
+    url = weights(tmp_path / "weights")
+    fields = {"teachers": {"weights": url}, "labels": {"batch": 5, "epochs": 2, "codec": "recipe"}}
+    assert job(tmp_path, "edc", fields).exit_code == 0
+    folder = tmp_path / "out" / "distilled"
+    args = ["--networks", NETWORKS[0], "--repeats", "1", f"store={tmp_path / 'other'}"]
+    assert raydd("evaluate", str(folder), *args, "evaluation.baselines=[]").exit_code == 0, "files are read from where they were"
+    for file in Path(url).iterdir():
+        file.unlink()
+    alone = raydd("evaluate", str(folder), *args, "evaluation.baselines=[]")
+    assert (alone.exit_code, "needs the set's soft labels, computed (recipe) by teachers that are missing" in alone.output) == (2, True)
+    assert f"put its weights at {url}/{NETWORKS[0]}.safetensors" in alone.output
+    recipe = json.loads((folder / "recipe.json").read_text())
+    data = open_data(DatasetConfig(name="digits"))
+    info = with_digests(INFO, data)
+    assert isinstance(maker_of(recipe, info, 2), Maker)
+    others = [{**recipe, "method": {**recipe["method"], "of_another_version": 1}}, {**recipe, "source": {"train": "other"}}, {}]
+    assert [maker_of(other, info, 2) for other in others] == [None] * 3
+    fields = {"url": "x", "digest": "0", "dataset": info, "count": 20}
+    problem = Problem(dataset=info, ipc=2, seed=0, numerics=Numerics())
+    found = PublishedLabels(url="x", digest="0", config=LabelConfig(batch=5, epochs=2), images=20, classes=10)
+    config = EvaluationConfig(protocol="edc", networks=(NETWORKS[0],))
+    with pytest.raises(ConfigError, match="other sets need soft labels of the same teachers, and it is not known which they are"):
+        stored_evaluation(StoredSet(**fields), "edc", problem, config, found)
+    with pytest.raises(ConfigError, match="'edc' teaches soft labels, and this set has none"):
+        stored_evaluation(StoredSet(**fields), "edc", problem, config)

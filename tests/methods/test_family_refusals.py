@@ -137,6 +137,7 @@ def test_teachers_that_are_missing(tmp_path: Path) -> None:
         assert faults(tmp_path, result, f"put its weights at {nowhere}/{NETWORKS[0]}.safetensors") == []
 
 
+TOP = {"batch": 5, "epochs": 2, "codec": "topk", "top": 3}
 LABELS: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("edc", {}, ("evaluation.batch=4",), "the students' batch is 4, that of their labels 5"),
     ("rded", {}, ("evaluation.batch=4", "evaluation.epochs=1"), "the students' batch is 4, that of their labels 5"),
@@ -147,6 +148,9 @@ LABELS: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("edc", {"labels": {"batch": 5, "epochs": 2, "shuffle": 3}}, (), "labels.shuffle=3 does not divide images of 8x8"),
     ("rded", {"labels": {"batch": 5, "shuffle": 3}}, (), "labels.shuffle=3 does not divide images of 8x8"),
     ("edc", {"labels": {"batch": 5, "epochs": 2, "crop": None, "pad_crop": 8}}, (), "labels.pad_crop=8"),
+    ("edc", {"labels": TOP | {"tail": "mass"}}, (), "labels.tail=mass: students of the loss mse_gt need labels.tail=mean"),
+    ("rded", {"labels": TOP}, (), "labels.tail=mean: students of the loss kl need labels.tail=mass"),
+    ("rded", {"labels": {"batch": 5, "codec": "online", "sampler_seed": 1}}, (), "labels.sampler_seed=1 has no effect"),
 ]
 
 
@@ -170,6 +174,14 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("sre2l", {"jitter": [0, 8]}, (), "jitter=[0, 8] is larger than the images of 8x8"),
     ("rded", {"factor": 3}, (), "factor=3 does not divide images of 8 x 8"),
     ("rded", {"candidates": 7}, (), "candidates=7"),
+    ("edc", {"local_images": 20}, (), "local_images=20 has no effect with category_aware=global"),
+    ("edc", {"flatness_tau": 3.0}, (), "flatness_tau=3.0 has no effect with flatness_weight=0"),
+    ("gvbsm", {"dd_weight": 0.0, "dd_tau": 3.0}, (), "dd_tau=3.0 has no effect with dd_weight=0"),
+    ("edc", {"momentum": 0.0, "compat": {"ema_carry": "chain"}}, (), "compat.ema_carry=chain has no effect with momentum=0"),
+    ("sre2l", {"milestone": 0.5}, (), "milestone=0.5 has no effect with crop_curriculum=none"),
+    ("edc", {}, ("dataset.mean=[127]", "dataset.std=[50]"), "dataset.mean: [127.0]; means and deviations are of pixels in [0, 1]"),
+    ("edc", {"teachers": {"weights": "x.pt", "mean": [0.5], "std": [50.0]}}, (), "teachers.std: [50.0]"),
+    ("edc", {"teachers": {"weights": "torchvison"}}, (), "teachers.weights is 'torchvison' (did you mean 'torchvision'?)"),
 ]
 
 

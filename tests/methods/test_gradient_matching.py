@@ -286,6 +286,7 @@ def test_where_classes_never_talk_chosen_ones_are_those_of_the_whole_set(tmp_pat
     method, given = Dsa(**SMALL | {"outer_loop": None, "inner_loop": None, "classes_per_unit": 2}), problem(info, 1)
     assert not method.joint(given)
     assert replace(method, outer_loop=3).joint(given)
+    assert replace(method, network="convnet2_w8_batchnorm").joint(given), "batch norms see images of all classes"
     sets = []
     for problem_ in (given, replace(given, classes=(0, 3, 4))):
         refs, store = method.targets(problem_), Store(str(tmp_path))

@@ -123,7 +123,8 @@ def test_flips_happen_half_of_the_time() -> None:
         ({"jitter": (3, 1)}, "smallest shift is above"),
         ({"curriculum": "cosine"}, "needs a crop"),
         ({"pad": -1}, "must not be negative"),
-        ({"crop": (0.5, 1.0), "milestone": 0.0}, "above 0"),
+        ({"crop": (0.5, 1.0), "curriculum": "cosine", "milestone": 0.0}, "above 0"),
+        ({"crop": (0.5, 1.0), "milestone": 0.5}, "no effect with crop_curriculum=none"),
     ],
 )
 def test_views_that_cannot_be_are_refused(fields: dict[str, object], message: str) -> None:

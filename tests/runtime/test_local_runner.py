@@ -21,6 +21,7 @@ from raydd.core.events import Event
 from raydd.core.store import Checkpoint, Store
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Numerics, Ref, Stage, snapshot, stage_digest, unit_key
+from raydd.runtime.ledger import Ledger
 from raydd.runtime.runner import LocalRunner
 from raydd.runtime.worker import Worker
 
@@ -227,6 +228,26 @@ def test_equal_for_any_number_of_workers(tmp_path: Path, undisturbed: list[str],
     assert results(targets(), store) == undisturbed
     workers = {e.worker for e in events if e.kind == "start"}
     assert ("group" in workers) == (world > 1), "the choir is sung by the whole group"
+
+
+@pytest.mark.parametrize(
+    ("world", "choirs", "shared"),
+    [(3, 1, 1), (3, 2, 2), (2, 2, 0), (3, 3, 0), (4, 2, 2), (9, 3, 3), (9, 4, 0)],
+)
+def test_a_group_shares_lanes_only_where_more_workers_find_work_so(tmp_path: Path, world: int, choirs: int, shared: int) -> None:
+    """A choir has four lanes: one after the other by the whole group, or each by one worker."""
+    refs = [Ref(Choir(seed=seed, voices=4), "all") for seed in range(choirs)]
+    alone, group = Store(str(tmp_path / "alone")), Store(str(tmp_path / "group"))
+    run(refs, alone)
+    ledger = Ledger(refs, group)
+    for rank in range(world):
+        ledger.hello(f"rank-{rank}", 1, world)
+    leases = [ledger.lease(f"rank-{rank % world}", [], 1, world) for rank in range(2 * world)]
+    kinds = [lease.kind for lease in leases]
+    assert ("join" in kinds, "run" in kinds) == (shared > 0, shared == 0)
+    assert len({lease.ref.key for lease in leases if lease.kind == "run"}) in (0, min(world, choirs))
+    run_group(refs, group, world, checkpoint_every=0.0)
+    assert results(refs, group) == results(refs, alone)
 
 
 def test_markers_say_what_and_where(tmp_path: Path) -> None:

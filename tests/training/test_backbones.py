@@ -102,6 +102,8 @@ def parallel(state: Any) -> Any:
         lambda state: {"state_dict": state, "best_acc1": np.float64(61.5), "optimizer": {"state": {}, "param_groups": []}},
         lambda state: {"model": state, "args": argparse.Namespace(epochs=3, lr=0.1), "epoch": 2},
         lambda state: OrderedDict((f"_orig_mod.{key}", value) for key, value in state.items()),
+        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "pytorch-lightning_version": "2.4.0"},
+        lambda state: {"state_dict_ema": state, "arch": "resnet18", "epoch": 3},
     ],
 )
 @pytest.mark.parametrize("ours", [False, True])

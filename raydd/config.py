@@ -101,7 +101,10 @@ class _Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob:
-    """What ``raydd evaluate`` runs besides the set itself; ``output`` (if any) and ``store`` are absolute."""
+    """What ``raydd evaluate`` runs besides the set itself; ``store`` is absolute, and so is ``output`` (default: by the set).
+
+    ``tracking.uri``: default ``MLFLOW_TRACKING_URI``, else ``none``.
+    """
 
     seed: Annotated[int, annotated_types.Ge(0)] = 0
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -110,6 +113,7 @@ class EvaluationJob:
     output: str | None = None
     store: str = "runs/store"
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(workers=0))
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole tree as plain values."""
@@ -152,6 +156,7 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
     job = build(EvaluationJob, tree, "evaluate")
     output = absolute(job.output) if job.output is not None else None
     evaluation = _with_baselines(job.evaluation, "evaluate")
+    _check_tracking(job.tracking, "evaluate")
     return dataclasses.replace(job, evaluation=evaluation, dataset=job.dataset.absolute(), store=absolute(job.store), output=output)
 
 
@@ -183,9 +188,7 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
             raise ConfigError(f"{where}: {error}") from error
         if protocol(url) in {"http", "https"}:
             raise ConfigError(f"{where}: {key}: {protocol(url)} URLs cannot be written")
-    if re.search(r"://[^/@]*@", top.tracking.uri or ""):
-        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise ConfigError(f"{where}: tracking.uri: credentials belong in the environment ({variables})")
+    _check_tracking(top.tracking, where)
     output, store = absolute(output), absolute(top.store)
     if output == store:
         raise ConfigError(f"{where}: output and store must be different places, both are {output}")
@@ -202,6 +205,13 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
         compute=top.compute,
         tracking=top.tracking,
     )
+
+
+def _check_tracking(tracking: TrackingConfig, where: str) -> None:
+    """Raise ``ConfigError`` for credentials in the address."""
+    if re.search(r"://[^/@]*@", tracking.uri or ""):
+        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise ConfigError(f"{where}: tracking.uri: credentials belong in the environment ({variables})")
 
 
 def _method(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Method | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
@@ -34,18 +33,7 @@ def main(config: str, dry_run: bool, verbose: bool, overrides: tuple[str, ...]) 
             return
         from raydd.runtime import pipeline
 
-        _finish(pipeline.run_job(job, click.echo))
-
-
-def _finish(outcome: Any) -> None:
-    from raydd.artifacts.report import render_table
-
-    click.echo("")
-    click.echo(render_table(outcome.report))
-    click.echo("")
-    width = max(map(len, outcome.places))
-    for name, place in outcome.places.items():
-        click.echo(f"{name.ljust(width)}  {place}")
+        click.echo(pipeline.run_job(job, click.echo).render())
 
 
 if __name__ == "__main__":

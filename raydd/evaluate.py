@@ -23,7 +23,7 @@ from raydd.core.errors import refusing
 @click.option("--continual", type=int, metavar="STEPS", help="Also learn the classes in so many steps, from a growing memory.")
 @click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
 @click.option("--labels", metavar="URL", help="Soft labels (ours, or FKD's epoch folders) where they do not lie beside the set.")
-@click.option("--output", metavar="URL", help="Folder for report.json and its pictures.")
+@click.option("--output", metavar="URL", help="Folder for report.json and its pictures (default: below runs/evaluate).")
 @click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -31,11 +31,10 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
     """Train students on the set at URL and test them on real images, beside random images of the same number.
 
     URL is a folder published by raydd, a DC/DSA/DM .pt file, an image folder, or WebDataset tars. KEY=VALUE sets keys of
-    dataset, evaluation, numerics and compute, and seed and store, as in a job: dataset.root=/data compute.workers=2
+    dataset, evaluation, numerics, compute and tracking, and seed and store, as in a job: dataset.root=/data compute.workers=2
     """
     setup_logging(verbose)
     with command_errors(verbose):
-        from raydd.artifacts.report import render_table
         from raydd.config import load_evaluation
         from raydd.runtime import evaluating
 
@@ -46,7 +45,7 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
         if dry_run:
             click.echo(evaluating.describe_plan(job, plan))
             return
-        click.echo("\n" + render_table(evaluating.run_stored(job, subject, plan, click.echo)))
+        click.echo(evaluating.run_stored(job, subject, plan, click.echo).render())
 
 
 def _tree(options: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:

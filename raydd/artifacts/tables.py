@@ -88,11 +88,17 @@ def cross(report: Report) -> Crossed | None:
     return Crossed(tuple(names.values()), networks, cells)
 
 
+def _count(number: int, word: str) -> str:
+    """Return a number of things: ``1 class``, ``2 classes``."""
+    return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
+
+
 def continual_context(report: Report) -> tuple[str, str]:
     """Return what the continual experiment's numbers are of: steps and repetitions; protocol and network."""
     first, last = report.continual[0], report.continual[-1]
+    repeated = f"{_count(first.orders, 'class order')} × {_count(first.networks, 'network')}"
     return (
-        f"{last.step} steps of {first.classes} classes, {first.orders} class orders × {first.networks} networks",
+        f"{last.step} steps of {_count(first.classes, 'class')}, {repeated}",
         f"protocol {first.protocol}, {first.network}",
     )
 
@@ -101,7 +107,7 @@ def continual_table(report: Report) -> Table:
     """Return the accuracies after each step, a line per set."""
     sets = dict.fromkeys(row.set for row in report.continual)
     of_set = {name: [row for row in report.continual if row.set == name] for name in sets}
-    header = ["set", *(f"{row.classes} classes" for row in next(iter(of_set.values())))]
+    header = ["set", *(_count(row.classes, "class") for row in next(iter(of_set.values())))]
     lines = [[name, *(spread(row.accuracy_mean, row.accuracy_std) for row in rows)] for name, rows in of_set.items()]
     title = f"Continual learning, {', '.join(continual_context(report))}: accuracy on the images of the classes seen so far, %"
     return Table(title, header, lines)

@@ -49,13 +49,14 @@ class PlannedMemory:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is evaluated, in the order of the report."""
+    """What is evaluated, in the order of the report. ``notes``: what a reader of the report has to know besides."""
 
     name: str
     problem: Problem
     config: EvaluationConfig
     entries: tuple[Planned, ...]
     continual: tuple[PlannedMemory, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -151,7 +152,11 @@ def stored_evaluation(
     for network in networks:
         entries += _rows(name, [(stored, problem, found)], network, config)
         entries += _baselines(name, [problem], network, config, others, partial(_labels_by, maker))
-    return EvaluationPlan(name, problem, config, tuple(entries), _continual(name, [(stored, problem)], networks[0], config, others))
+    memories = _continual(name, [(stored, problem)], networks[0], config, others)
+    notes = [f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."] * bool(memories)
+    if config.baselines and stored.images % problem.dataset.classes:
+        notes.append(f"{name} has {stored.images} images, the other sets {problem.ipc} of each class.")
+    return EvaluationPlan(name, problem, config, tuple(entries), memories, tuple(notes))
 
 
 def rivals(config: EvaluationConfig) -> dict[str, Method]:

@@ -11,6 +11,7 @@ from raydd.core.units import Ref, Stage
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
 from raydd.evaluation.scores import Pooled, beats, hard_label_recovery, improvement_over_random, label_robust_score, pool_accuracies
+from raydd.methods.sources import StoredSet
 
 Outputs = Mapping[Evaluate | EvaluateNetworks, Sequence[Tensors]]
 
@@ -74,6 +75,7 @@ def _row(
     seconds: Callable[[Ref], float] | None,
 ) -> Row:
     first = outputs[group[0].stage][0]
+    unknown = seconds is None or isinstance(getattr(group[0].stage, "source", None), StoredSet)
     best = [value for entry in group for value in _accuracies(outputs[entry.stage], "best_accuracy")] if "best_accuracy" in first else []
     return Row(
         set=key[0],
@@ -86,7 +88,7 @@ def _row(
         image_bytes=int(first["image_bytes"]),
         label_bytes=int(first["label_bytes"]),
         best_accuracy=100 * statistics.fmean(best) if best else None,
-        device_seconds=None if seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
+        device_seconds=None if unknown or seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +16,9 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, read_set
 from raydd.artifacts.report import Report
 from raydd.config import EvaluationJob, build, method_from
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, refusing
 from raydd.core.numerics import pick_device, tune_allocator
-from raydd.core.storage import Storage, absolute
+from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import DatasetInfo
@@ -30,10 +32,13 @@ from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
 from raydd.runtime.estimate import costs, measured_rate, render, unit_table
-from raydd.runtime.pipeline import Interrupted, make_runner, stop_on_signals, to_json
+from raydd.runtime.output import flatten
+from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import most_workers
 from raydd.runtime.progress import Progress
 from raydd.runtime.runner import OpenData
+from raydd.runtime.tracking import Tracker
+from raydd.runtime.tracking_uri import resolve_uri
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,52 @@ def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> str:
     return yaml.safe_dump(job.resolved(), sort_keys=False) + "\n" + table
 
 
-def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Report:
-    """Evaluate, and write ``report.json`` and its pictures to the job's output if it has one; return the report."""
-    tune_allocator()
-    store = Store(job.store)
-    store.storage.check_writable("store")
+def place_of(job: EvaluationJob, subject: Subject) -> str:
+    """Return where an evaluation's report goes: the job's output, or a folder named after the set and what is asked of it."""
     if job.output is not None:
-        Storage(job.output).check_writable("output")
+        return job.output
+    asked = {key: value for key, value in job.resolved().items() if key in ("seed", "dataset", "evaluation", "numerics")}
+    digest = hashlib.sha256(json.dumps([subject.distilled.digest, asked], sort_keys=True).encode()).hexdigest()
+    return absolute(f"runs/evaluate/{subject.name.replace(' ', '-')}-{digest[:8]}")
+
+
+def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Outcome:
+    """Evaluate, write ``report.json`` and its pictures to the job's output (see :func:`place_of`), and track; return what is where."""
+    tune_allocator()
+    store, output = Store(job.store), Storage(place_of(job, subject))
+    uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+    with refusing():
+        store.storage.check_writable("store")
+        output.check_writable("output")
+        if uri != "none":
+            resolve_uri(uri)
     tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
+    tags = {"raydd.set": subject.distilled.digest, "raydd.output": output.url, "raydd.protocol": plan.config.resolve().label}
+    commit = git_commit()
+    tags |= {"mlflow.source.git.commit": commit} if commit else {}
+    tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, flatten(job.resolved()), tags)
+    try:
+        report = _evaluate(job, plan, store, tell)
+        files = {"report.json": to_json(report.to_dict()), **report_files(report)}
+        for name, data in files.items():
+            output.put(name, data)
+        tracker.report(report, 0)
+        tracker.artifacts(output, "evaluation")
+        for name, data in files.items():
+            if name.endswith(".png"):
+                tracker.picture(name.removesuffix(".png"), 0, data)
+        places = {"report": join(output.url, "report.json"), **{name: join(output.url, name) for name in files if name != "report.json"}}
+        places["tracking"] = tracker.run_url()
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, Interrupted) else "FAILED")
+        raise
+    left = tracker.finish("FINISHED")
+    if left:
+        tell(left)
+    return Outcome(report, places)
+
+
+def _evaluate(job: EvaluationJob, plan: EvaluationPlan, store: Store, tell: Callable[[str], None]) -> Report:
     runner = make_runner(job.compute, OpenData(job.dataset))
     targets = plan.targets()
     with Progress(unit_table(targets)) as progress, stop_on_signals(runner, tell) as stopped:
@@ -139,8 +182,4 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     def seconds(ref: Ref) -> float:
         return float(store.marker(ref)["seconds"])
 
-    report = summarise(plan, store.load, seconds, device=device_kind(pick_device()))
-    if job.output is not None:
-        for name, data in {"report.json": to_json(report.to_dict()), **report_files(report)}.items():
-            Storage(job.output).put(name, data)
-    return report
+    return summarise(plan, store.load, seconds, device=device_kind(pick_device()), notes=plan.notes)

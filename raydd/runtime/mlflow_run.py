@@ -85,8 +85,8 @@ Item = Metric | Tag | Input | Picture | Artifacts
 KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (Metric, Tag, Input, Picture, Artifacts)}
 
 
-_LABEL_RECORD = re.compile(r"labels/epoch-\d+\.(safetensors|json)")
-"""Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are."""
+_LEFT_OUT = re.compile(r"labels/epoch-\d+\.(safetensors|json)|tracking(\.json|/.*)")
+"""Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are. Nor is what is still to be sent."""
 
 
 def clean(name: str) -> str:
@@ -265,7 +265,7 @@ class MlflowRun:
 
     def _send_artifacts(self, item: Artifacts, note: Callable[[int], None]) -> None:
         source = Storage(item.source)
-        names = [name for name in source.list() if not _LABEL_RECORD.fullmatch(name)]
+        names = [name for name in source.list() if not _LEFT_OUT.fullmatch(name)]
         if not names:
             raise Rejected(f"{item.source} holds no files")
         for name in names:

@@ -20,7 +20,7 @@ from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.folder import publish
 from raydd.artifacts.grid import curve, grid, png
-from raydd.artifacts.report import Report, format_bytes
+from raydd.artifacts.report import Report, format_bytes, render_table
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import ConfigError, RayddError, refusing
 from raydd.core.events import Event
@@ -116,6 +116,12 @@ class Outcome:
 
     report: Report
     places: dict[str, str]
+
+    def render(self) -> str:
+        """Return the report's tables, and a line for each place, as text."""
+        width = max(map(len, self.places))
+        lines = [f"{name.ljust(width)}  {place}" for name, place in self.places.items()]
+        return "\n".join(["", render_table(self.report), "", *lines])
 
 
 def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
@@ -248,7 +254,7 @@ class _Session:
                 "job": {key: value for key, value in job.resolved().items() if key not in PLACES},
                 "seed": problem.seed,
                 "source": dict(problem.dataset.digests),
-                "git_commit": _git_commit(),
+                "git_commit": git_commit(),
                 "device": device_kind(pick_device()),
                 "device_seconds": round(seconds[index], 1),
             }
@@ -273,16 +279,7 @@ class _Session:
         if chart is not None:
             self.output.put("loss.png", chart)
             places["loss curve"] = join(job.output, "loss.png")
-        for row in report.rows:
-            self.tracker.metrics(f"accuracy/{row.set}/{row.network}", row.accuracy_mean, self._last_step())
-        for point in report.curve:
-            self.tracker.metrics("accuracy/snapshot", point.accuracy_mean, point.step)
-        for kept in report.continual:
-            self.tracker.metrics(f"continual/{kept.set}/{kept.network}", kept.accuracy_mean, kept.classes)
-        for name in ("hlr", "ior"):
-            value = getattr(report, name)
-            if value is not None:
-                self.tracker.metrics(name, value, self._last_step())
+        self.tracker.report(report, self._last_step())
         places["tracking"] = self.tracker.run_url()
         return Outcome(report, places)
 
@@ -340,12 +337,12 @@ def _tags(plan: Plan) -> dict[str, str]:
     job = plan.job
     tags = {"raydd.method": job.method.name, "raydd.ipc": str(job.ipc), "raydd.output": job.output}
     tags["raydd.protocol"] = plan.evaluation.config.resolve().label
-    commit = _git_commit()
+    commit = git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 @functools.lru_cache
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the commit of the code that runs, empty outside a checkout."""
     folder = os.path.dirname(os.path.abspath(__file__))
     try:

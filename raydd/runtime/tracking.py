@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from raydd.artifacts.report import Report
 from raydd.core.errors import RayddError
 from raydd.core.storage import Storage, absolute
 from raydd.runtime.mlflow_run import KINDS, METRICS_AT_ONCE, Artifacts, Input, Item, Metric, MlflowRun, Picture, Rejected, Tag, clean
@@ -77,6 +78,18 @@ class Tracker:
         """Log the scalars of an update; see :meth:`metrics`."""
         milliseconds = _milliseconds(timestamp)
         self._put(*(Metric(clean(name), float(value), step, milliseconds) for name, value in values.items()))
+
+    def report(self, report: Report, step: int) -> None:
+        """Log a report's accuracies and scores at ``step``, and those of continual learning by the number of classes seen."""
+        for row in report.rows:
+            self.metrics(f"accuracy/{row.set}/{row.network}", row.accuracy_mean, step)
+        for point in report.curve:
+            self.metrics("accuracy/snapshot", point.accuracy_mean, point.step)
+        for kept in report.continual:
+            self.metrics(f"continual/{kept.set}/{kept.network}", kept.accuracy_mean, kept.classes)
+        for name, value in (("hlr", report.hlr), ("ior", report.ior)):
+            if value is not None:
+                self.metrics(name, value, step)
 
     def picture(self, key: str, step: int, png_bytes: bytes) -> None:
         """Log a PNG of an update; pictures with one key share a slider over the steps."""

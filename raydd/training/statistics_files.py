@@ -86,6 +86,14 @@ def _numbers(text: str) -> tuple[Any, ...]:
         return (text,)
 
 
+def _require_table(values: Tensor, name: str, url: str) -> None:
+    width = "cells" if name.endswith(("/pmu", "/pvar")) else "channels"
+    shape = ["classes", width] if name.startswith("T/") else [width]
+    if values.dim() != len(shape) or not values.is_floating_point():
+        found = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+        raise DataError(f"{url}: table '{name}' is {found}; floating-point numbers [{', '.join(shape)}] are read")
+
+
 def _require_variances(values: Tensor, what: str) -> None:
     if not bool(torch.isfinite(values).all()) or not bool((values[..., 1, :] >= 0).all()):
         raise DataError(f"{what} holds negative variances, or values that are not finite")
@@ -190,6 +198,8 @@ class StatisticsFile(TableStage):
             if not parts and kind == "T":
                 continue
             _require(parts, [x for x in layout.layers if kind == "T" or x.kind == "conv"], f"{url}: the tables {kind}")
+            for theirs in (theirs for theirs in keys.values() if theirs in held):
+                _require_table(held[theirs], theirs, url)
             self._check_rows(parts, kind, url)
             joined = layout.join(parts, what=url)
             if kind == "T" and said.get("swapped") == "true":

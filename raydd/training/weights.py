@@ -76,6 +76,9 @@ class Weights:
         load_published_(network, state, self.url, head=head)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
             raise DataError(f"{self.url} holds NaN or infinity")
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var") and bool((tensor < 0).any()):
+                raise DataError(f"{self.url}: negative variances in {name}")
         mean, std = (mean, std) if mean else (self.mean, self.std)
         if mean and {len(mean), len(std)} != {network.shape[0]}:
             raise ConfigError(f"{self.url}: {len(mean)} means and {len(std)} deviations for images of {network.shape[0]} channels")

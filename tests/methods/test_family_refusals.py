@@ -124,6 +124,7 @@ WEIGHTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("channels", {"shape": (3, 8, 8)}, ("reads images of 3 channels, the data set has 1",)),
     ("size", {"shape": (1, 16, 16)}, ("another image size",)),
     ("nan", {"edit": every(lambda v: v * float("nan"))}, ("holds NaN or infinity",)),
+    ("variances", {"edit": every(lambda v: -v, "running_var")}, (".safetensors: negative variances in features.0.norm.running_var",)),
     ("torn", {"edit": lambda state: b"abc"}, ("is torn or not a safetensors file",)),
 ]
 

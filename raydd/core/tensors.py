@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as _load
-from safetensors.torch import save as _save
 
 from raydd.core.errors import TornFileError
 
 Tensors = dict[str, torch.Tensor]
 
 
+_DTYPES = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What the format calls types, in the order in which their tensors lie in a file: the widest first, so that all are aligned."""
+
+
 def dump_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Serialise named tensors; equal tensors and metadata give equal bytes on every machine."""
-    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    seen: set[int] = set()
+    """Serialise named tensors; equal tensors and metadata give equal bytes on every machine.
+
+    These are the bytes of the safetensors library, which puts metadata in an order drawn anew each time; here they are sorted.
+    """
+    order = list(_DTYPES)
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors, key=lambda n: (order.index(tensors[n].dtype), n))}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
     for name, tensor in plain.items():
-        if tensor.numel() and tensor.data_ptr() in seen:
-            plain[name] = tensor.clone()
-        seen.add(plain[name].data_ptr())
-    return _save(plain, dict(metadata) if metadata else None)
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    parts = (tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in plain.values())
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def load_tensors(data: bytes, what: str = "tensors") -> Tensors:
@@ -36,8 +65,6 @@ def load_tensors(data: bytes, what: str = "tensors") -> Tensors:
 
 def load_metadata(data: bytes) -> dict[str, str]:
     """Return the string metadata in the header of a safetensors byte string (empty if there is none)."""
-    import json
-
     size = int.from_bytes(data[:8], "little")
     return dict(json.loads(data[8 : 8 + size]).get("__metadata__", {}))
 

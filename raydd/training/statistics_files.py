@@ -162,10 +162,7 @@ class StatisticsFile(TableStage):
             ours = join(self.url, f"{spellings(self.network)[0]}.safetensors")
             return f"{where}: put its statistics at {ours}, or the published folders at {self.url}"
         try:
-            if self.path:
-                found = set(self.read())
-            else:
-                found = {"T/"} if self._classes(self._files()[0]) else set()
+            found = self._ours() if self.path else self._published(most=1)
         except (ConfigError, DataError, TornFileError) as error:
             return f"{where}: {error}"
         if classes and not any(key.startswith("T/") for key in found):
@@ -233,22 +230,32 @@ class StatisticsFile(TableStage):
         ((prefix, names),) = chosen.items()
         return tree[prefix], names
 
-    def _published(self) -> Tensors:
+    def _published(self, most: int | None = None) -> Tensors:
+        """Return the tables of the published tree, those of at most ``most`` classes; all files must be there all the same."""
         (files, names), layout = self._files(), self._observed().layout
+        known = self._classes(files)
+        self._require_files(files, names, known)
         with ThreadPoolExecutor(16) as pool:
             overall = self._rows(files, names, [-1], [x for x in layout.layers if x.kind == "conv"], pool)
             tables = {f"G/{k}": v[0] for k, v in overall.items()}
-            _require_variances(layout.join({k: v[0] for k, v in overall.items()}), self.url)
-            known = self._classes(files)
             if not known:
                 return tables
-            parts = self._rows(files, names, known, layout.layers, pool)
+            parts = self._rows(files, names, known[:most], layout.layers, pool)
         joined = layout.join(parts, what=self.url)
         image = next(layer.name for layer in layout.layers if layer.kind == "conv")
-        if bool((parts[f"{image}/pvar"] < 0).any()):
+        swapped = bool((parts[f"{image}/pvar"] < 0).any())
+        # The images of some classes may not tell: what cannot be as it stands is then taken for swapped.
+        if swapped or (len(joined) < len(known) and bool((joined[..., 1, :] < 0).any())):
             joined = swap_patches(joined, layout)
         _require_variances(joined, self.url)
         return tables | {f"T/{k}": v for k, v in layout.split(joined).items()}
+
+    def _require_files(self, files: Files, names: Mapping[str, str], known: Sequence[int]) -> None:
+        for layer in self._observed().layout.layers:
+            absent = [row for row in known if (names[layer.name], row) not in files]
+            if absent:
+                folder = f"{'Conv' if layer.kind == 'conv' else 'BN'}FeatureHook/class_{absent[0]}"
+                raise DataError(f"{self.url} lacks layer '{names[layer.name]}' of class {absent[0]}: put its file into {folder}")
 
     def _classes(self, files: Files) -> list[int]:
         """Return the classes that the published tree has files of: all of the data set's, or none."""
@@ -264,18 +271,27 @@ class StatisticsFile(TableStage):
         found: Tensors = {}
         storage = Storage(self.url)
         for layer in layers:
-            absent = [row for row in rows if (names[layer.name], row) not in files]
-            if absent:
-                raise DataError(f"{self.url} lacks layer '{names[layer.name]}' of class {absent[0]}")
             paths = [files[names[layer.name], row] for row in rows]
             held = list(pool.map(partial(read_npz, storage), paths))
             for statistic in tuple(KEYS)[: 4 if layer.cells else 2]:
                 width = layer.cells if statistic.startswith("p") else layer.channels
-                for path, values in zip(paths, held, strict=True):
-                    if values.get(statistic, torch.empty(0)).shape != (width,):
-                        raise DataError(f"{join(self.url, path)}: {KEYS[statistic]} is missing, or not of {width} values")
-                found[f"{layer.name}/{statistic}"] = torch.stack([values[statistic] for values in held])
+                found[f"{layer.name}/{statistic}"] = self._stack(held, paths, statistic, width, swapped=rows[0] >= 0)
         return found
+
+    def _stack(self, held: Sequence[Tensors], paths: Sequence[str], statistic: str, width: int, *, swapped: bool) -> Tensor:
+        """Return a statistic ``[len(held), width]`` of the files of ``paths``; ``swapped``: whether patches may be exchanged in them."""
+        patches = statistic.startswith("p")
+        for path, values in zip(paths, held, strict=True):
+            if values.get(statistic, torch.empty(0)).shape != (width,):
+                hint = f" (statistics.patch is {self.patch})" if patches else ""
+                raise DataError(f"{join(self.url, path)}: {KEYS[statistic]} is missing, or not of {width} values{hint}")
+        table = torch.stack([values[statistic] for values in held])
+        least = 0.0 if statistic.endswith("var") and not (patches and swapped) else -torch.inf
+        bad = ~(torch.isfinite(table) & (table >= least)).all(1)
+        if bool(bad.any()):
+            what = "values that are not finite" if least else "negative variances, or values that are not finite"
+            raise DataError(f"{join(self.url, paths[int(bad.nonzero()[0, 0])])}: {KEYS[statistic]} holds {what}")
+        return table
 
 
 class Observed(NamedTuple):

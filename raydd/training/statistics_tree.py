@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import zlib
 from functools import lru_cache
 from zipfile import BadZipFile
 
@@ -26,7 +27,7 @@ def read_npz(storage: Storage, path: str) -> dict[str, Tensor]:
     try:
         with np.load(io.BytesIO(storage.get(path)), allow_pickle=False) as arrays:
             return {ours: torch.from_numpy(np.array(arrays[key], np.float32)) for ours, key in KEYS.items() if key in arrays}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise DataError(f"{join(storage.url, path)} is no npz file of statistics: {error}") from error
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -14,7 +16,7 @@ from family_jobs import INFO, METHODS, NETWORKS, job
 from torch import Tensor
 
 from raydd.core.rng import generator
-from raydd.core.tensors import Tensors, dump_tensors
+from raydd.core.tensors import Tensors, dump_tensors, load_tensors
 from raydd.networks import create_network
 from raydd.training.statistics_files import observe
 
@@ -117,6 +119,41 @@ def test_tables_that_say_that_they_are_swapped_are_read(tmp_path: Path) -> None:
     fields = {"statistics": {"patch": 4, "files": statistics(tmp_path / "tables", edit=swapped, swapped="true")}}
     result = job(tmp_path, "edc", fields)
     assert result.exit_code == 0, result.output
+
+
+def tree(folder: Path) -> None:
+    """Write tables of both networks as the published code does, a file per layer and class, patches exchanged."""
+    folder.mkdir()
+    url = statistics(folder / "ours", edit=swapped)
+    keys = {"mu": "running_dd_mean", "var": "running_dd_var", "pmu": "running_patch_mean", "pvar": "running_patch_var"}
+    for name in NETWORKS:
+        found: dict[Path, dict[str, Any]] = {}
+        for key, values in load_tensors(Path(url, f"{name}.safetensors").read_bytes()).items():
+            kind, layer, statistic = key.split("/")
+            hook, theirs = ("BN", "features.1") if layer.endswith("norm") else ("Conv", "features.0")
+            for c, row in [("", values)] if kind == "G" else [(f"class_{c}", row) for c, row in enumerate(values)]:
+                path = folder / f"{hook}FeatureHook" / c / f"ConvNet_{name}={theirs}" / "running.npz"
+                found.setdefault(path, {})[keys[statistic]] = row.numpy()
+        for path, arrays in found.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **arrays)
+    shutil.rmtree(url)
+
+
+def test_a_published_tree_is_read_and_one_that_is_incomplete_or_torn_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path / "whole")
+    result = job(tmp_path, "edc", {"statistics": {"patch": 4, "files": str(tmp_path / "whole")}})
+    assert result.exit_code == 0, result.output
+    for broken, victim, patch, message in (
+        ("hook", "BNFeatureHook", 4, "lacks layer 'features.1' of class 0: put its file into BNFeatureHook/class_0"),
+        ("file", f"ConvFeatureHook/class_7/ConvNet_{NETWORKS[1]}=features.0", 4, "lacks layer 'features.0' of class 7"),
+        ("patch", "nothing", 2, "running_patch_mean is missing, or not of 16 values (statistics.patch is 2)"),
+    ):
+        folder = tmp_path / broken
+        shutil.copytree(tmp_path / "whole", folder / "tree")
+        shutil.rmtree(folder / "tree" / victim, ignore_errors=True)
+        found = job(folder, "edc", {"statistics": {"patch": patch, "files": str(folder / "tree")}})
+        assert faults(folder, found, message, NETWORKS[1]) == []
 
 
 WEIGHTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [

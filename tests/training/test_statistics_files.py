@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone, Weights
 from raydd.training.statistics import StatisticsConfig
 from raydd.training.statistics_files import StatisticsFile, load_tables, save_tables
+from raydd.training.statistics_tree import list_tree
 
 NETWORK = "resnet18_cifar_batchnorm"
 INFO = DatasetInfo(name="toy", classes=3, channels=3, height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -167,6 +170,68 @@ def test_a_torn_file_of_the_tree_is_named(tmp_path: Path, tap: StatTap, tables: 
     victim.write_bytes(held.getvalue())
     with pytest.raises(DataError, match="running_dd_mean is missing, or not of 64 values"):
         finish(at(tmp_path))
+
+
+def rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    """Return what changes the arrays in a file of the tree."""
+
+    def edit(path: Path) -> None:
+        with np.load(path) as held:
+            arrays = dict(held)
+        np.savez(path, **change(arrays))
+
+    return edit
+
+
+def each(key: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    return rewrite(lambda held: {k: change(v) if k == key else v for k, v in held.items()})
+
+
+CONV, BN = "ConvFeatureHook", "BNFeatureHook"
+BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
+    ("no class", f"{BN}/class_2/ResNet18=bn1", Path.unlink, "lacks layer 'bn1' of class 2: put its file into BNFeatureHook/class_2"),
+    ("torn", f"{CONV}/class_0/ResNet18=conv1", lambda path: path.write_bytes(path.read_bytes()[:99]), "is no npz file"),
+    ("torn, of all", f"{CONV}/ResNet18=conv1", lambda path: path.write_bytes(b""), "is no npz file"),
+    ("an array", f"{CONV}/ResNet18=conv1", lambda path: np.save(path.open("wb"), np.ones(3)), "is no npz file"),
+    ("nan", f"{CONV}/ResNet18=conv1", each("running_dd_mean", lambda v: v * np.nan), "running_dd_mean holds values that are not finite"),
+    ("infinite", f"{BN}/class_0/ResNet18=bn1", each("running_dd_var", lambda v: v + np.inf), "running_dd_var holds negative variances, or"),
+    ("negative", f"{CONV}/ResNet18=conv1", each("running_dd_var", np.negative), "running_dd_var holds negative variances, or"),
+    ("negative patches", f"{CONV}/ResNet18=conv1", each("running_patch_var", np.negative), "running_patch_var holds negative variances"),
+    ("objects", f"{CONV}/ResNet18=conv1", each("running_dd_mean", lambda v: v.astype(object)), "Object arrays cannot be loaded"),
+    ("words", f"{CONV}/ResNet18=conv1", each("running_dd_mean", lambda v: np.array(["a", "b", "c"])), "is no npz file"),
+    ("no key", f"{BN}/class_0/ResNet18=bn1", rewrite(lambda held: {}), "running_dd_mean is missing, or not of 64 values"),
+    ("width", f"{BN}/class_0/ResNet18=bn1", each("running_dd_mean", lambda v: v[1:]), "running_dd_mean is missing, or not of 64 values"),
+]
+
+
+@pytest.mark.parametrize(("place", "edit", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_tree_with_a_broken_file_is_refused_before_work(
+    tmp_path: Path, tap: StatTap, tables: Tensors, place: str, edit: Callable[[Path], object], message: str
+) -> None:
+    write_tree(tmp_path, tap, tables, swapped=True)
+    edit(tmp_path / place / "running.npz")
+    fault = at(tmp_path).fault(classes=True)
+    assert fault.startswith(f"network '{NETWORK}': {tmp_path}")
+    assert message in fault
+    with pytest.raises(DataError, match=re.escape(message)):
+        finish(at(tmp_path))
+
+
+def test_a_tree_without_batch_norms_or_of_another_patch_is_refused_before_work(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
+    write_tree(tmp_path, tap, tables, swapped=True)
+    fault = at(tmp_path, patch=2).fault(classes=True)
+    assert fault.endswith("=conv1/running.npz: running_patch_mean is missing, or not of 16 values (statistics.patch is 2)")
+    shutil.rmtree(tmp_path / BN)
+    list_tree.cache_clear()
+    assert "lacks layer 'bn1' of class 0: put its file into BNFeatureHook/class_0" in at(tmp_path).fault(classes=True)
+
+
+def test_a_first_class_that_does_not_tell_whether_it_is_swapped_is_not_refused(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
+    tables = {k: v.clone() for k, v in tables.items()}
+    tables["T/conv1/pmu"][0].abs_()
+    write_tree(tmp_path, tap, tables, swapped=True)
+    assert at(tmp_path).fault(classes=True) == ""
+    assert_same(finish(at(tmp_path)), tables)
 
 
 def test_a_tree_of_other_classes_is_refused(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -27,6 +27,9 @@ RETRY_SECONDS = float(os.environ.get("RAYDD_STORAGE_RETRY_S", "180"))
 
 _FORBIDDEN = {"pipe", "shell", "cmd", "reference", "simplecache", "filecache", "blockcache"}
 _FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES}
+
+_STAMPS = ("md5Hash", "ETag", "etag", "LastModified", "mtime", "created")
+"""What file systems call an object's checksum or, where there is none, the time of its last change."""
 
 
 def protocol(url: str) -> str:
@@ -168,6 +171,21 @@ class Storage:
         cut = len(self.root.rstrip("/")) + 1
         found = self._call("list", prefix, lambda: self.fs.find(self._path(prefix).rstrip("/"), detail=True))
         return sorted((path[cut:], int(info.get("size") or 0)) for path, info in found.items())
+
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        """Return, by path, what tells that an object below ``prefix`` changed: its size and a checksum, or else a time; sorted by path."""
+
+        def find() -> dict[str, dict[str, Any]]:
+            try:
+                return dict(self.fs.find(self._path(prefix).rstrip("/"), detail=True))
+            except FileNotFoundError:
+                return {}
+
+        def stamp(info: dict[str, Any]) -> str:
+            return f"{info.get('size')} {next((info[key] for key in _STAMPS if key in info), '')}"
+
+        cut = len(self.root.rstrip("/")) + 1
+        return {path[cut:]: stamp(info) for path, info in sorted(self._call("list", prefix, find).items())}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names of the folders directly below ``prefix``, sorted; none if there is no such folder."""

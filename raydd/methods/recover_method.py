@@ -28,6 +28,7 @@ from raydd.methods.recover_views import Views
 from raydd.training.backbones import Backbone, TeacherConfig, training_stages
 from raydd.training.statistics import CollectStatistics, Statistics, StatisticsConfig
 from raydd.training.statistics_files import TableStage, save_tables
+from raydd.training.statistics_tree import forget_trees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,8 @@ class Recovering(Method):
         return list(self.teachers.missing(self.label_networks or self.networks, problem.dataset))
 
     def fetch(self) -> None:
-        """Download the networks' published weights, if ``teachers.download`` says so."""
+        """Download the networks' published weights, if ``teachers.download`` says so; look at trees of statistics anew."""
+        forget_trees()
         self.teachers.fetch((*self.networks, *self.label_networks, *self.start.scoring_networks))
 
     def missing(self, problem: Problem) -> list[str]:

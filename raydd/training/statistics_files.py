@@ -121,7 +121,7 @@ def save_tables(url: str, network: str, tables: Mapping[str, Tensor], *, dataset
 class StatisticsFile(TableStage):
     """Tables read from a folder and kept in the store under our names of layers; see the module for the formats.
 
-    ``digest``: sha256 of our file. Of the published tree: of all paths, of the data set's files, and of those of the first class.
+    ``digest``: sha256 of our file, or :func:`raydd.training.statistics_tree.tree_digest`.
     """
 
     url: str = unkeyed()

@@ -6,7 +6,9 @@ import hashlib
 import io
 import re
 import zlib
-from functools import lru_cache
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +20,7 @@ from raydd.core.storage import Storage, join
 
 _FILE = re.compile(r"(?:.*/)?(Conv|BN)FeatureHook/(?:class_(\d+)/)?([^/=]+)=([^/]+)/running\.npz")
 KEYS = {"mu": "running_dd_mean", "var": "running_dd_var", "pmu": "running_patch_mean", "pvar": "running_patch_var"}
+_CHUNK = 64
 Files = dict[tuple[str, int], str]
 """The paths of ``(layer, class)``, class -1 for the whole data set."""
 
@@ -32,10 +35,15 @@ def read_npz(storage: Storage, path: str) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=4)
+def _listing(url: str) -> dict[str, str]:
+    return Storage(url).stamps()
+
+
+@lru_cache(maxsize=4)
 def list_tree(url: str) -> dict[str, Files]:
     """Return, by the network's class name, a published tree's files; kept, since there may be hundreds of thousands."""
     tree: dict[str, Files] = {}
-    for path in Storage(url).list():
+    for path in _listing(url):
         match = _FILE.fullmatch(path)
         if match is not None:
             tree.setdefault(match[3], {})[match[4], int(match[2] or -1)] = path
@@ -44,19 +52,35 @@ def list_tree(url: str) -> dict[str, Files]:
     return tree
 
 
+def _contents(storage: Storage, paths: Sequence[str]) -> bytes:
+    return b"".join(hashlib.sha256(storage.get(path)).digest() for path in paths)
+
+
 @lru_cache(maxsize=4)
 def _hash_tree(url: str) -> str:
-    entries = [(path, c) for files in list_tree(url).values() for (_, c), path in files.items()]
-    h = hashlib.sha256("\n".join(sorted(path for path, _ in entries)).encode())
-    storage = Storage(url)
-    for path in sorted(path for path, c in entries if c <= 0):
-        h.update(storage.get(path))
+    storage, stamps = Storage(url), _listing(url)
+    entries = sorted((path, c) for files in list_tree(url).values() for (_, c), path in files.items())
+    h = hashlib.sha256("\n".join(path if storage.local else f"{path} {stamps[path]}" for path, _ in entries).encode())
+    read = [path for path, c in entries if storage.local or c <= 0]
+    with ThreadPoolExecutor(16) as pool:
+        for part in pool.map(partial(_contents, storage), (read[i : i + _CHUNK] for i in range(0, len(read), _CHUNK))):
+            h.update(part)
     return h.hexdigest()
 
 
 def tree_digest(url: str) -> str:
-    """Return the sha256 of all paths, of the data set's files and of those of the first class; empty if there is no tree."""
+    """Return the sha256 of a published tree's paths and files, kept like :func:`list_tree`; empty if there is no tree.
+
+    Local files are read, so that a copy has the same digest. Elsewhere that would be a request for each: there it is of the data set's
+    files, those of the first class, and the sizes and checksums (or times) that the listing says of all.
+    """
     try:
         return _hash_tree(url)
     except DataError:
         return ""
+
+
+def forget_trees() -> None:
+    """Drop what is kept of trees: they may have changed since the last job of this process."""
+    for kept in (_listing, list_tree, _hash_tree):
+        kept.cache_clear()

@@ -156,6 +156,20 @@ def test_a_published_tree_is_read_and_one_that_is_incomplete_or_torn_is_refused(
         assert faults(folder, found, message, NETWORKS[1]) == []
 
 
+def test_a_changed_class_of_a_published_tree_is_read_again(tmp_path: Path) -> None:
+    tree(tmp_path / "tree")
+    victim = tmp_path / "tree" / "BNFeatureHook" / "class_7" / f"ConvNet_{NETWORKS[1]}=features.1" / "running.npz"
+    fields = {"statistics": {"patch": 4, "files": str(tmp_path / "tree")}}
+    read: list[int] = []
+    for _ in range(3):
+        result = job(tmp_path, "edc", fields, (f"output={tmp_path}/out-{len(read)}",))
+        assert result.exit_code == 0, result.output
+        read.append(sum("StatisticsFile" in path.read_text() for path in (tmp_path / "store").glob("units/*/*/*.json")))
+        if len(read) == 2:
+            np.savez(victim, **{name: values + 1 for name, values in np.load(victim).items()})
+    assert read == [2, 2, 4]
+
+
 WEIGHTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("classes", {"classes": 100}, ("knows 100 classes, the data set has 10",)),
     ("channels", {"shape": (3, 8, 8)}, ("reads images of 3 channels, the data set has 1",)),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from raydd.core.errors import DataError
 from raydd.core.rng import generator
+from raydd.core.storage import Storage
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics, unit_key
 from raydd.data.catalog import DatasetInfo
@@ -28,7 +29,7 @@ from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone, Weights
 from raydd.training.statistics import StatisticsConfig
 from raydd.training.statistics_files import StatisticsFile, load_tables, save_tables
-from raydd.training.statistics_tree import list_tree
+from raydd.training.statistics_tree import forget_trees
 
 NETWORK = "resnet18_cifar_batchnorm"
 INFO = DatasetInfo(name="toy", classes=3, channels=3, height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -222,7 +223,7 @@ def test_a_tree_without_batch_norms_or_of_another_patch_is_refused_before_work(t
     fault = at(tmp_path, patch=2).fault(classes=True)
     assert fault.endswith("=conv1/running.npz: running_patch_mean is missing, or not of 16 values (statistics.patch is 2)")
     shutil.rmtree(tmp_path / BN)
-    list_tree.cache_clear()
+    forget_trees()
     assert "lacks layer 'bn1' of class 0: put its file into BNFeatureHook/class_0" in at(tmp_path).fault(classes=True)
 
 
@@ -232,6 +233,34 @@ def test_a_first_class_that_does_not_tell_whether_it_is_swapped_is_not_refused(t
     write_tree(tmp_path, tap, tables, swapped=True)
     assert at(tmp_path).fault(classes=True) == ""
     assert_same(finish(at(tmp_path)), tables)
+
+
+def copy(source: Path, url: str) -> None:
+    storage = Storage(url)
+    for path in source.rglob("*.npz"):
+        storage.put(str(path.relative_to(source)), path.read_bytes())
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_any_changed_file_of_the_tree_gives_another_digest(tmp_path: Path, tap: StatTap, tables: Tensors, remote: bool) -> None:
+    write_tree(tmp_path / "made", tap, tables, swapped=True)
+    url = "memory://statistics-that-change" if remote else f"{tmp_path}/copy"
+    copy(tmp_path / "made", url)
+    stage = StatisticsFile.at(url, NETWORK, INFO, 4)
+    copy(tmp_path / "made", f"{url}-again")
+    again = StatisticsFile.at(f"{url}-again", NETWORK, INFO, 4)
+    assert remote or again.digest == stage.digest, "a copy holds the same"
+    path = f"{BN}/class_2/ResNet18=bn1/running.npz"
+    each("running_dd_mean", lambda v: v + 1)(tmp_path / "made" / path)
+    data = (tmp_path / "made" / path).read_bytes()
+    assert len(data) == Storage(url).size(path)
+    Storage(url).put(path, data)
+    forget_trees()
+    assert StatisticsFile.at(url, NETWORK, INFO, 4).digest not in ("", stage.digest)
+    with pytest.raises(DataError, match="has changed since it was planned with"):
+        finish(stage)
+    if remote:
+        Storage(url).fs.rm("/statistics-that-change", recursive=True)
 
 
 def test_a_tree_of_other_classes_is_refused(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:

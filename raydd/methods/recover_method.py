@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from raydd.artifacts.codec import ImageFormat
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError
 from raydd.core.storage import join
-from raydd.core.tensors import Tensors
+from raydd.core.tensors import Tensors, dump_tensors
 from raydd.core.units import Ref, Stage, unkeyed
 from raydd.labels.config import LabelConfig
 from raydd.methods.base import Method, Problem
@@ -176,7 +177,8 @@ class Recovering(Method):
             of = stage.collected
             facts: dict[str, Any] = {"batch": of.batch, "slices": of.slices, "crop": of.crop, "pad": of.pad}
             facts |= {"images": sum(problem.dataset.train_counts), "data": dict(of.dataset.digests)}
-            facts["weights"] = "trained here" if of.backbone.weights is None else of.backbone.weights.digest
+            trained = [hashlib.sha256(dump_tensors(load(ref))).hexdigest() for ref in of.backbone.inputs("backbone").values()]
+            facts["weights"] = [of.backbone.identity, *trained]  # the store's file is known by its sha256 where it is given as weights
             plain = {name: json.dumps(value) for name, value in facts.items()}
             tables = load(Ref(stage, "all"))
             save_tables(folder, of.backbone.network, tables, dataset=problem.dataset, patch=of.patch, facts=plain)

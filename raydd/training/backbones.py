@@ -124,6 +124,11 @@ class Backbone:
         """Return the output that holds the weights, to be read as ``name``; nothing for those of a file."""
         return {} if self.training is None else {name: Ref(self.training, self.training.units()[0])}
 
+    @property
+    def identity(self) -> str:
+        """What tells its weights from others: the sha256 of their file (empty: it is missing), or the key of what its training puts out."""
+        return self.weights.digest if self.weights is not None else self.inputs("")[""].key
+
     def load(self, ctx: Context, name: str) -> Network:
         """Return the network in eval mode, without gradients for its weights, on the worker's device, where it is kept.
 

@@ -249,9 +249,12 @@ class StatisticsConfig:
             raise ConfigError(f"statistics.crop={self.crop}: allowed is a range within (0, 1]")
 
     def source(self, backbone: Backbone, dataset: DatasetInfo, seed: int, numerics: Numerics) -> TableStage:
-        """Return the stage whose unit ``all`` holds the tables of a network."""
+        """Return the stage whose unit ``all`` holds the tables of a network; ``ConfigError`` for files that say they are of another."""
         if self.files is not None:
-            return StatisticsFile.at(self.files, backbone.network, dataset.only(), self.patch)
+            file = StatisticsFile.at(self.files, backbone.network, dataset.only(), self.patch)
+            if backbone.training is None or dataset.digests:  # else a plan made without the data, which the training's key depends on
+                file.require_weights(backbone.identity)
+            return file
         side = min(dataset.height, dataset.width)
         if self.pad is not None and self.pad >= side:
             raise ConfigError(f"statistics.pad={self.pad}: images of {dataset.height}x{dataset.width} allow at most {side - 1}")

@@ -8,6 +8,7 @@ way round. That is recognised (a variance is never negative) and undone: tables 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from raydd.networks.released import schemes
 from raydd.networks.taps import StatTap
 from raydd.training.statistics_tree import KEYS, Files, list_tree, read_npz, tree_digest
 from raydd.training.weights import Weights
+
+_IDENTITY = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Tables(NamedTuple):
@@ -99,10 +102,26 @@ def _require_variances(values: Tensor, what: str) -> None:
         raise DataError(f"{what} holds negative variances, or values that are not finite")
 
 
+@lru_cache(maxsize=64)
+def _weights_of(url: str, path: str, digest: str) -> tuple[str, ...]:
+    """Return by what our file of this sha256 names the weights it is of, any of which will do; nothing if it does not say so."""
+    storage = Storage(url)
+    if storage.size(path) < 8:
+        return ()
+    try:
+        header = 8 + int.from_bytes(storage.get(path, 0, 8), "little")
+        found = json.loads(load_metadata(storage.get(path, 0, header)).get("weights", "[]"))
+    except (ValueError, AttributeError):  # torn, which is told where it is read
+        return ()
+    names = found if isinstance(found, list) else [found]
+    return tuple(name for name in names if isinstance(name, str) and _IDENTITY.fullmatch(name))
+
+
 def save_tables(url: str, network: str, tables: Mapping[str, Tensor], *, dataset: DatasetInfo, patch: int, facts: Mapping[str, str]) -> str:
     """Write the output of a :class:`TableStage` for others, in the folder ``url``; return the file's URL.
 
-    ``facts``: what else its metadata says (weights, transform, batch, number of images).
+    ``facts``: what else its metadata says (weights, transform, batch, number of images). ``weights``: JSON, the identity of the network
+    or a list of several by which it is known; a job whose network has another is refused.
     """
     metadata = {
         **facts,
@@ -168,6 +187,15 @@ class StatisticsFile(TableStage):
         if classes and not any(key.startswith("T/") for key in found):
             return f"{where}: {join(self.url, self.path)} has statistics of the whole data set, but none of classes"
         return ""
+
+    def require_weights(self, identity: str) -> None:
+        """Raise ``ConfigError`` if our file says that its statistics are of other weights than those of ``identity`` (empty: not known)."""
+        said = _weights_of(self.url, self.path, self.digest) if self.path and identity else ()
+        if said and identity not in said:
+            raise ConfigError(
+                f"{join(self.url, self.path)} has statistics of network '{self.network}' with the weights {said[0][:12]}, but the job's "
+                f"are {identity[:12]}: give the teachers they were taken of, or leave statistics.files out to collect them"
+            )
 
     def read(self) -> Tensors:
         """Return the tables, ``G/...`` and, where there are any, ``T/...``; errors as of :meth:`finish`."""

@@ -62,5 +62,6 @@ def job(folder: Path, method: str, fields: dict[str, Any], overrides: tuple[str,
         "output": str(folder / "out"),
         "store": str(folder / "store"),
     }
+    folder.mkdir(exist_ok=True)
     (folder / "job.yaml").write_text(yaml.safe_dump(tree))
     return raydd("distill", "--config", str(folder / "job.yaml"), *overrides)

@@ -170,6 +170,26 @@ def test_a_changed_class_of_a_published_tree_is_read_again(tmp_path: Path) -> No
     assert read == [2, 2, 4]
 
 
+def test_published_statistics_are_read_again_with_the_same_teachers_alone(tmp_path: Path) -> None:
+    assert job(tmp_path / "made", "edc", {}).exit_code == 0
+    fields = {"statistics": {"patch": 4, "files": str(tmp_path / "made" / "out" / "statistics")}}
+    assert job(tmp_path / "again", "edc", fields).exit_code == 0
+    (tmp_path / "weights").mkdir()
+    for marker in (tmp_path / "made" / "store").glob("units/*/*/final.json"):
+        if "TrainNetwork" in marker.read_text():
+            data = marker.with_suffix(".safetensors").read_bytes()
+            width = load_tensors(data)["params.features.0.norm.weight"].numel()
+            (tmp_path / "weights" / f"convnet1_w{width}_batchnorm.safetensors").write_bytes(data)
+    result = job(tmp_path / "files", "edc", {**fields, "teachers": {"weights": str(tmp_path / "weights")}})
+    assert result.exit_code == 0, result.output
+    other = {"teachers": {**METHODS["edc"]["teachers"], "epochs": 2}}
+    words = ("has statistics of network", "but the job's are")
+    assert faults(tmp_path / "other", job(tmp_path / "other", "edc", {**fields, **other}), *words) == []
+    assert faults(tmp_path / "seeds", job(tmp_path / "seeds", "edc", fields, ("seeds=[0,1]",)), *words) == []
+    fresh = {"teachers": {"weights": weights(tmp_path / "fresh")}}
+    assert faults(tmp_path / "fresh", job(tmp_path / "fresh", "edc", {**fields, **fresh}), *words) == []
+
+
 WEIGHTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("classes", {"classes": 100}, ("knows 100 classes, the data set has 10",)),
     ("channels", {"shape": (3, 8, 8)}, ("reads images of 3 channels, the data set has 1",)),

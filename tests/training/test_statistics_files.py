@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydd.core.errors import DataError
+from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.core.tensors import Tensors
@@ -27,9 +28,11 @@ from raydd.networks.base import Network
 from raydd.networks.released import published_name
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone, Weights
+from raydd.training.recipe import Recipe
 from raydd.training.statistics import StatisticsConfig
 from raydd.training.statistics_files import StatisticsFile, load_tables, save_tables
 from raydd.training.statistics_tree import forget_trees
+from raydd.training.teachers import TrainNetwork
 
 NETWORK = "resnet18_cifar_batchnorm"
 INFO = DatasetInfo(name="toy", classes=3, channels=3, height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -290,6 +293,34 @@ def test_what_is_missing_is_listed_with_where_to_put_it(tmp_path: Path, tables: 
 
 def backbone(folder: Path) -> Backbone:
     return Backbone(network=NETWORK, dataset=INFO, weights=Weights.at(f"{folder}/no.pth"))
+
+
+def test_tables_of_other_weights_are_refused(tmp_path: Path, tables: Tensors) -> None:
+    path = tmp_path / f"{NETWORK}.pth"
+    path.write_bytes(b"some weights")
+    given = Backbone(network=NETWORK, dataset=INFO, weights=Weights.at(str(path)))
+    made = TrainNetwork(seed=0, dataset=INFO, network=NETWORK, recipe=Recipe(epochs=1))
+    trained = Backbone(network=NETWORK, dataset=INFO, training=made)
+    config, known = StatisticsConfig(files=str(tmp_path), patch=4), replace(INFO, digests=(("train", "abc"),))
+    for said, fits in (
+        (given.identity, (given,)),
+        (["0" * 40, given.identity], (given,)),
+        ([trained.identity], (trained,)),
+        ("trained here", (given, trained)),
+        (None, (given, trained)),
+        ({"of": 3}, (given, trained)),
+    ):
+        save_tables(str(tmp_path), NETWORK, tables, dataset=INFO, patch=4, facts={"weights": json.dumps(said)})
+        for backbone in (given, trained):
+            if backbone in fits:
+                assert config.source(backbone, known, 0, Numerics()) == at(tmp_path)
+                continue
+            first = said[0] if isinstance(said, list) else said
+            with pytest.raises(ConfigError, match=f"{NETWORK}.safetensors has .* {first[:12]}, but the job's are {backbone.identity[:12]}"):
+                config.source(backbone, known, 0, Numerics())
+        assert config.source(trained, INFO, 0, Numerics()) == at(tmp_path), "without the data, no training's key is known"
+    (tmp_path / f"{NETWORK}.safetensors").write_bytes(b"torn")
+    assert config.source(given, known, 0, Numerics()) == at(tmp_path)
 
 
 @pytest.mark.parametrize(

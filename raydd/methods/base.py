@@ -76,7 +76,7 @@ class Method:
         return []
 
     def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
-        """Write what other jobs may read (statistics) below ``url``, the job's output; return what it is and where."""
+        """Write what other jobs may read (teachers, statistics) below ``url``, the job's output; return what it is and where."""
         return {}
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:

@@ -14,7 +14,7 @@ test epochs, and as quoted by EDC). ImageNet-1k at 10 takes seven minutes on one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -25,12 +25,13 @@ from annotated_types import Ge
 from raydd.artifacts.codec import ImageFormat
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError
+from raydd.core.storage import join
 from raydd.core.tensors import Tensors
-from raydd.core.units import Stage, unkeyed
+from raydd.core.units import Ref, Stage, unkeyed
 from raydd.labels.config import LabelConfig
 from raydd.methods.base import Method, Problem, register_method
 from raydd.methods.patches import RdedPool, check_rded
-from raydd.training.backbones import Backbone, TeacherConfig, training_stages
+from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, training_stages
 
 _BATCHES = {1: 10, 10: 50, 50: 100}
 
@@ -104,6 +105,11 @@ class Rded(Method):
             image_format=self.image_format,
         )
         return [*training_stages(backbones), pool]
+
+    def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
+        """Write the teacher that was trained here, for ``teachers.weights`` of other jobs."""
+        folder = join(url, "teachers")
+        return {"teachers": folder} if keep_trained(self.label_teachers(problem), load, folder) else {}
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the tiled images, as pixels, in class order with hard labels."""

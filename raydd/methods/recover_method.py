@@ -26,7 +26,7 @@ from raydd.methods.recover_config import Matching, Priors
 from raydd.methods.recover_groups import Grouping, Order
 from raydd.methods.recover_objective import tap_layout
 from raydd.methods.recover_views import Views
-from raydd.training.backbones import Backbone, TeacherConfig, training_stages
+from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, training_stages
 from raydd.training.statistics import CollectStatistics, Statistics, StatisticsConfig
 from raydd.training.statistics_files import TableStage, save_tables
 from raydd.training.statistics_tree import forget_trees
@@ -170,19 +170,22 @@ class Recovering(Method):
             tap_layout(backbone.network, info.shape, info.classes, matching.patch, matching.kinds)
 
     def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
-        """Write the statistics that were collected, one file per network, for ``statistics.files`` of other jobs."""
-        folder = join(url, "statistics")
+        """Write what was trained and collected, one file per network, for ``teachers.weights`` and ``statistics.files`` of other jobs."""
+        folder, teachers = join(url, "statistics"), join(url, "teachers")
+        backbones = (*self.teachers.backbones(self.networks, problem), *self.label_teachers(problem))
+        known = keep_trained(backbones, load, teachers)
         made = [stage for stage in self.plan(problem) if isinstance(stage, Statistics)]
         for stage in made:
             of = stage.collected
             facts: dict[str, Any] = {"batch": of.batch, "slices": of.slices, "crop": of.crop, "pad": of.pad}
             facts |= {"images": sum(problem.dataset.train_counts), "data": dict(of.dataset.digests)}
             trained = [hashlib.sha256(dump_tensors(load(ref))).hexdigest() for ref in of.backbone.inputs("backbone").values()]
-            facts["weights"] = [of.backbone.identity, *trained]  # the store's file is known by its sha256 where it is given as weights
+            trained += [known[of.backbone.network]] if of.backbone.network in known else []
+            facts["weights"] = [of.backbone.identity, *trained]  # files are known by their sha256: the store's, and the one beside
             plain = {name: json.dumps(value) for name, value in facts.items()}
             tables = load(Ref(stage, "all"))
             save_tables(folder, of.backbone.network, tables, dataset=problem.dataset, patch=of.patch, facts=plain)
-        return {"statistics": folder} if made else {}
+        return {name: place for name, place, written in (("teachers", teachers, known), ("statistics", folder, made)) if written}
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the images, as they are stored, in class order with hard labels."""

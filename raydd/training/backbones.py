@@ -7,9 +7,11 @@ trains another stem than it loads) and has ten classes: a file of a thousand is 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol
@@ -20,7 +22,8 @@ from torch import Tensor
 
 from raydd.core.errors import ConfigError, DataError, TornFileError, nearest
 from raydd.core.rng import generator
-from raydd.core.storage import check_url, join
+from raydd.core.storage import Storage, check_url, join
+from raydd.core.tensors import Tensors, dump_tensors
 from raydd.core.units import Context, Numerics, Ref, unkeyed
 from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.networks import create_network, normalise_name
@@ -40,7 +43,7 @@ from raydd.training.weights import (
     torchvision_weights,
 )
 
-__all__ = ["Backbone", "PretrainedStart", "TeacherConfig", "Weights", "convert_images_", "training_stages"]
+__all__ = ["Backbone", "PretrainedStart", "TeacherConfig", "Weights", "convert_images_", "keep_trained", "training_stages"]
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +150,26 @@ class Backbone:
         mean, std = self.weights.fill(network)
         convert_images_(network, self.dataset, mean, std)
         return network.to(ctx.device).eval().requires_grad_(False)
+
+
+def keep_trained(backbones: Sequence[Backbone], load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
+    """Write the networks that were trained here below ``url``, as ``teachers.weights`` of other jobs reads them.
+
+    ``<network>.safetensors`` holds the state dict under our names; its metadata says how images are normalised, and what the network
+    is. Returns each file's sha256 by the network's name; files that were not trained here are left where they are.
+    """
+    kept: dict[str, str] = {}
+    for backbone in dict.fromkeys(backbones):
+        if backbone.training is None:
+            continue
+        (ref,) = backbone.inputs("").values()
+        output, info = load(ref), backbone.dataset
+        state = {name.split(".", 1)[1]: value for name, value in output.items() if name.startswith(("params.", "buffers."))}
+        facts = {"network": backbone.network, "classes": info.classes, "shape": info.shape, "mean": info.mean, "std": info.std}
+        data = dump_tensors(state, {"raydd.key": ref.key, **{name: json.dumps(value) for name, value in facts.items()}})
+        Storage(url).put(f"{spellings(backbone.network)[0]}.safetensors", data)
+        kept[backbone.network] = hashlib.sha256(data).hexdigest()
+    return kept
 
 
 def training_stages(backbones: Sequence[Backbone]) -> list[TrainNetwork]:

@@ -12,6 +12,7 @@ from test_family_refusals import weights
 
 from raydd.artifacts.folder import verify
 from raydd.core.errors import ConfigError
+from raydd.core.tensors import load_metadata, load_tensors
 from raydd.core.units import Numerics
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
@@ -123,3 +124,26 @@ def test_a_published_set_whose_teachers_cannot_be_had_is_refused_beside_others(t
         stored_evaluation(StoredSet(**fields), "edc", problem, config, found)
     with pytest.raises(ConfigError, match="'edc' teaches soft labels, and this set has none"):
         stored_evaluation(StoredSet(**fields), "edc", problem, config)
+
+
+@pytest.mark.parametrize("method", ["edc", "rded"])
+def test_teachers_and_statistics_of_a_job_make_the_same_images_in_another(method: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    made = job(first, method, {})
+    assert f" {first}/out/teachers\n" in made.output, made.output
+    kept = {path.name: load_metadata(path.read_bytes()) for path in (first / "out" / "teachers").iterdir()}
+    assert set(kept) == {f"{name}.safetensors" for name in (NETWORKS if method == "edc" else NETWORKS[:1])}
+    for name, facts in kept.items():
+        assert (facts["network"], facts["mean"], facts["std"]) == (f'"{name.split(".")[0]}"', json.dumps(INFO.mean), json.dumps(INFO.std))
+    fields: dict[str, Any] = {"teachers": {"weights": f"{first}/out/teachers"}}
+    if method == "edc":
+        fields["statistics"] = {"patch": 4, "files": f"{first}/out/statistics"}
+    again = job(second, method, fields)
+    assert again.exit_code == 0, again.output
+    one, two = ((folder / "out/distilled/data.safetensors").read_bytes() for folder in (first, second))
+    assert load_tensors(one)["images"].equal(load_tensors(two)["images"])
+    assert "squeeze/TrainNetwork" not in again.output
+    other = job(tmp_path, method, {**fields, "teachers": {**fields["teachers"]}}, ("dataset.mean=[0.9]", "dataset.std=[0.01]"))
+    assert (other.exit_code, "normalis" in other.output) == ((2, True) if method == "edc" else (0, False)), other.output

@@ -24,7 +24,6 @@ from annotated_types import Ge
 
 from raydd.artifacts.codec import ImageFormat
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.core.errors import ConfigError
 from raydd.core.storage import join
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage, unkeyed
@@ -32,21 +31,6 @@ from raydd.labels.config import LabelConfig
 from raydd.methods.base import Method, Problem, register_method
 from raydd.methods.patches import RdedPool, check_rded
 from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, training_stages
-
-_BATCHES = {1: 10, 10: 50, 50: 100}
-
-
-def published_batch(classes: int, ipc: int) -> int:
-    """Return the batch of RDED's students: 10, 50 or 100 at 1, 10 or 50 images per class, twice that for 100 or 1000 classes.
-
-    With 200 classes (Tiny-ImageNet) it is always 100; it is never more than the set's images. Not covered: three-layer
-    ConvNets taught by their like on CIFAR-100 take 25, with a learning rate of 0.002. ``ConfigError`` for another ``ipc``, for
-    which nothing was published. Specification edc_sre2l_gvbsm_rded, section 5.3.
-    """
-    if ipc not in _BATCHES:
-        raise ConfigError(f"RDED has a batch for {', '.join(map(str, _BATCHES))} images per class, none for {ipc}; set method.labels.batch")
-    batch = 100 if classes == 200 else _BATCHES[ipc] * (2 if classes in (100, 1000) else 1)
-    return min(batch, classes * ipc)
 
 
 @register_method("rded")
@@ -58,7 +42,9 @@ class Rded(Method):
     ``network``: the architecture of the students. ``factor``: crops along a side of an image (published for CIFAR and
     Tiny-ImageNet: 1). ``candidates``: random images per class that are cut, fewer where a class has fewer. ``num_crop``: crops
     of each image. ``image_format``: ``jpeg75`` (published) or ``png``. ``labels``: of the students' views; published for another
-    ``factor`` f: ``shuffle: f`` and ``crop: [1/f, 1]``. ``classes_per_unit``: classes that one worker makes together.
+    ``factor`` f: ``shuffle: f`` and ``crop: [1/f, 1]``; published batches at 1 / 10 / 50 images per class: 10 / 50 / 100, for 100
+    and 1000 classes twice that, for Tiny-ImageNet always 100 (specification, section 5.3). ``classes_per_unit``: classes that one
+    worker makes together.
     """
 
     teacher: str = "resnet18"

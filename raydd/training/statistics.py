@@ -255,7 +255,9 @@ class StatisticsConfig:
             if backbone.training is None or dataset.digests:  # else a plan made without the data, which the training's key depends on
                 file.require_weights(backbone.identity)
             return file
-        side = min(dataset.height, dataset.width)
+        side, images = min(dataset.height, dataset.width), sum(dataset.train_counts)
+        if images and (self.slices or SLICES) > images:
+            raise ConfigError(f"statistics.slices={self.slices or SLICES} is more than the {images} training images")
         if self.pad is not None and self.pad >= side:
             raise ConfigError(f"statistics.pad={self.pad}: images of {dataset.height}x{dataset.width} allow at most {side - 1}")
         collected = CollectStatistics(

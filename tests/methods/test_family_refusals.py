@@ -251,6 +251,7 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("sre2l", {"jitter": [0, 8]}, (), "jitter=[0, 8] is larger than the images of 8x8"),
     ("rded", {"factor": 3}, (), "factor=3 does not divide images of 8 x 8"),
     ("rded", {"candidates": 7}, (), "candidates=7"),
+    ("edc", {"statistics": {"patch": 4, "slices": 2000}}, (), "statistics.slices=2000 is more than the 1438 training images"),
     ("edc", {"local_images": 20}, (), "local_images=20 has no effect with category_aware=global"),
     ("edc", {"flatness_tau": 3.0}, (), "flatness_tau=3.0 has no effect with flatness_weight=0"),
     ("gvbsm", {"dd_weight": 0.0, "dd_tau": 3.0}, (), "dd_tau=3.0 has no effect with dd_weight=0"),

@@ -19,7 +19,7 @@ from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import Problem
 from raydd.methods.patches import RdedPool
-from raydd.methods.rded import Rded, published_batch
+from raydd.methods.rded import Rded
 from raydd.runtime.runner import LocalRunner
 from raydd.training.teachers import TrainNetwork
 
@@ -33,15 +33,6 @@ def digits():
 @pytest.fixture(scope="module")
 def problem(digits) -> Problem:
     return Problem(dataset=digits[1], ipc=2, seed=1, numerics=Numerics())
-
-
-def test_the_published_batches() -> None:
-    """10, 50, 100; doubled for 100 and 1000 classes; 100 for Tiny-ImageNet; never above the set (specification, section 5.3)."""
-    expected = {10: (10, 50, 100), 100: (20, 100, 200), 200: (100, 100, 100), 1000: (20, 100, 200)}
-    assert {classes: tuple(published_batch(classes, ipc) for ipc in (1, 10, 50)) for classes in expected} == expected
-    assert published_batch(3, 1) == 3
-    with pytest.raises(ConfigError, match=r"1, 10, 50 images per class, none for 20; set method\.labels\.batch"):
-        published_batch(10, 20)
 
 
 def test_its_defaults_are_those_of_imagenet() -> None:

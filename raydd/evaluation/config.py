@@ -38,6 +38,7 @@ class EvaluationConfig:
     protocol: str = "dm"
     epochs: Annotated[int, Ge(1)] | None = None
     batch: Annotated[int, Ge(1)] | None = None
+    accumulate: Annotated[int, Ge(1)] | None = None
     lr: Annotated[float, Gt(0)] | None = None
     optimizer: Optimizer | None = None
     momentum: Annotated[float, Ge(0), Lt(1)] | None = None

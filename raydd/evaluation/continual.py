@@ -244,7 +244,7 @@ class EvaluateMemory(Stage):
             networks=len(repeats),
             images=self.source.images * seen // info.classes,
             epochs=self.recipe.epochs,
-            batch=self.recipe.batch,
+            batch=self.recipe.slice,
             tested=info.test_count * seen // info.classes,
             at_once=len(repeats),
             copies=self.recipe.copies,

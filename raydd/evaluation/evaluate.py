@@ -96,7 +96,7 @@ class Evaluate(Stage):
             networks=count,
             images=self.source.images,
             epochs=self.recipe.epochs,
-            batch=self.recipe.batch,
+            batch=self.recipe.slice,
             tested=tests * info.test_count,
             at_once=count,
             copies=self.recipe.copies,

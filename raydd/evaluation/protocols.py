@@ -22,6 +22,7 @@ _OPERATIONS: dict[str, Callable[[str], object]] = {"dsa": parse_strategy, "dc": 
 OVERRIDES = (
     "epochs",
     "batch",
+    "accumulate",
     "lr",
     "optimizer",
     "momentum",
@@ -45,7 +46,7 @@ OVERRIDES = (
 class Protocol:
     """How a student is trained and judged; :data:`OVERRIDES` may be changed, and :attr:`label` then says so.
 
-    ``optimizer`` to ``double_norm``: as of :class:`~raydd.training.recipe.Recipe`, but ``ema=0`` is none. With the schedule
+    ``accumulate``, ``optimizer`` to ``double_norm``: as of :class:`~raydd.training.recipe.Recipe`, but ``ema=0`` is none. With the schedule
     ``steps`` ``epochs`` is E of DC's papers: their loops run ``E + 1`` epochs, and after the epoch with index ``E // 2 + 1``
     they divide the rate by ten and make a new optimiser, whose momentum is zero. With any other, ``epochs`` are run.
 
@@ -58,6 +59,7 @@ class Protocol:
     name: str
     epochs: int
     batch: int = 256
+    accumulate: int = 1
     lr: float = 0.01
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
@@ -170,7 +172,7 @@ class Protocol:
 
     def _recipe(self, epochs: int, lr: float) -> Recipe:
         """Return the recipe without augmentation."""
-        shared = ("batch", "optimizer", "momentum", "weight_decay", "decay", "schedule", "st", "milestones", "drop_factor")
+        shared = ("batch", "accumulate", "optimizer", "momentum", "weight_decay", "decay", "schedule", "st", "milestones", "drop_factor")
         learnt = ("loss", "ce_weight", "temperature", "double_norm")
         steps = self.schedule == "steps"
         return Recipe(
@@ -203,7 +205,7 @@ _RDED_RATES = (
     ("torchvision/swin_v2_t", 1e-4),
     ("torchvision/vgg11", 5e-4),
 )
-_publish(Protocol(name="sre2l", batch=1024, schedule="cosine", loss="kl", temperature=20.0, **_ADAMW))
+_publish(Protocol(name="sre2l", batch=1024, accumulate=2, schedule="cosine", loss="kl", temperature=20.0, **_ADAMW))
 _publish(Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW))
 # "--ls-type cos --st 2" of EDC's script: a line, since another branch replaces the cosine (section 4.1).
 _publish(Protocol(name="edc", batch=100, schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.025, ema=0.99, **_ADAMW))

@@ -45,6 +45,7 @@ _REQUIRED = {
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v >= 0, "at least 0"),
     "batch": (lambda v: v >= 1, "at least 1"),
+    "accumulate": (lambda v: v >= 1, "at least 1"),
     "st": (lambda v: v >= 1, "at least 1"),
     "ce_weight": (lambda v: v >= 0, "at least 0"),
     "temperature": (lambda v: v > 0, "above 0"),
@@ -59,6 +60,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Recipe:
     """How a network is trained: shuffled batches, with the last, smaller batch kept.
 
+    ``accumulate``: a batch goes through the network in so many slices, whose gradients are averaged before one step; batch norms
+    see slices. A smaller last batch has fewer slices of the same size, and is divided by as many as the others (published; EDC
+    spec, section 4.1).
     ``epochs``: epochs run, all of them. ``optimizer``: ``sgd`` with ``momentum``, or ``adamw`` with ``betas``.
     ``weight_decay``: on all parameters, or on ``matrices_only`` (those of more than one dimension whose name holds "weight").
 
@@ -76,6 +80,7 @@ class Recipe:
 
     epochs: int
     batch: int = 256
+    accumulate: int = 1
     lr: float = 0.01
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
@@ -113,6 +118,15 @@ class Recipe:
                     raise ConfigError(f"{owner} '{getattr(self, owner)}' needs {_REQUIRED[field.name]}")
             elif value != field.default:
                 raise without_effect(field.name, value, getattr(self, owner))
+        if self.accumulate > self.batch:
+            raise ConfigError(f"accumulate={self.accumulate} slices are more than the {self.batch} images of a batch")
+        if self.accumulate > 1 and self.double_norm:
+            raise ConfigError(f"accumulate={self.accumulate} and double_norm: the published loops have one or the other")
+
+    @property
+    def slice(self) -> int:
+        """Images that go through the network at once."""
+        return -(-self.batch // self.accumulate)
 
     @property
     def copies(self) -> int:
@@ -127,7 +141,8 @@ class Recipe:
     def of_step(self) -> Recipe:
         """Return the recipe with only what a single step depends on; trainings that differ in the rest share a step."""
         known = ("optimizer", "momentum", "betas", "weight_decay", "decay", "loss", "ce_weight", "temperature", "ema", "double_norm")
-        return Recipe(epochs=0, **{name: getattr(self, name) for name in known})
+        sliced = ("batch", "accumulate") if self.accumulate > 1 else ()
+        return Recipe(epochs=0, **{name: getattr(self, name) for name in (*known, *sliced)})
 
 
 def without_effect(name: str, value: Any, of: str) -> ConfigError:

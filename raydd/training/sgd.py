@@ -110,7 +110,7 @@ class TrainingStep:
     def __init__(self, network: nn.Module, numerics: Numerics, recipe: Recipe, *, stacked: bool = False) -> None:
         self.network = lower_convolutions(network) if numerics.precision == "bf16" else network
         self.still = cancelled_biases(network)
-        self.recipe = recipe
+        self.recipe, self.stacked = recipe, stacked
         named = network.named_parameters()
         self.decayed = {name for name, p in named if recipe.decay == "all" or ("weight" in name and p.dim() > 1)}
         self.norms = _running_norms(network) if recipe.double_norm else {}
@@ -173,7 +173,7 @@ class TrainingStep:
         params, before = parts["params"], parts["buffers"]
         still = {name: params[name] for name in self.still}
         moving = {name: value for name, value in params.items() if name not in self.still}
-        gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, before, images, labels)
+        gradients, buffers, correct, loss = self._accumulated(moving, still, before, images, labels)
         new: dict[str, Tensors] = {"params": {}, "momentum": {}, "second": {}, "ema": {}}
         new["buffers"] = self._normed_again(before, buffers) if self.norms else buffers
         if self.recipe.optimizer == "adamw":
@@ -185,6 +185,22 @@ class TrainingStep:
             kept = self.recipe.ema
             new["ema"] = {name: kept * value + (1 - kept) * new["params"][name] for name, value in parts["ema"].items()}
         return new, others, loss, correct
+
+    def _accumulated(
+        self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Labels
+    ) -> tuple[Tensors, Tensors, Tensor, Tensor]:
+        """Return a batch's gradients, buffers, count of correct answers and sum of losses, slice after slice."""
+        dim, slices = int(self.stacked), self.recipe.accumulate
+        if slices == 1:
+            gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, buffers, images, labels)
+            return gradients, buffers, correct, loss
+        found: list[tuple[Tensors, Tensor, Tensor]] = []
+        for piece, of_piece in zip(images.split(self.recipe.slice, dim), _split(labels, self.recipe.slice, dim), strict=True):
+            gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, buffers, piece, of_piece)
+            found.append((gradients, correct, loss))
+        names = found[0][0]
+        total = {name: torch.stack([gradients[name] for gradients, _, _ in found]).sum(0) / slices for name in names}
+        return total, buffers, torch.stack([c for _, c, _ in found]).sum(0), torch.stack([value for _, _, value in found]).sum(0)
 
     def _sgd(self, parts: dict[str, Tensors], gradients: Tensors, others: Tensors, rate: Tensor, new: dict[str, Tensors]) -> None:
         recipe = self.recipe
@@ -227,6 +243,12 @@ class TrainingStep:
                 again[name] = after[name] + (1 - momentum) * (after[name] - before[name])
             again[f"{prefix}num_batches_tracked"] = after[f"{prefix}num_batches_tracked"] + 1
         return again
+
+
+def _split(labels: Labels, size: int, dim: int) -> list[Labels]:
+    if isinstance(labels, Tensor):
+        return list(labels.split(size, dim))
+    return [SoftTargets(logits, hard) for logits, hard in zip(labels.logits.split(size, dim), labels.hard.split(size, dim), strict=True)]
 
 
 def _running_norms(network: nn.Module) -> dict[str, float]:

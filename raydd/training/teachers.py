@@ -99,7 +99,7 @@ class TrainNetwork(Stage):
             networks=1,
             images=images,
             epochs=self.steps(unit),
-            batch=self.recipe.batch,
+            batch=self.recipe.slice,
             copies=self.recipe.copies,
         )
 

@@ -122,7 +122,7 @@ IMAGENET = DatasetInfo(name="big", classes=1000, channels=3, height=224, width=2
 ADAMW = {"epochs": 300, "optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01, "decay": "matrices_only"}
 PUBLISHED = {
     "edc": {"batch": 100, "schedule": "linear_st", "st": 2.0, "loss": "mse_gt", "ce_weight": 0.025, "ema": 0.99},
-    "sre2l": {"batch": 1024, "schedule": "cosine", "loss": "kl", "temperature": 20.0},
+    "sre2l": {"batch": 1024, "accumulate": 2, "schedule": "cosine", "loss": "kl", "temperature": 20.0},
     "gvbsm": {"batch": 1024, "schedule": "cosine", "loss": "mse_gt", "ce_weight": 0.1},
     "rded": {"batch": 100, "schedule": "cos_st", "st": 2.0, "loss": "kl", "temperature": 20.0, "double_norm": True},
 }

@@ -20,6 +20,9 @@ from raydd.training.sgd import TrainingStep, forget_momentum, fresh_state, part,
 SHAPE = (3, 8, 8)
 EDC = Recipe(epochs=0, optimizer="adamw", weight_decay=0.3, decay="matrices_only", loss="mse_gt", ce_weight=0.025, ema=0.9)
 RDED = Recipe(epochs=0, optimizer="adamw", weight_decay=0.3, loss="kl", temperature=20.0, double_norm=True)
+SRE2L = Recipe(
+    epochs=0, batch=12, accumulate=3, optimizer="adamw", weight_decay=0.3, decay="matrices_only", loss="kl", temperature=20.0
+)
 CIFAR = Recipe(epochs=0, momentum=0.875, weight_decay=0.2, decay="matrices_only", loss="mse_gt", ce_weight=0.1, ema=0.9)
 
 
@@ -48,7 +51,7 @@ def _torch_optimiser(network, recipe, lr):
     return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum)
 
 
-@pytest.mark.parametrize("recipe", [EDC, RDED, CIFAR], ids=["edc", "rded", "cifar"])
+@pytest.mark.parametrize("recipe", [EDC, RDED, CIFAR, SRE2L], ids=["edc", "rded", "cifar", "sre2l"])
 @pytest.mark.parametrize("name", ["convnet2_w8_batchnorm", "convnet2_w8_layernorm", "mlp"])
 def test_steps_are_those_of_torch(name, recipe):
     network = _network(name)
@@ -64,13 +67,18 @@ def test_steps_are_those_of_torch(name, recipe):
         if recipe.double_norm:  # the published loop looks at the batch once more, for an accuracy to print
             with torch.no_grad():
                 network(images)
-        logits = network(images)
-        expected = _distance(recipe, logits, targets)
         optimiser.zero_grad()
-        expected.backward()
+        told, hits, size = 0.0, 0, recipe.batch // recipe.accumulate if recipe.accumulate > 1 else len(images)
+        for begin in range(0, len(images), size):  # slices of a batch, as the published loops accumulate gradients
+            part_ = slice(begin, begin + size)
+            logits = network(images[part_])
+            expected = _distance(recipe, logits, SoftTargets(targets.logits[part_], targets.hard[part_]))
+            (expected / recipe.accumulate).backward()
+            told += len(logits) * float(expected.detach())
+            hits += int((logits.argmax(1) == targets.hard[part_]).sum())
         optimiser.step()
-        assert float(loss) == pytest.approx(len(images) * float(expected.detach()), rel=1e-9)
-        assert int(correct) == int((logits.argmax(1) == targets.hard).sum())
+        assert float(loss) == pytest.approx(told, rel=1e-9)
+        assert int(correct) == hits
         if recipe.ema is not None:
             for mine, live in zip(average.parameters(), network.parameters()):
                 mine.data = 0.9 * mine.data + 0.1 * live.data
@@ -100,7 +108,7 @@ def _fields(recipe):
     return {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
 
 
-@pytest.mark.parametrize("recipe", [EDC, RDED, CIFAR], ids=["edc", "rded", "cifar"])
+@pytest.mark.parametrize("recipe", [EDC, RDED, CIFAR, SRE2L], ids=["edc", "rded", "cifar", "sre2l"])
 def test_a_stack_equals_its_networks_one_by_one(recipe):
     networks = [_network(seed=seed) for seed in range(3)]
     rate = torch.tensor(0.01, dtype=torch.float64)
@@ -205,7 +213,7 @@ def test_bf16_convolutions_learn_logits_too():
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("recipe", [EDC, RDED, CIFAR], ids=["edc", "rded", "cifar"])
+@pytest.mark.parametrize("recipe", [EDC, RDED, CIFAR, SRE2L], ids=["edc", "rded", "cifar", "sre2l"])
 def test_a_compiled_step_equals_the_eager_one(recipe, stacked):
     networks = [_network(seed=seed, dtype=torch.float32) for seed in range(2)]
     state = stack_states([fresh_state(n, recipe) for n in networks]) if stacked else fresh_state(networks[0], recipe)
@@ -229,3 +237,13 @@ def test_cross_entropy_is_as_before():
     images, targets = _batch(0)
     _, loss, _ = TrainingStep(network, Numerics(), Recipe(epochs=0))(fresh_state(network), images, targets.hard, torch.tensor(0.1))
     assert float(loss) == pytest.approx(12 * float(F.cross_entropy(network.train()(images), targets.hard).detach()), rel=1e-12)
+
+
+def test_a_batch_in_slices_is_refused_where_it_cannot_be():
+    with pytest.raises(ConfigError, match="accumulate=13 slices are more than the 12 images of a batch"):
+        Recipe(epochs=1, batch=12, accumulate=13)
+    with pytest.raises(ConfigError, match="accumulate=2 and double_norm"):
+        Recipe(epochs=1, accumulate=2, double_norm=True)
+    assert (Recipe(epochs=1, batch=25, accumulate=2).slice, Recipe(epochs=1, batch=25).slice) == (13, 25)
+    assert Recipe(epochs=1, batch=25).of_step() == Recipe(epochs=9, batch=12).of_step()
+    assert Recipe(epochs=1, batch=25, accumulate=2).of_step() != Recipe(epochs=1, batch=12, accumulate=2).of_step()

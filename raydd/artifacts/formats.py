@@ -34,7 +34,7 @@ from torch import Tensor
 from raydd.artifacts import folder
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.views import PICTURES, Pictures, folder_files, pictures, read_folder, read_tars, tar_shards
-from raydd.core.errors import ConfigError, DataError, TornFileError, unknown
+from raydd.core.errors import ConfigError, DataError, RayddError, TornFileError, unknown
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors, load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo, entry
@@ -109,6 +109,8 @@ def read_set(url: str, *, info: DatasetInfo | str | None = None, experiment: int
     """
     info = entry(info).info if isinstance(info, str) else info
     source = detect(url)
+    if experiment != -1 and source.format != "pt":
+        raise ConfigError(f"experiment={experiment} has no effect: {source.url} ({source.format}) holds one set; only .pt lists hold more")
     if source.format == "distilled":
         distilled = folder.read(source.storage.url)
     elif source.format == "safetensors":
@@ -142,7 +144,10 @@ def _read_foreign(source: Source, info: DatasetInfo | None, experiment: int) -> 
         images, labels, soft = shown.pixels, shown.labels, shown.soft_labels
     if tuple(images.shape[1:]) != info.shape:
         raise DataError(f"{source.url}: images are {_shape(images.shape[1:])}; those of {info.name} are {_shape(info.shape)} (C×H×W)")
-    return DistilledSet(images=images, labels=labels, soft_labels=soft, info=info, recipe=recipe)
+    try:
+        return DistilledSet(images=images, labels=labels, soft_labels=soft, info=info, recipe=recipe)
+    except RayddError as error:
+        raise DataError(f"{source.url}: {error}") from error
 
 
 def _shape(values: tuple[int, ...] | torch.Size) -> str:

@@ -31,8 +31,8 @@ class EvaluationConfig:
     ``snapshot_repeats`` students of the first architecture (null: the end only).
 
     ``continual``: also learn class by class, in so many steps of equally many classes (see
-    :mod:`raydd.evaluation.continual`; null: no), in ``continual_orders`` orders of the classes, with ``continual_repeats``
-    students of the first architecture after each step.
+    :mod:`raydd.evaluation.continual`; null: no), in ``continual_orders`` orders of the classes (shared out among the job's
+    ``seeds`` in turn), with ``continual_repeats`` students of the first architecture after each step.
     """
 
     protocol: str = "dm"

@@ -58,6 +58,10 @@ def test_dc_files_are_read_with_their_numpy_accuracies(make: Make, tmp_path: Pat
     assert torch.equal(got.images, made.images + 1)
     assert torch.equal(got.labels, made.labels)
     assert got.recipe["experiment"] == 1
+    save_folder = tmp_path / "one"
+    publish(got, str(save_folder))
+    with pytest.raises(ConfigError, match=r"experiment=1 has no effect: .*one \(distilled\) holds one set"):
+        read_set(str(save_folder), info="digits", experiment=1)
     with pytest.raises(ConfigError, match="holds 3 experiments; 3 is none"):
         read_set(str(path), info="digits", experiment=3)
 

@@ -32,7 +32,10 @@ def _accuracy(row: Row | None) -> str:
 
 
 def results(reports: list[Report]) -> str:
-    """Return one line per set, network and report, with random images of the same number under the same protocol beside it."""
+    """Return one line per set, network and report, with random images of the same number under the same protocol beside it.
+
+    The accuracy is in bold unless random images are better.
+    """
     header = ["data set", "images per class", "method", "network", "protocol", "accuracy, %", "random images, %", "seeds × networks"]
     header += ["size", "device time"]
     lines = []
@@ -40,9 +43,10 @@ def results(reports: list[Report]) -> str:
         for row in report.rows:
             if row.set == "random":
                 continue
-            beside = [r for r in report.rows if (r.set, r.protocol, r.network) == ("random", row.protocol, row.network)]
-            line = [report.dataset, f"{report.ipc:g}", row.set, row.network, f"`{row.protocol}`", f"**{_accuracy(row)}**"]
-            line += [_accuracy(next(iter(beside), None)), f"{row.seeds} × {row.networks}"]
+            beside = next((r for r in report.rows if (r.set, r.protocol, r.network) == ("random", row.protocol, row.network)), None)
+            accuracy = _accuracy(row) if beside is not None and row.accuracy_mean < beside.accuracy_mean else f"**{_accuracy(row)}**"
+            line = [report.dataset, f"{report.ipc:g}", row.set, row.network, f"`{row.protocol}`", accuracy]
+            line += [_accuracy(beside), f"{row.seeds} × {row.networks}"]
             lines.append([*line, format_bytes(row.image_bytes + row.label_bytes), f"{format_seconds(row.device_seconds)}, {report.device}"])
     return table(header, lines, 5)
 

@@ -67,6 +67,11 @@ def test_each_seed_publishes_labels_that_repeat_its_evaluation_without_the_store
     assert (other.exit_code, "labels of another set" in other.output) == (2, True), other.output
 
 
+def units_called(store: Path, prefix: str) -> set[str]:
+    """Return the keys of a store's finished units whose names begin with ``prefix``."""
+    return {path.parent.name for path in store.glob("units/*/*/final.json") if json.loads(path.read_text())["unit"].startswith(prefix)}
+
+
 CODECS: list[tuple[str, dict[str, Any]]] = [
     ("edc", {"labels": {"batch": 5, "epochs": 2}}),
     ("edc", {"labels": {"batch": 5, "epochs": 2, "codec": "recipe"}}),
@@ -93,6 +98,9 @@ def test_a_published_set_is_evaluated_beside_others_with_the_labels_of_its_teach
         found.append(json.loads((tmp_path / f"report-{store}" / "report.json").read_text())["rows"])
         computed = set((tmp_path / store).glob("units/*/*")) - before
         assert (len(computed) == 1) == (store == "store"), "the students of the published set, else also teachers, draws and their students"
+    trained = units_called(tmp_path / "store", "network-")
+    assert raydd("evaluate", str(folder), *args[:4], f"store={tmp_path / 'store'}", f"output={tmp_path / 'again'}", "seed=8").exit_code == 0
+    assert units_called(tmp_path / "store", "network-") == trained != set(), "students of another seed learn from the set's own teachers"
     wanted = [(row["set"], pytest.approx(row["accuracy_mean"])) for row in expected]
     for rows in found:
         assert [(row["set"], row["accuracy_mean"]) for row in rows] == wanted

@@ -142,6 +142,24 @@ class Storage:
         target = self._path(path)
         return self._call("read", path, lambda: bytes(self.fs.cat_file(target, start=start, end=end)))
 
+    def fill(self, path: str, start: int, buffer: memoryview) -> int:
+        """Read an object's bytes from ``start`` on into ``buffer``; return how many there were. As :meth:`get` otherwise."""
+        target = self._path(path)
+
+        def local() -> int:
+            with open(target, "rb", buffering=0) as file:
+                file.seek(start)
+                filled = 0
+                while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+                    filled += count
+                return filled
+
+        if self.local:
+            return self._call("read", path, local)
+        data = self.get(path, start, start + len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def exists(self, path: str) -> bool:
         """Return whether there is an object (or folder) at ``path``."""
 

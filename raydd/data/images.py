@@ -125,10 +125,10 @@ def decode_jpegs_into(out: Pixels, blobs: Sequence[bytes | memoryview]) -> list[
     """Decode JPEGs straight into contiguous ``out [n, H, W, C]``; return the places of those that are none of that size."""
     import simplejpeg
 
-    colours, others = "GRAY" if out.shape[3] == 1 else "RGB", []
+    colours, shape, others = "GRAY" if out.shape[3] == 1 else "RGB", out.shape[1:], []
     for place, (target, data) in enumerate(zip(out, blobs, strict=True)):
         try:
-            if simplejpeg.decode_jpeg(data, colours, buffer=target).shape != target.shape:
+            if simplejpeg.decode_jpeg(data, colours, buffer=target).shape != shape:
                 others.append(place)
         except ValueError:
             others.append(place)

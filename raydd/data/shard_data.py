@@ -79,7 +79,7 @@ class ShardData(EncodedData):
 
         def read(span: np.ndarray) -> None:
             start = int(first[span[0]])
-            data = memoryview(self._read(int(shard[span[0]]), start, int(last[span].max())))
+            data = self._read(int(shard[span[0]]), start, int(last[span].max()))
             begins, ends = (first[span] - start).tolist(), (last[span] - start).tolist()
             for place, begin, end in zip(order[span].tolist(), begins, ends):
                 out[place] = data[begin:end]
@@ -91,12 +91,13 @@ class ShardData(EncodedData):
             list(self.pool("fetch", 4 if self.files.local else 32).map(read, spans))
         return out
 
-    def _read(self, shard: int, start: int, stop: int) -> bytes:
+    def _read(self, shard: int, start: int, stop: int) -> memoryview:
         name = self.index.names[shard]
+        data = memoryview(self._encoded.array((stop - start,)))
         try:
-            data = self.files.get(name, start, stop)
+            count = self.files.fill(name, start, data)
         except FileNotFoundError as error:
             raise DataError(f"shard {join(self.files.url, name)} is missing") from error
-        if len(data) != stop - start:
-            raise DataError(f"shard {join(self.files.url, name)} is torn: {len(data)} bytes at {start}, {stop - start} were written")
+        if count != stop - start:
+            raise DataError(f"shard {join(self.files.url, name)} is torn: {count} bytes at {start}, {stop - start} were written")
         return data

@@ -93,6 +93,10 @@ _IN_TURN = 1 << 16
 """From how many values per image a CPU takes one image after the other, which then stays in its cache."""
 
 
+_SMALL = 16
+"""Up to how many pixels of a map the products of all its pixels, as one matrix, cost less than those of neighbours."""
+
+
 def _in_turn(grouped: Tensor) -> bool:
     return grouped.device.type == "cpu" and grouped[0, 0].numel() >= _IN_TURN
 
@@ -106,8 +110,10 @@ def _summed(grouped: Tensor, shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
     if not _in_turn(grouped):
         squares = torch.linalg.vector_norm(grouped, dim=1).square_() if grouped.is_cuda else (grouped * grouped).sum(1)
         products = grouped.new_zeros(len(shifts), groups, pixels)
+        of_all = grouped.flatten(1, 2).mT @ grouped.flatten(1, 2) if shifts and pixels <= _SMALL else None
         for s, found in zip(shifts, products, strict=True):
-            found[:, :-s] = (grouped[..., :-s] * grouped[..., s:]).sum((1, 2))
+            near = (grouped[..., :-s] * grouped[..., s:]).sum((1, 2)) if of_all is None else of_all.diagonal(s, 1, 2)
+            found[:, :-s] = near
         return torch.stack([grouped.sum(1), squares], 1), products
     maps, per_channel = grouped.new_zeros(groups, 2, channels, pixels), grouped.new_zeros(len(shifts), groups, channels, pixels)
     for g, images in enumerate(grouped):
@@ -211,6 +217,10 @@ class _Sums(torch.autograd.Function):
         whole = (ctx.groups, channels, height * width)
         constant, slope = constant.expand(whole).contiguous(), slope.expand(whole).contiguous()
         out, gradient = torch.empty_like(grouped), gradient.reshape(grouped.shape)
+        if neighbours and height * width <= _SMALL:
+            behind = torch.stack([weights[:, :-s].diag_embed(s) for s, weights in neighbours]).sum(0)
+            gradient = torch.baddbmm(gradient.flatten(1, 2), grouped.flatten(1, 2), behind + behind.mT).view(grouped.shape)
+            neighbours = []
         if not _in_turn(grouped):
             of_groups = [(s, weights[:, None, None]) for s, weights in neighbours]
             _add(out, gradient, grouped, constant.unsqueeze(1), slope.unsqueeze(1), of_groups)

@@ -163,7 +163,8 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, of_sums: Tensor) -> tuple[Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
         images, channels, *_ = x.shape
-        constant, slope = (v.repeat_interleave(images // ctx.groups, 0).flatten() for v in (of_sums[:, 0], 2 * of_sums[:, 1]))
+        each = of_sums.unsqueeze(2).expand(-1, -1, images // ctx.groups, -1)
+        constant, slope = each[:, 0].flatten(), each[:, 1].flatten().mul_(2)
         # Batch norm itself is the fastest way to multiply and add by channel.
         maps, zeros = x.reshape(1, images * channels, -1), torch.zeros_like(slope)
         out = F.batch_norm(maps, zeros, torch.ones_like(slope), slope, constant, eps=0.0).view(images, channels, -1)

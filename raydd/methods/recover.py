@@ -80,6 +80,7 @@ class MatchStatistics(Stage):
     """
 
     phase: ClassVar[str] = "recover"
+    version: ClassVar[int] = 2
 
     dataset: DatasetInfo
     ipc: int

@@ -74,6 +74,7 @@ class CollectStatistics(Stage):
     """
 
     phase: ClassVar[str] = "squeeze"
+    version: ClassVar[int] = 2
 
     backbone: Backbone
     dataset: DatasetInfo

@@ -3,8 +3,8 @@
 Same function as ``ConvNet.embed``, up to rounding, with three differences. Maps are channels-last all through, so that no
 convolution reorders them. The first block, whose convolution has one or three input channels, never writes its largest map:
 the convolution is linear, so mean and variance of its outputs follow from those of the 3x3 patches of the image, the norm goes
-into the kernels (of each image), and convolution, norm, activation and pooling become one loop. Images go through in chunks of
-a fixed size, whose maps stay in the cache; a last chunk is filled up, so that one shape is compiled for any batch.
+into the kernels (of each image), and convolution, norm, activation and pooling become one loop. Images go through in chunks,
+whose maps stay in the cache; a last chunk is filled up, so that few shapes are compiled for all batches.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from raydd.networks.base import Network
 from raydd.networks.compiling import allow_many_shapes
 from raydd.networks.convnet import ConvBlock, ConvNet
 
-CHUNK = 16
-"""Images that go through the network together: with 128 channels a block's maps then fit a core's second-level cache."""
+CHUNK = 64
+"""Images that go through the network together: enough that calls and the reordering of kernels cost little."""
+
+_PART = 16
+"""A last chunk is filled up to a multiple of these."""
 
 _FEW_TAPS = 27
 """Up to three input channels a convolution is quicker as multiply-adds inside a fused loop than as a matrix product."""
@@ -50,7 +53,7 @@ def lean_embed(net: Network, *, compile: bool, fewer_products: bool) -> Callable
     def embed(x: Tensor) -> Tensor:
         kernels = [_kernel(block.conv, fewer_products) for block in blocks]
         count = len(x)
-        parts = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -count % CHUNK)).split(CHUNK)
+        parts = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -count % _PART)).split(CHUNK)
         return torch.cat([_features(loops, blocks, kernels, part) for part in parts])[:count]
 
     return embed

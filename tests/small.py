@@ -7,8 +7,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from raydd.config import build
 from raydd.core.errors import ConfigError
+from raydd.core.typed_tree import build
 from raydd.core.units import Ref, unit_key
 from raydd.methods import METHODS, Method
 from raydd.runtime.estimate import stages_of

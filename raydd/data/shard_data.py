@@ -93,7 +93,7 @@ class ShardData(EncodedData):
 
     def _read(self, shard: int, start: int, stop: int) -> memoryview:
         name = self.index.names[shard]
-        data = memoryview(self._encoded.array((stop - start,)))
+        data = self._encoded.array((stop - start,)).data
         try:
             count = self.files.fill(name, start, data)
         except FileNotFoundError as error:

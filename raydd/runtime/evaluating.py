@@ -15,11 +15,12 @@ from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, read_set
 from raydd.artifacts.report import Report
-from raydd.config import EvaluationJob, build, method_from
+from raydd.config import EvaluationJob, method_from
 from raydd.core.errors import ConfigError, refusing
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
+from raydd.core.typed_tree import build
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests

@@ -1,9 +1,10 @@
 """How fast shards stream, against the fastest plain decode loop on the same threads.
 
 The plain loop decodes JPEG bytes that are already in memory with simplejpeg, into one picture's memory (where libjpeg-turbo
-is fastest: not at a multiple of 32), and does nothing else. The stream reads tar shards, finds the samples, decodes and batches. Both run with the same number of threads, in turns, so that a busy machine
-slows both; the figures are the medians of the ratios, of images per second of wall time and of images per second of
-processor time (all threads together), and the ratio of the best rounds (what is left when the rest of the machine is quiet).
+is fastest: not at a multiple of 32), and does nothing else. The stream reads tar shards, finds the samples, decodes and
+batches. Both run with the same number of threads, in turns, so that a busy machine slows both; the figures are the medians of
+the ratios, of images per second of wall time and of images per second of processor time (all threads together), and the ratio
+of the best rounds (what is left when the rest of the machine is quiet).
 
     python tests/benchmarks/bench_stream.py --seconds 3 --rounds 7
 """

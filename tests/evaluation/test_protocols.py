@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from raydd.config import build, parse_job
+from raydd.config import parse_job
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
+from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.plan import EvaluationConfig

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from raydd.config import build
 from raydd.core.errors import ConfigError
+from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.methods import METHODS, Method, Problem

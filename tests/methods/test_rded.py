@@ -10,9 +10,10 @@ import torch
 from small import small_method
 
 from raydd.artifacts.codec import jpeg_round_trip
-from raydd.config import build, load_job
+from raydd.config import load_job
 from raydd.core.errors import ConfigError
 from raydd.core.store import Store
+from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig

@@ -1,0 +1,156 @@
+"""Frozen dataclasses from plain trees, checked by pydantic; errors name the key, its value, what is allowed, the nearest match."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from raydd.core.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], tree: Mapping[str, Any], where: str, prefix: tuple[str, ...] = ()) -> T:
+    """Return a frozen dataclass from a plain tree; ``ConfigError`` with one line per mistake."""
+    none_to_empty = {k: {} if v is None and dataclasses.is_dataclass(typing.get_type_hints(cls).get(k)) else v for k, v in tree.items()}
+    try:
+        values = _model(cls).model_validate(none_to_empty)
+    except ValidationError as error:
+        lines = _explain(cls, prefix, [dict(e) for e in error.errors(include_url=False)])
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+    try:
+        return _instance(cls, values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+def _listed(value: Any) -> Any:
+    """Read ``a,b`` or a single value as a list, as one writes it on a command line."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, (int, float)) else value
+
+
+def _strict_numbers(hint: Any) -> Any:
+    """Return the type with every int and float refusing booleans (YAML's ``yes`` is no number)."""
+    if hint in (int, float):
+        return Annotated[hint, BeforeValidator(_no_bool)]
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        inner, *rest = typing.get_args(hint)
+        return Annotated[(_strict_numbers(inner), *rest)]
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_strict_numbers(a) for a in typing.get_args(hint))]  # noqa: UP007
+    if origin is tuple and typing.get_args(hint)[-1] is Ellipsis:
+        return Annotated[tuple[_strict_numbers(typing.get_args(hint)[0]), ...], BeforeValidator(_listed)]  # type: ignore[misc]
+    if origin is tuple:
+        return tuple[tuple(_strict_numbers(a) if a is not Ellipsis else a for a in typing.get_args(hint))]  # type: ignore[misc]
+    return hint
+
+
+_models: dict[tuple[type, Any], type[BaseModel]] = {}
+
+
+def _model(cls: type, given: Any = None) -> type[BaseModel]:
+    """Return the pydantic model with a dataclass's fields; nested dataclasses become nested models.
+
+    ``given``: an instance whose values are the defaults, as a field of that type may have its own.
+    """
+    if (cls, given) not in _models:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        members: dict[str, Any] = {}
+        for f in dataclasses.fields(cls):
+            hint = hints[f.name]
+            default = _default(f) if given is None else getattr(given, f.name)
+            if dataclasses.is_dataclass(hint):
+                nested = _model(typing.cast(type, hint), None if default is ... else default)
+                members[f.name] = (nested, ... if default is ... and given is None else Field(default_factory=nested))
+            else:
+                members[f.name] = (_strict_numbers(hint), default)
+        config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+        _models[cls, given] = create_model(cls.__name__, __config__=config, **members)
+    return _models[cls, given]
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    """Return a field's default, ``...`` if a value is required."""
+    if f.default is not dataclasses.MISSING:
+        return f.default
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else ...
+
+
+def _instance(cls: type[T], values: BaseModel) -> T:
+    hints = typing.get_type_hints(cls)
+    made = {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = getattr(values, f.name)
+        made[f.name] = _instance(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
+    return cls(**made)
+
+
+_KINDS = {"tuple_type": "a list", "dict_type": "a group of keys", "model_type": "a group of keys"}
+"""What pydantic calls by Python's names, as a job's author calls it."""
+
+
+def _explain(cls: type, prefix: tuple[str, ...], errors: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one line per key for pydantic's errors: key, value, what is allowed, the nearest match.
+
+    A key that may be of several kinds has an error for each: told are those of the kind that was given.
+    """
+    found: dict[str, list[tuple[dict[str, Any], str, str]]] = {}
+    for error in errors:
+        key, message, end = _reason(cls, prefix, error)
+        found.setdefault(key, []).append((error, message, end))
+    lines = []
+    for key, reasons in found.items():
+        if any(other.startswith(f"{key}.") for other in found):  # a list, judged by its values
+            continue
+        judged = [reason for reason in reasons if not reason[0]["type"].endswith("_type")] or reasons
+        messages = list(dict.fromkeys(message for _, message, _ in judged))
+        text = " or ".join([messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])])
+        lines.append(f"{key}: {text}{judged[0][2]}")
+    return lines
+
+
+def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the key of a pydantic error, what is wrong or allowed, and the end of its line: value and nearest match."""
+    here: Any = cls
+    keys: list[str] = []
+    for part in error["loc"]:
+        hints = typing.get_type_hints(here) if dataclasses.is_dataclass(here) else {}
+        if isinstance(part, int) or part in hints or error["type"] == "extra_forbidden":
+            keys.append(str(part))
+        if part in hints:
+            inner = hints[part]
+            here = inner if dataclasses.is_dataclass(inner) else here
+    key = ".".join([*prefix, *keys])
+    if error["type"] == "extra_forbidden":
+        options = [f.name for f in dataclasses.fields(here)]
+        return key, f"unknown key{nearest(keys[-1], options)}; allowed: {', '.join(sorted(options))}", ""
+    if error["type"] == "missing":
+        return key, "is missing", ""
+    field_name = next((name for name in reversed(keys) if not name.isdigit()), "")
+    hint = nearest(str(error["input"]), _choices(typing.get_type_hints(here).get(field_name))) if error["type"] == "literal_error" else ""
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in _KINDS:
+        message = f"Input should be {_KINDS[error['type']]}"
+    if error["type"] == "too_long":
+        message = f"Input should be a list of {error['ctx']['max_length']} values"
+    return key, message, f", not {error['input']!r}{hint}"
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words of the literals in a type."""
+    parts = typing.get_args(hint)
+    return [str(part) for part in parts] if typing.get_origin(hint) is Literal else [word for part in parts for word in _choices(part)]

@@ -85,16 +85,23 @@ def measured_rate(threads: int, precision: str) -> float:
         torch.set_num_threads(before)
 
 
+_UPDATE_SECONDS = 0.02
+"""What an update costs beside its FLOP: calls, draws, the log (measured at a few images: 15 to 40 ms on a CPU)."""
+
+_START_SECONDS = 15
+"""Until workers compute: their processes, their imports, the data."""
+
+
 def critical_seconds(rows: Sequence[StageCost], rate: float, workers: int) -> float:
-    """Return an estimate of wall seconds: each stage's FLOP at 70 % of ``rate``, units spread over the workers."""
+    """Return an estimate of wall seconds: FLOP at 70 % of ``rate`` and a little for each update, units spread over the workers."""
     total = 0.0
     for row in rows:
         lanes = max(1, min(workers, row.lanes))
         if row.units < lanes:  # the group shares one unit after the other, as the ledger leases them
-            total += row.flop / lanes / (0.7 * rate)
+            total += row.flop / lanes / (0.7 * rate) + row.units * row.updates * _UPDATE_SECONDS
             continue
-        at_once = max(1, min(workers, row.units))
-        total += row.flop * -(-row.units // at_once) / row.units / (0.7 * rate)
+        rounds = -(-row.units // max(1, min(workers, row.units)))
+        total += row.flop * rounds / row.units / (0.7 * rate) + rounds * row.updates * _UPDATE_SECONDS
     return total
 
 
@@ -120,7 +127,7 @@ def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str) 
     stored = sum(r.output_bytes for r in rows)
     state = 2 * max((min(r.units, workers) * r.state_bytes // r.units for r in rows), default=0)
     labels = sum(r.output_bytes for r in rows if r.phase == "relabel")
-    seconds = critical_seconds(rows, rate, workers)
+    seconds = _START_SECONDS + critical_seconds(rows, rate, workers)
     lines += [
         "",
         f"peak memory of a worker: {format_bytes(peak)} and about 0.5 GB for the process",

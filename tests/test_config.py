@@ -99,6 +99,7 @@ def test_baselines_are_methods_by_name_or_with_settings(tmp_path: Path) -> None:
         ("method.lr_img=abc", ["method.lr_img", "'abc'", "number"]),
         ("method.lr_img=.nan", ["method.lr_img", "finite"]),
         ("method.init=rael", ["method.init", "'rael'", "did you mean 'real'"]),
+        ("numerics.threads=0", ["numerics.threads: Input should be greater than or equal to 1, not 0"]),
         ("numerics.precision=fp16", ["numerics.precision", "'fp16'", "bf16"]),
         ("compute={workers: 0, evaluators: 1}", ["compute.evaluators=1 has no effect with compute.workers=0"]),
         ("compute={workers: 0, gpus_per_worker: 0.5}", ["compute.gpus_per_worker=0.5 has no effect with compute.workers=0"]),

@@ -8,9 +8,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
+from annotated_types import Ge
 
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
@@ -39,7 +40,7 @@ class Numerics:
     precision: Literal["fp32", "bf16"] = "fp32"
     convolution: Literal["direct", "winograd"] = "direct"
     compile: bool = False
-    threads: int = 1
+    threads: Annotated[int, Ge(1)] = 1
     deterministic: bool = True
 
     @property

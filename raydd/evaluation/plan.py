@@ -20,6 +20,7 @@ from raydd.labels.published import PublishedLabels
 from raydd.labels.sets import Labels, LabelSource
 from raydd.methods.base import METHODS, Method, Problem
 from raydd.methods.sources import AssembledSet, Source, StoredSet
+from raydd.training.cost import network_facts
 from raydd.training.teachers import TrainNetwork
 
 DEFAULT_NETWORK = "ConvNet"
@@ -78,7 +79,7 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
     _check_split(problems[0], config)
     config = _with_labels(config, getattr(method, "labels", None))
     own = getattr(method, "network", DEFAULT_NETWORK)
-    networks = config.architectures(own if isinstance(own, str) else DEFAULT_NETWORK)
+    networks = _architectures(config, own if isinstance(own, str) else DEFAULT_NETWORK, problems[0])
     others = rivals(config)
     if any(isinstance(other, Method) and other.name == method.name and other != method for other in config.baselines):
         raise ConfigError(f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart")
@@ -148,7 +149,7 @@ def stored_evaluation(
     config, entries = _with_labels(config, None if found is None else found.config), []
     if found is not None and config.resolve().learns_logits and config.baselines:
         _need_teachers(maker, "evaluation.baselines: other sets need soft labels of the same teachers")
-    networks = config.architectures(own)
+    networks = _architectures(config, own, problem)
     for network in networks:
         entries += _rows(name, [(stored, problem, found)], network, config)
         entries += _baselines(name, [problem], network, config, others, partial(_labels_by, maker))
@@ -192,6 +193,14 @@ def _check_split(problem: Problem, config: EvaluationConfig) -> None:
     if splits and config.split not in tested:
         hint = "; set dataset.holdout" if config.split == "holdout" else ""
         raise ConfigError(f"evaluation.split: the data set has no '{config.split}' split{hint}; it has: {', '.join(tested)}")
+
+
+def _architectures(config: EvaluationConfig, own: str, problem: Problem) -> tuple[str, ...]:
+    """Return the networks to train; ``ConfigError`` for one that cannot read the data set's images, before anything is distilled."""
+    networks = config.architectures(own)
+    for network in networks:
+        network_facts(network, problem.dataset.shape, problem.dataset.classes)
+    return networks
 
 
 def labels_of(method: Method, problem: Problem, source: Source | None = None) -> Labels | None:

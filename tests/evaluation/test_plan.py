@@ -133,6 +133,16 @@ def test_what_cannot_be_planned_is_refused(digits):
         stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "x", _problem(info), replace(SMALL, every=2))
 
 
+@pytest.mark.parametrize("name", ["convnet9_w8", "vgg11_cifar", "torchvision/vgg11"])
+def test_a_network_that_cannot_read_the_images_is_refused_by_the_plan(digits, name):
+    _, info = digits
+    config = replace(SMALL, networks=("convnet2_w8", name))
+    with pytest.raises(ConfigError, match=f"network '{name}' cannot read 1x8x8 images"):
+        evaluation_stages(_dm(), _problem(info), config)
+    with pytest.raises(ConfigError, match=f"network '{name}' cannot read 1x8x8 images"):
+        stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "x", _problem(info), config)
+
+
 def test_a_stored_set_is_compared_with_random_images_too(digits):
     _, info = digits
     plan = stored_evaluation(StoredSet(url="x", digest="0", dataset=info), "random", _problem(info), SMALL)

@@ -28,6 +28,11 @@ RETRY_SECONDS = float(os.environ.get("RAYDD_STORAGE_RETRY_S", "180"))
 _FORBIDDEN = {"pipe", "shell", "cmd", "reference", "simplecache", "filecache", "blockcache"}
 _FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES}
 
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+"""Answers of an HTTP server that may be others a little later."""
+
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp"}
+
 _STAMPS = ("md5Hash", "ETag", "etag", "LastModified", "mtime", "created")
 """What file systems call an object's checksum or, where there is none, the time of its last change."""
 
@@ -65,9 +70,12 @@ def check_url(url: str, what: str = "url") -> None:
 def _transient(error: BaseException) -> bool:
     if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)):
         return False
+    module = type(error).__module__.split(".")[0]
+    status = getattr(error, "status", None)
+    if module == "aiohttp" and isinstance(status, int):  # an answer: a server that refuses a request refuses it again
+        return status in _BUSY
     if isinstance(error, OSError):
         return error.errno not in _FINAL
-    module = type(error).__module__.split(".")[0]
     if module in {"botocore", "aiobotocore"}:
         return type(error).__name__ not in {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError"}
     return module in {"aiohttp", "urllib3", "requests"} or isinstance(error, (TimeoutError, ConnectionError))
@@ -116,7 +124,7 @@ class Storage:
         except Exception as error:
             if isinstance(error, StorageError):
                 raise
-            if isinstance(error, OSError) or _transient(error) or type(error).__module__.split(".")[0] in {"botocore", "aiobotocore"}:
+            if isinstance(error, OSError) or _transient(error) or type(error).__module__.split(".")[0] in _CLIENTS:
                 raise StorageError(f"could not {what} {join(self.url, path)}: {type(error).__name__}: {error}") from error
             raise
 
@@ -140,7 +148,10 @@ class Storage:
     def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return an object's bytes, or bytes ``start:end`` of it; ``FileNotFoundError`` if there is none."""
         target = self._path(path)
-        return self._call("read", path, lambda: bytes(self.fs.cat_file(target, start=start, end=end)))
+        data: bytes = self._call("read", path, lambda: bytes(self.fs.cat_file(target, start=start, end=end)))
+        if end is not None and len(data) > max(0, end - (start or 0)):
+            raise StorageError(f"could not read bytes {start or 0} to {end} of {join(self.url, path)}: its server sends whole files only")
+        return data
 
     def fill(self, path: str, start: int, buffer: memoryview) -> int:
         """Read an object's bytes from ``start`` on into ``buffer``; return how many there were. As :meth:`get` otherwise."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import pickle
+import re
 import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from raydd.core.errors import ConfigError, DataError
+from raydd.core.errors import ConfigError, DataError, StorageError
 from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.data import shards as writer
@@ -295,6 +300,61 @@ def test_a_torn_foreign_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(content[:2000])
     with pytest.raises(DataError, match=r"x\.tar is torn"):
         describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
+
+
+class _Files(SimpleHTTPRequestHandler):
+    """Files below a folder, whole or, where ``ranges``, the bytes asked for; nothing can be written."""
+
+    ranges = True
+    puts: ClassVar[list[str]] = []
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+    def do_PUT(self) -> None:
+        self.puts.append(self.path)
+        self.send_error(405)
+
+    def do_GET(self) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.ranges else None
+        if asked is None:
+            return super().do_GET()
+        part = Path(self.translate_path(self.path)).read_bytes()[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+        return None
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(_Files, "puts", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_are_read_from_a_web_server_that_cannot_be_written(web: str, folder: Path, tmp_path: Path) -> None:
+    write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
+    config = DatasetConfig(name="webdataset", shards=f"{web}/out/train-{{000000..000005}}.tar", test_shards=f"{web}/out/test-000000.tar")
+    read = open_data(config)["train"].take(torch.arange(27))
+    assert torch.equal(read, open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "out")))["train"].take(torch.arange(27)))
+    assert len(_Files.puts) == 3  # once for each reading of the headers: a refusal is final
+
+
+def test_a_server_that_sends_whole_files_only_is_named(
+    web: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
+    monkeypatch.setattr(_Files, "ranges", False)
+    data = open_data(DatasetConfig(name="webdataset", shards=f"{web}/out"))["train"]
+    with pytest.raises(StorageError, match=r"train-00000\d\.tar: its server sends whole files only"):
+        list(data.stream(0, 1))
+    with pytest.raises(StorageError, match=r"train-000000\.tar: its server sends whole files only"):
+        describe(DatasetConfig(name="webdataset", shards=f"{web}/out/train-000000.tar"))
 
 
 def test_patterns_have_braces_in_the_file_name_only() -> None:

@@ -171,6 +171,10 @@ class _Normalised(torch.autograd.Function):
         return out.addcmul_(gradient.reshape(out.shape), scale[:, None]).view(x.shape), None, None, None
 
 
+def _ours(hook: object) -> bool:
+    return isinstance(hook, partial) and isinstance(getattr(hook.func, "__self__", None), StatTap)
+
+
 def _frozen(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the derivative ``[K]`` of a batch norm with fixed statistics and parameters, ``None`` for anything else."""
     if not isinstance(module, nn.BatchNorm2d) or type(module).forward is not nn.BatchNorm2d.forward:
@@ -178,6 +182,9 @@ def _frozen(module: nn.Module, x: Tensor) -> Tensor | None:
     if module.training or module.running_mean is None or module.running_var is None or not x.requires_grad:
         return None
     if module.running_var.dtype != x.dtype or any(p.requires_grad for p in module.parameters(recurse=False)):
+        return None
+    # What a hook of somebody else does to the input or the output has a derivative too.
+    if not all(map(_ours, (*module._forward_pre_hooks.values(), *module._forward_hooks.values()))):
         return None
     scale = torch.rsqrt(module.running_var + module.eps)
     return scale if module.weight is None else scale.mul_(module.weight)

@@ -146,6 +146,51 @@ def test_a_whole_network_matches_plain_hooks(tap: StatTap) -> None:
     assert float(F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)) > 1 - 1e-6
 
 
+class _Activated(nn.BatchNorm2d):
+    """A batch norm with an activation within, as timm's are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sin()
+
+
+def _block(kind: str) -> nn.Sequential:
+    """Return two convolutions with a batch norm and an activation in place between them, float64, with other than fresh values."""
+    norm = _Activated(5) if kind == "subclass" else nn.BatchNorm2d(5, eps=0.1, affine=kind != "plain")
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), norm, nn.ReLU(inplace=True), nn.Conv2d(5, 4, 3)).double().eval().requires_grad_(False)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator(0, name), dtype=torch.float64) + 0.2)
+    if kind == "parameters":
+        norm.requires_grad_(True)
+    if kind == "batch statistics":
+        norm.train()
+    if kind == "hook":
+        norm.register_forward_hook(lambda m, args, out: 3 * out * out)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["affine", "plain", "subclass", "parameters", "batch statistics", "hook"])
+def test_batch_norms_are_differentiated_with_their_statistics(kind: str) -> None:
+    """Frozen ones by a formula of their own, others by autograd: the logits exactly, the gradients in float64."""
+    net = _block(kind)
+    x = torch.randn(6, 3, 9, 9, generator=generator(0, "x"), dtype=torch.float64).requires_grad_(True)
+    wanted: list[Tensor] = []
+    hook = net[1].register_forward_pre_hook(
+        lambda m, args: wanted.append(torch.stack([written_out(p, 0) for p in args[0].chunk(2)]))
+    )
+    plain = net(x)
+    hook.remove()
+    with StatTap(net, 4, ("bn",), (3, 9, 9)) as tap:
+        logits, found = tap(x, 2)
+    assert torch.equal(logits, plain)
+    torch.testing.assert_close(found, wanted[0], rtol=1e-12, atol=1e-12)
+    weight = torch.randn(found.shape, generator=generator(0, "weight"), dtype=torch.float64)
+    leaves = [x, *(p for p in net.parameters() if p.requires_grad)]
+    both = [torch.autograd.grad((v * weight).sum() + z.square().sum(), leaves) for v, z in ((found, logits), (wanted[0], plain))]
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_calling_the_network_itself_observes_nothing_and_changes_nothing(tap: StatTap) -> None:
     x = images(4, 2)
     logits, before = tap(x)

@@ -133,6 +133,9 @@ def _add(out: Tensor, gradient: Tensor, x: Tensor, constant: Tensor, slope: Tens
         out[..., s:].addcmul_(weights[..., :-s], x[..., :-s])
 
 
+_PROBED = 2
+"""Images that tell what layers read: of two, one cannot be taken for all of them."""
+
 _LONG = 64
 """From how many pixels on a CPU sums within the maps first; smaller ones are summed over images first."""
 
@@ -246,7 +249,7 @@ class StatTap:
     ``patch``: side of the patches in pixels. ``kinds``: ``bn``, ``conv`` or both; layers stand in ``named_modules()`` order.
     ``layout``: which columns are whose. The network is called as it is (put it in eval mode); calling it directly observes
     nothing. :meth:`close`, or leaving a ``with`` block, removes the hooks. ``ConfigError`` if no layer is of these kinds, or
-    one of them does not run exactly once.
+    one of them does not run exactly once or does not read one map of every image.
     """
 
     def __init__(self, network: nn.Module, patch: int, kinds: Sequence[str] = ("bn", "conv"), shape: Shape | None = None) -> None:
@@ -352,13 +355,13 @@ class StatTap:
         self._seen = [entry for entry in self._seen if entry[0]() is not None] + [(weakref.ref(x), patch, raw)]
 
     def _probe(self, title: str, shape: Shape) -> Layout:
-        """Learn the layers' widths from one image; the network's statistics stay as they are."""
+        """Learn the layers' widths from a few images; the network's statistics stay as they are."""
         parameter = next(self.network.parameters())
         modes = {module: module.training for module in self.network.modules()}
         try:
             self.network.eval()
             with torch.no_grad():
-                self._observe(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device), 1)
+                self._observe(torch.zeros(_PROBED, *shape, dtype=parameter.dtype, device=parameter.device), 1)
             found = self._found
         finally:
             for module, mode in modes.items():
@@ -368,7 +371,9 @@ class StatTap:
         for (name, module), times, size in zip(self._modules, found, self._sizes, strict=True):
             if len(times) != 1:
                 raise ConfigError(f"layer '{name}' of network '{title}' runs {len(times)} times in a forward pass; it must run once")
-            _, channels, height, width = size
+            count, channels, height, width = size
+            if count != _PROBED:
+                raise ConfigError(f"layer '{name}' of network '{title}' reads {count} maps of {_PROBED} images; it must read one of each")
             kind = "conv" if isinstance(module, nn.Conv2d) else "bn"
             cells = -(-height // self.patch) * -(-width // self.patch) if kind == "conv" else 0
             layers.append(Layer(name, kind, channels, cells))

@@ -86,6 +86,13 @@ def test_golden_g2_convolution_with_its_memory() -> None:
         torch.testing.assert_close(running[0, 1, 6:], torch.tensor(want["ema_patch_var"]), rtol=2e-5, atol=2e-7)
 
 
+class _First(nn.Module):
+    """Give the next layer one map, whatever the number of images, as an encoding of positions does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1]
+
+
 @pytest.fixture(scope="module")
 def tap() -> StatTap:
     network = create_network("resnet18_cifar_batchnorm", (3, 16, 16), 10, generator(0, "network")).eval().requires_grad_(False)
@@ -267,6 +274,10 @@ def test_misfits_are_refused(tap: StatTap) -> None:
         StatTap(nn.Sequential(nn.Conv2d(3, 2, 1)), 4, ("bn",), (3, 8, 8))
     with pytest.raises(ConfigError, match="patch=0"):
         StatTap(tap.network, 0)
+    with pytest.raises(ConfigError, match=r"layer '2' .* reads 6 maps of 2 images"):
+        StatTap(nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 1)), nn.Conv2d(1, 2, 1)), 4, shape=(3, 8, 8))
+    with pytest.raises(ConfigError, match=r"layer '1' .* reads 1 maps of 2 images"):
+        StatTap(nn.Sequential(_First(), nn.Conv2d(3, 2, 1)), 4, shape=(3, 8, 8))
     shared = nn.Conv2d(3, 3, 1)
     with pytest.raises(ConfigError, match=r"layer '0' .* runs 2 times"):
         StatTap(nn.Sequential(shared, shared), 4, shape=(3, 8, 8))

@@ -273,7 +273,11 @@ class StatTap:
         self._hooks = [module.register_forward_pre_hook(partial(self._look, i)) for i, (_, module) in enumerate(self._modules)]
         norms = [(i, module) for i, (_, module) in enumerate(self._modules) if isinstance(module, nn.BatchNorm2d)]
         self._hooks += [module.register_forward_hook(partial(self._look_after, i)) for i, module in norms]
-        self.layout = self._probe(title, shape if shape is not None else cast(Shape, network.shape))
+        try:
+            self.layout = self._probe(title, shape if shape is not None else cast(Shape, network.shape))
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, images: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
         """Return logits ``[B, classes]`` and statistics ``[groups, 2, W]`` of groups of equal size, consecutive in ``images``."""

@@ -281,3 +281,4 @@ def test_misfits_are_refused(tap: StatTap) -> None:
     shared = nn.Conv2d(3, 3, 1)
     with pytest.raises(ConfigError, match=r"layer '0' .* runs 2 times"):
         StatTap(nn.Sequential(shared, shared), 4, shape=(3, 8, 8))
+    assert not shared._forward_pre_hooks

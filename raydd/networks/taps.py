@@ -266,7 +266,7 @@ class StatTap:
             raise ConfigError(f"network '{title}' has no layer of the kinds {', '.join(kinds)}")
         self._groups = 0  # 0: not observing
         self._found: list[list[Tensor]] = []
-        self._seen: list[tuple[weakref.ref[Tensor], int, Tensor]] = []
+        self._seen: list[tuple[weakref.ref[Tensor], int, int, Tensor]] = []  # inputs, their versions and patches, what was found
         self._sizes: list[tuple[int, ...]] = [()] * len(self._modules)
         self._inverse = torch.empty(0)  # 1 / values per image of each column
         self._frozen: tuple[Tensor, Tensor] | None = None  # input of the batch norm that runs now, and its derivative
@@ -333,9 +333,9 @@ class StatTap:
         x: Tensor = inputs[0]
         self._sizes[index] = tuple(x.shape)
         patch = self.patch if isinstance(module, nn.Conv2d) else 0
-        # A shortcut's convolution reads what the block's first one read.
-        for tensor, its_patch, known in self._seen:
-            if tensor() is x and its_patch == patch:
+        # A shortcut's convolution reads what the block's first one read, unless it was changed in place meanwhile.
+        for tensor, version, its_patch, known in self._seen:
+            if tensor() is x and its_patch == patch and version == x._version:
                 self._found[index].append(known)
                 return None
         scale = _frozen(module, x)
@@ -356,7 +356,8 @@ class StatTap:
 
     def _keep(self, index: int, x: Tensor, patch: int, raw: Tensor) -> None:
         self._found[index].append(raw)
-        self._seen = [entry for entry in self._seen if entry[0]() is not None] + [(weakref.ref(x), patch, raw)]
+        if not x.is_inference():  # whose changes are not counted
+            self._seen = [entry for entry in self._seen if entry[0]() is not None] + [(weakref.ref(x), x._version, patch, raw)]
 
     def _probe(self, title: str, shape: Shape) -> Layout:
         """Learn the layers' widths from a few images; the network's statistics stay as they are."""

@@ -229,6 +229,29 @@ def test_inputs_that_two_layers_share_are_summed_once(tap: StatTap, monkeypatch:
     assert len(calls) == len(tap.layout.layers) - shortcuts
 
 
+class _ChangedInPlace(nn.Module):
+    """Two layers of one kind read one tensor, which is changed between them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 2, 1) if kind == "conv" else nn.BatchNorm2d(3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        before = self.layers[0](x)
+        found: Tensor = before + self.layers[1](x.mul_(2))
+        return found
+
+
+@pytest.mark.parametrize("kind", ["conv", "bn"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_input_that_was_changed_in_place_is_summed_again(kind: str, mode: Any) -> None:
+    x = images(4)
+    with StatTap(_ChangedInPlace(kind).eval(), 4, (kind,), (3, 16, 16)) as tap, mode():
+        want = [written_out(values, 4 if kind == "conv" else 0) for values in (x + 1, 2 * (x + 1))]
+        torch.testing.assert_close(tap(x)[1][0], torch.cat(want, 1))
+
+
 def test_no_copy_of_the_activations_is_kept(tap: StatTap) -> None:
     """The graph keeps the layers' inputs, which the network keeps anyway, and nothing else that grows with the batch."""
     x = images(8).requires_grad_(True)

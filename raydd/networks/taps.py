@@ -180,7 +180,7 @@ def _ours(hook: object) -> bool:
 
 def _frozen(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the derivative ``[K]`` of a batch norm with fixed statistics and parameters, ``None`` for anything else."""
-    if not isinstance(module, nn.BatchNorm2d) or type(module).forward is not nn.BatchNorm2d.forward:
+    if not isinstance(module, nn.BatchNorm2d) or type(module).forward is not nn.BatchNorm2d.forward or "forward" in vars(module):
         return None  # timm's have activations within
     if module.training or module.running_mean is None or module.running_var is None or not x.requires_grad:
         return None

@@ -252,6 +252,17 @@ def test_an_input_that_was_changed_in_place_is_summed_again(kind: str, mode: Any
         torch.testing.assert_close(tap(x)[1][0], torch.cat(want, 1))
 
 
+def test_a_batch_norm_with_another_forward_is_differentiated_as_it_is() -> None:
+    norm = nn.BatchNorm2d(3).eval().requires_grad_(False)
+    original = norm.forward
+    norm.forward = lambda x: 3 * original(x)  # type: ignore[method-assign]
+    x = images(4).requires_grad_(True)
+    with StatTap(nn.Sequential(norm), 4, ("bn",), (3, 16, 16)) as tap:
+        found, want = tap(x)[0], norm(x)
+    assert torch.equal(found, want)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, want)))
+
+
 def test_no_copy_of_the_activations_is_kept(tap: StatTap) -> None:
     """The graph keeps the layers' inputs, which the network keeps anyway, and nothing else that grows with the batch."""
     x = images(8).requires_grad_(True)

@@ -167,7 +167,7 @@ class _Normalised(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         images, channels, *_ = x.shape
         each = of_sums.unsqueeze(2).expand(-1, -1, images // ctx.groups, -1)
-        constant, slope = each[:, 0].flatten(), each[:, 1].flatten().mul_(2)
+        constant, slope = each[:, 0].flatten(), 2 * each[:, 1].flatten()
         # Batch norm itself is the fastest way to multiply and add by channel.
         maps, zeros = x.reshape(1, images * channels, -1), torch.zeros_like(slope)
         out = F.batch_norm(maps, zeros, torch.ones_like(slope), slope, constant, eps=0.0).view(images, channels, -1)

@@ -99,8 +99,9 @@ def write_shards(
     info = describe(config)
     job, exact = _plan(config, files, splits[split], split, shard_size, encoding, quality)
     facts = _facts(info, exact)
-    before = _compatible(files, facts, job)
+    _compatible(files, facts, job)
     parts = _write_missing(job, workers or decode_threads(), progress)
+    before = _compatible(files, facts, job)  # once more: another split may have been finished beside this one
     return _publish(job, facts, before, parts)
 
 

@@ -170,6 +170,22 @@ def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(folder: Path, t
     assert written == []
 
 
+def test_splits_that_are_written_beside_each_other_are_both_published(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = DatasetConfig(name="image_folder", root=str(folder)), str(tmp_path / "out")
+    real = writer._write_missing
+
+    def meanwhile(job, workers, progress):  # type: ignore[no-untyped-def]
+        if job.split == "train":
+            write_shards(source, out, "test")
+        return real(job, workers, progress)
+
+    monkeypatch.setattr(writer, "_write_missing", meanwhile)
+    assert sorted(write_shards(source, out, "train")["splits"]) == ["test", "train"]
+    assert missing(DatasetConfig(name="webdataset", shards=out)) == []
+
+
 def test_a_folder_of_other_shards_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     source = DatasetConfig(name="image_folder", root=str(folder))
     write_shards(source, str(tmp_path / "out"), shard_size=5)

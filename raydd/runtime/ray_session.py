@@ -6,10 +6,12 @@ import logging
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from raydd.core.errors import ConfigError
@@ -43,6 +45,29 @@ def _own_sigterm() -> Iterator[None]:
 
 
 @contextmanager
+def _group_apart() -> Iterator[None]:
+    """Start processes in a process group of their own.
+
+    A signal for this process's whole group (``timeout``, a batch system that ends a job) is then for this process to answer,
+    which saves what is there and stops the others in order.
+    """
+    group = os.getpgrp()
+    leader = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, process_group=0)
+    try:
+        try:
+            os.setpgid(0, leader.pid)
+        except PermissionError:  # the first process of a session stays in its group
+            group = 0
+        yield
+    finally:
+        if group:
+            with suppress(PermissionError):  # the group has ended meanwhile
+                os.setpgid(0, group)
+        leader.kill()
+        leader.communicate()
+
+
+@contextmanager
 def ray_session(cpus: float, gpus: float) -> Iterator[str]:
     """Yield the dashboard's address of a connected cluster; one started here is stopped again.
 
@@ -67,7 +92,7 @@ def ray_session(cpus: float, gpus: float) -> Iterator[str]:
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: cannot connect to a Ray cluster there: {error}") from error
     else:
-        with _own_sigterm():
+        with _own_sigterm(), _group_apart():
             context = ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),

@@ -52,7 +52,9 @@ class Driver:
         self.log, self.begun = log, time.monotonic()
         with log.open("ab") as file:
             command, given = [sys.executable, "-m", *arguments], dict(env or environment())
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=given, cwd=cwd or REPOSITORY)
+            place = cwd or REPOSITORY
+            # A process group of its own, as a shell gives each command.
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=given, cwd=place, process_group=0)
 
     @property
     def text(self) -> str:

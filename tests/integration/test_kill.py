@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path
     driver = distill(tmp_path / "log", *job)
     driver.until("a unit was begun", lambda: any(line["kind"] == "log" for line in _records_so_far(tmp_path)), timeout=240)
     below = driver.cluster()
-    driver.process.send_signal(signal.SIGTERM)
+    os.killpg(driver.process.pid, signal.SIGTERM)  # as `timeout` does: all that the command started in its group
     assert driver.wait(60) == 130, driver.text
     assert "SIGTERM: saving the state" in driver.text
     assert f"stopped: the same command goes on from here ({tmp_path}/out)" in driver.text

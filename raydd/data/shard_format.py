@@ -90,8 +90,13 @@ def read_manifest(files: Storage) -> dict[str, Any] | None:
     what = join(files.url, MANIFEST)
     try:
         manifest = json.loads(data)
-        version, _ = int(manifest["format"]), dict(manifest["splits"])
-    except (ValueError, KeyError, TypeError) as error:
+        version, splits = int(manifest["format"]), dict(manifest["splits"])
+        for split in splits.values():
+            lacking = {"count", "index_sha256", "shards"} - split.keys()
+            lacking |= {key for shard in split.get("shards", ()) for key in {"name", "count", "sha256"} - shard.keys()}
+            if lacking:
+                raise ValueError(f"a split lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{what} is torn: {error}") from error
     if version != FORMAT:
         raise DataError(f"{what} has format {version}; this version of raydd reads {FORMAT}")

@@ -22,6 +22,7 @@ from raydd.data.shard_format import Index
 log = logging.getLogger(__name__)
 _WINDOW = 4 << 20
 _LABEL_BYTES = 1 << 16
+_LARGEST = (1 << 31) - 1
 _LABEL_KEYS = ("cls", "label", "class_id")
 
 
@@ -130,6 +131,8 @@ def _whole(by_key: dict[str, _Sample], what: str) -> _Scan:
     for key, sample in by_key.items():
         if sample.offset < 0:
             continue
+        if sample.label is not None and sample.label > _LARGEST:
+            raise DataError(f"{what}: sample '{key}' has the label {sample.label}; classes are numbered from 0")
         if sample.label is None or sample.label < 0:
             raise DataError(f"{what}: sample '{key}' has no label (.cls, or .json with one of {', '.join(_LABEL_KEYS)})")
         scan.keys.append(key)

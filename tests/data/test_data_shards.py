@@ -301,6 +301,7 @@ def test_shards_of_others_are_indexed_without_unpacking_anything(tmp_path: Path)
         ([("a.jpg", b"x")], "sample 'a' has no label"),
         ([("a.jpg", b"x"), ("a.cls", b"cat")], "'a.cls' holds no label"),
         ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "sample 'a' has two images"),
+        ([("a.jpg", b"x"), ("a.cls", b"99999999999999999999")], "sample 'a' has the label 99999999999999999999"),
         ([("a.cls", b"1")], "holds no labelled images"),
     ],
 )
@@ -308,6 +309,28 @@ def test_shards_without_usable_labels_are_refused(tmp_path: Path, members: list[
     foreign(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=message):
         describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
+
+
+def test_the_size_is_that_of_the_first_image_which_can_be_decoded(tmp_path: Path) -> None:
+    broken = [("0.jpg", b"\xff\xd8 no picture"), ("0.cls", b"0"), ("1.jpg", b"none"), ("1.cls", b"0")]
+    foreign(tmp_path / "x.tar", [*broken, ("2.jpg", jpeg(60)), ("2.cls", b"0"), ("3.jpg", jpeg(60)), ("3.cls", b"0")])
+    config = DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar"), on_error="skip")
+    assert describe(config).shape[1:] == (60, 60)
+    with pytest.raises(DataError, match=r"sample '0' of .*x\.tar cannot be decoded"):
+        describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
+    foreign(tmp_path / "y.tar", broken)
+    with pytest.raises(DataError, match=r"sample '0' of .*y\.tar cannot be decoded: .* \(nor can the 1 after it\)"):
+        describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "y.tar"), on_error="skip"))
+
+
+@pytest.mark.parametrize("splits", ['{"train": {}}', '{"train": {"count": 1, "index_sha256": "", "shards": [{}]}}', '{"train": 3}'])
+def test_a_manifest_that_lacks_something_is_torn(folder: Path, tmp_path: Path, splits: str) -> None:
+    out = tmp_path / "out"
+    write_both(DatasetConfig(name="image_folder", root=str(folder)), out, shard_size=5)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"splits": json.loads(splits)}))
+    with pytest.raises(DataError, match=r"manifest\.json is torn: "):
+        open_data(DatasetConfig(name="webdataset", shards=str(out)))
 
 
 def test_a_torn_foreign_shard_is_named(tmp_path: Path) -> None:

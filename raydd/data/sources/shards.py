@@ -19,6 +19,9 @@ from raydd.data.shard_format import MANIFEST, Index, read_index, read_manifest
 from raydd.data.sources.base import SOURCES, Source, sized, transform_of
 from raydd.data.tar_index import scan_shards, split_pattern
 
+_TRIED = 100
+"""Damaged images of foreign shards that are passed over to find one whose size can be read."""
+
 
 class ShardSource(Source):
     """``dataset.shards`` is a folder with a manifest, or a URL ending in ``.tar`` (braces allowed)."""
@@ -59,12 +62,7 @@ class ShardSource(Source):
         if config.size:
             height, width = config.size, config.size
         else:
-            start = int(index.offset[0])
-            try:
-                blob = where.get(index.names[int(index.shard[0])], start, start + int(index.size[0]))
-                height, width = decode(blob, channels).shape[:2]
-            except ValueError as error:
-                raise DataError(f"sample '{index.keys[0]}' of {where.url}/{index.names[0]} cannot be decoded: {error}") from error
+            height, width = _first_size(where, index, channels, _TRIED if config.on_error == "skip" else 1)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
         classes = int(index.label.max()) + 1
         names = tuple(str(label) for label in range(classes))
@@ -114,6 +112,21 @@ def _scan(url: str | None, what: str) -> tuple[Storage, Index, str]:
 
 def _digest(parts: list[str], transform: Transform) -> str:
     return hashlib.sha256(json.dumps([parts, repr(transform)]).encode()).hexdigest()
+
+
+def _first_size(files: Storage, index: Index, channels: int, tried: int) -> tuple[int, int]:
+    """Return height and width of the first image that can be decoded; ``DataError`` if the first few cannot."""
+    refused: list[tuple[str, ValueError]] = []
+    for sample in range(min(tried, len(index))):
+        shard, start = index.names[int(index.shard[sample])], int(index.offset[sample])
+        try:
+            height, width, _ = decode(files.get(shard, start, start + int(index.size[sample])), channels).shape
+            return height, width
+        except ValueError as error:
+            refused.append((f"sample '{index.keys[sample]}' of {files.url}/{shard}", error))
+    title, cause = refused[0]
+    more = f" (nor can the {len(refused) - 1} after it)" if len(refused) > 1 else ""
+    raise DataError(f"{title} cannot be decoded: {cause}{more}") from cause
 
 
 def _from_manifest(manifest: dict[str, Any], item: Entry, files: Storage) -> DatasetInfo:

@@ -15,7 +15,7 @@ from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.losses import class_targets, matching_loss
 from raydd.networks import create_network
-from raydd.networks.taps import StatTap
+from raydd.networks.taps import StatTap, _by_row
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())
 
@@ -196,6 +196,12 @@ def test_batch_norms_are_differentiated_with_their_statistics(kind: str) -> None
     both = [torch.autograd.grad((v * weight).sum() + z.square().sum(), leaves) for v, z in ((found, logits), (wanted[0], plain))]
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_are_scaled_alike_on_every_device() -> None:
+    maps, slope, constant = torch.rand(6, 5), torch.rand(6), torch.rand(6)
+    torch.testing.assert_close(_by_row(maps, slope, constant), maps * slope[:, None] + constant[:, None])
+    assert _by_row(maps.to("meta"), slope.to("meta"), constant.to("meta")).shape == maps.shape
 
 
 def test_calling_the_network_itself_observes_nothing_and_changes_nothing(tap: StatTap) -> None:

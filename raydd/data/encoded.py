@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 Blob = bytes | memoryview
 READ_BYTES = 8 << 20
 READ_AHEAD = 4
-"""Reads under way or waiting to be decoded; one is enough where a read takes no time."""
-
 _FEW = 32
 _PIECE_BYTES = 4 << 20
 _ROW = 32
@@ -38,8 +36,6 @@ def decode_threads() -> int:
 
 class EncodedData(BaseData):
     """Base of splits that decode on demand. A subclass gives the encoded bytes of samples, their sizes and titles."""
-
-    ahead = READ_AHEAD
 
     def __init__(self, labels: torch.Tensor, sizes: np.ndarray, transform: Transform, digest: str, skip: bool, threads: int = 0) -> None:
         self.labels = labels
@@ -144,7 +140,7 @@ class EncodedData(BaseData):
 
     def _read_ahead(self, ids: list[int]) -> Generator[Blob]:
         """Yield the encoded samples in order; reads of about 8 MB, a few of them ahead."""
-        pool = self.pool("read", self.ahead)
+        pool = self.pool("read", READ_AHEAD)
         ahead: deque[Future[list[Blob]]] = deque()
         groups = self._groups(ids)
         if len(ids) <= _FEW:
@@ -153,7 +149,7 @@ class EncodedData(BaseData):
             return
         try:
             while True:
-                for group in itertools.islice(groups, self.ahead - len(ahead)):
+                for group in itertools.islice(groups, READ_AHEAD - len(ahead)):
                     ahead.append(pool.submit(self.blobs, group))
                 if not ahead:
                     return

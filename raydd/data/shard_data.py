@@ -9,7 +9,7 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
-from raydd.data.encoded import READ_AHEAD, READ_BYTES, Blob, EncodedData
+from raydd.data.encoded import READ_BYTES, Blob, EncodedData
 from raydd.data.images import Transform
 from raydd.data.shard_format import Index
 
@@ -30,7 +30,6 @@ class ShardData(EncodedData):
             raise DataError(f"no samples in the shards of {files.url}")
         self.files = files
         self.index = index
-        self.ahead = 1 if files.local else READ_AHEAD
         blocks = np.stack([index.shard.astype(np.int64), index.offset // READ_BYTES])
         self._block = np.cumsum(np.any(np.diff(blocks, axis=1, prepend=blocks[:, :1]) != 0, axis=0))
         labels = torch.from_numpy(index.label.astype(np.int64))

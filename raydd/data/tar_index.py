@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raydd.core.errors import ConfigError, DataError, RayddError
+from raydd.core.errors import ConfigError, DataError, RayddError, StorageError
 from raydd.core.storage import Storage, join
 from raydd.data.base import hashed
 from raydd.data.images import EXTENSIONS
@@ -172,6 +172,6 @@ def scan_shards(files: Storage, names: Sequence[str]) -> tuple[Index, str]:
     data = index.dump()
     try:
         files.put(path, data)
-    except (RayddError, OSError, NotImplementedError) as error:
+    except (StorageError, NotImplementedError) as error:  # nothing may be written there
         log.info("the index of %s is kept in memory: %s", files.url, error)
     return index, hashlib.sha256(data).hexdigest()

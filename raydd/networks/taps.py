@@ -28,6 +28,9 @@ from raydd.networks.base import Shape
 
 KINDS: dict[str, type[nn.Module]] = {"bn": nn.BatchNorm2d, "conv": nn.Conv2d}
 
+_PROBED = 2
+"""Images that tell what layers read: of two, one cannot be taken for all of them."""
+
 
 @dataclass(frozen=True)
 class _Grid:
@@ -132,9 +135,6 @@ def _add(out: Tensor, gradient: Tensor, x: Tensor, constant: Tensor, slope: Tens
         out[..., :-s].addcmul_(weights[..., :-s], x[..., s:])
         out[..., s:].addcmul_(weights[..., :-s], x[..., :-s])
 
-
-_PROBED = 2
-"""Images that tell what layers read: of two, one cannot be taken for all of them."""
 
 _LONG = 64
 """From how many pixels on a CPU sums within the maps first; smaller ones are summed over images first."""
@@ -276,7 +276,7 @@ class StatTap:
         self._seen: list[tuple[weakref.ref[Tensor], int, int, Tensor]] = []  # inputs, their versions and patches, what was found
         self._sizes: list[tuple[int, ...]] = [()] * len(self._modules)
         self._inverse = torch.empty(0)  # 1 / values per image of each column
-        self._frozen: tuple[Tensor, Tensor] | None = None  # input of the batch norm that runs now, and its derivative
+        self._waiting: tuple[Tensor, Tensor] | None = None  # input of the batch norm that runs now, and its derivative
         self._hooks = [module.register_forward_pre_hook(partial(self._look, i)) for i, (_, module) in enumerate(self._modules)]
         norms = [(i, module) for i, (_, module) in enumerate(self._modules) if isinstance(module, nn.BatchNorm2d)]
         self._hooks += [module.register_forward_hook(partial(self._look_after, i)) for i, module in norms]
@@ -332,7 +332,7 @@ class StatTap:
         try:
             return cast(Tensor, self.network(images))
         finally:
-            self._groups, self._frozen = 0, None
+            self._groups, self._waiting = 0, None
 
     def _look(self, index: int, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._groups:
@@ -347,16 +347,16 @@ class StatTap:
                 return None
         scale = _frozen(module, x)
         if scale is not None:
-            self._frozen = x, scale
+            self._waiting = x, scale
             return (x.detach(), *inputs[1:])
         through, raw = _Sums.apply(x, self._groups, patch)
         self._keep(index, x, patch, raw)
         return (through, *inputs[1:])
 
     def _look_after(self, index: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if self._frozen is None:
+        if self._waiting is None:
             return None
-        (x, scale), self._frozen = self._frozen, None
+        (x, scale), self._waiting = self._waiting, None
         normalised, raw = _Normalised.apply(x, output, scale, self._groups)
         self._keep(index, x, 0, raw)
         return cast(Tensor, normalised)

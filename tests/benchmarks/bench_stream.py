@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from raydd.core.storage import Storage
+from raydd.data.encoded import Buffers
 from raydd.data.images import Transform
 from raydd.data.shard_data import ShardData
 from raydd.data.tar_index import scan_shards
@@ -64,9 +65,7 @@ def plain(blobs: list[bytes], side: int, threads: int) -> Rates:
     """Return the rates of decoding alone."""
 
     def run(part: list[bytes]) -> None:
-        memory = np.empty(side * side * 3 + 32, np.uint8)
-        first = (16 - memory.ctypes.data) % 32
-        picture = memory[first : first + side * side * 3].reshape(side, side, 3)
+        picture = Buffers().array((side, side, 3))
         for blob in part:
             simplejpeg.decode_jpeg(blob, "RGB", buffer=picture)
 

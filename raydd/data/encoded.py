@@ -12,8 +12,10 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raydd.core.errors import DataError
@@ -22,10 +24,12 @@ from raydd.data.images import Pixels, Transform, decode_into, decode_jpegs_into
 
 log = logging.getLogger(__name__)
 Blob = bytes | memoryview
+Ids = npt.NDArray[np.int64]
 READ_BYTES = 8 << 20
 READ_AHEAD = 4
 _FEW = 32
 _PIECE_BYTES = 4 << 20
+_BLOCK_BYTES = 16 << 20
 _ROW = 32
 
 
@@ -54,7 +58,7 @@ class EncodedData(BaseData):
         self._buffers, self._encoded = Buffers(), Buffers()
 
     @abstractmethod
-    def blobs(self, ids: Sequence[int]) -> list[Blob]:
+    def blobs(self, ids: Ids) -> Sequence[Blob]:
         """Return the encoded bytes of samples, in the order asked; reads may be joined and run in parallel."""
 
     @abstractmethod
@@ -85,40 +89,43 @@ class EncodedData(BaseData):
 
         The pixels lie in memory as they are decoded, channels last: ``normalise`` lays them out where it computes.
         """
-        order, (channels, height, width) = ids.tolist(), self.shape
+        order, (channels, height, width) = ids.numpy(), self.shape
+        labels = self.labels[ids]
+        # Several small batches are decoded as one: whoever waits for them is woken, and wakes, less often.
+        block = batch * max(1, _BLOCK_BYTES // (batch * math.prod(self.shape)))
         pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
-        stream = self._read_ahead(order)
+        stream = _Stream(self._read_ahead(order))
         try:
-            for start in range(0, len(order), batch):
-                chosen = order[start : start + batch]
-                images = self._buffers.array((len(chosen), height, width, channels))
-                futures = self._decode(images, chosen, stream)
-                pending.append((torch.from_numpy(images).permute(0, 3, 1, 2), self.labels[ids[start : start + batch]], futures))
+            for start in range(0, len(order), block):
+                chosen = order[start : start + block]
+                images, rows = self._buffers.images((len(chosen), height, width, channels))
+                futures = self._decode(images, rows, chosen, stream)
+                pending.append((torch.from_numpy(images).permute(0, 3, 1, 2), labels[start : start + block], futures))
                 if len(pending) > 2:
-                    yield _finished(*pending.popleft())
+                    yield from _batches(*pending.popleft(), batch)
             while pending:
-                yield _finished(*pending.popleft())
+                yield from _batches(*pending.popleft(), batch)
         finally:
             stream.close()
             for _, _, futures in pending:
                 for future in futures:
                     future.cancel()
 
-    def _decode(self, out: Pixels, ids: list[int], stream: Iterator[Blob]) -> list[Future[None]]:
+    def _decode(self, images: Pixels, rows: list[Pixels], ids: Ids, stream: _Stream) -> list[Future[None]]:
         pool = self.pool("decode", self.threads)
+        pieces = self.threads * -(-images.nbytes // (self.threads * _PIECE_BYTES))
+        step = max(4, -(-len(ids) // pieces))
         futures = []
-        step = max(4, min(-(-len(ids) // self.threads), _PIECE_BYTES // math.prod(self.shape)))
         for start in range(0, len(ids), step):
-            piece = ids[start : start + step]
-            futures.append(pool.submit(self._decode_piece, out, start, piece, [next(stream) for _ in piece]))
+            here = slice(start, start + step)
+            futures.append(pool.submit(self._decode_piece, images, rows[here], ids[here], stream.take(len(rows[here]))))
         return futures
 
-    def _decode_piece(self, images: Pixels, start: int, ids: list[int], blobs: list[Blob]) -> None:
-        """Decode some samples; those that are JPEGs of the right size go the short way."""
-        out = images[start : start + len(ids)]
-        others = decode_jpegs_into(out, blobs) if self.transform.fit == "exact" else range(len(ids))
+    def _decode_piece(self, images: Pixels, rows: list[Pixels], ids: Ids, blobs: Sequence[Blob]) -> None:
+        """Decode some samples into ``rows`` of ``images``; those that are JPEGs of the right size go the short way."""
+        others = decode_jpegs_into(rows, blobs) if self.transform.fit == "exact" else range(len(ids))
         for place in others:
-            self._decode_one(out[place].transpose(2, 0, 1), ids[place], blobs[place])
+            self._decode_one(rows[place].transpose(2, 0, 1), int(ids[place]), blobs[place])
 
     def _decode_one(self, target: Pixels, sample: int, blob: Blob) -> None:
         """Decode a sample; the place of a damaged one is filled with the next good one of its class, or it raises."""
@@ -136,16 +143,16 @@ class EncodedData(BaseData):
                     self.skipped[title] = str(error)
             attempt += 1
             current = self.replacement(sample, attempt)
-            blob = self.blobs([current])[0]
+            blob = self.blobs(np.array([current]))[0]
 
-    def _read_ahead(self, ids: list[int]) -> Generator[Blob]:
-        """Yield the encoded samples in order; reads of about 8 MB, a few of them ahead."""
+    def _read_ahead(self, ids: Ids) -> Generator[Sequence[Blob]]:
+        """Yield the encoded samples in order, as they are read: about 8 MB at once, a few reads ahead."""
         pool = self.pool("read", READ_AHEAD)
-        ahead: deque[Future[list[Blob]]] = deque()
+        ahead: deque[Future[Sequence[Blob]]] = deque()
         groups = self._groups(ids)
         if len(ids) <= _FEW:
             for group in groups:
-                yield from self.blobs(group)
+                yield self.blobs(group)
             return
         try:
             while True:
@@ -153,15 +160,13 @@ class EncodedData(BaseData):
                     ahead.append(pool.submit(self.blobs, group))
                 if not ahead:
                     return
-                yield from ahead.popleft().result()
+                yield ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
 
-    def _groups(self, ids: list[int]) -> Iterator[list[int]]:
+    def _groups(self, ids: Ids) -> Iterator[Ids]:
         """Cut ``ids`` into runs of about 8 MB of encoded bytes."""
-        if not ids:
-            return
         ends = np.cumsum(self.sizes[ids])
         start = 0
         while start < len(ids):
@@ -169,6 +174,57 @@ class EncodedData(BaseData):
             stop = max(start + 1, int(np.searchsorted(ends, before + READ_BYTES, side="right")))
             yield ids[start:stop]
             start = stop
+
+
+class _Stream:
+    """Encoded samples in order, taken any number at a time from the groups they were read in."""
+
+    def __init__(self, groups: Generator[Sequence[Blob]]) -> None:
+        self._groups = groups
+        self._group: Sequence[Blob] = ()
+        self._used = 0
+
+    def take(self, count: int) -> Sequence[Blob]:
+        """Return the next ``count`` samples."""
+        parts: list[Sequence[Blob]] = []
+        while count:
+            if self._used == len(self._group):
+                self._group, self._used = next(self._groups), 0
+            parts.append(self._group[self._used : self._used + count])
+            self._used += len(parts[-1])
+            count -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else list(itertools.chain.from_iterable(parts))
+
+    def close(self) -> None:
+        """Cancel the reads ahead."""
+        self._groups.close()
+
+
+class Cuts(Sequence[Blob]):
+    """Encoded samples ``sources[i][begins[i]:ends[i]]``, cut out when they are asked for.
+
+    Thousands of views kept at once would make Python's garbage collector go through all objects again and again.
+    """
+
+    def __init__(self, sources: list[memoryview], begins: list[int], ends: list[int]) -> None:
+        self._sources, self._begins, self._ends = sources, begins, ends
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, place: int) -> Blob: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Cuts: ...
+
+    def __getitem__(self, place: int | slice) -> Blob | Cuts:
+        if isinstance(place, slice):
+            return Cuts(self._sources[place], self._begins[place], self._ends[place])
+        return self._sources[place][self._begins[place] : self._ends[place]]
+
+    def __iter__(self) -> Iterator[Blob]:
+        return map(memoryview.__getitem__, self._sources, map(slice, self._begins, self._ends))
 
 
 class Buffers:
@@ -182,32 +238,53 @@ class Buffers:
     """
 
     def __init__(self, most: int = 6, most_bytes: int = 512 << 20) -> None:
-        self._free: list[Pixels] = []
+        self._free: list[_Memory] = []
         self._most, self._most_bytes = most, most_bytes
 
     def array(self, shape: tuple[int, ...]) -> Pixels:
         """Return an uninitialised uint8 array; pass it whole to whatever outlives the caller, not a slice of it."""
-        size = math.prod(shape)
-        room = size + _ROW
+        return self._held(shape)[0]
+
+    def images(self, shape: tuple[int, ...]) -> tuple[Pixels, list[Pixels]]:
+        """Return :meth:`array` and a view of each of its images, which are there from the last time; they do not hold it."""
+        array, memory = self._held(shape)
+        if memory.shape != shape:
+            memory.shape, memory.rows = shape, list(memory.cut(shape))
+        return array, memory.rows
+
+    def _held(self, shape: tuple[int, ...]) -> tuple[Pixels, _Memory]:
+        room = math.prod(shape) + _ROW
         memory = None
-        while self._free and (memory is None or memory.size < room):
+        while self._free and (memory is None or memory.data.size < room):
             try:
                 memory = self._free.pop()
             except IndexError:
                 break
-        if memory is None or memory.size < room:
-            memory = np.empty(room, dtype=np.uint8)
-        first = (_ROW // 2 - memory.ctypes.data) % _ROW
-        view = memory[first : first + size].reshape(shape)
-        weakref.finalize(view, self._give_back, memory).atexit = False
-        return view
+        if memory is None or memory.data.size < room:
+            memory = _Memory(room)
+        array = memory.cut(shape)
+        weakref.finalize(array, self._give_back, memory).atexit = False
+        return array, memory
 
-    def _give_back(self, memory: Pixels) -> None:
-        if len(self._free) < self._most and (len(self._free) + 1) * memory.size <= self._most_bytes:
+    def _give_back(self, memory: _Memory) -> None:
+        if len(self._free) < self._most and (len(self._free) + 1) * memory.data.size <= self._most_bytes:
             self._free.append(memory)
 
 
-def _finished(images: torch.Tensor, labels: torch.Tensor, futures: list[Future[None]]) -> Batch:
+class _Memory:
+    """``room`` bytes, and the views of images that were cut from them last."""
+
+    def __init__(self, room: int) -> None:
+        self.data = np.empty(room, dtype=np.uint8)
+        self.shape: tuple[int, ...] = ()
+        self.rows: list[Pixels] = []
+
+    def cut(self, shape: tuple[int, ...]) -> Pixels:
+        first = (_ROW // 2 - self.data.ctypes.data) % _ROW
+        return self.data[first : first + math.prod(shape)].reshape(shape)
+
+
+def _batches(images: torch.Tensor, labels: torch.Tensor, futures: list[Future[None]], batch: int) -> Iterator[Batch]:
     for future in futures:
         future.result()
-    return images, labels
+    yield from zip(images.split(batch), labels.split(batch))

@@ -13,7 +13,7 @@ import torch
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.base import hashed
-from raydd.data.encoded import Blob, EncodedData
+from raydd.data.encoded import Blob, EncodedData, Ids
 from raydd.data.images import EXTENSIONS, Transform, misfit, size_of
 
 HASHED_BYTES = 256 << 20
@@ -81,7 +81,7 @@ class FolderData(EncodedData):
     def identities(self) -> np.ndarray:
         return hashed(path.encode() for path in self.paths)
 
-    def blobs(self, ids: Sequence[int]) -> list[Blob]:
+    def blobs(self, ids: Ids) -> list[Blob]:
         if len(ids) < 4:
             return [self._get(i) for i in ids]
         pool: ThreadPoolExecutor = self.pool("fetch", 4 if self.files.local else 32)

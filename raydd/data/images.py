@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,14 +121,17 @@ def decode_into(out: Pixels, data: bytes | memoryview, title: str, transform: Tr
     out[...] = pixels.transpose(2, 0, 1)
 
 
-def decode_jpegs_into(out: Pixels, blobs: Sequence[bytes | memoryview]) -> list[int]:
-    """Decode JPEGs straight into contiguous ``out [n, H, W, C]``; return the places of those that are none of that size."""
+def decode_jpegs_into(rows: Sequence[Pixels], blobs: Iterable[bytes | memoryview]) -> list[int]:
+    """Decode JPEGs straight into contiguous ``rows``, each ``[H, W, C]``; return the places of those that are none of that size."""
     import simplejpeg
 
-    colours, shape, others = "GRAY" if out.shape[3] == 1 else "RGB", out.shape[1:], []
-    for place, (target, data) in enumerate(zip(out, blobs, strict=True)):
+    if not rows:
+        return []
+    shape, others = rows[0].shape, []
+    colours = "GRAY" if shape[2] == 1 else "RGB"
+    for place, (row, data) in enumerate(zip(rows, blobs, strict=True)):
         try:
-            if simplejpeg.decode_jpeg(data, colours, buffer=target).shape != shape:
+            if simplejpeg.decode_jpeg(data, colours, buffer=row).shape != shape:
                 others.append(place)
         except ValueError:
             others.append(place)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
-from raydd.data.encoded import READ_BYTES, Blob, EncodedData
+from raydd.data.encoded import READ_BYTES, Cuts, EncodedData, Ids
 from raydd.data.images import Transform
 from raydd.data.shard_format import Index
 
@@ -47,49 +48,46 @@ class ShardData(EncodedData):
         rank = torch.randperm(int(self._block[-1]) + 1, generator=generator)
         return mixed[torch.argsort(rank[torch.from_numpy(self._block)[mixed]], stable=True)]
 
-    def _groups(self, ids: list[int]) -> Iterator[list[int]]:
+    def _groups(self, ids: Ids) -> Iterator[Ids]:
         """Cut ``ids`` where the block changes, so that a shuffled block is one read; join small runs, as of single samples."""
-        if not ids:
+        if not len(ids):
             return
         edges = np.flatnonzero(np.diff(self._block[ids])) + 1
-        group: list[int] = []
+        group: list[Ids] = []
         held = 0
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(ids)]):
             run = ids[start:stop]
             size = int(self.sizes[run].sum())
             if group and (size >= _SMALL or held + size > READ_BYTES):
-                yield group
+                yield np.concatenate(group)
                 group, held = [], 0
-            group, held = [*group, *run] if group else run, held + size
+            group, held = [*group, run], held + size
             if size >= _SMALL:
-                yield group
+                yield np.concatenate(group)
                 group, held = [], 0
         if group:
-            yield group
+            yield np.concatenate(group)
 
-    def blobs(self, ids: Sequence[int]) -> list[Blob]:
-        wanted = np.asarray(ids, dtype=np.int64)
-        order = np.lexsort((self.index.offset[wanted], self.index.shard[wanted]))
-        shard, first = self.index.shard[wanted[order]], self.index.offset[wanted[order]]
-        last = first + self.index.size[wanted[order]]
+    def blobs(self, ids: Ids) -> Cuts:
+        order = np.lexsort((self.index.offset[ids], self.index.shard[ids]))
+        shard, first = self.index.shard[ids[order]], self.index.offset[ids[order]]
+        last = first + self.index.size[ids[order]]
         far = first[1:] - last[:-1] > _GAP
         apart = far | (shard[1:] != shard[:-1]) | (first[1:] // (2 * READ_BYTES) != first[:-1] // (2 * READ_BYTES))
-        spans = np.split(np.arange(len(order)), np.flatnonzero(apart) + 1)
-        out: list[Blob] = [b""] * len(order)
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
+        spans = list(itertools.pairwise(edges))
 
-        def read(span: np.ndarray) -> None:
-            start = int(first[span[0]])
-            data = self._read(int(shard[span[0]]), start, int(last[span].max()))
-            begins, ends = (first[span] - start).tolist(), (last[span] - start).tolist()
-            for place, begin, end in zip(order[span].tolist(), begins, ends):
-                out[place] = data[begin:end]
+        def read(span: tuple[int, int]) -> memoryview:
+            here = slice(*span)
+            return self._read(int(shard[span[0]]), int(first[span[0]]), int(last[here].max()))
 
-        if len(spans) == 1 or (self.files.local and len(spans) < 8):
-            for span in spans:
-                read(span)
-        else:
-            list(self.pool("fetch", 4 if self.files.local else 32).map(read, spans))
-        return out
+        few = len(spans) == 1 or (self.files.local and len(spans) < 8)
+        pieces = list(map(read, spans) if few else self.pool("fetch", 4 if self.files.local else 32).map(read, spans))
+        lengths = np.diff(edges)
+        place = np.argsort(order)
+        begins = (first - np.repeat(first[edges[:-1]], lengths))[place]
+        source = np.repeat(np.arange(len(spans)), lengths)[place]
+        return Cuts([pieces[i] for i in source.tolist()], begins.tolist(), (begins + self.index.size[ids]).tolist())
 
     def _read(self, shard: int, start: int, stop: int) -> memoryview:
         name = self.index.names[shard]

@@ -186,7 +186,7 @@ def _samples(job: _Job, ids: np.ndarray) -> Iterator[tuple[int, bytes, str]]:
         for sample, image in zip(ids.tolist(), base.take(torch.from_numpy(inner)).numpy()):
             yield sample, encode(image, job.kind, job.quality), job.kind
         return
-    for sample, source, blob in zip(ids.tolist(), inner.tolist(), base.blobs(inner.tolist())):
+    for sample, source, blob in zip(ids.tolist(), inner.tolist(), base.blobs(inner)):
         try:
             yield sample, *_stored(job, base, source, bytes(blob))
         except DataError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 
 from raydd.core.storage import Storage
-from raydd.data.encoded import Buffers
+from raydd.data import encoded
+from raydd.data.encoded import Buffers, Cuts
 from raydd.data.images import Transform
 from raydd.data.shard_data import ShardData
 from raydd.data.tar_index import scan_shards
@@ -38,6 +41,32 @@ def test_memory_that_is_held_is_not_given_out() -> None:
     assert buffers.array((4, 4)).ctypes.data != part.data_ptr() - 4
 
 
+def test_images_of_memory_are_its_parts_and_follow_its_shape() -> None:
+    buffers = Buffers()
+    for shape in ((6, 4, 5, 3), (6, 4, 5, 3), (4, 6, 5, 3), (2, 3, 3, 1), (6, 4, 5, 3)):
+        images, rows = buffers.images(shape)
+        images[...] = 0
+        assert len(rows) == shape[0]
+        for i, row in enumerate(rows):
+            row[...] = i + 1
+        assert images.sum(axis=(1, 2, 3)).tolist() == [(i + 1) * images[0].size for i in range(shape[0])]
+        place = images.ctypes.data
+        del images  # the rows do not hold the memory
+        assert buffers.array((1,)).ctypes.data == place
+
+
+def test_cuts_are_the_samples_in_any_way_they_are_asked_for() -> None:
+    first, second = memoryview(b"abcdef"), memoryview(b"ghij")
+    cuts = Cuts([first, second, first], [4, 0, 1], [6, 3, 2])
+    wanted = [b"ef", b"ghi", b"b"]
+    assert len(cuts) == 3
+    assert list(cuts) == wanted
+    assert [cuts[i] for i in range(3)] == wanted
+    assert cuts[-1] == b"b"
+    assert list(cuts[1:]) == wanted[1:]
+    assert list(cuts[1:][:1]) == wanted[1:2]
+
+
 @pytest.fixture
 def shards(tmp_path: Path) -> tuple[ShardData, dict[int, torch.Tensor]]:
     import tarfile
@@ -58,14 +87,51 @@ def shards(tmp_path: Path) -> tuple[ShardData, dict[int, torch.Tensor]]:
     return ShardData(files, index, digest, Transform(channels=3, height=8, width=8), skip=False, threads=2), wanted
 
 
+@pytest.mark.parametrize("block", [1, 3000, 16 << 20])
 @pytest.mark.parametrize("batch", [1, 7, 64, 150])
-def test_batches_that_are_held_keep_their_pixels(shards: tuple[ShardData, dict[int, torch.Tensor]], batch: int) -> None:
+def test_batches_that_are_held_keep_their_pixels(
+    shards: tuple[ShardData, dict[int, torch.Tensor]], batch: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, wanted = shards
+    monkeypatch.setattr(encoded, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(encoded, "_PIECE_BYTES", 2000)
     held = [found for _ in range(2) for found in data.stream(0, 1, batch=batch)]
     assert sum(len(labels) for _, labels in held) == 2 * len(wanted)
     for images, labels in held:
         for image, label in zip(images, labels.tolist(), strict=True):
             assert torch.equal(image, wanted[label])
+
+
+def test_a_stream_that_is_left_writes_to_no_memory_of_another(
+    shards: tuple[ShardData, dict[int, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = shards
+    running, go_on, done = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
+    calls = itertools.count()
+
+    def slow(rows: list[np.ndarray], blobs: object) -> list[int]:
+        if next(calls) >= 2:  # behind the first block's two pieces
+            running.release()
+            assert go_on.wait(20)
+            for row in rows:
+                row[...] = 255
+            done.release()
+        return []
+
+    monkeypatch.setattr(encoded, "decode_jpegs_into", slow)
+    monkeypatch.setattr(encoded, "_BLOCK_BYTES", 1)
+    left = data.stream(0, 1, batch=20)
+    next(left)
+    for _ in range(2):
+        assert running.acquire(timeout=20)
+    left.close()
+    held = [data._buffers.array((20, 8, 8, 3)) for _ in range(6)]
+    for array in held:
+        array[...] = 0
+    go_on.set()
+    for _ in range(2):
+        assert done.acquire(timeout=20)
+    assert not np.any(held)
 
 
 def test_objects_fill_buffers_as_far_as_they_reach(tmp_path: Path) -> None:

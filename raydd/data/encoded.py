@@ -26,9 +26,8 @@ log = logging.getLogger(__name__)
 Blob = bytes | memoryview
 Ids = npt.NDArray[np.int64]
 READ_BYTES = 8 << 20
-READ_AHEAD = 4
 _FEW = 32
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 8 << 20
 _BLOCK_BYTES = 16 << 20
 _ROW = 32
 
@@ -50,6 +49,7 @@ class EncodedData(BaseData):
         self.skip = skip
         self.skipped: dict[str, str] = {}
         self.threads = threads or decode_threads()
+        self.read_ahead = 4
         self._start()
 
     def _start(self) -> None:
@@ -91,7 +91,7 @@ class EncodedData(BaseData):
         """
         order, (channels, height, width) = ids.numpy(), self.shape
         labels = self.labels[ids]
-        # Several small batches are decoded as one: whoever waits for them is woken, and wakes, less often.
+        # Small batches are decoded together: the less other threads do, the less often decoders wait for Python's lock.
         block = batch * max(1, _BLOCK_BYTES // (batch * math.prod(self.shape)))
         pending: deque[tuple[torch.Tensor, torch.Tensor, list[Future[None]]]] = deque()
         stream = _Stream(self._read_ahead(order))
@@ -146,8 +146,8 @@ class EncodedData(BaseData):
             blob = self.blobs(np.array([current]))[0]
 
     def _read_ahead(self, ids: Ids) -> Generator[Sequence[Blob]]:
-        """Yield the encoded samples in order, as they are read: about 8 MB at once, a few reads ahead."""
-        pool = self.pool("read", READ_AHEAD)
+        """Yield the encoded samples in order and in groups, as they are read: ``read_ahead`` groups before they are needed."""
+        pool = self.pool("read", self.read_ahead)
         ahead: deque[Future[Sequence[Blob]]] = deque()
         groups = self._groups(ids)
         if len(ids) <= _FEW:
@@ -156,7 +156,7 @@ class EncodedData(BaseData):
             return
         try:
             while True:
-                for group in itertools.islice(groups, READ_AHEAD - len(ahead)):
+                for group in itertools.islice(groups, self.read_ahead - len(ahead)):
                     ahead.append(pool.submit(self.blobs, group))
                 if not ahead:
                     return

@@ -16,6 +16,7 @@ from raydd.data.shard_format import Index
 
 _GAP = 64 << 10
 _SMALL = 256 << 10
+_LOCAL_BYTES = 16 << 20
 
 
 class ShardData(EncodedData):
@@ -35,6 +36,8 @@ class ShardData(EncodedData):
         self._block = np.cumsum(np.any(np.diff(blocks, axis=1, prepend=blocks[:, :1]) != 0, axis=0))
         labels = torch.from_numpy(index.label.astype(np.int64))
         super().__init__(labels, index.size, transform, digest, skip, threads)
+        if files.local:
+            self.read_ahead = 1
 
     def title(self, sample: int) -> str:
         shard = self.index.names[int(self.index.shard[sample])]
@@ -49,7 +52,11 @@ class ShardData(EncodedData):
         return mixed[torch.argsort(rank[torch.from_numpy(self._block)[mixed]], stable=True)]
 
     def _groups(self, ids: Ids) -> Iterator[Ids]:
-        """Cut ``ids`` where the block changes, so that a shuffled block is one read; join small runs, as of single samples."""
+        """Cut ``ids`` where the block changes, so that a shuffled block is one read; join small runs, as of single samples.
+
+        Local blocks are joined as well, and read side by side: the fewer groups, the less the decoders are disturbed.
+        """
+        alone, most = (_LOCAL_BYTES, _LOCAL_BYTES) if self.files.local else (_SMALL, READ_BYTES)
         if not len(ids):
             return
         edges = np.flatnonzero(np.diff(self._block[ids])) + 1
@@ -58,11 +65,11 @@ class ShardData(EncodedData):
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(ids)]):
             run = ids[start:stop]
             size = int(self.sizes[run].sum())
-            if group and (size >= _SMALL or held + size > READ_BYTES):
+            if group and (size >= alone or held + size > most):
                 yield np.concatenate(group)
                 group, held = [], 0
             group, held = [*group, run], held + size
-            if size >= _SMALL:
+            if size >= alone:
                 yield np.concatenate(group)
                 group, held = [], 0
         if group:
@@ -81,7 +88,7 @@ class ShardData(EncodedData):
             here = slice(*span)
             return self._read(int(shard[span[0]]), int(first[span[0]]), int(last[here].max()))
 
-        few = len(spans) == 1 or (self.files.local and len(spans) < 8)
+        few = len(spans) == 1 or (self.files.local and len(ids) < 8)
         pieces = list(map(read, spans) if few else self.pool("fetch", 4 if self.files.local else 32).map(read, spans))
         lengths = np.diff(edges)
         place = np.argsort(order)

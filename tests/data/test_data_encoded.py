@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from raydd.core.storage import Storage
-from raydd.data import encoded
+from raydd.data import encoded, shard_data
 from raydd.data.encoded import Buffers, Cuts
 from raydd.data.images import Transform
 from raydd.data.shard_data import ShardData
@@ -55,7 +55,7 @@ def test_images_of_memory_are_its_parts_and_follow_its_shape() -> None:
         assert buffers.array((1,)).ctypes.data == place
 
 
-def test_cuts_are_the_samples_in_any_way_they_are_asked_for() -> None:
+def test_cuts_are_the_samples_whichever_way_they_are_asked_for() -> None:
     first, second = memoryview(b"abcdef"), memoryview(b"ghij")
     cuts = Cuts([first, second, first], [4, 0, 1], [6, 3, 2])
     wanted = [b"ef", b"ghi", b"b"]
@@ -95,6 +95,7 @@ def test_batches_that_are_held_keep_their_pixels(
     data, wanted = shards
     monkeypatch.setattr(encoded, "_BLOCK_BYTES", block)
     monkeypatch.setattr(encoded, "_PIECE_BYTES", 2000)
+    monkeypatch.setattr(shard_data, "_LOCAL_BYTES", block)
     held = [found for _ in range(2) for found in data.stream(0, 1, batch=batch)]
     assert sum(len(labels) for _, labels in held) == 2 * len(wanted)
     for images, labels in held:

@@ -7,6 +7,7 @@ the ratios, of images per second of wall time and of images per second of proces
 of the best rounds (what is left when the rest of the machine is quiet).
 
     python tests/benchmarks/bench_stream.py --seconds 3 --rounds 7
+    python tests/benchmarks/bench_stream.py --seconds 3 --rounds 7 --quality 75 --subsampling 420
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from raydd.data.shard_data import ShardData
 from raydd.data.tar_index import scan_shards
 
 
-def make_shards(folder: Path, side: int, count: int, shards: int) -> list[bytes]:
+def make_shards(folder: Path, side: int, count: int, shards: int, quality: int, subsampling: str) -> list[bytes]:
     """Write noisy JPEGs of ``side`` pixels as WebDataset shards; return their bytes."""
     import tarfile
 
@@ -42,7 +43,7 @@ def make_shards(folder: Path, side: int, count: int, shards: int) -> list[bytes]
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
         noisy = np.clip(np.asarray(coarse).astype(int) + rng.integers(-10, 10, (side, side, 3)), 0, 255).astype(np.uint8)
-        blobs.append(simplejpeg.encode_jpeg(np.ascontiguousarray(noisy), quality=90))
+        blobs.append(simplejpeg.encode_jpeg(np.ascontiguousarray(noisy), quality, "RGB", subsampling))
     for number in range(shards):
         with tarfile.open(folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in range(number, count, shards):
@@ -85,18 +86,20 @@ def streamed(data: ShardData, batch: int) -> Rates:
     return rates(seen, started)
 
 
-def measure(side: int, count: int, rounds: int, threads: int, batch: int) -> dict[str, float]:
+def measure(side: int, count: int, threads: int, options: argparse.Namespace) -> dict[str, float | str]:
     """Return medians over interleaved rounds for one image size."""
     with tempfile.TemporaryDirectory() as folder:
-        blobs = make_shards(Path(folder), side, count, 4)
+        blobs = make_shards(Path(folder), side, count, 4, options.quality, options.subsampling)
         files = Storage(folder)
         index, digest = scan_shards(files, [f"train-{i:06d}.tar" for i in range(4)])
         transform = Transform(channels=3, height=side, width=side)
         data = ShardData(files, index, digest, transform, skip=False, threads=threads)
-        streamed(data, batch)
-        pairs = [(plain(blobs, side, threads), streamed(data, batch)) for _ in range(rounds)]
+        streamed(data, options.batch)
+        pairs = [(plain(blobs, side, threads), streamed(data, options.batch)) for _ in range(options.rounds)]
     return {
         "side": side,
+        "quality": options.quality,
+        "subsampling": options.subsampling,
         "bytes_per_image": sum(map(len, blobs)) / len(blobs),
         "threads": threads,
         "plain_images_per_s": statistics.median(p[0] for p, _ in pairs),
@@ -114,13 +117,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="length of one round, about")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
+    parser.add_argument("--subsampling", default="444", choices=("444", "422", "420"), help="of the JPEGs' colours")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for side, rate in ((64, 18_000), (224, 1_700)):
         for threads in options.threads:
-            rows.append(measure(side, int(options.seconds * rate), options.rounds, threads, options.batch))
+            rows.append(measure(side, int(options.seconds * rate), threads, options))
     lines = ["side  threads  bytes/image  plain img/s  stream img/s  stream/plain  same, processor time  best round/best round"]
     for row in rows:
         figures = f"{row['plain_images_per_s']:11.0f}  {row['stream_images_per_s']:12.0f}  {row['stream_over_plain']:12.3f}"

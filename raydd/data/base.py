@@ -65,8 +65,10 @@ class BaseData(ABC):
         """Yield ``(uint8 images [B, C, H, W], labels [B])`` of slice ``part`` of ``parts``; the last batch may be smaller.
 
         Slices are contiguous and cover every sample once, whatever ``parts``. ``shuffle``: a keyed generator for the order
-        within the slice.
+        within the slice. ``ConfigError`` for a batch below 1.
         """
+        if batch < 1:
+            raise ConfigError(f"batch {batch}; allowed: at least 1")
         first, last = bounds(len(self), part, parts)
         ids = torch.arange(first, last)
         yield from self.iterate(ids if shuffle is None else self.shuffled(ids, shuffle), batch)

@@ -246,7 +246,7 @@ class Buffers:
         return self._held(shape)[0]
 
     def images(self, shape: tuple[int, ...]) -> tuple[Pixels, list[Pixels]]:
-        """Return :meth:`array` and a view of each of its images, which are there from the last time; they do not hold it."""
+        """Return :meth:`array` and a view of each image in it. The views are made once for the memory and do not hold the array."""
         array, memory = self._held(shape)
         if memory.shape != shape:
             memory.shape, memory.rows = shape, list(memory.cut(shape))

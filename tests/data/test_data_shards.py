@@ -133,6 +133,9 @@ def test_take_and_stream_agree_whatever_the_cut(folder: Path, tmp_path: Path) ->
     assert torch.equal(kept, before)
     again = pickle.loads(pickle.dumps(data))
     assert torch.equal(again.take(ids), images[ids])
+    for batch in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch {batch}; allowed: at least 1"):
+            next(data.stream(0, 1, batch=batch))
 
 
 def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

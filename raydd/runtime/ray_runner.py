@@ -200,10 +200,27 @@ class RayRunner:
         # A cluster of this machine alone has no use for more elastic workers than cores.
         low, high = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
         count = max(low, min(high, os.cpu_count() or 1)) + self.evaluators
-        with ray_session(cpus=count * self.cpus, gpus=count * self.gpus) as dashboard:
+        self._check_gpus()
+        with ray_session(cpus=count * self.cpus) as dashboard:
             on_event(Event(kind="message", text=f"Ray is ready; dashboard: {dashboard}"))
             self._check_resources(store)
             self._run(targets, store, on_event)
+
+    def _check_gpus(self) -> None:
+        """Refuse what a cluster of this machine alone could never place; one started elsewhere may yet scale up."""
+        import ray
+        import torch
+
+        if not self.gpus or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+            return
+        gpus = torch.cuda.device_count()
+        places = gpus // self.gpus if self.gpus >= 1 else gpus * int(1 / self.gpus)
+        least = (self.workers if isinstance(self.workers, int) else self.workers[0]) + self.evaluators
+        if places < least:
+            raise ConfigError(
+                f"compute.gpus_per_worker={self.gpus:g}: this machine has {gpus} GPUs, enough for {places:g} of at least {least} "
+                "workers and evaluators; for a cluster set RAY_ADDRESS"
+            )
 
     def _check_resources(self, store: Store) -> None:
         import ray
@@ -211,7 +228,7 @@ class RayRunner:
 
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         gpus = ray.cluster_resources().get("GPU", 0)
-        if not os.environ.get("RAY_ADDRESS") and gpus < self.gpus:  # a cluster started elsewhere may yet scale up
+        if not os.environ.get("RAY_ADDRESS") and gpus < self.gpus:  # in a session that was there before
             raise ConfigError(f"compute.gpus_per_worker={self.gpus:g}, but this machine has {gpus:g} GPUs")
         if len(nodes) < 2 or not store.storage.local:
             return

@@ -68,7 +68,7 @@ def _group_apart() -> Iterator[None]:
 
 
 @contextmanager
-def ray_session(cpus: float, gpus: float) -> Iterator[str]:
+def ray_session(cpus: float) -> Iterator[str]:
     """Yield the dashboard's address of a connected cluster; one started here is stopped again.
 
     ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is; else a local cluster with

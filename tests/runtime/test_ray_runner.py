@@ -14,7 +14,7 @@ import psutil
 import pytest
 from toys import Choir, Total, Walk
 
-from raydd.core.errors import RunFailed
+from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.tensors import digest
@@ -28,8 +28,49 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with ray_session(cpus=4, gpus=0):
+    with ray_session(cpus=4):
         yield
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "evaluators", "each", "places"),
+    [
+        (0, 1, 0, 0.5, 0),
+        (1, 2, 0, 1, 1),
+        (1, 1, 1, 1, 1),
+        (1, 3, 0, 0.5, 2),
+        (2, 3, 0, 0.6, 2),  # two workers of 0.6 do not share a GPU
+        (3, (2, 8), 0, 2, 1),
+        (1, (1, 8), 0, 1, None),
+        (1, 2, 1, 0.25, None),
+        (4, 1, 1, 2, None),
+        (0, 9, 9, 0, None),
+    ],
+)
+def test_workers_that_this_machine_cannot_place_are_refused_before_ray_starts(
+    gpus: int,
+    workers: int | tuple[int, int],
+    evaluators: int,
+    each: float,
+    places: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def session(cpus: float) -> None:
+        raise RuntimeError("Ray was started")
+
+    monkeypatch.setattr("raydd.runtime.ray_runner.ray_session", session)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    runner = RayRunner(dict, workers=workers, evaluators=evaluators, gpus_per_worker=each)
+    refused = places is not None
+    wanted = rf"gpus_per_worker={each:g}: this machine has {gpus} GPUs, enough for {places} of at least" if refused else "Ray was started"
+    with pytest.raises(ConfigError if refused else RuntimeError, match=wanted):
+        runner.run(plan(), Store(str(tmp_path)), lambda event: None)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")  # it may scale up
+    with pytest.raises(RuntimeError, match="Ray was started"):
+        runner.run(plan(), Store(str(tmp_path)), lambda event: None)
 
 
 def plan(pause: float = 0.0, updates: int = 12) -> list[Ref]:

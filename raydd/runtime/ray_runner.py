@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -208,11 +209,11 @@ class RayRunner:
 
     def _check_gpus(self) -> None:
         """Refuse what a cluster of this machine alone could never place; one started elsewhere may yet scale up."""
-        import ray
+        ray = sys.modules.get("ray")  # not imported here: Ray reads its environment then, which ray_session sets before
+        if not self.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()):
+            return
         import torch
 
-        if not self.gpus or os.environ.get("RAY_ADDRESS") or ray.is_initialized():
-            return
         gpus = torch.cuda.device_count()
         places = gpus // self.gpus if self.gpus >= 1 else gpus * int(1 / self.gpus)
         least = (self.workers if isinstance(self.workers, int) else self.workers[0]) + self.evaluators

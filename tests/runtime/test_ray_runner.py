@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def test_workers_that_this_machine_cannot_place_are_refused_before_ray_starts(
         raise RuntimeError("Ray was started")
 
     monkeypatch.setattr("raydd.runtime.ray_runner.ray_session", session)
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # as in a driver that has not started it
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     runner = RayRunner(dict, workers=workers, evaluators=evaluators, gpus_per_worker=each)
@@ -68,6 +69,7 @@ def test_workers_that_this_machine_cannot_place_are_refused_before_ray_starts(
     wanted = rf"gpus_per_worker={each:g}: this machine has {gpus} GPUs, enough for {places} of at least" if refused else "Ray was started"
     with pytest.raises(ConfigError if refused else RuntimeError, match=wanted):
         runner.run(plan(), Store(str(tmp_path)), lambda event: None)
+    assert "ray" not in sys.modules  # it would have read its environment before the session sets it
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")  # it may scale up
     with pytest.raises(RuntimeError, match="Ray was started"):
         runner.run(plan(), Store(str(tmp_path)), lambda event: None)

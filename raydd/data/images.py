@@ -125,8 +125,6 @@ def decode_jpegs_into(rows: Sequence[Pixels], blobs: Iterable[bytes | memoryview
     """Decode JPEGs straight into contiguous ``rows``, each ``[H, W, C]``; return the places of those that are none of that size."""
     import simplejpeg
 
-    if not rows:
-        return []
     shape, others = rows[0].shape, []
     colours = "GRAY" if shape[2] == 1 else "RGB"
     for place, (row, data) in enumerate(zip(rows, blobs, strict=True)):

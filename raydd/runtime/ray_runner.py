@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 import uuid
@@ -201,27 +200,10 @@ class RayRunner:
         # A cluster of this machine alone has no use for more elastic workers than cores.
         low, high = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
         count = max(low, min(high, os.cpu_count() or 1)) + self.evaluators
-        self._check_gpus()
-        with ray_session(cpus=count * self.cpus) as dashboard:
+        with ray_session(cpus=count * self.cpus, least=low + self.evaluators, gpus=self.gpus) as dashboard:
             on_event(Event(kind="message", text=f"Ray is ready; dashboard: {dashboard}"))
             self._check_resources(store)
             self._run(targets, store, on_event)
-
-    def _check_gpus(self) -> None:
-        """Refuse what a cluster of this machine alone could never place; one started elsewhere may yet scale up."""
-        ray = sys.modules.get("ray")  # not imported here: Ray reads its environment then, which ray_session sets before
-        if not self.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()):
-            return
-        import torch
-
-        gpus = torch.cuda.device_count()
-        places = gpus // self.gpus if self.gpus >= 1 else gpus * int(1 / self.gpus)
-        least = (self.workers if isinstance(self.workers, int) else self.workers[0]) + self.evaluators
-        if places < least:
-            raise ConfigError(
-                f"compute.gpus_per_worker={self.gpus:g}: this machine has {gpus} GPUs, enough for {places:g} of at least {least} "
-                "workers and evaluators; for a cluster set RAY_ADDRESS"
-            )
 
     def _check_resources(self, store: Store) -> None:
         import ray

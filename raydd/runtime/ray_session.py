@@ -67,12 +67,28 @@ def _group_apart() -> Iterator[None]:
         leader.communicate()
 
 
+def _check_gpus(least: int, gpus: float) -> None:
+    """Refuse, as ``ConfigError``, ``least`` processes with ``gpus`` each where this machine alone could never place them."""
+    if not gpus:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    places = found // gpus if gpus >= 1 else found * int(1 / gpus)
+    if places < least:
+        raise ConfigError(
+            f"compute.gpus_per_worker={gpus:g}: this machine has {found} GPUs, enough for {places:g} of at least {least} "
+            "workers and evaluators; for a cluster set RAY_ADDRESS"
+        )
+
+
 @contextmanager
-def ray_session(cpus: float) -> Iterator[str]:
+def ray_session(cpus: float, least: int = 1, gpus: float = 0.0) -> Iterator[str]:
     """Yield the dashboard's address of a connected cluster; one started here is stopped again.
 
     ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is; else a local cluster with
-    token authentication, bound to the loopback address, is started with at least ``cpus`` logical CPUs.
+    token authentication, bound to the loopback address, is started with at least ``cpus`` logical CPUs. ``ConfigError`` if that
+    would have no room for ``least`` processes with ``gpus`` GPUs each: a cluster started elsewhere may yet scale up.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -92,6 +108,7 @@ def ray_session(cpus: float) -> Iterator[str]:
         except (ConnectionError, RuntimeError) as error:
             raise ConfigError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: cannot connect to a Ray cluster there: {error}") from error
     else:
+        _check_gpus(least, gpus)
         with _own_sigterm(), _group_apart():
             context = ray.init(
                 address="local",

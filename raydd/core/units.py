@@ -17,12 +17,24 @@ from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
 
 T = TypeVar("T")
+_BEFORE = "before"
 PHASES = ("squeeze", "init", "distill", "recover", "relabel", "evaluate", "publish")
 
 
 def unkeyed(**kwargs: Any) -> Any:
     """Return a dataclass field that is in no key: it never changes a byte of any output."""
     return field(metadata={"key": False}, **kwargs)
+
+
+def added(before: Any, **kwargs: Any) -> Any:
+    """Return a dataclass field that came after its class had keys: left out of the key while its value is ``before``.
+
+    ``before``: the value with which all bytes are as they were without the field; also the default, unless another is given. It
+    stays when the default changes: what was made without the field was made with this value.
+    """
+    if "default" not in kwargs and "default_factory" not in kwargs:
+        kwargs["default"] = before
+    return field(metadata={_BEFORE: before}, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +162,9 @@ class Stage:
     Any step's state may be asked for as an output (``Ref(stage, unit, snapshot(2000))``); which ones are changes no byte and
     is in no key. ``version`` is raised when the same fields give other bytes.
 
+    A class that is renamed states the name under which it is keyed, ``keyed_as: ClassVar[str]``, and a field that comes later is
+    :func:`added`: so the keys of what was made before stay.
+
     A stage's hash is computed once: plans look their stages up again and again, and some hold a number for each of ImageNet's classes.
     """
 
@@ -225,9 +240,22 @@ def canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {"map": [[canonical(k), canonical(value[k])] for k in sorted(value)]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value) if f.metadata.get("key", True)}
-        return {"class": type(value).__name__, **fields}
+        return {"class": key_name(type(value)), **dict(_keyed_fields(value))}
     raise TypeError(f"a {type(value).__name__} cannot be part of a key: {value!r}")
+
+
+def key_name(cls: type) -> str:
+    """Return the name under which a dataclass is keyed: its ``keyed_as`` (its own, no base's), else the class's name."""
+    return str(vars(cls).get("keyed_as", cls.__name__))
+
+
+def _keyed_fields(value: Any) -> Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(value):
+        if not f.metadata.get("key", True):
+            continue
+        found = canonical(getattr(value, f.name))
+        if _BEFORE not in f.metadata or found != canonical(f.metadata[_BEFORE]):
+            yield f.name, found
 
 
 def _hash(value: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from raydd.core.errors import ConfigError, DataError
+from raydd.data.inventory import LeftOut
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -33,12 +34,16 @@ class BaseData(ABC):
     ``skipped`` maps each sample that could not be decoded to the reason (``on_error: skip``). Such a sample is replaced by
     the next one of its class, in index order and cyclic, that can be decoded, so labels and length never change and
     every worker sees the same images whichever of them meets the damage first.
+
+    ``left_out``: what its files hold that is no sample; ``notes``: what else a person should know of how they were read.
     """
 
     digest: str
     labels: torch.Tensor
     shape: tuple[int, int, int]
     skipped: dict[str, str]
+    left_out: LeftOut = LeftOut()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,6 +103,7 @@ class Subset(BaseData):
         self.labels = base.labels[self.ids]
         self.shape = base.shape
         self.skipped = base.skipped
+        self.left_out, self.notes = base.left_out, base.notes
         self.digest = hashlib.sha256(base.digest.encode() + self.ids.numpy().astype("<i8").tobytes()).hexdigest()
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:

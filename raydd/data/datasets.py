@@ -37,6 +37,14 @@ def _files(item: Entry, config: DatasetConfig) -> Storage:
     return next((files for files in places if not source.missing(files, item, config)), places[0])
 
 
+def located(config: DatasetConfig) -> DatasetConfig:
+    """Return the same with every place absolute, the catalog's too: what a process that runs in another folder opens."""
+    item = entry(config.name)
+    if config.shards is None and config.root is None and item.roots:
+        return replace(config, root=_files(item, config).url)
+    return config.absolute()
+
+
 def describe(config: DatasetConfig) -> DatasetInfo:
     """Return the facts of a data set, without digests: of catalog names without the data.
 

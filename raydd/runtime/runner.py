@@ -16,7 +16,7 @@ from raydd.core.numerics import pick_device
 from raydd.core.store import Rows, Store
 from raydd.core.units import Data, Ref
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import open_data
+from raydd.data.datasets import located, open_data
 from raydd.runtime.ledger import Lease, Ledger
 from raydd.runtime.worker import Worker
 
@@ -26,9 +26,12 @@ DataSource = Callable[[], Mapping[str, Data]]
 
 @dataclass(frozen=True)
 class OpenData:
-    """Opens a job's data set on any worker."""
+    """Opens a job's data set on any worker, where the process that made this would: workers run in folders of their own."""
 
     config: DatasetConfig
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", located(self.config))
 
     def __call__(self) -> Mapping[str, Data]:
         """Return the splits."""

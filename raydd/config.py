@@ -137,9 +137,21 @@ def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
         tree = _read(path)
         stem = os.path.splitext(os.path.basename(path))[0]
         tree.setdefault("name", stem)
+    named = _method_name(tree)
     for override in overrides:
         _apply(tree, override)
-    return parse_job(tree, path or "command line")
+    try:
+        return parse_job(tree, path or "command line")
+    except ConfigError as error:
+        if named in (None, _method_name(tree)) or ": unknown key" not in str(error):
+            raise
+        hint = f"settings of method '{named}' that '{_method_name(tree)}' does not have: method=null before method.name drops them all"
+        raise ConfigError(f"{error}\n{hint}") from error
+
+
+def _method_name(tree: Mapping[str, Any]) -> Any:
+    method = tree.get("method")
+    return method.get("name") if isinstance(method, Mapping) else method
 
 
 def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> EvaluationJob:
@@ -160,6 +172,8 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     """Return the job that a plain tree describes; see :func:`load_job`."""
     if "method" in tree and isinstance(tree["method"], str):
         tree = {**tree, "method": {"name": tree["method"]}}
+    if isinstance(tree.get("dataset"), str):
+        raise ConfigError(f"{where}: dataset is a group of keys; write dataset.name={tree['dataset']}")
     mistakes: list[str] = []
     method, top, evaluation = _method(tree, where, mistakes), None, None
     try:
@@ -302,7 +316,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(below, dict):
             raise ConfigError(f"override '{override}': {'.'.join(parts[: depth + 1])} is the value {below!r}, not a group of keys")
         tree = below
+    whole = ".".join(parts)
+    lost = _lost(tree.get(parts[-1]), {"name": value} if whole == "method" and isinstance(value, str) else value)
+    if lost:
+        keep = f"method.name={value}" if isinstance(value, str) else f"{whole}.KEY=VALUE for what changes"
+        named = ", ".join(f"{whole}.{name}" for name in lost)
+        raise ConfigError(f"override '{override}' would drop {named}; write {keep}, or {whole}=null before it if they shall go")
     tree[parts[-1]] = value
+
+
+def _lost(old: Any, new: Any) -> list[str]:
+    """Return the keys below a group that are no more when another takes its place; what is no group is refused elsewhere."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return []
+    lost = [[name] if name not in new else [f"{name}.{deeper}" for deeper in _lost(below, new[name])] for name, below in old.items()]
+    return [key for keys in lost for key in keys]
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from raydd.core.cli import command_errors, setup_logging
+from raydd.core.cli import EXIT_MISSING, command_errors, setup_logging
 from raydd.core.errors import refusing
 
 
@@ -24,7 +24,7 @@ from raydd.core.errors import refusing
 @click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
 @click.option("--labels", metavar="URL", help="Soft labels (ours, or FKD's epoch folders) where they do not lie beside the set.")
 @click.option("--output", metavar="URL", help="Folder for report.json and its pictures (default: below runs/evaluate).")
-@click.option("--dry-run", is_flag=True, help="Print the plan, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, and stop; exit code 3 if data or weights are missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: bool, overrides: tuple[str, ...], **options: Any) -> None:
@@ -34,17 +34,18 @@ def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: 
     dataset, evaluation, numerics, compute and tracking, and seed and store, as in a job: dataset.root=/data compute.workers=2
     """
     setup_logging(verbose)
-    with command_errors(verbose):
+    with command_errors(verbose, dry_run):
         from raydd.config import load_evaluation
         from raydd.runtime import evaluating
 
         with refusing():
             tree = _tree(options, evaluating.job_of(url))
             job = load_evaluation(tree, overrides)
-            subject, plan = evaluating.plan_stored(job, url, experiment, labels)
+            subject, plan = evaluating.plan_stored(job, url, experiment, labels, anyway=dry_run)
         if dry_run:
-            click.echo(evaluating.describe_plan(job, plan))
-            return
+            text, absent = evaluating.describe_plan(job, plan)
+            click.echo(text)
+            sys.exit(EXIT_MISSING if absent else 0)
         click.echo(evaluating.run_stored(job, subject, plan, click.echo).render())
 
 
@@ -58,10 +59,11 @@ def _tree(options: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]
     if isinstance(known, dict) and "protocol" in known:
         evaluation.setdefault("protocol", known["protocol"])
     tree: dict[str, Any] = {"evaluation": evaluation}
-    if options["dataset"] is not None:
-        tree["dataset"] = {"name": options["dataset"]}
-    elif isinstance(made_by.get("dataset"), dict):
-        tree["dataset"] = dict(made_by["dataset"])
+    name, own = options["dataset"], made_by.get("dataset")
+    if isinstance(own, dict) and name in (None, own.get("name")):
+        tree["dataset"] = dict(own)
+    elif name is not None:
+        tree["dataset"] = {"name": name}
     if options["output"] is not None:
         tree["output"] = options["output"]
     return tree

@@ -76,6 +76,47 @@ def test_baselines_are_methods_by_name_or_with_settings(tmp_path: Path) -> None:
     assert load_evaluation({"dataset": {"name": "digits"}}, ["evaluation.baselines=random,dm"]).evaluation.baselines == ("random", "dm")
 
 
+GROUPS = """
+dataset: {name: digits, size: 8}
+method: {name: dm, network: convnet2_w64, lr_img: 2.0}
+evaluation: {protocol: dc, epochs: 3}
+compute: {workers: 0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["method=dm"], ["would drop method.network, method.lr_img", "method.name=dm", "method=null before it"]),
+        (["method=random"], ["would drop method.network, method.lr_img", "method.name=random"]),
+        (["method={name: dsa, lr_img: 1}"], ["would drop method.network;", "method.KEY=VALUE"]),
+        (["evaluation={epochs: 5}"], ["would drop evaluation.protocol;", "evaluation=null before it"]),
+        (["dataset={name: mnist}"], ["would drop dataset.size"]),
+        (["dataset=mnist"], ["dataset is a group of keys; write dataset.name=mnist"]),
+        (["evaluation=dm"], ["evaluation: Input should be a group of keys, not 'dm'"]),
+        (["method.init=noise", "method={name: dsa, network: a, lr_img: 1}"], ["would drop method.init"]),
+        (["method.name=random"], ["method.network: unknown key", "method=null before method.name drops them all"]),
+    ],
+    ids=lambda value: " ".join(value) if len(value[0]) < 50 and "=" in value[0] else "",
+)
+def test_an_override_drops_no_setting_of_the_file_unasked(tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, *overrides, text=GROUPS)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path) -> None:
+    assert load(tmp_path, "method=null", "method=random", text=GROUPS).method == METHODS.get("random")()
+    assert load(tmp_path, "method={name: dsa, network: mlp, lr_img: 1}", text=GROUPS).method.name == "dsa"
+    kept = load(tmp_path, "method.name=dsa", text=GROUPS).method
+    assert (kept.name, kept.lr_img) == ("dsa", 2.0)  # type: ignore[attr-defined]
+    assert load(tmp_path, "evaluation=null", text=GROUPS).evaluation.protocol == "dm"
+    assert load(tmp_path, "method=random", text="method: {name: dm}\n").method.name == "random"
+    with pytest.raises(ConfigError, match=r"would drop evaluation\.repeats"):
+        load_evaluation({"dataset": {"name": "digits"}, "evaluation": {"repeats": 2}}, ["evaluation={epochs: 1}"])
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

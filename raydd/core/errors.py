@@ -15,6 +15,18 @@ class ConfigError(RayddError, ValueError):
     """A job, an argument or a combination of them that cannot run. Raised before work starts."""
 
 
+class Missing(ConfigError):
+    """Data or weights that are not where a job looks for them; the job itself could be planned."""
+
+
+class TooFew(ConfigError):
+    """A class with fewer real images than are needed: ``found``, what there is; ``most``, what is possible; ``advice``, what else helps."""
+
+    def __init__(self, found: str, most: str, advice: str = "") -> None:
+        self.found, self.most = found, most
+        super().__init__(f"{found}; {most}" + (f", or {advice}" if advice else ""))
+
+
 class DataError(RayddError):
     """A data set that is missing, incomplete, or holds a sample that cannot be read."""
 

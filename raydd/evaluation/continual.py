@@ -30,8 +30,8 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.evaluate import into_space, logged, repeat_blocks, repeats_of
-from raydd.methods.base import Method, Problem
-from raydd.methods.random_selection import SelectImages, assemble_images, check_counts
+from raydd.methods.base import Method, Problem, check_counts
+from raydd.methods.random_selection import SelectImages, assemble_images
 from raydd.methods.sources import AssembledSet
 from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, Examiner, resident
 from raydd.training.cost import training_cost

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-from raydd.core.errors import ConfigError, unknown
+from raydd.core.errors import ConfigError, Missing, TooFew, unknown
 from raydd.core.rng import derive_seed
 from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.config import EvaluationConfig as EvaluationConfig
@@ -109,13 +109,13 @@ class Maker:
 
 
 def _need_teachers(maker: Maker | None, why: str) -> None:
-    """Raise ``ConfigError`` if a set's maker is not known, or its teachers' files are not there."""
+    """Raise ``ConfigError`` if a set's maker is not known, ``Missing`` if its teachers' files are not there."""
     way = "evaluate the set with evaluation.baselines=[], or run its job"
     if maker is None:
         raise ConfigError(f"{why}, and it is not known which they are; {way}")
     absent = maker.method.missing_teachers(maker.problem)
     if absent:
-        raise ConfigError("\n  ".join([f"{why} by teachers that are missing; {way}:", *absent]))
+        raise Missing("\n  ".join([f"{why} by teachers that are missing; {way}:", *absent]))
 
 
 def _labels_by(maker: Maker | None, problem: Problem, source: AssembledSet) -> Labels | None:
@@ -282,6 +282,8 @@ def _baselines(
         for draw, problem in drawn:
             try:
                 source = AssembledSet(method=rival, problem=draw)
+            except TooFew as error:
+                raise ConfigError(f"evaluation.baselines: {baseline}: {error.found}; {error.most}, or leave it out") from error
             except ConfigError as error:
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
             sources.append((source, problem, labels(problem, source)))

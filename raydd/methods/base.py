@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from raydd.core.errors import ConfigError, TooFew
 from raydd.core.registry import Registry
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics, Ref, Stage
@@ -82,6 +83,24 @@ class Method:
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the distilled set made of :meth:`targets`' tensors."""
         raise TypeError(f"{type(self).__name__} does not define assemble()")
+
+
+def check_counts(info: DatasetInfo, needed: int, key: str = "ipc", advice: str = "") -> None:
+    """Raise ``ConfigError`` if a class is known to have no training images, or fewer than ``needed``, which the job's ``key`` asks for.
+
+    ``advice``: what a job does that needs that many images and has fewer.
+    """
+    counts = info.train_counts
+    empty = [label for label, count in enumerate(counts) if not count]
+    if empty:
+        shown = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
+        begin = len(empty) if empty == list(range(len(empty))) else 0
+        hint = f"labels that begin at {begin} have to be counted from 0" if begin else "give them images, or leave them out of the labels"
+        raise ConfigError(f"dataset: no training images of class {shown} (there are {info.classes} classes); {hint}")
+    if counts and min(counts) < needed:
+        label, count = counts.index(min(counts)), min(counts)
+        found = f"{key}={needed}: class {label} has only {count} training images to choose from"
+        raise TooFew(found, f"at most {key}={count} is possible", advice)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from raydd.augment.dsa import DsaTransform, draw, parse_strategy
 from raydd.core.ahead import Ahead
-from raydd.core.errors import ConfigError, DataError
+from raydd.core.errors import DataError
 from raydd.core.units import Context
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import ClassMemory, normalise
-from raydd.methods.base import ClassBlocks
+from raydd.methods.base import ClassBlocks, check_counts
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,9 @@ class Draws:
 
 
 def check_init(info: DatasetInfo, ipc: int, init: str) -> None:
-    """Raise ``ConfigError`` if images shall start as real ones and a class is known to have too few."""
-    if init == "real" and info.train_counts and min(info.train_counts) < ipc:
-        short = min(range(info.classes), key=lambda c: info.train_counts[c])
-        raise ConfigError(f"ipc={ipc}: class {short} has only {info.train_counts[short]} training images; use method.init=noise")
+    """Raise ``ConfigError`` if a class is known to have no real images, or too few of them to start from."""
+    advice = "method.init=noise with evaluation.baselines=[] (sets of as many real images)"
+    check_counts(info, ipc if init == "real" else 1, advice=advice)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage
-from raydd.methods.base import Method, Problem, register_method
-from raydd.methods.random_selection import SelectImages, assemble_images, check_counts
+from raydd.methods.base import Method, Problem, check_counts, register_method
+from raydd.methods.random_selection import SelectImages, assemble_images
 from raydd.networks import Network, normalise_name
 from raydd.training.cost import network_facts
 from raydd.training.sgd import Recipe

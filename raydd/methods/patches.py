@@ -20,6 +20,7 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.units import Context, Cost, Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.images import Transform, fit
+from raydd.methods.base import check_counts
 from raydd.methods.image_pool import ImagePool, members_of
 from raydd.methods.scoring import BATCH, ScoreImages, class_losses, forward_cost, load_teachers, teacher_inputs
 from raydd.training.backbones import Backbone
@@ -93,6 +94,7 @@ def _check_factor(info: DatasetInfo, factor: int) -> None:
 def check_rded(info: DatasetInfo, pool: int, factor: int, candidates: int) -> None:
     """Raise ``ConfigError`` unless each class can give ``factor^2 * pool`` crops, one per image."""
     _check_factor(info, factor)
+    check_counts(info, 1)
     needed = factor * factor * pool
     if candidates < needed:
         raise ConfigError(f"candidates={candidates} give as many crops per class; {pool} images of {factor}x{factor} need {needed}")
@@ -200,6 +202,7 @@ class EdcPool(PatchPool):
     def check(self, info: DatasetInfo) -> None:
         """Raise ``ConfigError`` unless every class gives enough crops."""
         _check_factor(info, self.factor)
+        check_counts(info, 1)
         needed, counts = self.factor * self.factor * self.pool, info.train_counts or (self.candidates,)
         short = min(range(len(counts)), key=lambda c: counts[c])
         if self.available(counts[short]) < needed:

@@ -16,10 +16,9 @@ from raydd.core.errors import ConfigError
 from raydd.core.storage import absolute
 from raydd.core.units import Stage
 from raydd.data.catalog import DatasetInfo
-from raydd.methods.base import Problem
+from raydd.methods.base import Problem, check_counts
 from raydd.methods.image_pool import FolderPool, ImagePool, RealPool, Sampling, open_folder, start_images
 from raydd.methods.patches import EdcPool, RdedPool, check_rded
-from raydd.methods.random_selection import check_counts
 from raydd.methods.scoring import ScoreImages
 from raydd.training.backbones import Backbone, TeacherConfig, training_stages
 

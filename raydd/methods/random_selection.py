@@ -17,18 +17,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.core.errors import ConfigError, DataError
+from raydd.core.errors import DataError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
-from raydd.data.catalog import DatasetInfo
-from raydd.methods.base import ClassBlocks, Method, Problem, register_method
-
-
-def check_counts(info: DatasetInfo, ipc: int, key: str = "ipc") -> None:
-    """Raise ``ConfigError`` if a class is known to have fewer than ``ipc`` training images, naming the smallest and the job's ``key``."""
-    if info.train_counts and min(info.train_counts) < ipc:
-        short = min(range(info.classes), key=lambda c: info.train_counts[c])
-        raise ConfigError(f"{key}={ipc}: class {short} has only {info.train_counts[short]} training images to choose from")
+from raydd.methods.base import ClassBlocks, Method, Problem, check_counts, register_method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,7 +185,7 @@ def test_real_init_takes_distinct_images_of_the_class_and_noise_is_normal() -> N
 
 def test_more_images_than_a_class_has_need_noise(tmp_path: Path) -> None:
     data, info = make(per_class=4)
-    with pytest.raises(ConfigError, match=r"ipc=5: class 0 has only 4 training images; use method\.init=noise"):
+    with pytest.raises(ConfigError, match=r"ipc=5: class 0 has only 4 training images.*at most ipc=4.*, or method\.init=noise with"):
         method().plan(problem(info, ipc=5))
     with pytest.raises(RunFailed, match="class 0 has 4 training images; init=real needs ipc=5"):
         run(method(), problem(replace(info, train_counts=()), ipc=5), data, tmp_path / "blind")

@@ -6,13 +6,13 @@ import sys
 
 import click
 
-from raydd.core.cli import command_errors, setup_logging
+from raydd.core.cli import EXIT_MISSING, command_errors, setup_logging
 from raydd.core.errors import refusing
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", required=True, metavar="FILE", help="Job file (YAML), such as jobs/quickstart.yaml.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved job and its plan, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved job and its plan, and stop; exit code 3 if data or weights are missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(config: str, dry_run: bool, verbose: bool, overrides: tuple[str, ...]) -> None:
@@ -21,7 +21,7 @@ def main(config: str, dry_run: bool, verbose: bool, overrides: tuple[str, ...]) 
     KEY=VALUE overrides keys of the job, as in: method.lr_img=0.5 compute.workers=2 output=s3://bucket/run
     """
     setup_logging(verbose)
-    with command_errors(verbose):
+    with command_errors(verbose, dry_run):
         from raydd.config import load_job
 
         job = load_job(config, overrides)
@@ -29,8 +29,9 @@ def main(config: str, dry_run: bool, verbose: bool, overrides: tuple[str, ...]) 
             from raydd.runtime import planning
 
             with refusing():
-                click.echo(planning.dry_run(job))
-            return
+                text, absent = planning.dry_run(job)
+            click.echo(text)
+            sys.exit(EXIT_MISSING if absent else 0)
         from raydd.runtime import pipeline
 
         click.echo(pipeline.run_job(job, click.echo).render())

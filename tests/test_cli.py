@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,14 @@ from s3fs import S3FileSystem
 
 from raydd import load
 from raydd.cli import main
+from raydd.config import load_job
+from raydd.core.errors import ConfigError
 from raydd.core.keeping import register_run
 from raydd.core.store import Store
+from raydd.data.catalog import DatasetInfo
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import describe, with_digests
+from raydd.runtime.planning import make_plan
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
@@ -101,7 +108,7 @@ def test_version() -> None:
         (["distill", "--config", QUICKSTART, "method.lr_imgg=1"], ["method.lr_imgg", "unknown key", "did you mean 'lr_img'"]),
         (["distill", "--config", QUICKSTART, "ipc=abc"], ["ipc", "'abc'", "integer"]),
         (["distill", "--config", QUICKSTART, "ipc"], ["'ipc'", "key.sub=value"]),
-        (["distill", "--config", QUICKSTART, "ipc=500"], ["ipc=500", "class 8", "method.init=noise"]),
+        (["distill", "--config", QUICKSTART, "ipc=500"], ["class 8", "at most", "method.init=noise with evaluation.baselines=[]"]),
         (["distill", "--config", QUICKSTART, "evaluation.networks=convnt3"], ["convnt3"]),
         (["distill", "--config", QUICKSTART, "dataset.name=cifar10"], ["missing", "cifar-10", "dataset.download=true"]),
         (["distill", "--config", QUICKSTART, "dataset.name=cifar"], ["unknown data set 'cifar'", "cifar10"]),
@@ -117,10 +124,11 @@ def test_version() -> None:
         (["shard", "out", "--dataset", "digit"], ["unknown data set 'digit'", "did you mean 'digits'"]),
         (["shard", "out", "--dataset", "digits", "--split", "val"], ["'val'", "test", "train"]),
         (["distill", "--config", QUICKSTART, "evaluation.strategy=color_zoom"], ["'zoom'", "cutout"]),
-        (["distill", "--config", QUICKSTART, "ipc=500", "method.init=noise"], ["evaluation.baselines: random", "ipc=500", "class 8"]),
+        (["distill", "--config", QUICKSTART, "ipc=500", "method.init=noise"], ["baselines: random: ipc=500", "class 8", "or leave it out"]),
         (["distill", "--config", QUICKSTART, "dataset.name=image_folder", "dataset.root=s3://raydd-none/x"], ["s3://raydd-none/x"]),
         (["distill", "--config", QUICKSTART, "dataset.shards=s3://raydd-none/x", "--dry-run"], ["s3://raydd-none/x"]),
-        (["distill", *EDC, f"method.statistics={{files: {QUICKSTART}}}"], ["could not look up", QUICKSTART]),
+        (["distill", *EDC, "method.statistics=null", f"method.statistics.files={QUICKSTART}"], ["could not look up", QUICKSTART]),
+        (["distill", *EDC, f"method.statistics={{files: {QUICKSTART}}}"], ["would drop method.statistics.patch", "method.statistics=null"]),
         (["distill", *EDC, "method.label_networks=[convnet6_w8]"], ["convnet6_w8", "cannot read 1x8x8 images"]),
         (["distill", *EDC, "method.init={kind: folder, folder: s3://raydd-none/x}"], ["s3://raydd-none/x"]),
         (["evaluate", "s3://raydd-none/x"], ["s3://raydd-none/x"]),
@@ -187,6 +195,37 @@ def test_a_plan_counts_the_images_of_ones_own_folder(tmp_path: Path) -> None:
     assert few.exit_code == 2, few.output
     assert "class 1 has only 1 training images" in few.output
     assert raydd("distill", *own).exit_code == 0
+    assert raydd("distill", *own, "ipc=2", "method.init=noise").exit_code == 2, "random images are as many"
+    for more in (["method.init=noise", "evaluation.baselines=[]"], ["ipc=1"]):
+        assert raydd("distill", *own, "ipc=2", *more).exit_code == 0, "what the refusal says helps"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["method.init=noise"], ["method=null", "method.name=random"], ["method=null", "method.name=herding", "method.epochs=0"],
+     ["method.name=dsa", "method.init=noise", "evaluation.baselines=[]"]],
+    ids=lambda overrides: " ".join(overrides) or "as it stands",
+)
+def test_classes_without_images_are_refused_before_work_starts(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted_from_one(info: DatasetInfo, data: object) -> DatasetInfo:
+        return replace(with_digests(info, data), train_counts=(0, *[150] * 9))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("raydd.runtime.planning.with_digests", counted_from_one)
+    result = raydd("distill", "--config", QUICKSTART, *overrides, "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert "no training images of class 0" in result.output
+    assert "labels that begin at 1 have to be counted from 0" in result.output
+    assert "noise" not in result.output
+
+
+def test_classes_without_images_matter_only_to_what_reads_images(tmp_path: Path) -> None:
+    info = replace(describe(DatasetConfig(name="digits")), train_counts=(150,) * 9 + (0,), digests=(("test", "a"), ("train", "b")))
+    sre2l, own = str(ROOT / "jobs" / "fashion_mnist_sre2l_small.yaml"), ["dataset.name=digits", "evaluation.baselines=[]"]
+    job = load_job(sre2l, own)
+    with pytest.raises(ConfigError, match=r"no training images of class 9 .*give them images"):
+        make_plan(job, info)  # its teachers are trained here
+    job = load_job(sre2l, [*own, "method.teachers=null", f"method.teachers.weights={tmp_path}"])
+    assert make_plan(job, info).targets
 
 
 # -- dry runs --------------------------------------------------------------------------------------------------------
@@ -209,7 +248,7 @@ def test_a_dry_run_plans_without_the_data_and_without_a_cluster(overrides: list[
     )
     command = [sys.executable, "-c", code, "--config", QUICKSTART, "--dry-run", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (3 if "missing:" in expected else 0), done.stderr
     assert "started: []" in done.stdout
     resolved, _, plan = done.stdout.partition("\n\n")
     assert yaml.safe_load(resolved)["method"]["momentum"] == 0.5, "defaults are written out"
@@ -218,6 +257,30 @@ def test_a_dry_run_plans_without_the_data_and_without_a_cluster(overrides: list[
         assert part in plan
     assert ("missing:" in plan) == ("missing:" in expected)
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "expected"),
+    [
+        (["dataset.name=image_folder", "dataset.root=nowhere"], 3, ["no plan:", "missing:", "nowhere"]),
+        (["dataset.name=cifar10", "method.network=convnet3", "ipc=6000"], 2, ["ipc=6000", "at most ipc=5000"]),
+        (["dataset.name=cifar10", "method.network=convnet3", "evaluation.networks=[mlpp]"], 2, ["mlpp"]),
+    ],
+    ids=["no plan", "too few", "a wrong job"],
+)
+def test_a_dry_run_tells_missing_files_from_a_wrong_job(overrides: list[str], code: int, expected: list[str]) -> None:
+    result = raydd("distill", "--config", QUICKSTART, "--dry-run", *overrides)
+    assert result.exit_code == code, result.output
+    for part in expected:
+        assert part in result.output
+
+
+def test_a_dry_run_misses_weights_as_it_misses_data(tmp_path: Path) -> None:
+    weights = ("method.teachers=null", f"method.teachers.weights={tmp_path}/nothing")
+    result = raydd("distill", *EDC, *weights, "method.labels.batch=10", "--dry-run")
+    assert result.exit_code == 3, result.output
+    assert "missing:\n  - network 'convnet3_w64_batchnorm'" in result.output
+    assert raydd("distill", *EDC, *weights, "method.labels.batch=10").exit_code == 2, "without --dry-run it is refused"
 
 
 # -- a job -----------------------------------------------------------------------------------------------------------
@@ -321,6 +384,8 @@ def test_a_set_of_ours_is_evaluated_on_any_networks(finished: Path, tmp_path: Pa
     assert plan.exit_code == 0, plan.output
     assert "evaluate/Evaluate" in plan.output
     assert not (tmp_path / "store").exists()
+    away = raydd(*args, "--dry-run", "dataset.root=nowhere", "dataset.name=mnist")
+    assert away.exit_code == 2, "8x8 images are none of that set's, whether its files are here or not"
     result = raydd(*args, f"store={tmp_path / 'store'}")
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "report")

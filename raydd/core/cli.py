@@ -10,14 +10,17 @@ from contextlib import contextmanager
 
 import click
 
-from raydd.core.errors import ConfigError, DataError, RayddError
+from raydd.core.errors import ConfigError, DataError, Missing, RayddError
 
-EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_CONFIG, EXIT_FAILED, EXIT_MISSING, EXIT_INTERRUPTED = 2, 1, 3, 130
 
 
 @contextmanager
-def command_errors(verbose: bool = False) -> Iterator[None]:
-    """Turn raydd's errors into one clear message and an exit code: 2 for what never started, 1 for what failed, 130 for a stop."""
+def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[None]:
+    """Turn raydd's errors into one clear message and an exit code: 2 for what never started, 1 for what failed, 130 for a stop.
+
+    With ``dry_run``, 3 for data or weights that are missing.
+    """
     try:
         yield
     except RayddError as error:
@@ -25,6 +28,8 @@ def command_errors(verbose: bool = False) -> Iterator[None]:
             logging.getLogger("raydd").exception("%s", type(error).__name__)
         kind = "stopped" if type(error).__name__ == "Interrupted" else "error"
         click.echo(f"{kind}: {error}", err=True)
+        if dry_run and isinstance(error, Missing):
+            sys.exit(EXIT_MISSING)
         sys.exit(EXIT_INTERRUPTED if kind == "stopped" else EXIT_CONFIG if isinstance(error, (ConfigError, DataError)) else EXIT_FAILED)
     except KeyboardInterrupt:
         click.echo("stopped at once; the same command goes on from the last checkpoint", err=True)

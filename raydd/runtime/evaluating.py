@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, read_set
 from raydd.artifacts.report import Report
 from raydd.config import EvaluationJob, method_from
-from raydd.core.errors import ConfigError, refusing
+from raydd.core.errors import ConfigError, DataError, Missing, refusing
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
@@ -35,7 +36,7 @@ from raydd.methods.sources import StoredSet
 from raydd.runtime.estimate import costs, measured_rate, render, unit_table
 from raydd.runtime.output import flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
-from raydd.runtime.planning import most_workers
+from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.progress import Progress
 from raydd.runtime.runner import OpenData
 from raydd.runtime.tracking import Tracker
@@ -63,19 +64,25 @@ def job_of(url: str) -> Mapping[str, Any]:
     return job if isinstance(job, dict) else {}
 
 
-def _data(job: EvaluationJob) -> DatasetInfo:
+def _data(job: EvaluationJob, anyway: bool) -> DatasetInfo:
     absent = missing(job.dataset)
-    if absent:
-        raise ConfigError("dataset: " + "\n  ".join(["what the evaluation needs is missing:", *absent]))
-    return with_digests(describe(job.dataset), open_data(job.dataset))
+    if not absent:
+        return with_digests(describe(job.dataset), open_data(job.dataset))
+    with contextlib.suppress(DataError):
+        if anyway:
+            return describe(job.dataset)
+    raise Missing("dataset: " + "\n  ".join(["what the evaluation needs is missing:", *absent]))
 
 
-def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | None = None) -> tuple[Subject, EvaluationPlan]:
-    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be.
+def plan_stored(
+    job: EvaluationJob, url: str, experiment: int, labels: str | None = None, *, anyway: bool = False
+) -> tuple[Subject, EvaluationPlan]:
+    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be, ``Missing`` without the data.
 
     ``labels``: URL of soft labels that do not lie beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``, ….
+    ``anyway``: plan without the data, where the catalog knows it.
     """
-    info = _data(job)
+    info = _data(job, anyway)
     url = absolute(url)
     distilled = read_set(url, info=info, experiment=experiment)
     if (distilled.info.classes, *distilled.images.shape[1:]) != (info.classes, *info.shape) and distilled.decoding.name == "identity":
@@ -98,12 +105,12 @@ def plan_stored(job: EvaluationJob, url: str, experiment: int, labels: str | Non
 
 
 def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | None:
-    """Return what made a set of ours, if it has teachers and was made of this training split by a version like this one."""
+    """Return what made a set of ours, if it has teachers and was made of this training split (if that is here) by a version like this."""
     try:
         method = method_from(recipe["method"], "recipe.json")
         numerics = build(Numerics, recipe["job"]["numerics"], "recipe.json")
         problem = Problem(dataset=info, ipc=ipc, seed=int(recipe["seed"]), numerics=numerics)
-        same = recipe["source"]["train"] == dict(info.digests)["train"]
+        same = not info.digests or recipe["source"]["train"] == dict(info.digests)["train"]
     except (ConfigError, KeyError, TypeError, ValueError):
         return None
     return Maker(method, problem) if same and isinstance(getattr(method, "labels", None), LabelConfig) else None
@@ -119,12 +126,13 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
     return PublishedLabels.at(url) if ours and Storage(url).exists(f"{FOLDER}/{MANIFEST}") else None
 
 
-def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> str:
-    """Return the plan as text, for ``--dry-run``."""
+def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> tuple[str, list[str]]:
+    """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
     rate = measured_rate(job.numerics.threads, job.numerics.precision)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
-    return yaml.safe_dump(job.resolved(), sort_keys=False) + "\n" + table
+    absent = missing(job.dataset)
+    return "\n".join([yaml.safe_dump(job.resolved(), sort_keys=False), table, *([] if not absent else ["", *listed(absent)])]), absent
 
 
 def place_of(job: EvaluationJob, subject: Subject) -> str:

@@ -22,7 +22,7 @@ from raydd.artifacts.folder import publish
 from raydd.artifacts.grid import curve, grid, png
 from raydd.artifacts.report import Report, format_bytes, render_table
 from raydd.config import ComputeConfig, Job
-from raydd.core.errors import ConfigError, RayddError, refusing
+from raydd.core.errors import Missing, RayddError, refusing
 from raydd.core.events import Event
 from raydd.core.keeping import register_run
 from raydd.core.numerics import pick_device, tune_allocator
@@ -106,7 +106,7 @@ def check(job: Job) -> DatasetInfo:
         download(job.dataset)
     absent = missing(job.dataset)
     if absent:
-        raise ConfigError("dataset: " + "\n  ".join(["what the job needs is missing:", *absent]))
+        raise Missing("dataset: " + "\n  ".join(["what the job needs is missing:", *absent]))
     return with_digests(describe(job.dataset), open_data(job.dataset))
 
 
@@ -137,7 +137,7 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
         plan = make_plan(job, info)
         absent = job.method.missing(plan.problems[0])
     if absent:
-        raise ConfigError("method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent]))
+        raise Missing("method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent]))
     output, store = Storage(job.output), Store(job.store, plan.places())
     warning = fleeting(_local_places(job))
     if warning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,14 +11,14 @@ from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
 from raydd.core.storage import join, protocol
 from raydd.core.store import device_kind
-from raydd.core.units import Ref, snapshot, stage_digest
+from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
 from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
-from raydd.methods.base import Problem
-from raydd.runtime.estimate import costs, measured_rate, render
+from raydd.methods.base import Problem, check_counts
+from raydd.runtime.estimate import costs, measured_rate, render, stages_of
 
 PICTURES = 10
 """Pictures of a distillation, evenly spread over its updates, besides the first and the evaluated ones."""
@@ -56,7 +57,14 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
     targets += evaluation.targets()
     labels = [_stored(labels_of(job.method, problem)) for problem in problems]
     targets += [ref for stage in labels if stage is not None for ref in stage.refs()]
+    if not all(info.train_counts) and any(_reads_train(stage) for stage, _, _ in stages_of(targets)):
+        check_counts(info, 1)
     return Plan(job, problems, evaluation, steps, list(dict.fromkeys(targets)), labels)
+
+
+def _reads_train(stage: Stage) -> bool:
+    info = getattr(stage, "dataset", None)
+    return isinstance(info, DatasetInfo) and "train" in dict(info.digests)
 
 
 def _stored(labels: Labels | None) -> Relabel | None:
@@ -74,17 +82,21 @@ def _picture_steps(job: Job, problem: Problem) -> list[int]:
     return list(range(0, total, every)) if total > 1 else []
 
 
-def dry_run(job: Job) -> str:
-    """Return the resolved job and its plan as text; works without the data, and says what is missing."""
+def dry_run(job: Job) -> tuple[str, list[str]]:
+    """Return the resolved job and its plan as text, and a line for each thing that is missing; works without the data.
+
+    Data of one's own that is not there leaves no plan. ``DataError`` for data that is there and cannot be used.
+    """
     parts = [job.to_yaml().rstrip()]
-    absent: list[str] = []
+    absent = missing(job.dataset)
     try:
         info = describe(job.dataset)
-        absent = missing(job.dataset)
         if not absent and _cheap_to_open(job.dataset):
             info = with_digests(info, open_data(job.dataset))
     except DataError as error:
-        return "\n".join([*parts, "", f"no plan: {error}"])
+        if not absent:
+            raise
+        return "\n".join([*parts, "", f"no plan: {error}", "", *listed(absent)]), absent
     if not info.train_counts and (published := entry(job.dataset.name).train_count):
         info = replace(info, train_counts=(published // info.classes,) * info.classes)  # for the estimate alone
     plan = make_plan(job, info)
@@ -96,8 +108,13 @@ def dry_run(job: Job) -> str:
     if not info.train_counts:
         parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
     if absent:
-        parts += ["", "missing:", *(f"  - {line}" for line in absent)]
-    return "\n".join(parts)
+        parts += ["", *listed(absent)]
+    return "\n".join(parts), absent
+
+
+def listed(absent: Sequence[str]) -> list[str]:
+    """Return the lines that say what is missing."""
+    return ["missing:", *(f"  - {line}" for line in absent)]
 
 
 def _cheap_to_open(config: Any) -> bool:

@@ -13,7 +13,7 @@ import annotated_types
 import yaml
 
 from raydd.core.errors import ConfigError, nearest, unknown
-from raydd.core.storage import absolute, check_url, protocol
+from raydd.core.storage import absolute, check_url
 from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.config import DatasetConfig
@@ -162,6 +162,9 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
         raise ConfigError("which data set is it to be tested on? Give --dataset NAME; a foreign set does not say")
     tree.setdefault("compute", {}).setdefault("workers", 0)
     job = build(EvaluationJob, tree, "evaluate")
+    for key, url in (("output", job.output), ("store", job.store)):
+        if url is not None:
+            check_url(url, key, write=True)
     output = absolute(job.output) if job.output is not None else None
     evaluation = _with_baselines(job.evaluation, "evaluate")
     _check_tracking(job.tracking, "evaluate")
@@ -193,11 +196,9 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     output = top.output or f"runs/{top.name}"
     for key, url in (("output", output), ("store", top.store)):
         try:
-            check_url(url, key)
+            check_url(url, key, write=True)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        if protocol(url) in {"http", "https"}:
-            raise ConfigError(f"{where}: {key}: {protocol(url)} URLs cannot be written")
     _check_tracking(top.tracking, where)
     output, store = absolute(output), absolute(top.store)
     if output == store:

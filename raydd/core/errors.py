@@ -37,9 +37,15 @@ class StorageError(RayddError):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn a storage that cannot be read into a ``ConfigError``: used before work starts, when it is the job's address that is wrong."""
+    """Turn a storage that cannot be read into a ``ConfigError``: used before work starts, when it is the job's address that is wrong.
+
+    Meanwhile a storage that fails is tried for a shorter time.
+    """
+    from raydd.core.retries import before_work
+
     try:
-        yield
+        with before_work():
+            yield
     except StorageError as error:
         raise ConfigError(str(error)) from error
 

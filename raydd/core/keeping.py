@@ -10,6 +10,7 @@ from typing import Any
 
 from raydd.core.errors import ConfigError
 from raydd.core.store import Store
+from raydd.core.urls import check_url
 
 
 def _path(output: str) -> str:
@@ -46,8 +47,9 @@ class Removal:
 def collect(store: Store, *, forget: Collection[str] = (), dry_run: bool = False) -> Removal:
     """Remove every unit that no unfinished run needs; ``forget`` names outputs whose runs will not be finished.
 
-    Raises ``ConfigError`` for an output in ``forget`` that no run has registered, and for a place that holds no store.
+    Raises ``ConfigError`` for an output in ``forget`` that no run has registered, and for a place that holds no store or cannot be written.
     """
+    check_url(store.url, "store", write=True)
     known = runs(store)
     for output in forget:
         if output not in {run["output"] for run in known}:
@@ -55,7 +57,8 @@ def collect(store: Store, *, forget: Collection[str] = (), dry_run: bool = False
     needed = {key for run in known if not run["finished"] and run["output"] not in forget for key in run["keys"]}
     units: dict[str, list[str]] = {}
     for path in store.storage.list("units"):
-        units.setdefault(path.split("/")[2], []).append(path)
+        if path.count("/") >= 3:  # units/<k>/<key>/<file>; what else lies there is nobody's unit
+            units.setdefault(path.split("/")[2], []).append(path)
     if not known and not units:
         raise ConfigError(f"{store.url} holds no store: no run has registered there, and it has no units")
     doomed = {key: paths for key, paths in units.items() if key not in needed}

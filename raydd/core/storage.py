@@ -2,83 +2,40 @@
 
 from __future__ import annotations
 
-import errno
-import logging
+import builtins
 import os
-import re
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.registry import known_implementations
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from raydd.core.errors import ConfigError, StorageError, unknown
+from raydd.core.errors import ConfigError, RayddError, StorageError, first_line
+from raydd.core.retries import before_work, endpoint_hint, retried
+from raydd.core.urls import READ, WRITTEN, absolute, check_url, join, package_for, protocol
+
+__all__ = ["Storage", "absolute", "check_url", "join", "protocol"]
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-RETRY_SECONDS = float(os.environ.get("RAYDD_STORAGE_RETRY_S", "180"))
-"""For how long a failing storage call is repeated (environment: ``RAYDD_STORAGE_RETRY_S``)."""
-
-_FORBIDDEN = {"pipe", "shell", "cmd", "reference", "simplecache", "filecache", "blockcache"}
-_FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EACCES}
-
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""Answers of an HTTP server that may be others a little later."""
-
-_CLIENTS = {"botocore", "aiobotocore", "aiohttp"}
 
 _STAMPS = ("md5Hash", "ETag", "etag", "LastModified", "mtime", "created")
 """What file systems call an object's checksum or, where there is none, the time of its last change."""
 
-
-def protocol(url: str) -> str:
-    """Return the scheme of a URL, ``file`` for a plain path."""
-    return url.split("://", 1)[0].lower() if "://" in url else "file"
+_HADOOP = "_$folder$"
+"""The end of the names of empty objects by which Hadoop keeps folders."""
 
 
-def absolute(url: str) -> str:
-    """Return ``url`` with a local path made absolute (workers run in other folders than the driver)."""
-    if protocol(url) != "file":
-        return url.rstrip("/")
-    return os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-
-
-def join(url: str, *parts: str) -> str:
-    """Join a URL and path parts with ``/``."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts if part)])
-
-
-def check_url(url: str, what: str = "url") -> None:
-    """Refuse, as ``ConfigError``, schemes fsspec does not know, schemes that run commands, and secrets in a URL."""
-    if re.match(r"^\w+:(?!//)", url) and url.split(":", 1)[0].lower() in _FORBIDDEN:
-        raise ConfigError(f"{what}: '{url.split(':', 1)[0]}:' URLs are not allowed (they run commands or bypass storage)")
-    scheme = protocol(url)
-    if scheme in _FORBIDDEN:
-        raise ConfigError(f"{what}: '{scheme}://' URLs are not allowed (they run commands or bypass storage)")
-    if scheme not in known_implementations and scheme not in fsspec.available_protocols():
-        raise unknown(f"{what}: storage scheme", scheme, ["file", "s3", "gs", "az", "http", "https", "memory"])
-    if "://" in url and "@" in url.split("://", 1)[1].split("/", 1)[0] and scheme in {"s3", "gs", "az", "http", "https"}:
-        raise ConfigError(f"{what}: credentials belong in the environment, not in the URL")
-
-
-def _transient(error: BaseException) -> bool:
-    if isinstance(error, (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)):
-        return False
-    module = type(error).__module__.split(".")[0]
-    status = getattr(error, "status", None)
-    if module == "aiohttp" and isinstance(status, int):  # an answer: a server that refuses a request refuses it again
-        return status in _BUSY
-    if isinstance(error, OSError):
-        return error.errno not in _FINAL
-    if module in {"botocore", "aiobotocore"}:
-        return type(error).__name__ not in {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError"}
-    return module in {"aiohttp", "urllib3", "requests"} or isinstance(error, (TimeoutError, ConnectionError))
+def _options(scheme: str) -> dict[str, Any]:
+    """Return how a file system is made: without cached listings, which would hide what other processes finished."""
+    options: dict[str, Any] = {"use_listings_cache": False} if scheme in READ else {}
+    if scheme in ("s3", "s3a") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+        # Calls are repeated here, where it is told; botocore would be silent for up to a quarter of a minute.
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 2, "mode": "standard"}}
+    return options
 
 
 class Storage:
@@ -86,13 +43,20 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         check_url(url)
-        self.url = absolute(url)
+        self.url, scheme = absolute(url), protocol(url)
         try:
-            # Other processes write here: a cached listing would hide what they finished.
-            self.fs, self.root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+            self.fs, self.root = fsspec.url_to_fs(self.url, **_options(scheme))
         except ImportError as error:
-            raise ConfigError(f"{self.url}: {error}; install the file system's package") from error
+            raise ConfigError(f"{self.url}: {package_for(scheme, error)}") from error
+        except TypeError as error:
+            raise ConfigError(
+                f"{self.url} cannot be opened: {scheme} URLs need settings that an address does not hold ({error})"
+            ) from error
+        except Exception as error:  # each kind has errors of its own where server, account or settings lack
+            raise ConfigError(f"{self.url} cannot be opened: {type(error).__name__}: {first_line(error)}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
+        self.writable = scheme in WRITTEN
+        self._place = "/".join(self.url.split("/")[:3]) if "://" in self.url else self.url
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return (Storage, (self.url,))
@@ -104,29 +68,51 @@ class Storage:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
 
     def _call(self, what: str, path: str, fn: Callable[[], T]) -> T:
-        def report(state: RetryCallState) -> None:
-            error = state.outcome.exception() if state.outcome else None
-            log.warning("storage: %s %s failed (%s: %s); trying again", what, join(self.url, path), type(error).__name__, error)
-
-        retrying = Retrying(
-            retry=retry_if_exception(_transient),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(RETRY_SECONDS),
-            before_sleep=report,
-            reraise=True,
-        )
+        url = join(self.url, path)
         try:
-            return retrying(fn)
+            return retried(self._place, f"{what} {url}", fn)
         except FileNotFoundError as error:
             if what in ("write", "list"):  # a missing bucket
-                raise StorageError(f"could not {what} {join(self.url, path)}: {error}") from error
+                raise StorageError(f"could not {what} {url}: {error}") from error
             raise
-        except Exception as error:
-            if isinstance(error, StorageError):
-                raise
-            if isinstance(error, OSError) or _transient(error) or type(error).__module__.split(".")[0] in _CLIENTS:
-                raise StorageError(f"could not {what} {join(self.url, path)}: {type(error).__name__}: {error}") from error
+        except RayddError:
             raise
+        except NotImplementedError as error:
+            raise StorageError(f"could not {what} {url}: its file system cannot") from error
+        except Exception as error:  # whatever a file system's libraries raise
+            raise StorageError(f"could not {what} {url}: {type(error).__name__}: {error}{endpoint_hint(self.url, error)}") from error
+
+    def _found(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """Return what lies below ``prefix``, by path below this storage, sorted. Folders are no objects, however a server keeps them:
+
+        as an object whose name ends in a slash, as an empty one beside those below it, or (SeaweedFS, once all below is
+        deleted) as an empty object that has the name of the prefix asked for.
+        """
+        base = self._path(prefix).rstrip("/")
+        cut = len(self.root.rstrip("/")) + 1
+
+        def find() -> dict[str, dict[str, Any]]:
+            found = self.fs.find(base, detail=True)
+            return {
+                path[cut:]: info
+                for path, info in sorted(found.items())
+                if info.get("type") != "directory" and path.startswith(f"{base}/") and not path.endswith(("/", _HADOOP))
+            }
+
+        found = self._call("list", prefix, find)
+        paths = list(found)
+        for path in [path for path, info in found.items() if not info.get("size") and not self.local]:
+            below = bisect_left(paths, f"{path}/")
+            if below < len(paths) and paths[below].startswith(f"{path}/"):
+                del found[path]
+        return found
+
+    def _holds(self, path: str) -> bool:
+        """Return whether some object lies below the folder at the file system's ``path``: a server may list an emptied one."""
+        try:
+            return any(name for _, _, files in self.fs.walk(path, on_error="raise") for name in files)
+        except FileNotFoundError:
+            return False
 
     def put(self, path: str, data: bytes) -> None:
         """Write one object whole: a reader sees the old bytes or the new ones, never a part."""
@@ -143,6 +129,8 @@ class Storage:
                 if os.path.exists(temporary):
                     os.unlink(temporary)
 
+        if not self.writable:
+            raise StorageError(f"could not write {join(self.url, path)}: {protocol(self.url)} URLs cannot be written")
         self._call("write", path, local if self.local else lambda: self.fs.pipe_file(target, data))
 
     def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -172,14 +160,14 @@ class Storage:
         return len(data)
 
     def exists(self, path: str) -> bool:
-        """Return whether there is an object (or folder) at ``path``."""
+        """Return whether there is an object at ``path``, or a folder (on object storage: one that holds something)."""
 
         def info() -> bool:
             try:
-                self.fs.info(self._path(path))
+                found = self.fs.info(self._path(path))
             except FileNotFoundError:
                 return False
-            return True
+            return self.local or found["type"] != "directory" or self._holds(self._path(path))
 
         return self._call("look up", path, info)
 
@@ -195,52 +183,61 @@ class Storage:
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(self.exists, paths))
 
-    def sizes(self, prefix: str = "") -> list[tuple[str, int]]:
+    def sizes(self, prefix: str = "") -> builtins.list[tuple[str, int]]:
         """Return ``(path, bytes)`` of all objects below ``prefix``, sorted by path; ``StorageError`` for a bucket that is not there."""
-        cut = len(self.root.rstrip("/")) + 1
-        found = self._call("list", prefix, lambda: self.fs.find(self._path(prefix).rstrip("/"), detail=True))
-        return sorted((path[cut:], int(info.get("size") or 0)) for path, info in found.items())
+        return [(path, int(info.get("size") or 0)) for path, info in self._found(prefix).items()]
 
     def stamps(self, prefix: str = "") -> dict[str, str]:
         """Return, by path, what tells that an object below ``prefix`` changed: its size and a checksum, or else a time; sorted by path."""
+        return {path: _stamp(info) for path, info in self._found_or_none(prefix).items()}
 
-        def find() -> dict[str, dict[str, Any]]:
-            try:
-                return dict(self.fs.find(self._path(prefix).rstrip("/"), detail=True))
-            except FileNotFoundError:
+    def stamp(self, path: str) -> str:
+        """Return :meth:`stamps` of one object; ``FileNotFoundError`` if there is none."""
+        return _stamp(self._call("look up", path, lambda: self.fs.info(self._path(path))))
+
+    def _found_or_none(self, prefix: str) -> dict[str, dict[str, Any]]:
+        try:
+            return self._found(prefix)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
                 return {}
+            raise
 
-        def stamp(info: dict[str, Any]) -> str:
-            return f"{info.get('size')} {next((info[key] for key in _STAMPS if key in info), '')}"
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        """Return the names of the folders directly below ``prefix``, sorted; none if there is no such folder.
 
-        cut = len(self.root.rstrip("/")) + 1
-        return {path[cut:]: stamp(info) for path, info in sorted(self._call("list", prefix, find).items())}
+        On object storage a folder is there while an object is below it.
+        """
+        return [name for name, kind in self._level(prefix) if kind == "directory"]
 
-    def folders(self, prefix: str = "") -> list[str]:
-        """Return the names of the folders directly below ``prefix``, sorted; none if there is no such folder."""
+    def files(self, prefix: str = "") -> builtins.list[str]:
+        """Return the names of the objects directly below ``prefix``, sorted; none if there is no such folder."""
+        return [name for name, kind in self._level(prefix) if kind != "directory"]
 
-        def listed() -> list[str]:
+    def _level(self, prefix: str) -> builtins.list[tuple[str, str]]:
+        """Return ``(name, type)`` of what lies directly below ``prefix``, sorted by name."""
+        base = self._path(prefix).rstrip("/")
+
+        def listed() -> builtins.list[tuple[str, str]]:
             try:
-                found = self.fs.ls(self._path(prefix).rstrip("/"), detail=True)
+                found = self.fs.ls(base, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            return [item["name"].rstrip("/").rsplit("/", 1)[-1] for item in found if item["type"] == "directory"]
+            items = [(item["name"].rstrip("/"), item["type"]) for item in found if not item["name"].endswith(_HADOOP)]
+            marked = {name for name, kind in items if kind == "directory"}
+            below = [(name, kind) for name, kind in items if name != base and (kind == "directory" or name not in marked)]
+            folders = [name for name, kind in below if kind == "directory"]
+            if folders and not self.local:
+                with ThreadPoolExecutor(16) as pool:
+                    empty = {name for name, holds in zip(folders, pool.map(self._holds, folders)) if not holds}
+                below = [(name, kind) for name, kind in below if name not in empty]
+            return sorted((name.rsplit("/", 1)[-1], kind) for name, kind in below)
 
-        return sorted(self._call("list", prefix, listed))
+        return self._call("list", prefix, listed)
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Return the paths of all objects below ``prefix``, sorted; folder markers and temporary files left out."""
-        base = self._path(prefix)
-
-        def find() -> list[str]:
-            try:
-                return list(self.fs.find(base))
-            except FileNotFoundError:
-                return []
-
-        cut = len(self.root.rstrip("/")) + 1
-        found = self._call("list", prefix, find)
-        return sorted(p[cut:] for p in found if not p.endswith("/") and not p.endswith(".tmp"))
+    def list(self, prefix: str = "") -> builtins.list[str]:
+        """Return the paths of all objects below ``prefix``, sorted; temporary files left out."""
+        return [path for path in self._found_or_none(prefix) if not path.endswith(".tmp")]
 
     def delete(self, path: str) -> None:
         """Remove an object; one that is not there is fine."""
@@ -259,16 +256,18 @@ class Storage:
             self.put(path, file.read())
 
     def check_writable(self, what: str) -> None:
-        """Raise ``ConfigError`` now if nothing can be written here (missing bucket, no permission, no credentials)."""
+        """Raise ``ConfigError`` now if nothing can be written here (missing bucket, no permission, no credentials, no server)."""
+        check_url(self.url, what, write=True)
         probe = f".raydd-probe-{uuid.uuid4().hex[:8]}"
         started = time.monotonic()
-        global RETRY_SECONDS
-        patience, RETRY_SECONDS = RETRY_SECONDS, min(RETRY_SECONDS, 20.0)
         try:
-            self.put(probe, b"")
-            self.delete(probe)
+            with before_work():
+                self.put(probe, b"")
+                self.delete(probe)
         except (StorageError, FileNotFoundError) as error:
             waited = time.monotonic() - started
             raise ConfigError(f"{what}: cannot write to {self.url} (tried for {waited:.0f} s): {error}") from error
-        finally:
-            RETRY_SECONDS = patience
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    return f"{info.get('size')} {next((info[key] for key in _STAMPS if key in info), '')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -24,6 +25,16 @@ from raydd.config import load_job
 from raydd.runtime.pipeline import run_job
 
 
+def _environment(port: int, key: str, secret: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 class S3Server:
     """SeaweedFS on loopback: an S3 API with signed requests, its objects on disk, so that they outlive a SIGKILL."""
 
@@ -38,13 +49,7 @@ class S3Server:
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to reach the server."""
-        return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ACCESS_KEY_ID": self.key,
-            "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        return _environment(self.port, self.key, self.secret)
 
     def url(self, path: str) -> str:
         """Return the URL of a path in the server's bucket."""
@@ -99,6 +104,10 @@ class S3Server:
         """Return an object's bytes."""
         return self._client.get_object(Bucket=self.bucket, Key=path)["Body"].read()
 
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object by the server's own client, whatever its name."""
+        self._client.put_object(Bucket=self.bucket, Key=path, Body=data)
+
     def kill(self) -> None:
         """SIGKILL the server: open connections break, new ones are refused."""
         if self._process is not None:
@@ -116,6 +125,39 @@ class S3Server:
         self.start()
 
 
+class MotoServer:
+    """moto on loopback, in this process: an S3 API whose listings, unlike SeaweedFS's, know no folders; it takes any key."""
+
+    bucket = "raydd"
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self.key, self.secret = "raydd-tests", "any"
+
+    environment = property(lambda self: _environment(self._port, self.key, self.secret))
+    url, paths, read, put, _client = S3Server.url, S3Server.paths, S3Server.read, S3Server.put, S3Server._client
+
+    def start(self) -> None:
+        """Start the server with an empty bucket."""
+        self._server.start()
+        self._port = self._server.get_host_and_port()[1]
+        self._client.create_bucket(Bucket=self.bucket)
+
+    def kill(self) -> None:
+        """End the server; its objects are gone."""
+        self._server.stop()
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[MotoServer]:
+    server = MotoServer()
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = S3Server(tmp_path_factory.mktemp("s3"))
@@ -126,14 +168,34 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         server.kill()  # in good order it would wait for connections that are still open
 
 
+@contextlib.contextmanager
+def _reached(server: S3Server | MotoServer) -> Iterator[None]:
+    """Let this process reach a server; the file systems that it made for another one are forgotten."""
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The server, for this process too."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    return s3_server
+def s3(s3_server: S3Server) -> Iterator[S3Server]:
+    """SeaweedFS, for this process too."""
+    with _reached(s3_server):
+        yield s3_server
+
+
+@pytest.fixture(params=["seaweedfs", "moto"])
+def either_s3(request: pytest.FixtureRequest) -> Iterator[S3Server | MotoServer]:
+    """Each of the two servers, for this process too: they differ in what a listing says of folders."""
+    server = request.getfixturevalue({"seaweedfs": "s3_server", "moto": "moto_server"}[request.param])
+    with _reached(server):
+        yield server
 
 
 @dataclass

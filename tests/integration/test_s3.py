@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import time
 from pathlib import Path
 
 import pytest
-from conftest import S3Server
+import torch
+from click.testing import CliRunner
+from conftest import MotoServer, S3Server
 from driving import CONFIG, Driver, distill, environment, finish, free_ports, overrides, refusal
+from PIL import Image
 
 import raydd
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.formats import write_set
 from raydd.config import load_job
 from raydd.core.errors import StorageError
+from raydd.core.keeping import collect, register_run
 from raydd.core.storage import Storage
+from raydd.core.store import Store
+from raydd.data.catalog import entry
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import missing, open_data
+from raydd.export import main as export
+from raydd.gc import main as gc
 from raydd.runtime.pipeline import run_job
+
+Server = S3Server | MotoServer
+
+
+def png(value: int) -> bytes:
+    target = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, value, value)).save(target, "PNG")
+    return target.getvalue()
 
 
 def outputs(s3: S3Server, prefix: str) -> set[str]:
@@ -88,7 +110,75 @@ def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(s3: S3Serve
     assert not s3.paths("refused"), "something was left behind"
 
 
-def test_a_missing_bucket_is_told_from_an_empty_folder(s3: S3Server) -> None:
-    assert Storage(s3.url("nothing-is-here")).sizes() == []
+def test_a_missing_bucket_is_told_from_an_empty_folder(either_s3: Server) -> None:
+    assert Storage(either_s3.url("nothing-is-here")).sizes() == []
     with pytest.raises(StorageError, match="could not list s3://no-such-bucket/x"):
         Storage("s3://no-such-bucket/x").sizes()
+
+
+def test_folders_are_no_objects_however_a_server_keeps_them(either_s3: Server) -> None:
+    storage = Storage(either_s3.url("listed"))
+    assert (storage.list(), storage.folders(), storage.files(), storage.exists("a")) == ([], [], [], False)
+    for path in ("a/b/c.json", "a/b/d.json", "e/f", "g"):
+        storage.put(path, b"x")
+    for marker in ("a/", "a/b/", "empty/", "hadoop_$folder$", "e/"):
+        either_s3.put(f"listed/{marker}", b"")
+    either_s3.put("listed/zero", b"")
+    assert storage.list() == ["a/b/c.json", "a/b/d.json", "e/f", "g", "zero"]
+    assert storage.sizes("a") == [("a/b/c.json", 1), ("a/b/d.json", 1)]
+    assert list(storage.stamps("a/b")) == ["a/b/c.json", "a/b/d.json"]
+    assert (storage.folders(), storage.files()) == (["a", "e"], ["g", "zero"])
+    assert (storage.folders("a"), storage.files("a/b"), storage.folders("g")) == (["b"], ["c.json", "d.json"], [])
+    assert storage.exist(["a", "a/b", "a/b/c.json", "empty", "zero", "nope"]) == [True, True, True, False, True, False]
+    for path in ("a/b/c.json", "a/b/d.json"):
+        storage.delete(path)
+    for prefix in ("a", "a/b", "a/b/c.json", "empty"):
+        assert (storage.list(prefix), storage.sizes(prefix), storage.stamps(prefix)) == ([], [], {})
+        assert (storage.folders(prefix), storage.exists(prefix)) == ([], False)
+    assert storage.folders() == ["e"]
+
+
+def test_a_store_is_collected_as_often_as_one_likes(either_s3: Server) -> None:
+    store = Store(either_s3.url("collected/store"))
+    for key in ("ab12", "cd34"):
+        store.storage.put(f"{Store.folder(key)}/final.safetensors", b"12345678")
+        store.storage.put(f"{Store.folder(key)}/final.json", b"{}")
+    store.storage.put("units/README", b"what a person left there")
+    register_run(store, "s3://elsewhere/out", ["ab12"], finished=False)
+    for units in (1, 0):
+        removed = collect(store)
+        assert (removed.units, removed.kept) == (units, 1)
+    register_run(store, "s3://elsewhere/out", ["ab12"], finished=True)
+    for units in (1, 0, 0):
+        answer = CliRunner().invoke(gc, [store.url])
+        assert answer.exit_code == 0, answer.output
+        assert f"removed {units} units" in answer.output
+    assert [path for path in store.storage.list() if path.startswith("units/") and not path.endswith("README")] == []
+
+
+def test_a_target_that_was_emptied_is_empty(either_s3: Server, tmp_path: Path) -> None:
+    info = dataclasses.replace(entry("digits").info, digests=(("train", "0"),))
+    images = torch.rand(10, 1, 8, 8)
+    write_set(DistilledSet(images=images, labels=torch.arange(10), info=info), str(tmp_path / "set.safetensors"), "safetensors")
+    target = Storage(either_s3.url("exported/pictures"))
+    for _ in range(2):
+        answer = CliRunner().invoke(export, [str(tmp_path / "set.safetensors"), target.url, "--to", "folder"])
+        assert answer.exit_code == 0, answer.output
+        again = CliRunner().invoke(export, [str(tmp_path / "set.safetensors"), target.url, "--to", "folder"])
+        assert again.exit_code == 2
+        assert "is not empty" in again.output
+        for path in target.list():
+            target.delete(path)
+
+
+def test_two_slashes_in_a_url_are_one(either_s3: Server) -> None:
+    bucket = f"s3://{either_s3.bucket}"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(2):
+                either_s3.put(f"slashes/{split}/{name}/{number}.png", png(number))
+    for root in (f"{bucket}//slashes", f"{bucket}/slashes//", f"{bucket}///slashes/"):
+        config = DatasetConfig(name="image_folder", root=root, size=8)
+        assert missing(config) == []
+        data = open_data(config)["train"]
+        assert data.take(torch.arange(4)).shape == (4, 3, 8, 8)

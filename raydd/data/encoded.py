@@ -123,7 +123,8 @@ class EncodedData(BaseData):
 
     def _decode_piece(self, images: Pixels, rows: list[Pixels], ids: Ids, blobs: Sequence[Blob]) -> None:
         """Decode some samples into ``rows`` of ``images``; those that are JPEGs of the right size go the short way."""
-        others = decode_jpegs_into(rows, blobs) if self.transform.fit == "exact" else range(len(ids))
+        exact = self.transform.fit == "exact"
+        others = decode_jpegs_into(rows, blobs, self.transform.orientation) if exact else range(len(ids))
         for place in others:
             self._decode_one(rows[place].transpose(2, 0, 1), int(ids[place]), blobs[place])
 

@@ -110,7 +110,7 @@ def test_a_stream_that_is_left_writes_to_no_memory_of_another(
     running, go_on, done = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
     calls = itertools.count()
 
-    def slow(rows: list[np.ndarray], blobs: object) -> list[int]:
+    def slow(rows: list[np.ndarray], blobs: object, orientation: str) -> list[int]:
         if next(calls) >= 2:  # behind the first block's two pieces
             running.release()
             assert go_on.wait(20)

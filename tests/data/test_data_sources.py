@@ -292,7 +292,7 @@ def test_a_damaged_picture_raises_or_is_replaced_and_counted(tmp_path: Path) -> 
     assert len(skipping.skipped) == 2
     assert torch.equal(torch.cat([x for x, _ in skipping.stream(0, 1, batch=5)]), images)
     (tmp_path / "train/a/0.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"train/a/0\.jpg cannot be decoded: not a JPEG, PNG, WebP or BMP picture$"):
+    with pytest.raises(DataError, match=r"train/a/0\.jpg cannot be decoded: not a picture of a format that is read \(JPEG, PNG, "):
         describe(config)
     assert describe(DatasetConfig(name="image_folder", root=str(tmp_path), on_error="skip")).shape == (3, 32, 32)
     for i in range(6):

@@ -208,17 +208,20 @@ class Storage:
 
         On object storage a folder is there while an object is below it.
         """
-        return [name for name, kind in self._level(prefix) if kind == "directory"]
+        return [name for name, folder in self.children(prefix) if folder]
 
     def files(self, prefix: str = "") -> builtins.list[str]:
         """Return the names of the objects directly below ``prefix``, sorted; none if there is no such folder."""
-        return [name for name, kind in self._level(prefix) if kind != "directory"]
+        return [name for name, folder in self.children(prefix) if not folder]
 
-    def _level(self, prefix: str) -> builtins.list[tuple[str, str]]:
-        """Return ``(name, type)`` of what lies directly below ``prefix``, sorted by name."""
+    def children(self, prefix: str = "", *, emptied: bool = False) -> builtins.list[tuple[str, bool]]:
+        """Return ``(name, whether it is a folder)`` of what lies directly below ``prefix``, sorted by name.
+
+        ``emptied``: also folders that some object storage lists though nothing is left below them, which saves a request for each.
+        """
         base = self._path(prefix).rstrip("/")
 
-        def listed() -> builtins.list[tuple[str, str]]:
+        def listed() -> builtins.list[tuple[str, bool]]:
             try:
                 found = self.fs.ls(base, detail=True)
             except (FileNotFoundError, NotADirectoryError):
@@ -227,11 +230,11 @@ class Storage:
             marked = {name for name, kind in items if kind == "directory"}
             below = [(name, kind) for name, kind in items if name != base and (kind == "directory" or name not in marked)]
             folders = [name for name, kind in below if kind == "directory"]
-            if folders and not self.local:
+            if folders and not self.local and not emptied:
                 with ThreadPoolExecutor(16) as pool:
                     empty = {name for name, holds in zip(folders, pool.map(self._holds, folders)) if not holds}
                 below = [(name, kind) for name, kind in below if name not in empty]
-            return sorted((name.rsplit("/", 1)[-1], kind) for name, kind in below)
+            return sorted((name.rsplit("/", 1)[-1], kind == "directory") for name, kind in below)
 
         return self._call("list", prefix, listed)
 

@@ -35,13 +35,15 @@ class BaseData(ABC):
     the next one of its class, in index order and cyclic, that can be decoded, so labels and length never change and
     every worker sees the same images whichever of them meets the damage first.
 
-    ``left_out``: what its files hold that is no sample; ``notes``: what else a person should know of how they were read.
+    ``place``: where its files are, for a person. ``left_out``: what its files hold that is no sample; ``notes``: what else a
+    person should know of how they were read.
     """
 
     digest: str
     labels: torch.Tensor
     shape: tuple[int, int, int]
     skipped: dict[str, str]
+    place: str = ""
     left_out: LeftOut = LeftOut()
     notes: tuple[str, ...] = ()
 
@@ -103,7 +105,7 @@ class Subset(BaseData):
         self.labels = base.labels[self.ids]
         self.shape = base.shape
         self.skipped = base.skipped
-        self.left_out, self.notes = base.left_out, base.notes
+        self.place, self.left_out, self.notes = base.place, base.left_out, base.notes
         self.digest = hashlib.sha256(base.digest.encode() + self.ids.numpy().astype("<i8").tobytes()).hexdigest()
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,12 @@ from dataclasses import replace
 import torch
 
 from raydd.core.errors import ConfigError, DataError
-from raydd.core.storage import Storage, protocol
+from raydd.core.storage import protocol
 from raydd.core.units import Data
 from raydd.data.base import BaseData, Subset, keyed_split
 from raydd.data.catalog import DatasetInfo, Entry, entry
 from raydd.data.config import DatasetConfig
+from raydd.data.listing import Tree
 from raydd.data.sources import load_sources
 from raydd.data.sources.base import SOURCES, Source, sized
 
@@ -26,13 +27,13 @@ def _source(item: Entry, config: DatasetConfig) -> Source:
     return SOURCES.get("shards" if config.shards is not None else item.source)
 
 
-def _files(item: Entry, config: DatasetConfig) -> Storage:
+def _files(item: Entry, config: DatasetConfig) -> Tree:
     """Return where the files are: the job's place, else the first of the catalog's that has them, else its first."""
     place = config.shards.rsplit("/", 1)[0] if config.shards and config.shards.endswith(".tar") else config.shards
     given = place or config.root
     if given is not None or not item.roots:
-        return Storage(given or ".")
-    places = [Storage(root) for root in item.roots]
+        return Tree(given or ".")
+    places = [Tree(root) for root in item.roots]
     source = _source(item, config)
     return next((files for files in places if not source.missing(files, item, config)), places[0])
 
@@ -66,7 +67,7 @@ def missing(config: DatasetConfig) -> list[str]:
     return [*absent, _advice(item, config, files)] if absent else []
 
 
-def _advice(item: Entry, config: DatasetConfig, files: Storage) -> str:
+def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
     ways = []
     if item.downloader and config.shards is None and protocol(files.url) == "file":
         ways.append("set dataset.download=true to fetch it")
@@ -115,7 +116,9 @@ def open_data(config: DatasetConfig) -> dict[str, BaseData]:
     splits = dict(_source(item, config).open(_files(item, config), item, config))
     if "test" not in splits:
         kept, taken = keyed_split(splits["train"], config.test_split, "test")
+        note = f"there is no test split: {config.test_split:.0%} of every class are kept apart as one (dataset.test_split)"
         splits |= {"train": Subset(splits["train"], kept), "test": Subset(splits["train"], taken)}
+        splits["train"].notes += (note,)
     for split, published in (("train", item.train_count), ("test", item.test_count)):
         if published and len(splits[split]) != published:
             log.warning("%s: %d %s images, %d were published", config.name, len(splits[split]), split, published)

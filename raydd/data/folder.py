@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,36 +13,11 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.base import hashed
 from raydd.data.encoded import Blob, EncodedData, Ids
-from raydd.data.images import EXTENSIONS, Transform, misfit, size_of
+from raydd.data.images import Transform, misfit, size_of
 
 HASHED_BYTES = 256 << 20
 """Local splits up to this size are identified by the files' content, larger and remote ones by names and sizes."""
 
-
-def list_images(files: Storage, prefix: str) -> list[tuple[str, int]]:
-    """Return ``(path below files, bytes)`` of every picture below ``prefix``, sorted by path."""
-    found: list[tuple[str, int]] = []
-    if files.local:
-        folders = [prefix]
-        while folders:
-            folder = folders.pop()
-            try:
-                with os.scandir(os.path.join(files.root, folder)) as entries:
-                    for item in entries:
-                        path = f"{folder}/{item.name}" if folder else item.name
-                        if item.is_dir():
-                            folders.append(path)
-                        elif _is_image(path):
-                            found.append((path, item.stat().st_size))
-            except FileNotFoundError:
-                continue
-        return sorted(found)
-    return [(path, size) for path, size in files.sizes(prefix) if _is_image(path)]
-
-
-def _is_image(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return not name.startswith(".") and name.rsplit(".", 1)[-1].lower() in EXTENSIONS and "." in name
 
 
 class FolderData(EncodedData):

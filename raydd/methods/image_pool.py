@@ -15,8 +15,9 @@ from raydd.core.storage import Storage, absolute
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, unkeyed
 from raydd.data.catalog import DatasetInfo
-from raydd.data.folder import FolderData, list_images
+from raydd.data.folder import FolderData
 from raydd.data.images import Transform
+from raydd.data.listing import walk
 from raydd.methods.base import ClassBlocks
 
 Sampling = Literal["without_replacement", "with_replacement", "softmax_count"]
@@ -127,7 +128,7 @@ def open_folder(url: str, info: DatasetInfo) -> FolderData | None:
     ``DataError`` for folders that are no classes of the data set, or deeper than one.
     """
     url = absolute(url)
-    found = tuple(list_images(Storage(url), ""))
+    found = tuple(walk(Storage(url)).pictures)
     return _opened(url, found, info.only()) if found else None
 
 

@@ -11,7 +11,9 @@ from raydd.core.storage import Storage, join
 from raydd.data.base import BaseData
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
-from raydd.data.folder import FolderData, list_images
+from raydd.data.folder import FolderData
+from raydd.data.inventory import LeftOut
+from raydd.data.listing import walk
 from raydd.data.sources.base import SOURCES, Source, sized, transform_of
 
 _TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
@@ -39,7 +41,11 @@ class CubSource(Source):
         paths, classes, in_train, _ = (self._table(files, base + name) for name in _TABLES)
         if not set(paths) == set(classes) == set(in_train):
             raise DataError(f"{files.url}: images.txt, image_class_labels.txt and train_test_split.txt do not list the same images")
-        sizes = dict(list_images(files, f"{base}images"))
+        there = walk(files, f"{base}images")
+        sizes, left_out = dict(there.pictures), LeftOut().merge([there.left_out])
+        unlisted = sorted(sizes.keys() - {f"{base}images/{path}" for path in paths.values()})
+        if unlisted:
+            left_out.add("picture that images.txt does not list", unlisted[0], len(unlisted))
         transform = transform_of(sized(entry.info, config), entry, config)
         splits = {}
         for split, flag in (("train", "1"), ("test", "0")):
@@ -51,6 +57,7 @@ class CubSource(Source):
             labels = torch.tensor([int(classes[number]) - 1 for number in numbers], dtype=torch.int64)
             found = [(name, sizes[name]) for name in names]
             splits[split] = FolderData(files, found, labels, transform, config.on_error == "skip")
+            splits[split].place, splits[split].left_out = join(files.url, f"{base}images"), left_out
         return splits
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,114 +13,163 @@ from raydd.core.storage import Storage, join
 from raydd.data.base import BaseData
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
 from raydd.data.config import DatasetConfig
-from raydd.data.folder import FolderData, list_images
+from raydd.data.folder import FolderData
 from raydd.data.images import decode
+from raydd.data.inventory import LeftOut
+from raydd.data.layout import Layout, few, find_layout, lower
+from raydd.data.listing import Below, Pictures, Tree
 from raydd.data.sources.base import SOURCES, Source, sized, transform_of
 
-_TEST = ("test", "val", "validation")
+_NOTHING = ("hidden file", "hidden folder", "folder of the system")
+"""What a folder may hold and still count as empty."""
 
 
-def subfolders(files: Storage, prefix: str) -> list[str]:
-    """Return the names of the folders directly below ``prefix``, sorted; hidden ones left out."""
-    return [name for name in files.folders(prefix) if not name.startswith(".")]
+def tree_of(files: Storage) -> Tree:
+    """Return a storage's listings, kept."""
+    return files if isinstance(files, Tree) else Tree(files.url)
 
 
 class FolderSource(Source):
     """``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or ``<class>/*`` alone; deeper levels are read too.
 
-    A validation folder of ImageNet without class folders, as its archive has it, is not read: its labels are elsewhere.
+    Split folders may have their usual other names (:mod:`raydd.data.layout`). A validation folder of ImageNet without class
+    folders, as its archive has it, is not read: its labels are elsewhere.
     """
 
-    def _train(self, files: Storage) -> str:
-        return "train" if subfolders(files, "train") else ""
-
-    def _test(self, files: Storage) -> str | None:
-        if not self._train(files):
-            return None
-        return next((name for name in _TEST if subfolders(files, name)), None)
-
-    def _classes(self, files: Storage, item: Entry) -> list[str]:
-        if item.classes:
-            return list(item.classes)
-        return subfolders(files, self._train(files))
-
     def missing(self, files: Storage, item: Entry, config: DatasetConfig) -> list[str]:
-        train = self._train(files)
-        there = subfolders(files, train)
-        place = f"{files.url}/{train}".rstrip("/")
+        tree = tree_of(files)
+        layout = find_layout(tree)
+        if layout.problem:
+            return [layout.problem]
+        there = tree.entries(layout.train).folders
+        place = join(files.url, layout.train)
         if not item.info.classes:
-            return [] if there else [f"no class folders in {place}"]
-        if not train:
+            return [] if len(there) > 1 else [_too_few(tree, layout.train, there)]
+        if not layout.train:
             return [f"train/ with one folder per class is not in {files.url}"]
         absent = [name for name in item.classes if name not in there]
         if absent:
             return [f"class folder {name}/ is not in {place}" for name in absent]
-        if len(there) < item.info.classes:
+        if len(there) < item.info.classes or (not item.classes and len(there) > item.info.classes):
             return [f"{place} has {len(there)} class folders, {item.info.classes} are expected"]
-        return self._missing_test(files, item)
-
-    def _missing_test(self, files: Storage, item: Entry) -> list[str]:
-        test = self._test(files)
-        if test is None:
+        if layout.test is None:
             return [f"val/ with one folder per class is not in {files.url} (a flat val/ must be sorted into class folders first)"]
-        there = subfolders(files, test)
-        return [f"class folder {name}/ is not in {files.url}/{test}" for name in self._classes(files, item) if name not in there]
+        tested = tree.entries(layout.test).folders
+        return [f"class folder {name}/ is not in {files.url}/{layout.test}" for name in item.classes or there if name not in tested]
 
     def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if item.info.classes:
             return item.info
-        names = self._classes(files, item)
-        if not names:
-            raise DataError(f"no class folders in {files.url}: {item.hint}")
+        tree = tree_of(files)
+        found = _train(tree, item, _layout(tree, item))
         channels = config.channels or 3
         side, skip = config.size, config.on_error == "skip"
-        height, width = (side, side) if side else self._first_size(files, names[0], channels, skip)
+        height, width = (side, side) if side else _first_size(files, next(iter(found.classes.values())), channels, skip)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
+        names = tuple(found.classes)
         facts: dict[str, Any] = {"classes": len(names), "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
-        return replace(item.info, class_names=tuple(names), **facts)
-
-    def _first_size(self, files: Storage, class_name: str, channels: int, skip: bool) -> tuple[int, int]:
-        """Return height and width of a class's first picture; ``skip``: of the first that can be decoded."""
-        folder = f"{self._train(files)}/{class_name}".lstrip("/")
-        found = list_images(files, folder)
-        if not found:
-            raise DataError(f"no images in {files.url}/{folder}")
-        for path, _ in found:
-            try:
-                height, width = decode(files.get(path), channels).shape[:2]
-            except ValueError as error:
-                if skip:
-                    continue
-                raise DataError(f"{files.url}/{path} cannot be decoded: {error}") from error
-            return height, width
-        raise DataError(f"none of the {len(found)} images in {files.url}/{folder} can be decoded")
+        return replace(item.info, class_names=names, **facts)
 
     def open(self, files: Storage, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
-        info = sized(self.describe(files, item, config), config)
+        tree = tree_of(files)
+        layout = _layout(tree, item)
+        found = {"train": _train(tree, item, layout)}
+        if layout.test is not None:
+            found["test"] = _test(tree, item, layout.test, list(found["train"].classes))
+        info = sized(self.describe(tree, item, config), config)
         transform = transform_of(info, item, config)
-        classes = self._classes(files, item)
-        folders = {"train": self._train(files), "test": self._test(files)}
         splits = {}
-        for split, folder in folders.items():
-            if folder is None:
-                continue
-            if split == "test":
-                _same_classes(files, folder, classes, chosen=bool(item.classes))
-            found, labels = [], []
-            for label, name in enumerate(classes):
-                inside = list_images(files, f"{folder}/{name}".lstrip("/"))
-                if not inside:
-                    raise DataError(f"no images in {join(files.url, folder, name)}")
-                found += inside
-                labels += [label] * len(inside)
-            splits[split] = FolderData(files, found, torch.tensor(labels), transform, config.on_error == "skip")
+        for split, sorted_in in found.items():
+            pictures = [picture for inside in sorted_in.classes.values() for picture in inside]
+            labels = [label for label, inside in enumerate(sorted_in.classes.values()) for _ in inside]
+            splits[split] = FolderData(Storage(files.url), pictures, torch.tensor(labels), transform, config.on_error == "skip")
+            splits[split].place = join(files.url, sorted_in.folder)
+            splits[split].left_out, splits[split].notes = sorted_in.left_out, sorted_in.notes
         return splits
 
 
-def _same_classes(files: Storage, folder: str, classes: list[str], chosen: bool) -> None:
-    strange = [name for name in subfolders(files, folder) if name not in classes]
-    if strange and not chosen:
-        raise DataError(f"{files.url}/{folder} has a class folder '{strange[0]}' that the training split lacks")
+@dataclass
+class _Split:
+    """The pictures of each class of a split, in the order of the labels; what else is there."""
+
+    folder: str
+    classes: dict[str, Pictures]
+    left_out: LeftOut
+    notes: tuple[str, ...] = ()
+
+
+def _layout(tree: Tree, item: Entry) -> Layout:
+    layout = find_layout(tree)
+    if layout.problem:
+        raise DataError(f"{layout.problem}; {item.hint}")
+    return layout
+
+
+def _inside(tree: Tree, folder: str, names: Sequence[str]) -> dict[str, Below]:
+    return dict(zip(names, tree.below_each([f"{folder}/{name}".lstrip("/") for name in names])))
+
+
+def _train(tree: Tree, item: Entry, layout: Layout) -> _Split:
+    """Return the training split; of people's own data, empty folders are no classes. ``DataError`` for a class that is lost."""
+    names = tree.entries(layout.train).folders
+    found = _inside(tree, layout.train, item.classes or names)
+    left_out, notes = LeftOut().merge([layout.left_out]), layout.notes
+    for name, inside in list(found.items()):
+        if inside.pictures:
+            continue
+        folder = f"{layout.train}/{name}".lstrip("/")
+        if item.info.classes or set(inside.left_out.reasons) - set(_NOTHING):
+            raise DataError(_no_pictures(tree, folder, inside))
+        left_out.add("empty class folder", folder)
+        del found[name]
+    if len(found) < 2:
+        raise DataError(f"{_too_few(tree, layout.train, tuple(found))}; {item.hint}")
+    if item.classes and len(names) > len(item.classes):
+        notes = (*notes, f"{len(item.classes)} of the {len(names)} class folders are read")
+    left_out = left_out.merge(inside.left_out for inside in found.values())
+    return _Split(layout.train, {name: inside.pictures for name, inside in found.items()}, left_out, notes)
+
+
+def _test(tree: Tree, item: Entry, folder: str, classes: Sequence[str]) -> _Split:
+    """Return the test split, with the classes of the training split; ``DataError`` for classes more or less."""
+    left_out = LeftOut()
+    strange = [] if item.classes else [name for name in tree.entries(folder).folders if name not in classes]
+    for name, inside in _inside(tree, folder, strange).items():
+        if inside.pictures:
+            raise DataError(f"{tree.url}/{folder} has a class folder '{name}' that the training split lacks")
+        left_out.add("empty class folder", f"{folder}/{name}")
+    found = _inside(tree, folder, classes)
+    for name, inside in found.items():
+        if not inside.pictures:
+            raise DataError(_no_pictures(tree, f"{folder}/{name}", inside))
+    return _Split(
+        folder, {name: inside.pictures for name, inside in found.items()}, left_out.merge(inside.left_out for inside in found.values())
+    )
+
+
+def _no_pictures(tree: Tree, folder: str, inside: Below) -> str:
+    return f"no images in {join(tree.url, folder)}" + (f": {'; '.join(inside.left_out.lines())}" if inside.left_out else "")
+
+
+def _too_few(tree: Tree, folder: str, names: tuple[str, ...]) -> str:
+    place = join(tree.url, folder)
+    if not names:
+        beside = len(tree.entries(folder).pictures)
+        return f"no class folders in {place}" + (f", but {beside} pictures: sort them into a folder for each class" if beside else "")
+    return f"{place} has one class folder with pictures ({few(names)}), and at least two classes are needed{lower(tree, folder)}"
+
+
+def _first_size(files: Storage, found: Pictures, channels: int, skip: bool) -> tuple[int, int]:
+    """Return height and width of a class's first picture; ``skip``: of the first that can be decoded."""
+    for path, _ in found:
+        try:
+            height, width = decode(files.get(path), channels).shape[:2]
+        except ValueError as error:
+            if skip:
+                continue
+            raise DataError(f"{files.url}/{path} cannot be decoded: {error}") from error
+        return height, width
+    raise DataError(f"none of the {len(found)} images in {files.url}/{found[0][0].rsplit('/', 1)[0]} can be decoded")
 
 
 SOURCES.register("folder")(FolderSource())

@@ -12,9 +12,9 @@ from raydd.core.storage import Storage, join
 from raydd.data.base import BaseData
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
-from raydd.data.folder import FolderData, list_images
+from raydd.data.folder import FolderData
 from raydd.data.sources.base import SOURCES, Source, array_data, sized, transform_of
-from raydd.data.sources.folder import subfolders
+from raydd.data.sources.folder import tree_of
 
 _FILE = "tinyimagenet.pt"
 _PARTS = ("train", "val", "wnids.txt", "val/val_annotations.txt")
@@ -34,7 +34,7 @@ class TinySource(Source):
             return []
         base = self._base(files)
         absent = [f"{base}{part}" for part in _PARTS if not files.exists(base + part)]
-        if absent == [f"{base}val/val_annotations.txt"] and len(subfolders(files, f"{base}val")) > 1:
+        if absent == [f"{base}val/val_annotations.txt"] and len(tree_of(files).entries(f"{base}val").folders) > 1:
             return []
         return [f"{path} is not in {files.url}" for path in absent]
 
@@ -49,7 +49,8 @@ class TinySource(Source):
         for split, folder in (("train", f"{base}train"), ("test", f"{base}val")):
             annotated = split == "test" and files.exists(f"{folder}/val_annotations.txt")
             wnid_of = self._annotations(files, f"{folder}/val_annotations.txt") if annotated else None
-            found = list_images(files, folder)
+            there = tree_of(files).below(folder)
+            found = there.pictures
             labels = []
             for path, _ in found:
                 parts = path[len(folder) + 1 :].split("/")
@@ -58,6 +59,7 @@ class TinySource(Source):
                     raise DataError(f"{join(files.url, path)} has no class among the {len(wnids)} of wnids.txt")
                 labels.append(label_of[wnid])
             splits[split] = FolderData(files, found, torch.tensor(labels, dtype=torch.int64), transform, config.on_error == "skip")
+            splits[split].place, splits[split].left_out = join(files.url, folder), there.left_out
         return splits
 
     def _annotations(self, files: Storage, path: str) -> dict[str, str]:

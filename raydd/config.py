@@ -14,7 +14,7 @@ import yaml
 
 from raydd.core.errors import ConfigError, nearest, unknown
 from raydd.core.storage import absolute, check_url
-from raydd.core.typed_tree import build
+from raydd.core.typed_tree import as_yaml, build, plain, stated
 from raydd.core.units import Numerics
 from raydd.data.config import DatasetConfig
 from raydd.evaluation.plan import EvaluationConfig, check_baseline, rivals
@@ -69,12 +69,16 @@ class Job:
     tracking: TrackingConfig
 
     def resolved(self) -> dict[str, Any]:
-        """Return the whole tree as plain values, every default written out, as ``job.yaml`` keeps it."""
-        return _plain(self)
+        """Return the whole tree as plain values, every default written out."""
+        return plain(self)
+
+    def stated(self) -> dict[str, Any]:
+        """Return the tree as ``job.yaml`` keeps it: every default written out but the nulls, which the plan says what come to."""
+        return stated(self)
 
     def to_yaml(self) -> str:
-        """Return :meth:`resolved` as YAML."""
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+        """Return :meth:`stated` as YAML."""
+        return as_yaml(self.stated())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,11 @@ class EvaluationJob:
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole tree as plain values."""
-        return _plain(self)
+        return plain(self)
+
+    def stated(self) -> dict[str, Any]:
+        """Return the tree without the nulls that are defaults."""
+        return stated(self)
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -332,15 +340,3 @@ def _lost(old: Any, new: Any) -> list[str]:
         return []
     lost = [[name] if name not in new else [f"{name}.{deeper}" for deeper in _lost(below, new[name])] for name, below in old.items()]
     return [key for keys in lost for key in keys]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Method):
-        return {"name": value.name, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return value

@@ -340,6 +340,49 @@ def test_a_job_on_an_empty_store_gives_the_same_bytes(finished: Path, tmp_path: 
     assert here["shards/train-000000.tar"] == there["shards/train-000000.tar"]
 
 
+def test_a_job_shows_what_its_protocol_comes_to(finished: Path) -> None:
+    out = finished / "out"
+    assert "null" not in (out / "job.yaml").read_text()
+    report = json.loads((out / "report.json").read_text())
+    (training,) = report["trainings"]
+    assert (training["protocol"], training["sets"], training["networks"]) == ("dm[epochs=2]", ["dm", "random"], ["convnet1_w8"])
+    recipe = training["recipe"]
+    assert {key: recipe[key] for key in ("epochs", "batch", "lr", "optimizer", "momentum", "weight_decay", "schedule", "loss")} == {
+        "epochs": 3, "batch": 256, "lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005, "schedule": "steps",
+        "loss": "ce",
+    }
+    assert recipe["strategy"] == "color_crop_cutout_scale_rotate"
+    made = json.loads((out / "distilled" / "recipe.json").read_text())
+    assert made["settled"]["MatchDistributions"]["dsa"] == "color_crop_cutout_scale_rotate"
+    assert "dsa" not in made["method"]
+    line = "dm[epochs=2] (dm, random; convnet1_w8): 3 epochs of batches of 256; sgd, lr 0.01, momentum 0.9, weight decay 0.0005; "
+    line += "schedule steps, times 0.1 from epoch 3; loss ce; augmentation dsa, strategy color_crop_cutout_scale_rotate"
+    assert f"- {line}" in (out / "distilled" / "README.md").read_text().splitlines()
+    plan = raydd("distill", "--config", QUICKSTART, *TINY, "--dry-run").output
+    assert f"  {line}" in plan.splitlines()
+    assert "  MatchDistributions: init_from real, dsa color_crop_cutout_scale_rotate" in plan.splitlines()
+    again = raydd("evaluate", str(out), "--networks", "convnet1_w8,mlp", *FEW, "--dry-run").output
+    assert "null" not in again
+    assert "  dm[epochs=1] (dm, random; convnet1_w8, mlp): 2 epochs of batches of 256; sgd" in again
+
+
+def test_a_job_file_of_an_earlier_version_is_resumed(finished: Path) -> None:
+    """It wrote the nulls, and knew fewer keys."""
+    path = finished / "out" / "job.yaml"
+    now = path.read_text()
+    old = load_job(str(path)).resolved()
+    assert "lr" in old["evaluation"]
+    del old["evaluation"]["whole_epochs"], old["dataset"]["on_error"], old["numerics"]["convolution"]
+    path.write_text(yaml.safe_dump(old, sort_keys=False))
+    assert "(resumed)" in distill(finished)
+    assert path.read_text() == now
+    path.write_text(yaml.safe_dump({**old, "dataset": {**old["dataset"], "holdout": 5}}))
+    assert "dataset.holdout: 5 there, 0 now" in distill(finished, code=2)
+    path.write_text(yaml.safe_dump({**old, "gone": {"since": 1}}))
+    assert "gone.since: 1 there, 'absent' now" in distill(finished, code=2), "a key that no version knows any more is told"
+    path.write_text(now)
+
+
 @pytest.mark.parametrize("there", ["- a list", "text"])
 def test_an_output_with_another_kind_of_job_file_is_refused(tmp_path: Path, there: str) -> None:
     (tmp_path / "runs/quickstart").mkdir(parents=True)

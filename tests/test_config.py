@@ -11,7 +11,9 @@ import yaml
 
 from raydd.config import Job, load_evaluation, load_job
 from raydd.core.errors import ConfigError
+from raydd.core.units import canonical
 from raydd.methods import METHODS
+from raydd.runtime.output import flatten
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -60,6 +62,28 @@ def test_overrides_win_and_read_yaml(tmp_path: Path) -> None:
     assert job.seeds == (3, 5)
     assert job.output == "s3://bucket/run"
     assert job.evaluation.networks == ("ConvNet", "MLP")
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_a_job_states_reads_back_as_itself_without_the_nulls_of_defaults(path: Path, tmp_path: Path) -> None:
+    job = load_job(str(path))
+    again = load(tmp_path, text=job.to_yaml())
+    assert again == job
+    assert canonical(again.method) == canonical(job.method)
+    nulls = [key for key, value in flatten(job.stated()).items() if value is None]
+    assert not [key for key in nulls if key.startswith(("evaluation.", "dataset.", "tracking."))]
+    left_out = flatten(job.resolved()).keys() - flatten(job.stated()).keys()
+    assert left_out >= {f"evaluation.{name}" for name in ("lr", "optimizer") if getattr(job.evaluation, name) is None}
+    assert [flatten(job.resolved())[key] for key in left_out] == [None] * len(left_out)
+
+
+def test_a_null_in_place_of_a_default_is_stated(tmp_path: Path) -> None:
+    edc = "method: {name: edc, labels: {crop: null, pad_crop: 3}, crop: null, pad: 2}\n"
+    job = load(tmp_path, text=edc)
+    assert "crop" in job.stated()["method"]
+    assert job.stated()["method"]["labels"]["crop"] is None
+    assert job.method.teachers.weights == "torchvision", "a default of the method's own"  # type: ignore[attr-defined]
+    assert load(tmp_path, text=job.to_yaml()) == job
 
 
 def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:

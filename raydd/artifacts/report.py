@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from raydd.artifacts.protocol import Training
 from raydd.artifacts.tables import Table, as_markdown, as_text, continual_table, cross
 from raydd.core.errors import ConfigError, unknown
 
 T = TypeVar("T")
+PROTOCOLS = "What the protocols come to:"
 DDOF = 0
 """The standard deviation is the population's, over all seeds × networks pooled, as the published tables have it."""
 
@@ -93,6 +95,7 @@ class Report:
     under the same protocol (higher is better). Both in percentage points, ``None`` if not computed. ``split``: the split
     that accuracies are of. ``curve``: accuracy over the distillation, under ``curve_protocol``. ``notes``: what a
     reader has to know besides, such as samples that were skipped. ``continual``: the continual experiment, if it was asked for.
+    ``trainings``: what the rows' protocols come to (none in the reports of earlier versions).
     """
 
     dataset: str
@@ -107,12 +110,14 @@ class Report:
     notes: tuple[str, ...] = ()
     ddof: int = DDOF
     continual: tuple[MemoryRow, ...] = ()
+    trainings: tuple[Training, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values; with several networks, ``table`` shows the rows as set × network once more."""
         values = dataclasses.asdict(self)
-        if not self.continual:
-            del values["continual"]
+        for name in ("continual", "trainings"):
+            if not values[name]:
+                del values[name]
         crossed = cross(self)
         return values if crossed is None else values | {"table": crossed.to_dict()}
 
@@ -124,6 +129,7 @@ class Report:
         plain["curve"] = tuple(_build(Point, item) for item in plain.get("curve", ()))
         plain["notes"] = tuple(plain.get("notes", ()))
         plain["continual"] = tuple(_build(MemoryRow, item) for item in plain.get("continual", ()))
+        plain["trainings"] = tuple(_build(Training, item) for item in plain.get("trainings", ()))
         return _build(cls, plain)
 
 
@@ -250,6 +256,8 @@ def render_table(report: Report | Mapping[str, Any]) -> str:
     parts = [_context(report), "", *as_text(_cells(report)), "", *_remarks(report)]
     for section in _sections(report):
         parts += ["", f"{section.title}:", "", *as_text(section)]
+    if report.trainings:
+        parts += ["", PROTOCOLS, *(f"  {training.text()}" for training in report.trainings)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -259,6 +267,8 @@ def render_markdown(report: Report | Mapping[str, Any]) -> str:
     parts = [_context(report), "", *as_markdown(_cells(report)), "", *(f"- {remark}" for remark in _remarks(report))]
     for section in _sections(report):
         parts += ["", f"{section.title}:", "", *as_markdown(section)]
+    if report.trainings:
+        parts += ["", PROTOCOLS, "", *(f"- {training.text()}" for training in report.trainings)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from plain trees, checked by pydantic; errors name the key, its value, what is allowed, the nearest match."""
+"""Frozen dataclasses from plain trees, checked by pydantic, and back; errors name key, value, what is allowed, the nearest match."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from raydd.core.errors import ConfigError, nearest
@@ -97,6 +98,53 @@ def _instance(cls: type[T], values: BaseModel) -> T:
         value = getattr(values, f.name)
         made[f.name] = _instance(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
     return cls(**made)
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration as plain values, every field written out; a class that is told by its ``name`` begins with it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {**_name(value), **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def stated(value: Any, given: Any = None) -> Any:
+    """Return :func:`plain` values without what is null by default; a null in place of another default stays.
+
+    ``given``: the instance that is the default, as a field of that type may have its own.
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return [stated(v) for v in value] if isinstance(value, (tuple, list)) else plain(value)
+    tree: dict[str, Any] = _name(value)
+    for f in dataclasses.fields(value):
+        found, default = getattr(value, f.name), getattr(given, f.name) if type(given) is type(value) else _default(f)
+        if found is not None or default is not None:
+            tree[f.name] = stated(found, default)
+    return tree
+
+
+def _name(value: Any) -> dict[str, Any]:
+    """Return the name of a method, which is its class's and no field."""
+    named = "name" not in {f.name for f in dataclasses.fields(value)} and isinstance(getattr(value, "name", None), str)
+    return {"name": value.name} if named else {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML as people write it: lists of plain values in one line."""
+
+
+def _list_node(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    nested = any(isinstance(value, (list, dict)) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=not nested)
+
+
+_Dumper.add_representer(list, _list_node)
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """Return a plain tree as YAML, in its own order."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 _KINDS = {"tuple_type": "a list", "dict_type": "a group of keys", "model_type": "a group of keys"}

@@ -11,6 +11,7 @@ from raydd.core.units import Ref, Stage
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
 from raydd.evaluation.scores import Pooled, beats, hard_label_recovery, improvement_over_random, label_robust_score, pool_accuracies
+from raydd.evaluation.trainings import trainings
 from raydd.methods.sources import StoredSet
 
 Outputs = Mapping[Evaluate | EvaluateNetworks, Sequence[Tensors]]
@@ -56,6 +57,7 @@ def summarise(
         curve_protocol=plan.entries[0].protocol if curve else "",
         continual=_continual(plan.continual, load),
         notes=(*remarks, *notes),
+        trainings=trainings(plan),
     )
 
 

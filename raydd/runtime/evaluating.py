@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, read_set
@@ -21,7 +19,7 @@ from raydd.core.errors import ConfigError, DataError, Missing, refusing
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
-from raydd.core.typed_tree import build
+from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import describe, missing, open_data, with_digests
@@ -38,6 +36,8 @@ from raydd.runtime.output import flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.progress import Progress
+from raydd.runtime.resolved import describe as describe_protocols
+from raydd.runtime.resolved import protocol_params
 from raydd.runtime.runner import OpenData
 from raydd.runtime.tracking import Tracker
 from raydd.runtime.tracking_uri import resolve_uri
@@ -132,7 +132,8 @@ def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> tuple[str, list[s
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
     absent = missing(job.dataset)
-    return "\n".join([yaml.safe_dump(job.resolved(), sort_keys=False), table, *([] if not absent else ["", *listed(absent)])]), absent
+    parts = [as_yaml(job.stated()), *describe_protocols(plan, {}), "", table]
+    return "\n".join([*parts, *([] if not absent else ["", *listed(absent)])]), absent
 
 
 def place_of(job: EvaluationJob, subject: Subject) -> str:
@@ -158,7 +159,8 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     tags = {"raydd.set": subject.distilled.digest, "raydd.output": output.url, "raydd.protocol": plan.config.resolve().label}
     commit = git_commit()
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, flatten(job.resolved()), tags)
+    params = {**flatten(job.stated()), **protocol_params(plan)}
+    tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags)
     try:
         report = _evaluate(job, plan, store, tell)
         files = {"report.json": to_json(report.to_dict()), **report_files(report)}

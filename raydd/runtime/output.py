@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
+from raydd.config import Job, parse_job
 from raydd.core.errors import ConfigError, LockedError, RayddError
 from raydd.core.storage import Storage
 
@@ -35,7 +36,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(output: Storage, resolved: Mapping[str, Any]) -> bool:
+def claim(output: Storage, job: Job) -> bool:
     """Write ``job.yaml``, or compare with the one that is there; return whether the folder is new.
 
     Raises ``ConfigError`` with the difference if the folder belongs to another job; ``compute`` and ``tracking`` may differ.
@@ -49,16 +50,27 @@ def claim(output: Storage, resolved: Mapping[str, Any]) -> bool:
     if old is not None and not isinstance(old, dict):
         raise ConfigError(f"output: {output.url}/job.yaml is not the file of a job; choose another output")
     if old is not None:
-        a = flatten({k: v for k, v in old.items() if k not in _FREE})
-        b = flatten({k: v for k, v in resolved.items() if k not in _FREE})
+        a, b = _compared(_recorded(old)), _compared(job.resolved())
         other = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
         lines = [f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now" for key in other]
         if lines:
             shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
             advice = "choose another output (output=…) or remove that folder"
             raise ConfigError(f"output: {output.url} was made by a different job:\n{shown}\n{advice}")
-    output.put("job.yaml", yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True).encode())
+    output.put("job.yaml", job.to_yaml().encode())
     return old is None
+
+
+def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a ``job.yaml`` says, with the defaults of keys that it lacks: an earlier version did not know them all."""
+    try:
+        return parse_job(tree).resolved()
+    except ConfigError:
+        return tree
+
+
+def _compared(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten({key: value for key, value in tree.items() if key not in _FREE})
 
 
 def fleeting(places: Mapping[str, str]) -> str:

@@ -40,6 +40,7 @@ from raydd.runtime.journal import Curves, Journal
 from raydd.runtime.output import Lock, claim, flatten, fleeting
 from raydd.runtime.planning import Plan, make_plan
 from raydd.runtime.progress import Progress
+from raydd.runtime.resolved import protocol_params, settled
 from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
 from raydd.runtime.tracking import Tracker
 from raydd.runtime.tracking_uri import resolve_uri, sqlite_path
@@ -143,7 +144,7 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     if warning:
         tell(f"warning: {warning}")
     with Lock(output, tell):
-        new = claim(output, job.resolved())
+        new = claim(output, job)
         tell(f"{job.name}: {job.method.name} on {info.name}, ipc {job.ipc}" + ("" if new else " (resumed)"))
         planned = sum(stage.facts()["bytes"] for stage in plan.labels if stage is not None)
         if planned:
@@ -186,7 +187,7 @@ class _Session:
         self.charted = {self.curves.label(ref.key) for ref in made}
         self.series: dict[str, dict[int, float]] = {}
         self.tracker = Tracker(
-            job.tracking.uri, job.tracking.experiment, job.name, output, params=flatten(job.resolved()), tags=_tags(plan)
+            job.tracking.uri, job.tracking.experiment, job.name, output, params=_params(plan), tags=_tags(plan)
         )
         for split, value in plan.problems[0].dataset.digests:
             source = job.dataset.shards or job.dataset.root or job.dataset.name
@@ -247,11 +248,12 @@ class _Session:
         for index, problem in enumerate(self.plan.problems):
             distilled = self._assemble(index)
             recipe = {
-                "method": job.resolved()["method"],
+                "method": job.stated()["method"],
                 "ipc": job.ipc,
                 "versions": versions(),
                 # Where a job runs and what it writes to are no facts about the set, and nobody's business.
-                "job": {key: value for key, value in job.resolved().items() if key not in PLACES},
+                "job": {key: value for key, value in job.stated().items() if key not in PLACES},
+                "settled": settled(job.method, problem),
                 "seed": problem.seed,
                 "source": dict(problem.dataset.digests),
                 "git_commit": git_commit(),
@@ -331,6 +333,12 @@ def _grid(distilled: DistilledSet) -> Any:
 def to_json(value: Any) -> bytes:
     """Return a value as indented JSON, ending in a newline."""
     return (json.dumps(value, indent=2, sort_keys=False) + "\n").encode()
+
+
+def _params(plan: Plan) -> dict[str, Any]:
+    """Return what the run is told by: the job, its protocol, and what the job leaves open."""
+    left_open = {"settled": settled(plan.job.method, plan.problems[0])}
+    return {**flatten(plan.job.stated()), **protocol_params(plan.evaluation), **flatten(left_open)}
 
 
 def _tags(plan: Plan) -> dict[str, str]:

@@ -19,6 +19,8 @@ from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
 from raydd.methods.base import Problem, check_counts
 from raydd.runtime.estimate import costs, measured_rate, render, stages_of
+from raydd.runtime.resolved import describe as resolved
+from raydd.runtime.resolved import settled
 
 PICTURES = 10
 """Pictures of a distillation, evenly spread over its updates, besides the first and the evaluated ones."""
@@ -104,6 +106,7 @@ def dry_run(job: Job) -> tuple[str, list[str]]:
     workers = most_workers(job.compute)
     rate = measured_rate(job.numerics.threads, job.numerics.precision)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
+    parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
     parts += ["", render(costs(plan.targets), rate=rate, workers=workers, where=where)]
     if not info.train_counts:
         parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raydd.augment.crop import Crops, draw_flip, draw_resized_crop
-from raydd.training.recipe import Augmentation, Recipe
+from raydd.training.recipe import CROP_SCALE, Augmentation, Recipe
 
 Augment = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 """``augment(images [R, B, C, H, W], generators of the R networks)`` returns images of the same shape."""
@@ -27,7 +27,7 @@ def make_augmentation(recipe: Recipe, size: tuple[int, int], black: Sequence[flo
         "dsa": lambda: _dsa(recipe.strategy, size),
         "dc": lambda: _dc(recipe.strategy),
         "pad_crop_flip": lambda: _pad_crop_flip(recipe.pad or max(1, min(size) // 8), size, black),
-        "resized_crop_flip": lambda: _resized_crop_flip(recipe.scale or (0.08, 1.0), size),
+        "resized_crop_flip": lambda: _resized_crop_flip(recipe.scale or CROP_SCALE, size),
     }
     return make[recipe.augmentation]()
 

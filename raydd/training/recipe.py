@@ -42,6 +42,10 @@ _REQUIRED = {
     "temperature": "a temperature",
     "strategy": "a strategy: the operations, separated by '_'",
 }
+CROP_SCALE = (0.08, 1.0)
+"""Of the area, for crops without a ``scale`` of their own."""
+_SWITCHES = ("accumulate", "drops", "ema", "double_norm")
+"""Fields that do nothing at their default."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v >= 0, "at least 0"),
     "batch": (lambda v: v >= 1, "at least 1"),
@@ -137,6 +141,22 @@ class Recipe:
         """Return the learning rate of an epoch."""
         milestones = self.drops if self.schedule == "steps" else self.milestones
         return rate(self.schedule, self.lr, epoch, self.epochs, self.st, milestones, self.drop_factor)
+
+    def effective(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Return what counts for images of ``size`` ``(H, W)`` as plain values, by field: nothing switched off or without effect."""
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            owner, kinds = NEEDS.get(field.name, (None, ()))
+            value = getattr(self, field.name)
+            if (owner is None or getattr(self, owner) in kinds) and not (field.name in _SWITCHES and value == field.default):
+                values[field.name] = list(value) if isinstance(value, tuple) else value
+        if values.get("pad", 0) is None:
+            values["pad"] = max(1, min(size) // 8)
+        if values.get("scale", ()) is None:
+            values["scale"] = list(CROP_SCALE)
+        if not (self.drops or self.milestones):
+            values.pop("drop_factor", None)
+        return values
 
     def of_step(self) -> Recipe:
         """Return the recipe with only what a single step depends on; trainings that differ in the rest share a step."""

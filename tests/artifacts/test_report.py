@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from raydd.artifacts.protocol import Training
 from raydd.artifacts.report import Report, format_bytes, format_seconds, render_markdown, render_table, signed, summarise
 from raydd.core.errors import ConfigError
 
@@ -99,6 +100,25 @@ def test_missing_keys_are_refused(report: Report) -> None:
 
 def test_a_difference_of_nothing_has_no_minus() -> None:
     assert [signed(x) for x in (-0.001, 0.0, -1.006, 2.5)] == ["+0.00", "+0.00", "-1.01", "+2.50"]
+
+
+def test_protocols_are_told_with_what_they_come_to(report: Report) -> None:
+    recipe = {"epochs": 300, "batch": 100, "accumulate": 2, "lr": 1e-3, "optimizer": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.01,
+              "decay": "matrices_only", "schedule": "multistep", "milestones": [100, 200], "drop_factor": 0.2, "loss": "kl",
+              "temperature": 20.0, "ema": 0.99, "double_norm": True, "augmentation": "pad_crop_flip", "pad": 4}
+    training = Training(protocol="dsa-1000", sets=("dm", "random"), networks=("convnet3-w128",), recipe=recipe)
+    told = replace(report, trainings=(training,))
+    line = "dsa-1000 (dm, random; convnet3-w128): 300 epochs of batches of 100 in 2 slices; "
+    line += "adamw, lr 0.001, betas 0.9/0.999, weight decay 0.01 of matrices only; schedule multistep, times 0.2 from epoch 100, 200; "
+    line += "loss kl, temperature 20; tested with a moving average of 0.99; batch norms updated twice; augmentation pad_crop_flip, pad 4"
+    assert f"  {line}" in render_table(told).splitlines()
+    assert f"- {line}" in render_markdown(told).splitlines()
+    assert Report.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    assert "trainings" not in report.to_dict(), "reports of earlier versions have none, and read back as they are"
+    values = told.to_dict()
+    values["trainings"][0]["netwroks"] = ["x"]
+    with pytest.raises(ConfigError, match="did you mean 'networks'"):
+        Report.from_dict(values)
 
 
 def test_units() -> None:

@@ -481,7 +481,7 @@ def test_a_small_class_bounds_the_batches_of_all() -> None:
 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data, info = make(per_class=4)
-    with pytest.raises(ConfigError, match=r"ipc=5: class 0 has only 4 training images; use method\.init=noise"):
+    with pytest.raises(ConfigError, match=r"ipc=5: class 0 has only 4 training images.*, or method\.init=noise with"):
         Dsa(**SMALL).plan(problem(info, 5))
     with pytest.raises(ConfigError, match="ipc=0: at least 1"):
         Dc(**SMALL).plan(problem(info, 0))

@@ -103,3 +103,16 @@ def test_trainings_that_differ_in_rate_and_length_share_a_step():
     assert one.of_step() == other.of_step()
     assert one.of_step() != Recipe(epochs=3, optimizer="adamw", loss="kl", temperature=4.0, ema=0.9).of_step()
     assert (Recipe(epochs=1).copies, one.copies) == (2, 4)
+
+
+def test_what_counts_of_a_recipe_is_told_alone() -> None:
+    plain = Recipe(epochs=4, drops=(3,)).effective((28, 28))
+    assert plain == {"epochs": 4, "batch": 256, "lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "decay": "all",
+                     "schedule": "steps", "drops": [3], "drop_factor": 0.1, "loss": "ce", "augmentation": "none"}
+    adam = Recipe(epochs=4, optimizer="adamw", schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.1, ema=0.9, accumulate=2,
+                  augmentation="pad_crop_flip").effective((28, 20))
+    assert adam.keys() - plain.keys() == {"betas", "st", "ce_weight", "ema", "accumulate", "pad"}
+    assert plain.keys() - adam.keys() == {"momentum", "drops", "drop_factor"}
+    assert adam["pad"] == 2, "an eighth of the shorter side, as images are padded"
+    assert Recipe(epochs=1, augmentation="resized_crop_flip").effective((8, 8))["scale"] == [0.08, 1.0]
+    assert "drop_factor" not in Recipe(epochs=4).effective((8, 8)), "of a schedule that never falls"

@@ -33,6 +33,26 @@ def is_external(library: str, name: str) -> bool:
     return base in external_names(library)
 
 
+@lru_cache(maxsize=1)
+def _renamed() -> dict[str, str]:
+    """Return timm's former names of models, such as ``tv_resnet50``, and what it calls these now."""
+    from timm.models import get_deprecated_models
+
+    return {old: new for old, new in get_deprecated_models().items() if new}
+
+
+def external_name(library: str, name: str) -> str | None:
+    """Return what a library calls a model now, of a name that is or was one of its own; ``None`` for any other."""
+    if is_external(library, name):
+        return name
+    return _renamed().get(name) if library == "timm" else None
+
+
+def former_names(name: str) -> list[str]:
+    """Return what timm called a model before; nothing for other libraries' models."""
+    return [old for old, new in _renamed().items() if f"timm/{new}" == name] if name.startswith("timm/") else []
+
+
 class ExactAveragePool(nn.AdaptiveAvgPool2d):
     """Adaptive average pooling that can be differentiated where atomics are forbidden: torch's kernel on GPUs cannot.
 

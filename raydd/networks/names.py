@@ -10,8 +10,9 @@ A zoo name is a family followed by options in any order, joined with ``_``:
   initialised as N(0, 2 / fan_out)];
 - ``wrn_<depth>_<width>`` (``wrn_16_2``), ``mobilenetv2_cifar`` and ``shufflenetv2_cifar`` (both of width 0.5), with batch norm.
 
-``timm/<name>`` and ``torchvision/<name>`` are those libraries' models; a bare name that is none of the above is looked up in
-torchvision, then in timm. Names are case-sensitive: ``ResNet18`` is an original's name, ``resnet18`` is torchvision's.
+``timm/<name>`` and ``torchvision/<name>`` are those libraries' models (timm's former names stand for what it calls them now); a
+bare name that is none of the above is looked up in torchvision, then in timm. Names are case-sensitive: ``ResNet18`` is an original's
+name, ``resnet18`` is torchvision's.
 """
 
 from __future__ import annotations
@@ -189,28 +190,31 @@ def normalise_name(name: str) -> str:
     zoo = parse_zoo_name(name)
     if zoo is not None:
         return str(zoo)
-    from raydd.networks.external import is_external
+    from raydd.networks.external import external_name
 
     if "/" in name:
         library, model = name.split("/", 1)
         if library not in _LIBRARIES:
             raise ConfigError(f"unknown network '{name}': the part before '/' must be timm or torchvision{nearest(library, _LIBRARIES)}")
-        if not is_external(library, model):
+        found = external_name(library, model)
+        if found is None:
             raise unknown(f"{library} model", model, list_networks(f"{library}/*", bare=True))
-        return name
+        return f"{library}/{found}"
     for library in ("torchvision", "timm"):
-        if is_external(library, name):
-            return f"{library}/{name}"
+        if (found := external_name(library, name)) is not None:
+            return f"{library}/{found}"
     known = [*zoo_names(), *ALIASES, *list_networks("torchvision/*", bare=True), *list_networks("timm/*", bare=True)]
     hint = nearest(name, known)
     raise ConfigError(f"unknown network '{name}'{hint}; allowed: {', '.join(zoo_names()[:8])}, …, or any model of torchvision or timm")
 
 
 def spellings(name: str) -> list[str]:
-    """Return what files call a network: its canonical name without a library's, then the originals' names."""
+    """Return what files call a network: its canonical name without a library's, then the originals' names, or timm's former ones."""
+    from raydd.networks.external import former_names
+
     canonical = normalise_name(name)
     theirs = [alias for alias, network in ALIASES.items() if network == canonical]
-    return [canonical.split("/", 1)[-1], *theirs, *(["ResNet18"] if canonical == EDC_RESNET18 else [])]
+    return [canonical.split("/", 1)[-1], *theirs, *(["ResNet18"] if canonical == EDC_RESNET18 else []), *former_names(canonical)]
 
 
 def list_networks(pattern: str = "*", *, bare: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""Weights of others: what published files call the layers of our networks, and loading them.
+"""Weights of others: what published files call the layers of our networks (:mod:`raydd.networks.fitting` loads them).
 
 A scheme turns the name of one of our parameters, buffers or layers into that of a published state dict.
 """
@@ -6,13 +6,9 @@ A scheme turns the name of one of our parameters, buffers or layers into that of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
-import torch
-from torch import Tensor
-
-from raydd.core.errors import ConfigError
 from raydd.networks.base import Network
 from raydd.networks.convnet import ConvNet
 from raydd.networks.external import ExternalNetwork
@@ -87,48 +83,3 @@ def published_name(network: Network, name: str) -> str:
     """Return what EDC, G-VBSM or the network's library call one of its layers (``stages.0.0.conv1``) or tensors."""
     found = schemes(network)
     return found[0](name) if found else name
-
-
-def load_published_(network: Network, state: Mapping[str, Tensor], what: str, *, head: bool = True) -> None:
-    """Fill a network in place with weights under our own names or published ones; ``ConfigError`` naming ``what`` on a misfit.
-
-    ``head=False``: all but the last linear layer, which stays as it is whatever the file holds (a new head). Counters of
-    batches that old files lack stay, too.
-    """
-    own = network.state_dict()
-    kept = set() if head else {name for name in own if name.startswith("classifier.")}
-    wanted = {name for name in own if name not in kept and not name.endswith("num_batches_tracked")}
-    candidates = [{name: name for name in own}, *({name: scheme(name) for name in own} for scheme in schemes(network))]
-
-    def misfits(names: Mapping[str, str]) -> tuple[list[str], list[str]]:
-        known = set(names.values())
-        return [names[name] for name in own if name in wanted and names[name] not in state], [key for key in state if key not in known]
-
-    names = min(candidates, key=lambda names: sum(map(len, misfits(names))))
-    missing, extra = misfits(names)
-    if missing or extra:
-        lacks = f"lacks {_few(missing)}" if missing else ""
-        holds = f"also holds {_few(extra)}" if extra else ""
-        raise ConfigError(f"{what} does not hold the weights of network '{network.name}': it {' and '.join(filter(None, (lacks, holds)))}")
-    found = {name: state[theirs] for name, theirs in names.items() if theirs in state and name not in kept}
-    for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            raise ConfigError(f"{what} does not fit: {_difference(network, name, own[name].shape, tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in found.items():
-            own[name].copy_(tensor)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _difference(network: Network, name: str, ours: torch.Size, theirs: torch.Size) -> str:
-    channels, height, width = network.shape
-    if name.startswith("classifier.") and ours[0] != theirs[0]:
-        return f"its network '{network.name}' knows {theirs[0]} classes, the data set has {ours[0]}"
-    if len(ours) == 4 and len(theirs) == 4 and ours[1] == channels != theirs[1] and ours[0] == theirs[0] and ours[2:] == theirs[2:]:
-        return f"its network '{network.name}' reads images of {theirs[1]} channels, the data set has {channels}"
-    if name.startswith("classifier."):
-        return f"its last layer reads {theirs[1]} features, those of {channels}x{height}x{width} images are {ours[1]}: another image size"
-    return f"'{name}' is {list(theirs)}, in network '{network.name}' for {channels}x{height}x{width} images it is {list(ours)}"

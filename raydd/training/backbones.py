@@ -39,6 +39,7 @@ from raydd.training.weights import (
     cache_path,
     download,
     exists,
+    is_file,
     torchvision_url,
     torchvision_weights,
 )
@@ -182,9 +183,9 @@ class TeacherConfig:
     """Where teachers come from; the fields are the YAML keys under ``method.teachers``.
 
     ``weights``: ``train`` trains them here; ``torchvision`` reads that library's ``IMAGENET1K_V1``; else the URL of a file, of a
-    folder that holds ``<network>.safetensors``, ``.pth`` or ``.pt`` (or EDC's ``<Network>/squeeze_<Network>.pth``), or one with
-    ``{network}`` in it. ``mean``/``std``: how the images of those files' networks are normalised, where the files do not say
-    (default: as the data set's). ``download``: fetch torchvision's weights that are not in torch hub's cache.
+    folder that holds ``<network>.safetensors``, ``.pth``, ``.pt`` (or EDC's ``<Network>/squeeze_<Network>.pth``), ``.pth.tar`` or
+    ``.ckpt``, or one with ``{network}`` in it. ``mean``/``std``: how the images of those files' networks are normalised, where the
+    files do not say (default: as the data set's). ``download``: fetch torchvision's weights that are not in torch hub's cache.
 
     The other keys are of training alone. ``init``: ``random`` (default), or ``torchvision`` for its ``IMAGENET1K_V1`` weights with a
     new last layer. ``epochs``: the schedule's length. ``save_epoch``: the epoch (from 0) whose weights are used, by default the
@@ -263,11 +264,12 @@ class TeacherConfig:
         names = spellings(network)
         if "{network}" in self.weights:
             return [self.weights.replace("{network}", name) for name in names]
-        if self.weights.endswith(SUFFIXES):
+        if is_file(self.weights):
             return [self.weights]
         return [
-            *(join(self.weights, f"{name}{suffix}") for name in names for suffix in SUFFIXES),
+            *(join(self.weights, f"{name}{suffix}") for name in names for suffix in SUFFIXES[:3]),
             *(join(self.weights, name, f"squeeze_{name}.pth") for name in names),
+            *(join(self.weights, f"{name}{suffix}") for name in names for suffix in SUFFIXES[3:]),
         ]
 
     def fetch(self, networks: Sequence[str]) -> None:
@@ -312,7 +314,7 @@ def _fault(weights: Weights | None, network: str, shape: Shape, classes: int, he
     try:
         fresh = _fresh(network, shape, classes)
         if weights is not None:
-            weights.fill(fresh, head=head)
+            weights.fill(fresh, head=head, tell=log.info)
     except (ConfigError, DataError, TornFileError) as error:
         return f"network '{network}': {error}"
     return ""

@@ -1,44 +1,41 @@
-"""Files of trained weights: ``.pth`` and ``.pt`` of others, safetensors, torchvision's published ones; read without unpickling.
+"""Files of trained weights: ``.pth`` and its like of others, safetensors, torchvision's published ones; read without unpickling.
 
-A ``.pth`` or ``.pt`` holds a state dict, plain or under ``state_dict``, ``model`` or ``net`` (else timm's averaged one, under
-``state_dict_ema``), with or without ``module.`` or Lightning's ``model.`` before its names. A safetensors file may say in its
+What a file holds is found as :mod:`raydd.training.checkpoints` says, and its names are fitted to a network's as
+:mod:`raydd.networks.fitting` says: ours or the published ones (:mod:`raydd.networks.released`). A safetensors file may say in its
 metadata how the images of its network are normalised: ``mean`` and ``std``, JSON lists of a number per channel, of pixels in
-[0, 1]. Names are ours or the published ones (:mod:`raydd.networks.released`); an output of
-:class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
+[0, 1]. An output of :class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from raydd.artifacts.formats import load_pt
 from raydd.core.errors import ConfigError, DataError
-from raydd.core.storage import Storage
+from raydd.core.storage import Storage, protocol
 from raydd.core.tensors import Tensors, load_metadata, load_tensors
 from raydd.core.units import unkeyed
 from raydd.data.catalog import IMAGENET_MEAN, IMAGENET_STD
 from raydd.networks.base import Network
+from raydd.networks.fitting import Fit, fit, load_published_
 from raydd.networks.names import normalise_name
-from raydd.networks.released import load_published_
+from raydd.training.checkpoints import find_weights, load_checkpoint
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".tar", ".th")
+"""How files of weights are called; one that is there is read whatever it is called."""
 _SITE = "https://download.pytorch.org/models/"
-_WRAPPERS = ("state_dict", "model", "net", "model_state_dict", "network", "state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_TRANSFORMED = ("torchvision/googlenet", "torchvision/inception_v3")
+"""Networks whose published weights read images in another normalisation, which torchvision converts inside the network."""
 _WAIT_SECONDS = 30.0
 Values = tuple[float, ...]
 
@@ -62,27 +59,45 @@ class Weights:
         place = _place(url)
         return cls(url=url if place != url else Storage(url).url, digest=_digest(*_stamped(place)), mean=mean, std=std)
 
-    def fill(self, network: Network, *, head: bool = True) -> tuple[Values, Values]:
+    def fill(self, network: Network, *, head: bool = True, tell: Callable[[str], None] | None = None) -> tuple[Values, Values]:
         """Write the weights into a network in place and return the mean and std of its images (empty: not known).
 
-        ``head=False``: the last linear layer stays as it is. ``DataError`` for a file that is missing, has changed since it was
-        planned with, or holds something else; ``ConfigError`` for one of another network, image shape or number of classes.
+        ``head=False``: the last linear layer stays as it is. ``tell`` gets a line for each choice that was made and each kind of
+        thing in the file that was left out. ``DataError`` for a file that is missing, has changed since it was planned with, or
+        holds something else; ``ConfigError`` for one of another network, image shape or number of classes.
         """
         data = _read(self.url)
         if hashlib.sha256(data).hexdigest() != self.digest:
             planned = f"planned was {self.digest[:12]}" if self.digest else "it was missing when this was planned"
             raise DataError(f"{self.url} has changed: its sha256 is {hashlib.sha256(data).hexdigest()[:12]}, {planned}")
-        state, mean, std = parse_weights(data, self.url)
-        load_published_(network, state, self.url, head=head)
+        value, mean, std = parse_weights(data, self.url)
+
+        def fits(state: Tensors, what: str) -> Fit:
+            return fit(network, state, what, head=head)
+
+        found = find_weights(value, self.url, fits)
+        load_published_(network, found.state, self.url, head=head)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
             raise DataError(f"{self.url} holds NaN or infinity")
         for name, tensor in network.state_dict().items():
             if name.endswith("running_var") and bool((tensor < 0).any()):
                 raise DataError(f"{self.url}: negative variances in {name}")
+        self._transform_input_(network)
+        if tell is not None:
+            for line in found.notes():
+                tell(f"{self.url}: {line}")
         mean, std = (mean, std) if mean else (self.mean, self.std)
         if mean and {len(mean), len(std)} != {network.shape[0]}:
             raise ConfigError(f"{self.url}: {len(mean)} means and {len(std)} deviations for images of {network.shape[0]} channels")
         return mean, std
+
+    def _transform_input_(self, network: Network) -> None:
+        """Make a network with published weights convert images as torchvision makes it do with them."""
+        if network.name in _TRANSFORMED:
+            published = torchvision_url(network.name).rpartition("/")[2]
+            known = published.rpartition("-")[2].partition(".")[0]  # the file's hash begins so
+            if self.url.endswith(published) or self.digest.startswith(known):
+                network.body.transform_input = True  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +172,17 @@ def exists(url: str) -> bool:
     return storage.exists(name)
 
 
+def is_file(url: str) -> bool:
+    """Return whether ``url`` means one file of weights, not a folder of them: what is there tells, else how it is called."""
+    storage, name = _storage(url.rstrip("/"))
+    named = url.lower().endswith(SUFFIXES)
+    if protocol(url) in ("http", "https"):  # where anything that is there is a file
+        return named
+    if not storage.exists(name):
+        return named
+    return bool(storage.fs.info(f"{storage.root.rstrip('/')}/{name}")["type"] != "directory")
+
+
 def _stamped(url: str) -> tuple[str, str]:
     """Return a file's URL and what changes with its contents (size, times), an empty text while it is missing."""
     storage, name = _storage(url)
@@ -182,20 +208,21 @@ def _read(url: str) -> bytes:
         raise DataError(f"{url} does not exist") from error
 
 
-def parse_weights(data: bytes, what: str) -> tuple[Tensors, Values, Values]:
-    """Return the state dict in a file's bytes, and the mean and std it carries (empty if it carries none).
+def parse_weights(data: bytes, what: str) -> tuple[Any, Values, Values]:
+    """Return what is in a file's bytes, for :func:`find_weights`, and the mean and std it carries (empty if it carries none).
 
-    ``what``: the file's URL, whose ending tells its format. ``DataError`` for anything but tensors, ``TornFileError`` for broken bytes.
+    ``what``: the file's URL. ``DataError`` for anything but tensors and plain values, ``TornFileError`` for broken bytes.
     """
-    if what.endswith(".safetensors"):
+    if data.lstrip()[:1] == b"{":
+        raise DataError(f"{what} is text, no file of weights; of weights in several parts, put these into one file")
+    if what.endswith(".safetensors") or data[8:9] == b"{":
         state = load_tensors(data, what)
         metadata = load_metadata(data)
         mean, std = (_values(metadata.get(key), f"{what}: {key}") for key in ("mean", "std"))
         if len(mean) != len(std) or any(value <= 0 for value in std):
             raise DataError(f"{what}: mean {list(mean)} and std {list(std)} must be as long as each other, and std above 0")
-        return _plain(state), mean, std
-    with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that training scripts keep beside their weights
-        return _plain(_unwrap(load_pt(data, what), what)), (), ()
+        return _of_unit(state), mean, std
+    return _of_unit(load_checkpoint(data, what)), (), ()
 
 
 def _values(text: str | None, what: str) -> Values:
@@ -207,24 +234,8 @@ def _values(text: str | None, what: str) -> Values:
         raise DataError(f"{what} is '{text}'; a JSON list of numbers is read") from error
 
 
-def _unwrap(value: Any, what: str) -> dict[str, Tensor]:
-    for _ in range(3):
-        if not isinstance(value, Mapping):
-            raise DataError(f"{what} holds a {type(value).__name__}; a state dict is read")
-        if value and all(isinstance(part, Tensor) for part in value.values()):
-            return {str(name): part for name, part in value.items()}
-        inner = [value[key] for key in _WRAPPERS if isinstance(value.get(key), Mapping)]
-        if not inner:
-            break
-        value = inner[0]
-    raise DataError(f"{what} holds {sorted(map(str, value))[:8]}; a state dict is read, plain or under one of {', '.join(_WRAPPERS)}")
-
-
-def _plain(state: Mapping[str, Tensor]) -> Tensors:
-    """Return a state dict without what wrappers put before its names, and without torchvision's oldest spelling of DenseNets."""
-    if any(name.startswith("params.") for name in state):
-        state = {name.split(".", 1)[1]: value for name, value in state.items() if name.startswith(("params.", "buffers."))}
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\b", r"\1\2", name): value for name, value in state.items()}
+def _of_unit(value: Any) -> Any:
+    """Return the weights of a training's output from a store, anything else as it is."""
+    if not isinstance(value, Mapping) or not any(str(name).startswith("params.") for name in value):
+        return value
+    return {name.split(".", 1)[1]: part for name, part in value.items() if str(name).startswith(("params.", "buffers."))}

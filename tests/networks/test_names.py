@@ -6,7 +6,7 @@ import pytest
 
 from raydd.core.errors import ConfigError
 from raydd.networks import list_networks, normalise_name, pool, strip_batchnorm
-from raydd.networks.names import ALIASES, POOLS, parse_zoo_name, zoo_names
+from raydd.networks.names import ALIASES, POOLS, parse_zoo_name, spellings, zoo_names
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ from raydd.networks.names import ALIASES, POOLS, parse_zoo_name, zoo_names
         ("resnet18", "torchvision/resnet18"),
         ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
         ("vit_tiny_patch16_224", "timm/vit_tiny_patch16_224"),
+        ("timm/tv_resnet50", "timm/resnet50.tv_in1k"),
+        ("ssl_resnet18", "timm/resnet18.fb_ssl_yfcc100m_ft_in1k"),
+        ("vit_small_patch16_224_in21k", "timm/vit_small_patch16_224.augreg_in21k"),
     ],
 )
 def test_spellings_have_one_canonical_name(given: str, canonical: str) -> None:
@@ -56,6 +59,11 @@ def test_canonical_names_name_themselves(name: str) -> None:
 def test_bad_names_are_explained(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         normalise_name(name)
+
+
+def test_files_may_have_timms_former_names() -> None:
+    assert spellings("tv_densenet121") == ["densenet121.tv_in1k", "tv_densenet121"]
+    assert spellings("timm/resnet18") == ["resnet18"]
 
 
 def test_listing_by_pattern() -> None:

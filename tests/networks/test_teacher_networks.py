@@ -22,8 +22,9 @@ from raydd.networks import (
     reinitialise_,
     strip_batchnorm,
 )
+from raydd.networks.fitting import load_published_
 from raydd.networks.names import EDC_RESNET18, spellings
-from raydd.networks.released import load_published_, published_name
+from raydd.networks.released import published_name
 from raydd.training.precision import cancelled_biases
 
 TEACHERS = [EDC_RESNET18, "mobilenetv2_cifar", "wrn_16_2", "shufflenetv2_cifar"]

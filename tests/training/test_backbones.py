@@ -339,11 +339,6 @@ def test_missing_weights_are_fetched_where_that_is_asked_for(tmp_path: Path, mon
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_densenets_oldest_spelling() -> None:
-    renamed = files._plain({"features.denseblock1.denselayer2.norm.1.weight": torch.ones(1), "features.norm0.weight": torch.ones(1)})
-    assert list(renamed) == ["features.denseblock1.denselayer2.norm1.weight", "features.norm0.weight"]
-
-
 # Teachers trained here.
 
 

@@ -173,7 +173,7 @@ def _catalog() -> dict[str, Entry]:
         ),
         Entry(
             info=_info("webdataset", (3, 0, 0), 0, (), ()), source="shards", roots=(),
-            hint="set dataset.shards to a folder written by 'raydd shard', or to a URL such as s3://bucket/train-{000000..000099}.tar",
+            hint="set dataset.shards to a folder of tars, or to a URL such as s3://bucket/train-{000000..000099}.tar",
         ),
     ]
     return {entry.info.name: entry for entry in entries}

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from raydd.core.errors import ConfigError
 from raydd.core.storage import absolute, check_url
 from raydd.data.catalog import check_normalisation
+from raydd.data.shard_names import check_packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,8 @@ class DatasetConfig:
 
     ``name``: a name of the catalog, or ``image_folder`` / ``webdataset`` for data of one's own.
     ``root``: folder or fsspec URL of the files as their publisher packs them (default: the catalog's, below ``data/``).
-    ``shards``: URL of a folder written by ``raydd shard``, or a WebDataset URL with braces; read instead of ``root``.
-    ``test_shards``: WebDataset URL of the test split, where ``shards`` is a URL with braces.
+    ``shards``: URL of a folder written by ``raydd shard`` or of a folder of tars, or a WebDataset URL with braces; read instead of
+    ``root``. ``test_shards``: WebDataset URL of the test split, where ``shards`` is a URL of tars.
     ``size``: side in pixels of the square images that come out. ``fit``: ``crop`` brings the shorter side to ``resize``
     (default: the catalog's, else ``size``) and cuts the centre; ``squash`` scales both sides to ``size``.
     ``channels``: 1 or 3, for data of one's own (default 3).
@@ -73,6 +74,9 @@ class DatasetConfig:
         for key in ("root", "shards", "test_shards"):
             if getattr(self, key) is not None:
                 check_url(getattr(self, key), f"dataset.{key}")
+        for key in ("shards", "test_shards"):
+            if getattr(self, key) is not None:
+                check_packed(getattr(self, key), f"dataset.{key}")
 
     def absolute(self) -> DatasetConfig:
         """Return the same with local paths made absolute: workers run in other folders than the driver."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from raydd.data.base import BaseData, Subset, keyed_split
 from raydd.data.catalog import DatasetInfo, Entry, entry
 from raydd.data.config import DatasetConfig
 from raydd.data.listing import Tree
+from raydd.data.shard_names import is_pattern
 from raydd.data.sources import load_sources
 from raydd.data.sources.base import SOURCES, Source, sized
 
@@ -29,7 +31,7 @@ def _source(item: Entry, config: DatasetConfig) -> Source:
 
 def _files(item: Entry, config: DatasetConfig) -> Tree:
     """Return where the files are: the job's place, else the first of the catalog's that has them, else its first."""
-    place = config.shards.rsplit("/", 1)[0] if config.shards and config.shards.endswith(".tar") else config.shards
+    place = os.path.dirname(config.shards) or "." if config.shards and is_pattern(config.shards) else config.shards
     given = place or config.root
     if given is not None or not item.roots:
         return Tree(given or ".")
@@ -74,7 +76,7 @@ def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
     if item.hint and config.shards is None:
         ways.append(item.hint)
     if config.shards is not None:
-        ways.append("set dataset.shards to what 'raydd shard' wrote")
+        ways.append("set dataset.shards to what 'raydd shard' wrote, a folder of tars, or a URL such as s3://bucket/train-{000000..000099}.tar")
     elif item.roots and item.info.classes:  # own data: its hint says it
         ways.append("set dataset.root to where the files are")
     return f"{config.name} ({files.url}): " + "; or ".join(ways)

@@ -21,6 +21,7 @@ import torch
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors, load_tensors
+from raydd.data.inventory import LeftOut
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -41,9 +42,9 @@ class Index:
     def __len__(self) -> int:
         return len(self.label)
 
-    def dump(self) -> bytes:
-        """Return the index as a safetensors file; equal indices give equal bytes."""
-        encoded = [key.encode() for key in self.keys]
+    def dump(self, metadata: dict[str, str] | None = None) -> bytes:
+        """Return the index as a safetensors file; equal indices give equal bytes. ``metadata``: texts to keep in its header."""
+        encoded = [key.encode(errors="surrogateescape") for key in self.keys]
         names = "\n".join(self.names).encode()
         arrays: dict[str, np.ndarray] = {
             "shard": self.shard.astype(np.int32),
@@ -55,7 +56,7 @@ class Index:
             "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
             "names": np.frombuffer(names, np.uint8),
         }
-        return dump_tensors({name: torch.from_numpy(value.copy()) for name, value in arrays.items()})
+        return dump_tensors({name: torch.from_numpy(value.copy()) for name, value in arrays.items()}, metadata)
 
     @classmethod
     def parse(cls, data: bytes, what: str) -> Index:
@@ -63,7 +64,7 @@ class Index:
         arrays = {name: value.numpy() for name, value in load_tensors(data, what).items()}
         try:
             flat, ends = arrays["keys"].tobytes(), arrays["key_ends"].tolist()
-            keys = [flat[start:end].decode() for start, end in zip([0, *ends], ends)]
+            keys = [flat[start:end].decode(errors="surrogateescape") for start, end in zip([0, *ends], ends)]
             names = arrays["names"].tobytes().decode().split("\n")
             index = cls(
                 names=names,
@@ -81,8 +82,23 @@ class Index:
         return index
 
 
+UNDECODED = "sample that could not be decoded"
+
+
+def left_out_of(facts: dict[str, Any], what: str) -> LeftOut:
+    """Return what a split's source left out and its writing skipped, as the manifest ``what`` says; older ones have a count only."""
+    try:
+        left_out = LeftOut.from_dict(facts.get("left_out", {}))
+        skipped = int(facts.get("skipped", 0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{what} is torn: left_out: {error}") from error
+    if skipped and UNDECODED not in left_out.reasons:
+        left_out.add(UNDECODED, "not named", skipped)
+    return left_out
+
+
 def read_manifest(files: Storage) -> dict[str, Any] | None:
-    """Return the manifest of a shard folder, or ``None`` if there is none; ``DataError`` if it is torn or too new."""
+    """Return the manifest of a shard folder, or ``None`` if there is none of ours; ``DataError`` if it is torn or too new."""
     try:
         data = files.get(MANIFEST)
     except FileNotFoundError:
@@ -90,6 +106,8 @@ def read_manifest(files: Storage) -> dict[str, Any] | None:
     what = join(files.url, MANIFEST)
     try:
         manifest = json.loads(data)
+        if isinstance(manifest, dict) and not {"format", "splits"} & manifest.keys():
+            return None  # of others
         version, splits = int(manifest["format"]), dict(manifest["splits"])
         for split in splits.values():
             lacking = {"count", "index_sha256", "shards"} - split.keys()

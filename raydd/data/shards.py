@@ -25,7 +25,8 @@ from raydd.data.datasets import describe, open_data
 from raydd.data.encoded import EncodedData, decode_threads
 from raydd.data.folder import FolderData
 from raydd.data.images import decode, decode_into, encode
-from raydd.data.shard_format import FORMAT, MANIFEST, Index, read_manifest
+from raydd.data.inventory import EXAMPLES, LeftOut
+from raydd.data.shard_format import FORMAT, MANIFEST, UNDECODED, Index, read_manifest
 
 log = logging.getLogger(__name__)
 Encoding = Literal["original", "png", "jpg"]
@@ -246,9 +247,22 @@ def _write_shard(job: _Job, number: int, ids: np.ndarray, identity: np.ndarray) 
         "skipped": len(ids) - len(rows),
         "rows": rows,
     }
+    if len(rows) < len(ids):
+        written = {row[0] for row in rows}
+        lost = [int(sample) for sample in ids if f"{sample:09d}" not in written]
+        part["lost"] = [_origin(job.data, sample) or f"sample {sample}" for sample in lost[:EXAMPLES]]
     job.files.put(job.tar_path(number), data)
     job.files.put(job.part_path(number), json.dumps(part).encode())
     return part
+
+
+def _lost(part: dict[str, Any]) -> LeftOut:
+    """Return what could not be decoded for a shard."""
+    lost = LeftOut()
+    names = [*map(str, part.get("lost", ())), "not named"][: part["skipped"]]
+    for place, name in enumerate(names):
+        lost.add(UNDECODED, name, 1 if place < len(names) - 1 else part["skipped"] - place)
+    return lost
 
 
 def _publish(job: _Job, facts: dict[str, Any], before: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -274,6 +288,11 @@ def _publish(job: _Job, facts: dict[str, Any], before: dict[str, Any], parts: li
         "fingerprint": job.fingerprint,
         "shards": described,
     }
+    left_out = LeftOut().merge([job.data.left_out, *map(_lost, parts)])
+    if left_out:
+        split["left_out"] = left_out.to_dict()
+    if job.data.notes:
+        split["notes"] = list(job.data.notes)
     manifest = {**facts, "splits": {**before, job.split: split}}
     job.files.put(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest

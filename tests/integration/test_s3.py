@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ import raydd
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import write_set
 from raydd.config import load_job
-from raydd.core.errors import StorageError
+from raydd.core.errors import DataError, StorageError
 from raydd.core.keeping import collect, register_run
 from raydd.core.storage import Storage
 from raydd.core.store import Store
+from raydd.data import shards as writer
+from raydd.data.base import BaseData
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import missing, open_data
+from raydd.data.shards import write_shards
 from raydd.export import main as export
 from raydd.gc import main as gc
 from raydd.runtime.pipeline import run_job
@@ -182,3 +186,51 @@ def test_two_slashes_in_a_url_are_one(either_s3: Server) -> None:
         assert missing(config) == []
         data = open_data(config)["train"]
         assert data.take(torch.arange(4)).shape == (4, 3, 8, 8)
+
+
+def contents(data: BaseData) -> dict[bytes, tuple[int, bytes]]:
+    images = data.take(torch.arange(len(data)))
+    return {bytes(key): (int(y), x.numpy().tobytes()) for key, y, x in zip(data.identities(), data.labels, images)}
+
+
+def test_shards_and_folders(either_s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = Storage(either_s3.url("shards")), Storage(str(tmp_path))
+    for split, count in (("train", 9), ("test", 3)):
+        for label, name in enumerate(("a", "b", "c")):
+            for number in range(count):
+                for storage in (there, here):
+                    storage.put(f"files/{split}/{name}/{number}.png", png(9 * label + number))
+    source = DatasetConfig(name="image_folder", root=f"{here.url}/files")
+    assert contents(open_data(replace(source, root=f"{there.url}/files"))["train"]) == contents(open_data(source)["train"])
+    write_shards(source, f"{here.url}/out", "test")
+    local = write_shards(source, f"{here.url}/out", shard_size=5)
+    write_shards(source, f"{there.url}/out", "test")
+    real = writer._write_shard
+
+    def dies(job, number, ids, identity):  # type: ignore[no-untyped-def]
+        if number == 2:
+            raise DataError("stopped")
+        return real(job, number, ids, identity)
+
+    monkeypatch.setattr(writer, "_write_shard", dies)
+    with pytest.raises(DataError, match="stopped"):
+        write_shards(source, f"{there.url}/out", shard_size=5, workers=1)
+    monkeypatch.setattr(writer, "_write_shard", real)
+    assert write_shards(source, f"{there.url}/out", shard_size=5) == local
+    read = [open_data(DatasetConfig(name="webdataset", shards=f"{place}/out"))["train"] for place in (here.url, there.url)]
+    assert read[0].digest == read[1].digest
+    assert contents(read[0]) == contents(read[1])
+    assert torch.equal(torch.cat([y for _, y in read[1].stream(0, 1, batch=4)]), read[0].labels)
+    for path in [path for path in there.list("out") if path.endswith(".json")]:
+        there.delete(path)  # a folder of tars alone, and of folders that are empty now
+    foreign = [f"{there.url}/out", f"{there.url}//out/train-*.tar", f"{there.url}/out/train-{{000000..000005}}.tar"]
+    for shards in foreign:
+        config = DatasetConfig(
+            name="webdataset", shards=shards, test_shards=None if shards == foreign[0] else f"{there.url}/out/test-000000.tar"
+        )
+        assert missing(config) == []
+        assert {split: len(data) for split, data in open_data(config).items()} == {"train": 27, "test": 9}
+    torn = there.get("out/train-000003.tar")
+    there.put("out/train-000003.tar", torn[:4096])
+    with pytest.raises(DataError, match=r"train-000003\.tar is torn"):
+        open_data(DatasetConfig(name="webdataset", shards=foreign[2]))

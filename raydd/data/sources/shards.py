@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from raydd.core.errors import ConfigError, DataError
-from raydd.core.storage import Storage
+from raydd.core.storage import Storage, join
 from raydd.data.base import BaseData
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, decode
+from raydd.data.inventory import LeftOut
 from raydd.data.shard_data import ShardData
-from raydd.data.shard_format import MANIFEST, Index, read_index, read_manifest
+from raydd.data.shard_format import MANIFEST, Index, left_out_of, read_index, read_manifest
+from raydd.data.shard_names import find_shards, is_pattern, split_pattern
 from raydd.data.sources.base import SOURCES, Source, sized, transform_of
-from raydd.data.tar_index import scan_shards, split_pattern
+from raydd.data.tar_index import Scanned, scan_shards
+
+_MOST_CLASSES = 1 << 16
+"""Labels below it may be classes without samples; larger ones than there are samples are mistakes."""
 
 _TRIED = 100
 """Damaged images of foreign shards that are passed over to find one whose size can be read."""
 
 
 class ShardSource(Source):
-    """``dataset.shards`` is a folder with a manifest, or a URL ending in ``.tar`` (braces allowed)."""
+    """``dataset.shards`` is a folder with a manifest, a folder of others' tars, or a URL ending in ``.tar`` (with braces, ``*``, ``?``)."""
 
     def missing(self, files: Storage, item: Entry, config: DatasetConfig) -> list[str]:
         if config.shards is None:
             return [f"dataset.shards is not set: {item.hint}"]
-        if config.shards.endswith(".tar"):
+        if is_pattern(config.shards):
             absent = []
             for key, url in (("shards", config.shards), ("test_shards", config.test_shards)):
                 if url is not None:
                     folder, names = split_pattern(url, f"dataset.{key}")
-                    absent += _absent(Storage(folder), names)
+                    absent += _absent(Storage(folder), names) if names else [f"no tar file is called {url}"]
             return absent
+        if _is_file(files):
+            return [f"{files.url} is a file, but no .tar"]
         manifest = read_manifest(files)
         if manifest is None:
-            return [f"{MANIFEST} is not in {files.url} (if 'raydd shard' was interrupted, start it again: it goes on where it stopped)"]
+            return _missing_foreign(files, config)
         unwritten = [split for split in ("train", "test") if split not in manifest["splits"]]
         if unwritten:
             return [f"the split '{split}' is not in {files.url} (write it with 'raydd shard --split {split}')" for split in unwritten]
@@ -47,55 +57,113 @@ class ShardSource(Source):
     def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if config.shards is None:
             raise DataError(f"dataset.shards is not set: {item.hint}")
-        if config.shards.endswith(".tar"):
-            return item.info if item.info.classes else self._describe_foreign(item, config)
-        manifest = read_manifest(files)
-        if manifest is None:
-            if item.info.classes:
-                return item.info
-            raise DataError("; ".join(self.missing(files, item, config)))
-        return _from_manifest(manifest, item, files)
+        manifest = None if is_pattern(config.shards) or _is_file(files) else read_manifest(files)
+        if manifest is not None:
+            return _from_manifest(manifest, item, files)
+        if item.info.classes:
+            return item.info
+        absent = self.missing(files, item, config)
+        if absent:
+            raise DataError("; ".join(absent))
+        return self._describe_foreign(files, item, config)
 
-    def _describe_foreign(self, item: Entry, config: DatasetConfig) -> DatasetInfo:
-        where, index, _ = _scan(config.shards, "dataset.shards")
+    def _describe_foreign(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
+        train = _foreign(files, config)[0]["train"]
+        scanned = train.scanned(config)
         channels = config.channels or 3
         if config.size:
             height, width = config.size, config.size
         else:
-            height, width = _first_size(where, index, channels, _TRIED if config.on_error == "skip" else 1)
+            height, width = _first_size(train.files, scanned.index, channels, _TRIED if config.on_error == "skip" else 1)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
-        classes = int(index.label.max()) + 1
-        names = tuple(str(label) for label in range(classes))
-        facts: dict[str, Any] = {"classes": classes, "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
+        first, last = first_label(scanned.index, item.info.classes), int(scanned.index.label.max())
+        names = tuple(str(label) for label in range(first, last + 1))
+        facts: dict[str, Any] = {"classes": len(names), "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
         return replace(item.info, class_names=names, **facts)
 
     def open(self, files: Storage, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         info = sized(self.describe(files, item, config), config)
         skip = config.on_error == "skip"
-        if config.shards is not None and not config.shards.endswith(".tar"):
-            return self._open_folder(files, item, config, info, skip)
+        if config.shards is not None and not is_pattern(config.shards):
+            manifest = read_manifest(files)
+            if manifest is not None:
+                return self._open_folder(files, item, config, info, manifest)
         transform = transform_of(info, item, config)
+        found, notes, left_out = _foreign(files, config)
+        first = first_label(found["train"].scanned(config).index, item.info.classes)
         splits = {}
-        for split, url in (("train", config.shards), ("test", config.test_shards)):
-            if url is not None:
-                where, index, digest = _scan(url, f"dataset.{'shards' if split == 'train' else 'test_shards'}")
-                if int(index.label.max()) >= info.classes:
-                    raise DataError(f"{url}: label {int(index.label.max())}, but {info.name} has {info.classes} classes")
-                splits[split] = ShardData(where, index, _digest([digest], transform), transform, skip)
+        for split, shards in found.items():
+            scanned = shards.scanned(config)
+            index = renumbered(scanned.index, first, info, shards.place)
+            facts = [scanned.digest] if first == 0 else [scanned.digest, f"labels from {first}"]
+            data = splits[split] = ShardData(shards.files, index, _digest(facts, transform), transform, skip)
+            data.place, data.left_out = shards.place, scanned.left_out
+        splits["train"].left_out = splits["train"].left_out.merge([left_out])
+        splits["train"].notes = (*notes, *_counted_from(first, info))
         return splits
 
     def _open_folder(
-        self, files: Storage, item: Entry, config: DatasetConfig, info: DatasetInfo, skip: bool
+        self, files: Storage, item: Entry, config: DatasetConfig, info: DatasetInfo, manifest: dict[str, Any]
     ) -> Mapping[str, BaseData]:
-        manifest = read_manifest(files)
-        if manifest is None:
-            raise DataError("; ".join(self.missing(files, item, config)))
         transform = _stored_transform(manifest, info, item, config)
         splits = {}
         for split, facts in manifest["splits"].items():
             digest = _digest([shard["sha256"] for shard in facts["shards"]], transform)
-            splits[split] = ShardData(files, read_index(files, split, facts), digest, transform, skip)
+            data = splits[split] = ShardData(files, read_index(files, split, facts), digest, transform, config.on_error == "skip")
+            data.place, data.left_out = join(files.url, f"{split}-*.tar"), left_out_of(facts, join(files.url, MANIFEST))
+            data.notes = tuple(map(str, facts.get("notes", ())))
         return splits
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The shards of one split of others' making."""
+
+    files: Storage
+    names: list[str]
+
+    @property
+    def place(self) -> str:
+        """Where they are, for a person."""
+        return join(self.files.url, self.names[0]) + (f" … {self.names[-1]}" if len(self.names) > 1 else "")
+
+    def scanned(self, config: DatasetConfig) -> Scanned:
+        """Return what they hold; the second time it is known."""
+        return scan_shards(self.files, self.names, config.on_error == "skip")
+
+
+def _foreign(files: Storage, config: DatasetConfig) -> tuple[dict[str, _Shards], tuple[str, ...], LeftOut]:
+    """Return the shards of each split, notes on how they were told apart, and what lies beside them."""
+    if config.shards is not None and not is_pattern(config.shards):
+        found = find_shards(files)
+        if found.problem:
+            raise DataError(found.problem)
+        splits = {split: _Shards(files, names) for split, names in (("train", found.train), ("test", found.test)) if names}
+        return splits, found.notes, found.left_out
+    splits = {}
+    for split, key, url in (("train", "shards", config.shards), ("test", "test_shards", config.test_shards)):
+        if url is not None:
+            folder, names = split_pattern(url, f"dataset.{key}")
+            splits[split] = _Shards(Storage(folder), names)
+    return splits, (), LeftOut()
+
+
+def _missing_foreign(files: Storage, config: DatasetConfig) -> list[str]:
+    """Return why a folder without a manifest is no set of shards; nothing if it holds tars of others."""
+    if any(name.endswith(".json") for name in files.files("parts")):
+        return [f"{MANIFEST} is not in {files.url}: 'raydd shard' was interrupted there; start it again: it goes on where it stopped"]
+    found = find_shards(files)
+    if found.problem:
+        return [found.problem]
+    if not found.train:
+        return [f"neither {MANIFEST} of 'raydd shard' nor a .tar is in {files.url}"]
+    if config.test_shards is not None:
+        return ["dataset.test_shards needs dataset.shards to be a URL of tars, such as …/train-{000..009}.tar"]
+    return []
+
+
+def _is_file(files: Storage) -> bool:
+    return files.local and os.path.isfile(files.root)
 
 
 def _absent(files: Storage, names: list[str]) -> list[str]:
@@ -104,10 +172,36 @@ def _absent(files: Storage, names: list[str]) -> list[str]:
     return [f"shard {name} is not in {files.url}" for name in absent[:5]] + more
 
 
-def _scan(url: str | None, what: str) -> tuple[Storage, Index, str]:
-    folder, names = split_pattern(url or "", what)
-    files = Storage(folder)
-    return files, *scan_shards(files, names)
+def first_label(index: Index, classes: int) -> int:
+    """Return 1 for labels that are counted from 1 beyond doubt, else 0; ``classes``: how many there are, 0 where that is not known.
+
+    That is: none is 0, and all from 1 on occur, or the largest is the number of classes. Raises ``DataError`` for a label that
+    would make more classes than there can be.
+    """
+    last = int(index.label.max())
+    if last >= max(len(index), _MOST_CLASSES):
+        sample = int(index.label.argmax())
+        title = f"sample '{index.keys[sample]}' of {index.names[int(index.shard[sample])]}"
+        raise DataError(f"{title} has the label {last}, but there are {len(index)} samples; labels number the classes from 0")
+    if int(index.label.min()) != 1:
+        return 0
+    return int(last == classes if classes else len(np.unique(index.label)) == last)
+
+
+def renumbered(index: Index, first: int, info: DatasetInfo, place: str) -> Index:
+    """Return the index with labels counted from 0; ``DataError`` for a label that is no class of ``info``."""
+    wrong = np.flatnonzero((index.label < first) | (index.label >= first + info.classes))
+    if len(wrong):
+        sample, last = int(wrong[0]), first + info.classes - 1
+        held = f"sample '{index.keys[sample]}' has the label {int(index.label[sample])}"
+        raise DataError(f"{place}: {held}, but {info.name} has {info.classes} classes, whose labels go from {first} to {last}")
+    return replace(index, label=index.label - first) if first else index
+
+
+def _counted_from(first: int, info: DatasetInfo) -> tuple[str, ...]:
+    if not first:
+        return ()
+    return (f"labels start at {first}: label {first} is class 0, and so on up to label {info.classes}, which is class {info.classes - 1}",)
 
 
 def _digest(parts: list[str], transform: Transform) -> str:

@@ -138,7 +138,7 @@ class EncodedData(BaseData):
                 return
             except DataError as error:
                 if not self.skip:
-                    raise
+                    raise DataError(f"{error}; dataset.on_error=skip takes the next sample of its class instead, and counts") from error
                 if title not in self.skipped:
                     log.warning("%s; replaced by the next sample of its class", error)
                     self.skipped[title] = str(error)

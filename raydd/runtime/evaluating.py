@@ -162,7 +162,7 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     params = {**flatten(job.stated()), **protocol_params(plan)}
     tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags)
     try:
-        report = _evaluate(job, plan, store, tell)
+        report = _evaluate(job, plan, store)
         files = {"report.json": to_json(report.to_dict()), **report_files(report)}
         for name, data in files.items():
             output.put(name, data)
@@ -182,10 +182,10 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     return Outcome(report, places)
 
 
-def _evaluate(job: EvaluationJob, plan: EvaluationPlan, store: Store, tell: Callable[[str], None]) -> Report:
+def _evaluate(job: EvaluationJob, plan: EvaluationPlan, store: Store) -> Report:
     runner = make_runner(job.compute, OpenData(job.dataset))
     targets = plan.targets()
-    with Progress(unit_table(targets)) as progress, stop_on_signals(runner, tell) as stopped:
+    with Progress(unit_table(targets)) as progress, stop_on_signals(runner, progress.say) as stopped:
         runner.run(targets, store, progress.on_event)
     if stopped.is_set() and not all(store.has(targets)):
         raise Interrupted("the same command goes on from here")

@@ -268,7 +268,9 @@ class Ledger:
         if node.stumbles >= MAX_STUMBLES:
             self.fail(key, text)
         else:
-            self.events.append(Event(kind="message", text=f"{node.stage.name} unit '{node.unit}' failed and is tried again: {text}"))
+            # What went wrong is told once: if it does again, as the error that ends the run.
+            kind = text.partition(":")[0]
+            self.events.append(Event(kind="message", text=f"{node.stage.name} unit '{node.unit}' failed ({kind}) and is tried again"))
 
     def fail(self, key: str, text: str) -> None:
         """Note that a unit cannot be computed; the run stops."""

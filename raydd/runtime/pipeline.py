@@ -84,7 +84,9 @@ def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[thr
         if not asked.is_set():
             asked.set()
             hint = " (once more to stop at once)" if number == signal.SIGINT else ""
-            tell(f"{signal.Signals(number).name}: saving the state, then stopping{hint}")
+            line = f"{signal.Signals(number).name}: saving the state, then stopping{hint}"
+            # In a thread: this may have interrupted a line that is being printed.
+            threading.Thread(target=tell, args=(line,)).start()
             runner.stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -202,7 +204,7 @@ class _Session:
         """Compute all targets."""
         job = self.plan.job
         runner = make_runner(job.compute, OpenData(job.dataset))
-        with Progress(unit_table(self.plan.targets)) as progress, stop_on_signals(runner, self.tell) as stopped:
+        with Progress(unit_table(self.plan.targets)) as progress, stop_on_signals(runner, progress.say) as stopped:
             runner.run(self.plan.targets, self.store, self._listener(progress.on_event))
         if stopped.is_set() and not all(self.store.has(self.plan.targets)):
             raise Interrupted(f"the same command goes on from here ({self.output.url})")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raydd.core.events import Event
 
@@ -24,6 +26,14 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def _redirect_logging(before: Any, now: Any) -> list[tuple[logging.StreamHandler[Any], Any]]:
+    """Send what is logged to ``before`` to ``now``, which prints above the bars; return what was changed."""
+    found = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is before]
+    for handler in found:
+        handler.setStream(now)
+    return [(handler, before) for handler in found]
 
 
 @dataclass
@@ -118,6 +128,7 @@ class Progress:
         self._summed_up = False
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     def __enter__(self) -> Progress:
         self._begun = self._now()
@@ -128,6 +139,7 @@ class Progress:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"))
             self._bars = Bars(*columns, TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), console=self.console, refresh_per_second=2)
             self._bars.start()
+            self._redirected = _redirect_logging(sys.__stderr__, sys.stderr)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -135,6 +147,8 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+            for handler, stream in self._redirected:
+                handler.setStream(stream)
             return
         for stage in self._stages.values():
             if stage.label in self._told and stage.made != stage.shown:
@@ -142,13 +156,12 @@ class Progress:
 
     def on_event(self, event: Event) -> None:
         """Show an event."""
+        # What fails is told once, as the error that ends the run.
         if event.kind == "message":
-            self._say(event.text)
+            self.say(event.text)
             return
         if not event.cached:
             self._sum_up()
-        if event.kind == "failed":
-            self._say(f"failed: {event.stage} unit '{event.unit}': {event.text}")
         stage = self._of.get(event.key)
         if stage is None:
             return
@@ -168,14 +181,15 @@ class Progress:
         self._summed_up = True
         for stage in self._stages.values():
             if stage.cached:
-                self._say(f"{stage.label}: {len(stage.cached)} of {len(stage.steps)} units already in the store")
+                self.say(f"{stage.label}: {len(stage.cached)} of {len(stage.steps)} units already in the store")
 
     def _line(self, stage: _Stage) -> None:
         now = self._now()
         self._told[stage.label], stage.shown = now, stage.made
-        self._say("  ".join([clock(now - self._begun), stage.label, f"{stage.made}/{stage.total} steps", *stage.facts(now)]))
+        self.say("  ".join([clock(now - self._begun), stage.label, f"{stage.made}/{stage.total} steps", *stage.facts(now)]))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line for a person, above the bars; not from within a signal handler, which may have interrupted another line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, bars: Bars, stage: _Stage) -> None:

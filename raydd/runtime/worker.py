@@ -228,7 +228,7 @@ class Worker:
             except Exception as error:
                 if lanes.world > 1:
                     raise  # a peer may have died; the whole group starts again
-                log.exception("%s unit '%s'", lease.ref.stage.name, lease.unit)
+                log.debug("%s unit '%s'", lease.ref.stage.name, lease.unit, exc_info=True)  # the ledger tells it, once
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 self.desk.stumbled(lease.ref.key, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 from toys import Total, Walk
 
@@ -77,15 +80,32 @@ def test_what_an_earlier_run_did_says_nothing_of_the_pace() -> None:
     ]
 
 
-def test_messages_and_failures_come_at_once_and_as_they_are() -> None:
+def test_messages_come_at_once_and_as_they_are_and_failures_are_left_to_the_error() -> None:
     progress, _, out = plain()
     with progress:
         progress.on_event(event("message", key="", text="a [red]message[/red] of [1, 2] that is much longer than a narrow line"))
         progress.on_event(event("failed", text="NumericsError: loss is nan"))
     assert out.getvalue().splitlines() == [
         "a [red]message[/red] of [1, 2] that is much longer than a narrow line",
-        "failed: distill/MatchDistributions unit 'unit-k0': NumericsError: loss is nan",
     ]
+
+
+def test_nothing_is_glued_to_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, color_system=None, _environ={"TERM": "xterm"})
+    handler = logging.StreamHandler(sys.__stderr__)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    with Progress(PLAN, console) as progress:
+        progress.on_event(event("start"))
+        progress.on_event(event("progress", t=500))
+        progress.say("SIGINT: saving the state")
+        logging.getLogger("raydd").warning("a server is away")
+    assert handler.stream is sys.__stderr__, "and is given back"
+    for line in ("SIGINT: saving the state", "a server is away"):
+        before, after = out.getvalue().split(line, 1)
+        assert before.endswith("\r\x1b[2K") or before.endswith("\n"), "the bar's line is cleared first"
+        assert after.startswith("\n")
+        assert MATCH in after, "the bar comes back below"
 
 
 def test_a_run_that_finds_everything_says_so() -> None:

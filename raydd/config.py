@@ -20,6 +20,8 @@ from raydd.data.config import DatasetConfig
 from raydd.evaluation.plan import EvaluationConfig, check_baseline, rivals
 from raydd.methods import METHODS, Method
 
+WAIT_SECONDS = 600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
@@ -28,6 +30,7 @@ class ComputeConfig:
     ``workers``: Ray Train workers, a number or ``[min, max]`` (elastic); 0 runs in this process without Ray.
     ``evaluators``: Ray tasks that evaluate snapshots beside the workers; 0 leaves that to the workers.
     ``gpus_per_worker``, ``cpus_per_worker``: what Ray reserves for each. ``checkpoint_every``: seconds.
+    ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of workers.
     """
 
     workers: Annotated[int, annotated_types.Ge(0)] | tuple[Annotated[int, annotated_types.Ge(1)], Annotated[int, annotated_types.Ge(1)]] = 2
@@ -35,6 +38,7 @@ class ComputeConfig:
     gpus_per_worker: Annotated[float, annotated_types.Ge(0)] = 0.0
     cpus_per_worker: Annotated[float, annotated_types.Gt(0)] = 1.0
     checkpoint_every: Annotated[float, annotated_types.Gt(0)] = 60.0
+    wait: Annotated[float, annotated_types.Ge(0)] = WAIT_SECONDS
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
@@ -42,6 +46,10 @@ class ComputeConfig:
         for name in ("evaluators", "gpus_per_worker"):
             if self.workers == 0 and getattr(self, name):
                 raise ConfigError(f"compute.{name}={getattr(self, name):g} has no effect with compute.workers=0 (no Ray)")
+        if self.workers == 0 and self.wait != WAIT_SECONDS:
+            raise ConfigError(f"compute.wait={self.wait:g} has no effect with compute.workers=0 (no Ray)")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ConfigError(f"compute.gpus_per_worker={self.gpus_per_worker:g}: allowed are whole numbers, and parts of one GPU (0.5)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,7 @@ def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
         gpus_per_worker=compute.gpus_per_worker,
         cpus_per_worker=compute.cpus_per_worker,
         checkpoint_every=compute.checkpoint_every,
+        wait=compute.wait,
     )
 
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.events import Event
 from raydd.core.store import Rows, Store
-from raydd.core.tensors import Tensors
 from raydd.core.units import Ref
+from raydd.runtime.capacity import Need, describe, room
 from raydd.runtime.ledger import Lease, Ledger
-from raydd.runtime.ray_session import ray_session, worker_environment
+from raydd.runtime.ray_address import Cancelled, waiting_for
+from raydd.runtime.ray_session import cluster_address, cluster_answers, ray_session, worker_environment
+from raydd.runtime.ray_supply import TELL_SECONDS, has_workers, machines, too_long, wait_for_room
 from raydd.runtime.runner import DataSource, OnEvent
 
 log = logging.getLogger(__name__)
-MAX_GROUP_RESTARTS = 200
+LOOK_SECONDS = 5.0
+"""How often the driver looks whether the cluster is there, and has room for a group that waits."""
+GONE_SECONDS = 30.0
+"""A head that does not answer for so long is gone: Ray would end this process after 60 s."""
 
 
 class LedgerActor:
@@ -31,6 +37,11 @@ class LedgerActor:
     def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int) -> None:
         self.ledger = Ledger(targets, store, evaluators)
         self.identity = uuid.uuid4().hex
+        self.group: tuple[str, Any] = ("", None)
+
+    def attend(self, state: str, controller: Any) -> None:
+        """Note what the Train group's controller does."""
+        self.group = (state, controller)
 
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
         """Call a method of the ledger."""
@@ -40,10 +51,10 @@ class LedgerActor:
         """Pass a line for a person on to the driver."""
         self.ledger.events.append(Event(kind="message", text=text))
 
-    def poll(self, since: int, identity: str) -> tuple[list[Event], int, bool, str | None, str]:
-        """Return events after ``since`` (all of them to a driver that knew another incarnation), and the run's state."""
-        events, finished, failure = self.ledger.poll(since if identity == self.identity else 0)
-        return events, len(self.ledger.events), finished, failure, self.identity
+    def poll(self, since: int, identity: str) -> tuple[list[Event], int, str | None, str, str, Any]:
+        """Return events after ``since`` (all of them to a driver that knew another incarnation), and the run's and the group's state."""
+        events, _, failure = self.ledger.poll(since if identity == self.identity else 0)
+        return events, len(self.ledger.events), failure, self.identity, *self.group
 
 
 class _Forward(logging.Handler):
@@ -99,38 +110,6 @@ class RayDesk:
         self._ask("stumbled", self.worker, key, text)
 
 
-class GlooLanes:
-    """The Train group's process group: lanes travel as CPU tensors, in lane order."""
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-
-    def gather(self, mine: dict[int, Tensors]) -> dict[int, Tensors]:
-        """Return every lane's tensors, on every worker."""
-        import torch.distributed as dist
-
-        boxes: list[Any] = [None] * self.world
-        dist.all_gather_object(boxes, {lane: {k: v.detach().cpu() for k, v in t.items()} for lane, t in mine.items()})
-        return {lane: tensors for box in boxes for lane, tensors in box.items()}
-
-    def agree(self, value: int) -> int:
-        """Return rank 0's ``value``, on every worker."""
-        import torch
-        import torch.distributed as dist
-
-        box = torch.tensor([value], dtype=torch.int64)
-        dist.broadcast(box, src=0)
-        return int(box.item())
-
-    def same(self, text: str) -> bool:
-        """Return whether every worker passed the same text."""
-        import torch.distributed as dist
-
-        boxes: list[Any] = [None] * self.world
-        dist.all_gather_object(boxes, text)
-        return len(set(boxes)) == 1
-
-
 def _work(config: dict[str, Any], worker: str, generation: int, world: int, lanes: Any) -> None:
     from raydd.core.numerics import pick_device, tune_allocator
     from raydd.runtime.worker import Worker
@@ -144,20 +123,6 @@ def _work(config: dict[str, Any], worker: str, generation: int, world: int, lane
     ).work(idle=lambda: time.sleep(0.1))
 
 
-def _train_loop(config: dict[str, Any]) -> None:
-    """Body of every worker of the Train group; reports once, at the end (a report is a barrier)."""
-    import ray.train
-    import torch.distributed as dist
-
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    box = [time.time_ns()]
-    if world > 1:
-        dist.broadcast_object_list(box, src=0)
-    _work(config, f"rank-{rank}", box[0], world, GlooLanes(rank, world))
-    ray.train.report({"rank": rank})
-
-
 def _evaluator(config: dict[str, Any], index: int) -> None:
     """Body of an evaluator task: units of the phase ``evaluate``, beside the group."""
     _work(config, f"evaluator-{index}", time.time_ns(), 1, None)
@@ -168,7 +133,10 @@ def _sees(store: Store, path: str) -> bool:
 
 
 class RayRunner:
-    """One Train group of ``workers`` (a number, or ``(min, max)``) and ``evaluators`` tasks on a Ray cluster."""
+    """One Train group of ``workers`` (a number, or ``(min, max)``) and ``evaluators`` tasks on a Ray cluster.
+
+    ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of it.
+    """
 
     def __init__(
         self,
@@ -179,15 +147,20 @@ class RayRunner:
         gpus_per_worker: float = 0.0,
         cpus_per_worker: float = 1.0,
         checkpoint_every: float = 60.0,
+        wait: float = 600.0,
     ) -> None:
         self.open_data, self.workers, self.evaluators = open_data, workers, evaluators
-        self.gpus, self.cpus, self.checkpoint_every = gpus_per_worker, cpus_per_worker, checkpoint_every
-        self._ledger: Any = None
+        self.gpus, self.cpus, self.checkpoint_every, self.wait = gpus_per_worker, cpus_per_worker, checkpoint_every, wait
+        low, self.most = (workers, workers) if isinstance(workers, int) else workers
+        self.need = Need(low, evaluators, cpus_per_worker, gpus_per_worker, elastic=self.most > low)
         self._stopping = False
 
     def stop(self) -> None:
-        """Ask all workers to save their states and stop."""
+        """Ask all workers to save their states and stop; end what has not begun."""
         self._stopping = True
+
+    def _cancelled(self) -> bool:
+        return self._stopping
 
     def run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
         """Compute what is missing; see :class:`raydd.runtime.runner.Runner`. No cluster is started if nothing is."""
@@ -197,30 +170,38 @@ class RayRunner:
             for event in local.events:
                 on_event(event)
             return
-        # A cluster of this machine alone has no use for more elastic workers than cores.
-        low, high = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
-        count = max(low, min(high, os.cpu_count() or 1)) + self.evaluators
-        with ray_session(cpus=count * self.cpus, least=low + self.evaluators, gpus=self.gpus) as dashboard:
-            on_event(Event(kind="message", text=f"Ray is ready; dashboard: {dashboard}"))
-            self._check_resources(store)
-            self._run(targets, store, on_event)
 
-    def _check_resources(self, store: Store) -> None:
+        def tell(text: str) -> None:
+            on_event(Event(kind="message", text=text))
+
+        # A cluster of this machine alone has no use for more elastic workers than cores.
+        count = max(self.need.workers, min(self.most, os.cpu_count() or 1)) + self.evaluators
+        with contextlib.suppress(Cancelled), ray_session(count * self.cpus, self.need.count, self.gpus, self._cancelled) as dashboard:
+            tell(f"Ray is ready; dashboard: {dashboard}")
+            if wait_for_room(self.need, self.wait, tell, self._cancelled):
+                self._check_store(store)
+                self._run(targets, store, on_event)
+
+    def _get(self, refs: Any, timeout: float, what: str) -> Any:
+        """Return what Ray has for ``refs``; ``TimeoutError`` after ``timeout`` seconds, ``Cancelled`` where the run is stopped."""
+        import ray
+
+        return waiting_for(lambda: ray.get(refs), timeout, self._cancelled, what)
+
+    def _check_store(self, store: Store) -> None:
+        """Raise ``ConfigError`` for a local store that some of the cluster's machines do not see."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        gpus = ray.cluster_resources().get("GPU", 0)
-        if not os.environ.get("RAY_ADDRESS") and gpus < self.gpus:  # in a session that was there before
-            raise ConfigError(f"compute.gpus_per_worker={self.gpus:g}, but this machine has {gpus:g} GPUs")
         if len(nodes) < 2 or not store.storage.local:
             return
         probe = f".raydd-probe-{uuid.uuid4().hex[:8]}"
         store.storage.put(probe, b"")
         sees = ray.remote(num_cpus=0)(_sees)
         try:
-            answers = [sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote(store, probe) for n in nodes]
-            blind = [node for node, ok in zip(nodes, ray.get(answers, timeout=120), strict=True) if not ok]
+            answers = [sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=True)).remote(store, probe) for n in nodes]
+            blind = [node for node, ok in zip(nodes, self._get(answers, 120, "looking for the store"), strict=True) if not ok]
         finally:
             store.storage.delete(probe)
         if blind:
@@ -233,96 +214,133 @@ class RayRunner:
         import ray
         from ray.exceptions import RayError
 
+        from raydd.runtime.ray_group import Group, tidy
+
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LedgerActor)
         ledger = actor.remote(targets, store, self.evaluators)
+        tasks: list[Any] = []
         try:
-            ray.get(ledger.poll.remote(0, ""), timeout=300)
-        except RayError as error:
-            raise RunFailed(f"the ledger could not be started on the cluster: {_short(error)}") from error
-        config = {"ledger": ledger, "store": store, "open_data": self.open_data, "checkpoint_every": self.checkpoint_every}
-        evaluate = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1, runtime_env={"env_vars": worker_environment()})
-        tasks = [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
-        errors: list[BaseException] = []
-        trainer = threading.Thread(target=self._fit, args=(config, store, errors), daemon=True, name="train")
-        trainer.start()
-        try:
-            failure = self._watch(ledger, trainer, on_event)
+            try:
+                self._get(ledger.poll.options(max_task_retries=0).remote(0, ""), 300, "starting the ledger")
+            except (RayError, TimeoutError) as error:
+                raise RunFailed(
+                    f"the ledger could not be started on the cluster: {_short(error)}. All of its machines have to be started in an "
+                    "environment that has this raydd, or the job be handed in with its code: `ray job submit --working-dir .`"
+                ) from error
+            config = {"ledger": ledger, "store": store, "open_data": self.open_data, "checkpoint_every": self.checkpoint_every}
+            evaluate = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1, runtime_env={"env_vars": worker_environment()})
+            tasks += [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
+            group = Group(config | {"work": _work}, store, self.workers, self.need.bundle)
+            failure = self._watch(ledger, group, on_event)
         finally:
-            for task in tasks:
-                ray.cancel(task, force=True)
-            ray.kill(ledger)
+            if cluster_answers():
+                for task in tasks:
+                    ray.cancel(task, force=True)
+                ray.kill(ledger)
+                tidy()
         if failure:
             raise RunFailed(failure)
-        if errors and not self._stopping:
-            raise RunFailed(f"the Ray Train group ended: {_short(errors[0])}") from errors[0]
+        if group.error is not None and not self._stopping:
+            raise RunFailed(f"the Ray Train group ended: {_short(group.error)}") from group.error
 
-    def _watch(self, ledger: Any, trainer: threading.Thread, on_event: OnEvent) -> str | None:
+    def _watch(self, ledger: Any, group: Any, on_event: OnEvent) -> str | None:
         """Pass events on until the group has ended; return why the run failed, if it did."""
+        trainer = threading.Thread(target=group.fit, daemon=True, name="train")
+        trainer.start()
+        post = _Post(ledger)
+        idle = _Idle(self.need, self.wait, lambda text: on_event(Event(kind="message", text=text)))
+        told = False
+        try:
+            while True:
+                last = not trainer.is_alive()
+                if self._stopping and not told:
+                    told = True
+                    ledger.call.remote("stop", ())
+                for event in post.fetch():
+                    on_event(event)
+                if last:
+                    return post.failure
+                if self._stopping and not post.working:  # there is no state to save
+                    group.abort(post.controller)
+                    return None
+                idle.look(post)
+                trainer.join(timeout=0.25)
+        except BaseException:
+            if cluster_answers():
+                group.abort(post.controller)
+            raise
+
+
+class _Post:
+    """What the driver gets from the ledger, asked again and again."""
+
+    def __init__(self, ledger: Any) -> None:
+        self.ledger = ledger
+        self.failure: str | None = None
+        self.state, self.controller = "", None
+        self._seen, self._identity, self._heard = 0, "", time.monotonic()
+
+    @property
+    def working(self) -> bool:
+        """Whether the group has workers, as far as is known."""
+        return self.state in ("RunningState", "PreemptingState", "ResizingState", "ShuttingDownState")
+
+    def fetch(self) -> list[Event]:
+        """Return new events; ``RunFailed`` if the cluster is gone. A ledger that is being restarted answers again soon."""
         import ray
         from ray.exceptions import GetTimeoutError, RayActorError
 
-        seen, identity, failure, told, last = 0, "", None, False, False
-        while True:
-            last = not trainer.is_alive()
-            if self._stopping and not told:
-                told = True
-                ledger.call.remote("stop", ())
-            try:
-                events, seen, _, failure, identity = ray.get(ledger.poll.remote(seen, identity), timeout=60)
-            except (RayActorError, GetTimeoutError) as error:
-                log.warning("the ledger does not answer (%s)", type(error).__name__)
-                time.sleep(1.0)
-                events = []
-            for event in events:
-                on_event(event)
-            if last:
-                return failure
-            trainer.join(timeout=0.25)
-
-    def _fit(self, config: dict[str, Any], store: Store, errors: list[BaseException]) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        name = f"train-{uuid.uuid4().hex[:8]}"
-        resources = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
         try:
-            TorchTrainer(
-                _train_loop,
-                train_loop_config=config,
-                scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=self.gpus > 0, resources_per_worker=resources),
-                torch_config=TorchConfig(backend="gloo"),
-                run_config=RunConfig(
-                    name=name,
-                    failure_config=FailureConfig(max_failures=MAX_GROUP_RESTARTS),
-                    worker_runtime_env={"env_vars": worker_environment()},
-                    **_train_storage(store),
-                ),
-            ).fit()
-        except BaseException as error:  # noqa: BLE001 - handed to the driver's thread
-            errors.append(error)
-        finally:
-            _remove_train_files(store, name)
+            events, self._seen, self.failure, self._identity, state, controller = ray.get(
+                self.ledger.poll.remote(self._seen, self._identity), timeout=5
+            )
+        except (RayActorError, GetTimeoutError) as error:
+            if time.monotonic() - self._heard > 60:
+                self._heard = time.monotonic()
+                log.warning("the ledger does not answer (%s)", type(error).__name__)
+            time.sleep(0.5)
+            return []
+        self._heard = time.monotonic()
+        if state:  # a ledger that was restarted has not heard yet
+            self.state, self.controller = state, controller
+        return list(events)
 
 
-def _train_storage(store: Store) -> dict[str, Any]:
-    """Return where Ray Train keeps its own few files: beside the units, through the same retries."""
-    if store.storage.local:
-        return {"storage_path": f"{store.url}/ray"}
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
+class _Idle:
+    """Notices that the group waits for machines, says so, and ends it after ``limit`` seconds."""
 
-    return {"storage_path": f"{store.storage.root}/ray", "storage_filesystem": PyFileSystem(FSSpecHandler(store.storage.fs))}
+    def __init__(self, need: Need, limit: float, tell: Callable[[str], None]) -> None:
+        self.need, self.limit, self.tell = need, limit, tell
+        self._since: float | None = None
+        self._looked = self._told = self._met = time.monotonic()
 
-
-def _remove_train_files(store: Store, name: str) -> None:
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            store.storage.fs.rm(f"{store.storage.root.rstrip('/')}/ray/{name}", recursive=True)
-    except Exception as error:  # noqa: BLE001 - a few left-over files are no reason to fail a finished run
-        log.warning("left behind %s/ray/%s: %s", store.url, name, error)
+    def look(self, post: _Post) -> None:
+        """``RunFailed`` if the cluster is gone, or has had no room for the least of workers for too long."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        if cluster_answers():
+            self._met = now
+        elif now - self._met > GONE_SECONDS:
+            silence = f"no answer for {now - self._met:.0f} s"
+            raise RunFailed(f"the cluster at {cluster_address()} is gone ({silence}). The same command goes on once it is back")
+        else:
+            return
+        need = replace(self.need, evaluators=0)
+        if post.working or has_workers() or room(machines(), need, free=True) >= need.count:
+            self._since = None
+            return
+        if self._since is None:
+            self._since, self._told = now, 0.0
+        text = f"waiting for {need}; {describe(need, machines())}"
+        if now - self._since > self.limit:
+            raise RunFailed(too_long(text, self.limit))
+        if now - self._told >= TELL_SECONDS:
+            self._told = now
+            self.tell(f"{text} (for at most {math.ceil(self.limit - (now - self._since))} s more)")
 
 
 def _short(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-

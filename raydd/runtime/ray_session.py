@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, first_line
 from raydd.core.numerics import ALLOCATOR_ENV
+from raydd.runtime.ray_address import answers, check_head, find_address, waiting_for
 
 _DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker builds an environment of its own under `uv run`
@@ -26,6 +27,11 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+INIT_SECONDS = 30.0
+"""For ``ray.init`` on a cluster whose head has answered."""
+SHUTDOWN_SECONDS = 30.0
+log = logging.getLogger(__name__)
 
 
 def worker_environment() -> dict[str, str]:
@@ -35,7 +41,7 @@ def worker_environment() -> dict[str, str]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's SIGTERM handler: ``ray.init`` puts one in its place that ends the process with nothing saved."""
+    """Keep this process's SIGTERM handler: ``ray.init`` puts others in its place that end the process with nothing saved."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -82,17 +88,95 @@ def _check_gpus(least: int, gpus: float) -> None:
         )
 
 
+def remote_address() -> str | None:
+    """Return what ``RAY_ADDRESS`` says of a cluster that was there before; ``None`` where one is to be started here."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def cluster_address() -> str:
+    """Return host:port of the connected cluster's head."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def cluster_answers() -> bool:
+    """Whether the connected cluster's head takes connections."""
+    return answers(cluster_address())
+
+
+def _connect(cancelled: Callable[[], bool]) -> Any:
+    """Connect to the cluster of ``RAY_ADDRESS``; ``ConfigError`` for whatever is there instead."""
+    import ray
+
+    said = remote_address() or ""
+    address = find_address(cancelled) if said == "auto" else said
+    check_head(address, cancelled)
+
+    # In a thread Ray leaves SIGTERM alone, and regrets it.
+    logging.getLogger("ray._private.worker").addFilter(lambda record: not record.getMessage().startswith("SIGTERM handler is not set"))
+    try:
+        if not _machine_of_a_cluster():
+            raise ConnectionError("no Ray process runs on this machine")
+        with _own_sigterm():
+            return waiting_for(lambda: ray.init(address=address, **_QUIET), INIT_SECONDS, cancelled, "ray.init")
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # ConnectionError and TimeoutError are OSErrors
+        raise ConfigError(
+            f"RAY_ADDRESS={said}: a head answers there, but this process cannot join its cluster: {first_line(error)}. Is this one of the "
+            "cluster's machines (`ray start --address=…`)? From outside, hand the job in with `ray job submit`"
+        ) from error
+
+
+def _machine_of_a_cluster() -> bool:
+    """Whether a raylet runs here; without one ``ray.init`` looks for it for a minute."""
+    from ray._private.services import find_node_ids
+
+    return bool(find_node_ids())
+
+
+def _start(cpus: float, least: int, gpus: float) -> Any:
+    """Start a cluster of this machine alone."""
+    import ray
+
+    _check_gpus(least, gpus)
+    with _own_sigterm(), _group_apart():
+        return ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=512 << 20,
+            _temp_dir=os.environ.get("RAYDD_RAY_TMP") or os.path.join(tempfile.gettempdir(), "ray"),
+            **_QUIET,
+        )
+
+
+def _shutdown() -> None:
+    """Disconnect, and stop what was started here; a cluster that is gone must not keep us."""
+    import ray
+
+    try:
+        waiting_for(ray.shutdown, SHUTDOWN_SECONDS, lambda: False, "ray.shutdown")
+    except TimeoutError:
+        log.debug("ray.shutdown took more than %g s", SHUTDOWN_SECONDS)
+
+
 @contextmanager
-def ray_session(cpus: float, least: int = 1, gpus: float = 0.0) -> Iterator[str]:
+def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
     """Yield the dashboard's address of a connected cluster; one started here is stopped again.
 
     ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is; else a local cluster with
     token authentication, bound to the loopback address, is started with at least ``cpus`` logical CPUs. ``ConfigError`` if that
-    would have no room for ``least`` processes with ``gpus`` GPUs each: a cluster started elsewhere may yet scale up.
+    would have no room for ``least`` processes with ``gpus`` GPUs each, or if there is no cluster at the address.
+    ``Cancelled`` as soon as ``cancelled()`` is true while it connects.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if given:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it Ray sends no token
+    elif remote_address() is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
@@ -100,26 +184,8 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0) -> Iterator[str]
     if ray.is_initialized():
         yield "the running Ray session"
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        try:
-            with _own_sigterm():
-                context = ray.init(**quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise ConfigError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: cannot connect to a Ray cluster there: {error}") from error
-    else:
-        _check_gpus(least, gpus)
-        with _own_sigterm(), _group_apart():
-            context = ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                object_store_memory=512 << 20,
-                _temp_dir=os.environ.get("RAYDD_RAY_TMP") or os.path.join(tempfile.gettempdir(), "ray"),
-                **quiet,
-            )
+    context = _start(cpus, least, gpus) if remote_address() is None else _connect(cancelled)
     try:
         yield context.dashboard_url or "none"
     finally:
-        ray.shutdown()
+        _shutdown()

@@ -69,8 +69,8 @@ def test_workers_that_this_machine_cannot_place_are_refused_before_ray_starts(
     wanted = rf"gpus_per_worker={each:g}: this machine has {gpus} GPUs, enough for {places} of at least" if refused else "Ray was started"
     with pytest.raises(ConfigError if refused else RuntimeError, match=wanted):
         runner.run(plan(), Store(str(tmp_path)), lambda event: None)
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere")  # it may scale up
-    with pytest.raises(ConfigError, match="cannot connect to a Ray cluster there: Ray was started"):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # it may scale up
+    with pytest.raises(ConfigError, match="no cluster there"):
         runner.run(plan(), Store(str(tmp_path)), lambda event: None)
 
 

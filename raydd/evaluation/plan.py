@@ -13,6 +13,7 @@ from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.config import EvaluationConfig as EvaluationConfig
 from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
+from raydd.evaluation.kept import kept_images
 from raydd.evaluation.protocols import PROTOCOLS
 from raydd.labels.config import LabelConfig
 from raydd.labels.fkd import FkdLabels
@@ -20,6 +21,7 @@ from raydd.labels.published import PublishedLabels
 from raydd.labels.sets import Labels, LabelSource
 from raydd.methods.base import METHODS, Method, Problem
 from raydd.methods.sources import AssembledSet, Source, StoredSet
+from raydd.training.batches import check_batches
 from raydd.training.cost import network_facts
 from raydd.training.teachers import TrainNetwork
 
@@ -240,6 +242,8 @@ def _stage(
     recipe = protocol.recipe(problem.dataset, network)
     if labels is not None and protocol.learns_logits:
         labels.config.check_loss(recipe.loss)
+    key = "method.labels.batch" if protocol.learns_logits else "evaluation.batch"
+    check_batches(network, problem.dataset.shape, problem.dataset.classes, [source.images], recipe, key, "evaluation.networks")
     return Evaluate(
         seed=problem.seed,
         numerics=problem.numerics,
@@ -304,12 +308,16 @@ def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Pla
     if config.resolve().learns_logits:  # the batch of the labels, ten images perhaps, is none for all real images
         config = replace(config, batch=None)
     protocol = config.resolve().override(epochs=config.whole_epochs).with_hard_labels()
+    recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
+    if info.digests:  # else the numbers of images are estimates
+        where = "evaluation.baselines: whole"
+        check_batches(network, info.shape, info.classes, [sum(info.train_counts)], recipe, "evaluation.batch", where)
     teacher = TrainNetwork(
         seed=problem.seed,
         numerics=problem.numerics,
         dataset=problem.dataset.only("train"),
         network=network,
-        recipe=protocol.recipe(problem.dataset, network),
+        recipe=recipe,
         count=config.repeats,
     )
     stage = EvaluateNetworks(
@@ -348,13 +356,16 @@ def _continual(
             source = AssembledSet(method=others[of], problem=problem)
         if isinstance(source, AssembledSet):
             source = _memory_source(source, order, config.continual)
+        recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
+        kept = kept_images(source, info.classes, order, config.continual)
+        check_batches(network, info.shape, info.classes, kept, recipe, "evaluation.batch", "evaluation.continual")
         stage = EvaluateMemory(
             seed=problem.seed,
             numerics=problem.numerics,
             source=source,
-            dataset=problem.dataset.only(config.split),
+            dataset=info.only(config.split),
             split=config.split,
-            recipe=protocol.recipe(problem.dataset, network),
+            recipe=recipe,
             network=network,
             order=order,
             parts=config.continual,

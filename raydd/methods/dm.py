@@ -31,6 +31,8 @@ from raydd.methods.base import Method, Problem, register_method
 from raydd.methods.class_matching import ClassMatching, Draws, check_init
 from raydd.networks import Network, create_network, is_per_sample, normalise_name, reinitialise_
 from raydd.networks.fast import fast_embed
+from raydd.training.batches import check_batches
+from raydd.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,7 @@ class Dm(Method):
         parse_strategy(strategy)
         check_init(info, problem.ipc, self.init)
         alone = is_per_sample(_probe(self.network, info))
+        _check_batch(normalise_name(self.network), problem, self.batch_real)
         return [
             MatchDistributions(
                 seed=problem.seed,
@@ -171,3 +174,11 @@ def _probe(name: str, info: DatasetInfo) -> Any:
     from raydd.core.rng import generator
 
     return create_network(name, info.shape, info.classes, generator(0, "probe"))
+
+
+def _check_batch(network: str, problem: Problem, batch_real: int) -> None:
+    """Raise ``ConfigError`` if the network's batch norms, which see all classes at once, would see one image."""
+    info = problem.dataset
+    smallest = min((info.train_counts[c] for c in problem.present), default=0) if info.train_counts else 0
+    seen = [count * len(problem.present) for count in (problem.ipc, min(batch_real, smallest) or batch_real)]
+    check_batches(network, info.shape, info.classes, seen, Recipe(epochs=1, batch=max(seen)), "method.batch_real", "method.network")

@@ -18,9 +18,11 @@ from raydd.core.units import Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.base import Method, Problem
 from raydd.methods.class_matching import check_init
-from raydd.methods.gradient_matching import MatchGradients
+from raydd.methods.gradient_matching import FREEZE_IMAGES, MatchGradients
 from raydd.methods.parameter_gradients import check_network
 from raydd.networks import Network, create_network, has_batchnorm, normalise_name
+from raydd.training.batches import check_batches
+from raydd.training.recipe import Recipe
 
 PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Updates of the images per network, and epochs of the network between two of them, by images per class."""
@@ -78,6 +80,8 @@ class GradientMatching(Method):
         check_init(info, ipc, self.init)
         check_network(self._probe(info), self.network, self.distance)
         outer, inner = published_loops(ipc)
+        outer = outer if self.outer_loop is None else self.outer_loop
+        self._check_batches(problem, trained=outer > 1)
         return [
             MatchGradients(
                 seed=problem.seed,
@@ -86,7 +90,7 @@ class GradientMatching(Method):
                 ipc=ipc,
                 network=normalise_name(self.network),
                 iterations=self.iterations,
-                outer_loop=outer if self.outer_loop is None else self.outer_loop,
+                outer_loop=outer,
                 inner_loop=inner if self.inner_loop is None else self.inner_loop,
                 lr_img=self.lr_img,
                 momentum=self.momentum,
@@ -101,6 +105,17 @@ class GradientMatching(Method):
                 classes=problem.classes,
             )
         ]
+
+    def _check_batches(self, problem: Problem, *, trained: bool) -> None:
+        """Raise ``ConfigError`` if batch norms would see one image: of those that freeze them, or at the end of an inner epoch."""
+        info, count = problem.dataset, len(problem.present)
+        smallest = min((info.train_counts[c] for c in problem.present), default=0) if info.train_counts else FREEZE_IMAGES
+        frozen, name = count * min(FREEZE_IMAGES, smallest), normalise_name(self.network)
+        facts = (name, info.shape, info.classes)
+        check_batches(*facts, [frozen], Recipe(epochs=1, batch=max(1, frozen)), "method.batch_train", "method.network")
+        if trained:
+            recipe = Recipe(epochs=1, batch=self.batch_train)
+            check_batches(*facts, [count * problem.ipc], recipe, "method.batch_train", "method.network")
 
     def _probe(self, info: DatasetInfo) -> Network:
         return create_network(self.network, info.shape, info.classes, generator(0, "probe"))

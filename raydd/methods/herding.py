@@ -26,6 +26,7 @@ from raydd.core.units import Context, Cost, Ref, Stage
 from raydd.methods.base import Method, Problem, check_counts, register_method
 from raydd.methods.random_selection import SelectImages, assemble_images
 from raydd.networks import Network, normalise_name
+from raydd.training.batches import check_batches
 from raydd.training.cost import network_facts
 from raydd.training.sgd import Recipe
 from raydd.training.teachers import TrainNetwork, features_of, restore_network
@@ -126,13 +127,11 @@ class FeatureSelection(Method):
         augmented = self.epochs > 0 and strategy.lower() not in ("", "none")
         augmentation: dict[str, Any] = {"augmentation": "dsa", "strategy": strategy} if augmented else {}
         drops = (self.epochs - self.epochs // 4,) if self.epochs >= 4 else ()
-        return TrainNetwork(
-            seed=problem.seed,
-            numerics=problem.numerics,
-            dataset=problem.dataset.only("train"),
-            network=normalise_name(self.network),
-            recipe=Recipe(epochs=self.epochs, batch=self.batch, lr=self.lr, drops=drops, **augmentation),
-        )
+        info, network = problem.dataset, normalise_name(self.network)
+        recipe = Recipe(epochs=self.epochs, batch=self.batch, lr=self.lr, drops=drops, **augmentation)
+        if info.digests:  # else the numbers of images are estimates
+            check_batches(network, info.shape, info.classes, [sum(info.train_counts)], recipe, "method.batch", "method.network")
+        return TrainNetwork(seed=problem.seed, numerics=problem.numerics, dataset=info.only("train"), network=network, recipe=recipe)
 
     def plan(self, problem: Problem) -> list[Stage]:
         """Return the training of the network and the selection; ``ConfigError`` if a class has too few images."""

@@ -89,6 +89,10 @@ class StoredSet:
         return {}
 
     def load(self, ctx: Context) -> DistilledSet:
+        """Return the set; see :meth:`read`."""
+        return self.read()
+
+    def read(self) -> DistilledSet:
         """Return the set; ``DataError`` if it is no longer the one that was planned with."""
         from raydd.artifacts.formats import read_set
 

@@ -29,6 +29,7 @@ from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.networks import create_network, normalise_name
 from raydd.networks.base import Network, Shape
 from raydd.networks.names import spellings
+from raydd.training.batches import check_batches
 from raydd.training.recipe import Recipe
 from raydd.training.teachers import TrainNetwork, restore_network
 from raydd.training.weights import (
@@ -245,6 +246,8 @@ class TeacherConfig:
         options: dict[str, Any] = {} if self.save_epoch is None else {"save_epoch": self.save_epoch}
         if weights is not None:
             options["start"] = PretrainedStart(weights=weights)
+        if info.digests:  # else the numbers of images are estimates
+            check_batches(network, info.shape, info.classes, [sum(info.train_counts)], self.recipe(), "method.teachers.batch")
         training = TrainNetwork(
             seed=problem.seed, numerics=problem.numerics, dataset=info.only("train"), network=network, recipe=self.recipe(), **options
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raydd.core.rng import generator
 from raydd.core.units import Cost
@@ -20,6 +21,7 @@ class NetworkFacts:
     """FLOP of one image's forward pass; numbers of parameters, of values its layers put out for one image, of features.
 
     ``alive``: values that exist together in a forward pass without a gradient, about: three of the largest layer's outputs.
+    ``single``: whether a batch norm sees one value per channel of one image.
     """
 
     flop: float
@@ -27,32 +29,39 @@ class NetworkFacts:
     activations: int
     features: int
     alive: int = 0
+    single: bool = False
 
 
 @lru_cache(maxsize=256)
 def network_facts(name: str, shape: Shape, classes: int) -> NetworkFacts:
     """Return the facts of a network that a plan needs."""
     network = create_network(name, shape, classes, generator(0, "facts"))
-    sizes = _outputs(network, shape)
-    return NetworkFacts(float(flops(network, shape)), parameter_count(network), sum(sizes), network.embed_dim, 3 * max(sizes))
+    sizes, single = _outputs(network, shape)
+    return NetworkFacts(float(flops(network, shape)), parameter_count(network), sum(sizes), network.embed_dim, 3 * max(sizes), single)
 
 
-def _outputs(network: nn.Module, shape: Shape) -> list[int]:
-    """Return how many values each layer puts out for one image."""
+def _outputs(network: nn.Module, shape: Shape) -> tuple[list[int], bool]:
+    """Return how many values each layer puts out for one image, and whether a batch norm is given one per channel."""
     sizes: list[int] = []
+    single = False
 
     def add(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             sizes.append(output.numel())
 
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal single
+        single = single or inputs[0].numel() == inputs[0].shape[1]
+
     hooks = [module.register_forward_hook(add) for module in network.modules() if not list(module.children())]
+    hooks += [module.register_forward_hook(look) for module in network.modules() if isinstance(module, _BatchNorm)]
     try:
         with torch.no_grad():  # on real tensors: those without data would import the compiler
             network.eval()(torch.zeros(1, *shape))
     finally:
         for hook in hooks:
             hook.remove()
-    return sizes
+    return sizes, single
 
 
 def training_cost(

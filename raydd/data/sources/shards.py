@@ -94,7 +94,7 @@ class ShardSource(Source):
         splits = {}
         for split, shards in found.items():
             scanned = shards.scanned(config)
-            index = renumbered(scanned.index, first, info, shards.place)
+            index = renumbered(scanned.index, first, info, join(shards.files.url, shards.place))
             facts = [scanned.digest] if first == 0 else [scanned.digest, f"labels from {first}"]
             data = splits[split] = ShardData(shards.files, index, _digest(facts, transform), transform, skip)
             data.place, data.left_out = shards.place, scanned.left_out
@@ -110,7 +110,7 @@ class ShardSource(Source):
         for split, facts in manifest["splits"].items():
             digest = _digest([shard["sha256"] for shard in facts["shards"]], transform)
             data = splits[split] = ShardData(files, read_index(files, split, facts), digest, transform, config.on_error == "skip")
-            data.place, data.left_out = join(files.url, f"{split}-*.tar"), left_out_of(facts, join(files.url, MANIFEST))
+            data.place, data.left_out = f"{split}-*.tar", left_out_of(facts, join(files.url, MANIFEST))
             data.notes = tuple(map(str, facts.get("notes", ())))
         return splits
 
@@ -124,8 +124,8 @@ class _Shards:
 
     @property
     def place(self) -> str:
-        """Where they are, for a person."""
-        return join(self.files.url, self.names[0]) + (f" … {self.names[-1]}" if len(self.names) > 1 else "")
+        """Which they are, for a person."""
+        return self.names[0] + (f" … {self.names[-1]}" if len(self.names) > 1 else "")
 
     def scanned(self, config: DatasetConfig) -> Scanned:
         """Return what they hold; the second time it is known."""

@@ -5,16 +5,18 @@ item  content                                                               type
 ====  ====================================================================  ==========================
 0     crop: top / W, left / H, height / W, width / H                        float32 ``[B, 4]``
 1     flipped                                                               bool ``[B]``
-2     permutation of CutMix within the batch                                int64 ``[B]``
+2     permutation within the batch, ``None`` if nothing is mixed            int64 ``[B]``
 3     mixing ratio                                                          float
-4     box x1, y1, x2, y2: rows x1 to x2, columns y1 to y2                   four NumPy integers
+4     box x1, y1, x2, y2 of CutMix: rows x1 to x2, columns y1 to y2;        four NumPy integers
+      ``None``: all of both images is mixed (mixup)
 5     logits                                                                float16 ``[B, classes]``
 6     index of each image, in the order of sorted folders and files         int64 ``[B]``
 7     order of patches, all zero                                            int32 ``[B, 2, 2]``
 ====  ====================================================================  ==========================
 
-Specification edc_sre2l_gvbsm_rded, section 3.2. Files of SRe2L and G-VBSM end with item 5: the images' order is then that
-of a sampler seeded with ``sampler_seed``.
+Files of SRe2L and G-VBSM end with item 5: the images' order is then that of a sampler seeded with ``sampler_seed``. The labels are
+of the mixed images, but for one layout: EDC's code for CIFAR and Tiny-ImageNet, whose files end with item 6, shows its teachers the
+images before mixup (CutMix changes them in place), so its labels of mixup are of other images than students see, and are refused.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import hashlib
 import io
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +36,7 @@ from torch import Tensor
 from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
 from raydd.core.errors import DataError, first_line
 from raydd.core.storage import Storage, join
-from raydd.core.units import Context, unkeyed
+from raydd.core.units import Context, added, unkeyed
 from raydd.labels.config import LabelConfig
 from raydd.labels.sets import FoundLabels, refuse_augmentation
 from raydd.labels.training import Epoch, LabelledSet, fits
@@ -66,9 +69,17 @@ def read_record(data: bytes, where: str) -> list[Any]:
         raise DataError(f"{where} is no file of FKD labels, or holds more than tensors and numbers: {first_line(error)}") from error
     if not isinstance(record, (list, tuple)) or len(record) < 6 or not isinstance(record[5], Tensor):
         raise DataError(f"{where}: a list of crop, flip, permutation, ratio, box and logits is expected, not a {type(record).__name__}")
-    if record[2] is not None and record[4] is None:
-        raise DataError(f"{where}: its images are mixed by mixup; released labels of mixup belong to the images before they were mixed")
+    if mix_of(record) == "mixup" and len(record) == 7:
+        raise DataError(
+            f"{where}: files of seven items, which end with the images' indices, are of EDC's code for CIFAR and Tiny-ImageNet, whose "
+            "labels of mixup belong to the images before they were mixed; label again with CutMix, or without mixing"
+        )
     return list(record)
+
+
+def mix_of(record: Sequence[Any]) -> Literal["cutmix", "mixup", "none"]:
+    """Return how the images of a record are mixed."""
+    return "none" if record[2] is None else "mixup" if record[4] is None else "cutmix"
 
 
 class _FkdEpoch:
@@ -87,7 +98,7 @@ class _FkdEpoch:
         coords, flips, perm, lam, box, logits, *rest = self._records[number]
         index = rest[0] if rest else self._order[number * self._batch :][: len(logits)]
         mixed = perm is not None
-        x1, y1, x2, y2 = box if mixed else NO_BOX
+        x1, y1, x2, y2 = box if box is not None else NO_BOX
         return Views(
             index=index.long(),
             boxes=(coords.double() * self._sides).round().long(),
@@ -105,7 +116,7 @@ class _FkdEpoch:
 
 @dataclass(frozen=True, kw_only=True)
 class FkdLabels(FoundLabels):
-    """Labels in the released layout at ``url``; ``digest``: of the files' names and the first file's content."""
+    """Labels in the released layout at ``url``; ``digest``: of the files' names and the first file's content; ``mix``: of all files."""
 
     url: str = unkeyed()
     digest: str
@@ -114,6 +125,7 @@ class FkdLabels(FoundLabels):
     batches: int
     classes: int
     sampler_seed: int = 42
+    mix: Literal["cutmix", "mixup"] = added("cutmix")
 
     @classmethod
     def at(cls, url: str, sampler_seed: int = 42) -> FkdLabels:
@@ -132,16 +144,17 @@ class FkdLabels(FoundLabels):
             if missing:
                 raise DataError(f"{storage.url}: epoch_{epoch}/batch_{min(missing)}.tar is missing")
         data = storage.get("epoch_0/batch_0.tar")
-        logits = read_record(data, join(storage.url, "epoch_0/batch_0.tar"))[5]
+        record = read_record(data, join(storage.url, "epoch_0/batch_0.tar"))
+        logits, mix = record[5], mix_of(record)
         digest = hashlib.sha256(f"{len(found)} {count} ".encode() + data).hexdigest()
         batch, classes = logits.shape
         shape = {"batch": batch, "epochs": len(found), "batches": count, "classes": classes}
-        return cls(url=storage.url, digest=digest, sampler_seed=sampler_seed, **shape)
+        return cls(url=storage.url, digest=digest, sampler_seed=sampler_seed, mix="mixup" if mix == "mixup" else "cutmix", **shape)
 
     @property
     def config(self) -> LabelConfig:
         """How the batches are cut and mixed."""
-        return LabelConfig(batch=self.batch, epochs=self.epochs, sampler_seed=self.sampler_seed)
+        return LabelConfig(batch=self.batch, epochs=self.epochs, sampler_seed=self.sampler_seed, mix=self.mix)
 
     @property
     def bytes(self) -> int:
@@ -179,6 +192,8 @@ class FkdLabels(FoundLabels):
             record = read_record(storage.get(path), join(storage.url, path))
             if len(record) > 6 and not 0 <= int(record[6].min()) <= int(record[6].max()) < images:
                 raise DataError(f"{join(storage.url, path)} labels image {int(record[6].max())}; the set has {images}")
+            if mix_of(record) not in (self.mix, "none"):
+                raise DataError(f"{join(storage.url, path)} is mixed by {mix_of(record)}, other files by {self.mix}")
             records.append(record)
         labelled = sum(len(record[5]) for record in records)
         if labelled != images:

@@ -142,10 +142,35 @@ def test_files_written_with_an_older_numpy_are_read(tmp_path: Path) -> None:
     assert read_record(older.getvalue(), "older.tar")[4] == [int(v) for v in good[4]]
 
 
-def test_labels_of_mixup_belong_to_other_images(tmp_path: Path) -> None:
-    good = record(0, 0, torch.arange(4))
+@pytest.mark.parametrize("items", [6, 8], ids=["sre2l", "edc on ImageNet"])
+def test_labels_of_mixup_are_of_the_mixed_images(tmp_path: Path, items: int) -> None:
+    made = released(tmp_path, epochs=1, items=items)[0]
+    for j, item in enumerate(made):
+        torch.save([*item[:4], None, *item[5:items]], tmp_path / "epoch_0" / f"batch_{j}.tar")
+    found = FkdLabels.at(str(tmp_path))
+    assert (found.mix, found.config.mix) == ("mixup", "mixup")
+    distilled = SOURCE.load()
+    mixed = list(found.open(distilled, ToyContext()).batches(0, BATCH, ToyContext().rng))
+    for j, item in enumerate(made):  # the same files, not mixed
+        torch.save([*item[:2], None, None, None, *item[5:items]], tmp_path / "epoch_0" / f"batch_{j}.tar")
+    plain = FkdLabels.at(str(tmp_path)).open(distilled, ToyContext()).batches(0, BATCH, ToyContext().rng)
+    for (images, targets), (before, _), item in zip(mixed, plain, made, strict=True):
+        expected = item[3] * before + (1 - item[3]) * before[item[2]]
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+        assert torch.equal(targets.logits, item[5].float())
+
+
+def test_labels_of_mixup_that_belong_to_other_images_are_refused(tmp_path: Path) -> None:
+    good = record(0, 0, torch.arange(4), items=7)
     with pytest.raises(DataError, match="belong to the images before they were mixed"):
         read_record(saved(tmp_path / "mixup.tar", [*good[:4], None, *good[5:]]), "mixup.tar")
+
+
+def test_files_of_two_mixes_are_refused(tmp_path: Path) -> None:
+    made = released(tmp_path, epochs=1, items=6)[0]
+    torch.save([*made[1][:4], None, *made[1][5:6]], tmp_path / "epoch_0" / "batch_1.tar")
+    with pytest.raises(DataError, match=r"batch_1\.tar is mixed by mixup, other files by cutmix"):
+        FkdLabels.at(str(tmp_path)).check(SOURCE.load())
 
 
 def test_unmixed_batches_are_read(tmp_path: Path) -> None:

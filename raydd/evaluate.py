@@ -21,32 +21,65 @@ from raydd.core.errors import refusing
 @click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
 @click.option("--baselines", metavar="A,B", help="Methods with hard labels (random, herding, dm, …), or whole (default: random).")
 @click.option("--continual", type=int, metavar="STEPS", help="Also learn the classes in so many steps, from a growing memory.")
-@click.option("--experiment", type=int, default=-1, show_default=True, help="Which experiment of a DC/DSA/DM result file.")
-@click.option("--labels", metavar="URL", help="Soft labels (ours, or FKD's epoch folders) where they do not lie beside the set.")
+@click.option("--experiment", metavar="N|all", help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.")
+@click.option("--space", metavar="SPACE", help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).")
+@click.option("--factor", type=int, default=1, help="Rows and columns of images that each stored one holds (IDC, IDM: 2).")
+@click.option(
+    "--labels",
+    metavar="KIND|URL",
+    help="logits or probabilities: what a foreign set's table of labels holds (default: guessed). Anything else: URL of soft labels "
+    "(ours, or FKD's epoch folders) that do not lie beside the set.",
+)
 @click.option("--output", metavar="URL", help="Folder for report.json and its pictures (default: below runs/evaluate).")
 @click.option("--dry-run", is_flag=True, help="Print the plan, and stop; exit code 3 if data or weights are missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def main(url: str, experiment: int, labels: str | None, dry_run: bool, verbose: bool, overrides: tuple[str, ...], **options: Any) -> None:
+def main(
+    url: str,
+    experiment: str | None,
+    space: str | None,
+    factor: int,
+    labels: str | None,
+    dry_run: bool,
+    verbose: bool,
+    overrides: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Train students on the set at URL and test them on real images, beside random images of the same number.
 
-    URL is a folder published by raydd, a DC/DSA/DM .pt file, an image folder, or WebDataset tars. KEY=VALUE sets keys of
+    URL is a folder published by raydd, a DC/DSA/DM .pt file, images_<n>.pt with labels_<n>.pt beside it, an image folder, or
+    WebDataset tars. KEY=VALUE sets keys of
     dataset, evaluation, numerics, compute and tracking, and seed and store, as in a job: dataset.root=/data compute.workers=2
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
+        from raydd.artifacts.reading import LABEL_KINDS, Reading
         from raydd.config import load_evaluation
         from raydd.runtime import evaluating
 
         with refusing():
             tree = _tree(options, evaluating.job_of(url))
             job = load_evaluation(tree, overrides)
-            subject, plan = evaluating.plan_stored(job, url, experiment, labels, anyway=dry_run)
+            kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
+            pooled, number = experiment == "all", _number(experiment)
+            reading = Reading(space=space, factor=factor, labels=kind, experiment=number)
+            subject, plan = evaluating.plan_stored(job, url, reading, where, pooled=pooled, anyway=dry_run)
+        for line in subject.notes:
+            click.echo(line)
         if dry_run:
             text, absent = evaluating.describe_plan(job, plan)
             click.echo(text)
             sys.exit(EXIT_MISSING if absent else 0)
         click.echo(evaluating.run_stored(job, subject, plan, click.echo).render())
+
+
+def _number(experiment: str | None) -> int | None:
+    from raydd.core.errors import ConfigError
+
+    try:
+        return None if experiment in (None, "all") else int(str(experiment))
+    except ValueError:
+        raise ConfigError(f"experiment: '{experiment}' must be a number, or all") from None
 
 
 def _tree(options: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:

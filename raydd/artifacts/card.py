@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.pictures import Range
 from raydd.artifacts.report import Report, format_bytes, render_markdown
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
@@ -78,6 +79,22 @@ parts = [load_file(f"data-{{i:05d}}-of-{len(parts):05d}.safetensors") for i in r
 images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))"""
 
 
+def _scaled(view: Range | None) -> str:
+    """Return how the 8 bits of the shards are read where they stand for more than pixels."""
+    if view is None:
+        return ""
+    low, high = min(view.offset), max(offset + scale for offset, scale in zip(view.offset, view.scale))
+    return f"""Values reach from {low:.2f} to {high:.2f} where pixels reach from 0 to 1, so the 8 bits of `shards/` are on a scale, by
+channel, which raydd undoes. Without raydd, `png` being the decoded `[H, W, C]` picture of a sample:
+
+```python
+view = json.load(open("shards/dataset.json"))["view"]
+pixels = png / 255 * view["scale"] + view["offset"]
+```
+
+"""
+
+
 PICTURES = {
     "curve.png": "Accuracy during the distillation",
     "networks.png": "Accuracy of every set on every network",
@@ -95,11 +112,12 @@ def card(
     shards: bool,
     charts: Sequence[str],
     records: int = 0,
+    view: Range | None = None,
 ) -> str:
     """Return the card: what the set is, how to load it, what it is worth, how it was made.
 
     ``parts``: names of the safetensors files. ``shards``: whether the folder holds them. ``charts``: files of the report.
-    ``records``: bytes of the soft labels beside the set.
+    ``records``: bytes of the soft labels beside the set. ``view``: what the 8 bits of the shards stand for, where these are no pixels.
     """
     info, recipe = distilled.info, distilled.recipe
     shape = "×".join(map(str, distilled.images.shape[1:]))
@@ -109,7 +127,8 @@ def card(
         worth = render_markdown(report) + "".join(f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES)
     more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
     worth_file = "" if report is None else "- `report.json`: what it is worth\n"
-    views = "- `shards/*.tar`: the same images in 8 bits as WebDataset shards (`.png`, `.cls`)\n" if shards else ""
+    scaled = "" if view is None else ", on the scale that `shards/dataset.json` holds"
+    views = f"- `shards/*.tar`: the same images in 8 bits{scaled} as WebDataset shards (`.png`, `.cls`)\n" if shards else ""
     soft = "- `labels/`: the teachers' soft labels, a file for each epoch of views; `labels/manifest.json` says how views are drawn\n"
     return f"""{header(distilled, license_id, shards=shards)}
 # {info.name}, {ipc_text(distilled)} image{'s' * (ipc_text(distilled) != '1')} per class, distilled by {method_name(recipe)}
@@ -134,7 +153,7 @@ image, label = dataset[0]
 {_by_hand(parts)}
 ```
 
-{_space(distilled)} The file's header holds these facts as JSON, under `raydd`.
+{_scaled(view)}{_space(distilled)} The file's header holds these facts as JSON, under `raydd`.
 
 ## Results
 

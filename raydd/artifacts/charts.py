@@ -8,7 +8,7 @@ import io
 import itertools
 
 from raydd.artifacts.grid import curve
-from raydd.artifacts.report import MemoryRow, Report, images_per_class
+from raydd.artifacts.report import MemoryRow, Report, size_of
 from raydd.artifacts.tables import Crossed, continual_context, cross
 
 NETWORKS, CONTINUAL, CONTINUAL_ROWS = "networks.png", "continual.png", "continual.csv"
@@ -19,7 +19,7 @@ def report_files(report: Report) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     crossed = cross(report)
     if crossed is not None:
-        what = f"{report.dataset}, {images_per_class(report.ipc)}: accuracy, % ({report.split} split)"
+        what = f"{report.dataset}, {size_of(report)}: accuracy, % ({report.split} split)"
         files[NETWORKS] = matrix(crossed, f"{what}\nprotocol {report.rows[0].protocol}")
     if report.continual:
         files[CONTINUAL] = continual_chart(report)
@@ -68,7 +68,7 @@ def continual_chart(report: Report) -> bytes:
         series,
         x_label="classes seen",
         y_label=f"accuracy on these classes, % ({report.split} split)",
-        title="\n".join([f"{report.dataset}, {images_per_class(report.ipc)} kept", *continual_context(report)]),
+        title="\n".join([f"{report.dataset}, {size_of(report)} kept", *continual_context(report)]),
     )
 
 

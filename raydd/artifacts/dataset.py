@@ -8,6 +8,8 @@ from torch.utils.data import Dataset
 
 from raydd.artifacts.distilled_set import Batch, DistilledSet
 from raydd.artifacts.formats import read_set
+from raydd.artifacts.reading import Reading
+from raydd.artifacts.whitening import whitened
 from raydd.data.catalog import DatasetInfo
 
 
@@ -48,12 +50,24 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
         return self.distilled.to_rgb()
 
 
-def load(url: str, *, info: DatasetInfo | str | None = None, experiment: int = -1) -> DistilledDataset:
+def load(
+    url: str,
+    *,
+    info: DatasetInfo | str | None = None,
+    experiment: int | None = None,
+    space: str | None = None,
+    factor: int = 1,
+    labels: str | None = None,
+) -> DistilledDataset:
     """Return the distilled set at a path or URL (``s3://…``) as a dataset.
 
     Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the data set it stands for
     (its name in the catalog, or its facts), where the format does not say. ``experiment``: which repetition of a
-    DC/DSA/DM ``.pt`` file, the last by default.
-    Raises ``DataError`` for what is not a set and ``TornFileError``, naming the file, for what is broken.
+    DC/DSA/DM ``.pt`` file, the last by default. ``space`` of the images (``pixels``, ``pixels255``, ``normalised``, ``zca``),
+    ``factor`` of several images in one, and whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
+    :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca`` needs the data set's files.
+    Raises ``DataError`` for what is not a set and ``TornFileError``, naming the file, for what is broken; ``ConfigError`` for
+    what cannot be.
     """
-    return DistilledDataset(read_set(url, info=info, experiment=experiment))
+    reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment)
+    return DistilledDataset(whitened(read_set(url, info=info, reading=reading)))

@@ -6,13 +6,14 @@ Nothing here touches a disk: :mod:`raydd.artifacts.folder` writes and reads sets
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from raydd.core.errors import ConfigError, NumericsError
 from raydd.core.registry import Registry
@@ -42,6 +43,26 @@ Images arrive as float32 in network space, labels as they are stored (hard ``[N]
 def identity(images: Tensor, labels: Tensor) -> Batch:
     """Return images and labels as they are."""
     return images, labels
+
+
+@DECODERS.register("grid")
+def grid(images: Tensor, labels: Tensor, factor: int, padding: Sequence[float] = ()) -> Batch:
+    """Return ``factor²`` images of each: it is a grid of that many rows and columns, each cut out and enlarged (IDC, IDM, BACON).
+
+    Bilinear, ``align_corners=False``, to the full size. All images of the first row's first place come first, then those of its
+    second, row after row. A size that ``factor`` does not divide is filled up at the right and below with ``padding``, by channel.
+    """
+    height, width = images.shape[2:]
+    rows, columns = (-(-side // factor) for side in (height, width))
+    if rows * factor > height or columns * factor > width:
+        fill = torch.tensor(tuple(padding) or (0.0,) * images.shape[1]).view(1, -1, 1, 1).to(images)
+        full = fill.expand(len(images), -1, rows * factor, columns * factor).clone()
+        full[:, :, :height, :width] = images
+        images = full
+    places = [(i, j) for i in range(factor) for j in range(factor)]
+    cut = torch.cat([images[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] for i, j in places])
+    enlarged = F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
+    return enlarged, labels.repeat(factor**2, *(1,) * (labels.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -234,6 +255,10 @@ class DistilledSet:
 
         Where whitening took each image's own mean and norm away, each picture is stretched to fill [0, 1].
         """
+        return self.to_pixels(images).clamp(0, 1)
+
+    def to_pixels(self, images: Tensor | None = None) -> Tensor:
+        """Return :meth:`to_rgb` as it is before it is clamped: what a method made may lie outside the range of pixels."""
         images = self.images if images is None else images
         if not images.is_floating_point():
             return images.float() / 255
@@ -244,7 +269,7 @@ class DistilledSet:
                 flat = images.flatten(1)
                 low, high = flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1)
                 return (images - low) / (high - low).clamp_min(1e-12)
-        return (images * self._channels(self.std, images.device) + self._channels(self.mean, images.device)).clamp(0, 1)
+        return images * self._channels(self.std, images.device) + self._channels(self.mean, images.device)
 
     def to_uint8(self, images: Tensor | None = None) -> Tensor:
         """Return :meth:`to_rgb` as uint8 pixels, rounded to the nearest."""

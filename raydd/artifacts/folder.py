@@ -6,7 +6,8 @@ Files::
                                 under "raydd", the facts as JSON (data set, normalisation, whitening, decoding)
     data-00001-of-00003.safetensors, …, data.safetensors.index.json
                                 instead, above 4 GB: equal names are joined along the first axis, in the order of the index
-    shards/train-000000.tar     WebDataset view in 8 bits
+    shards/train-000000.tar     WebDataset view in 8 bits; shards/dataset.json holds its data set's facts, and, where values leave the
+                                range of pixels, what the 8 bits stand for
     grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the report has it
     networks.png, continual.png, continual.csv
                                 sets on several networks, and the continual experiment, if the report has them
@@ -33,8 +34,9 @@ from raydd.artifacts.card import card
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
 from raydd.artifacts.grid import MODES, curve, grid, png
-from raydd.artifacts.report import Report, format_seconds, images_per_class, reference
-from raydd.artifacts.views import SHARD_BYTES, pictures, tar_shards
+from raydd.artifacts.pictures import SIDE_FILE, Range, pictures, side_file
+from raydd.artifacts.report import Report, format_seconds, reference, size_of
+from raydd.artifacts.views import SHARD_BYTES, tar_shards
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
@@ -111,7 +113,7 @@ def _curve(report: Report) -> bytes | None:
         {"": [(p.step, p.accuracy_mean, p.accuracy_std) for p in report.curve]},
         x_label=f"updates of the images ({format_seconds(last.device_seconds)} of one device in all)",
         y_label=f"accuracy, % ({report.split} split)",
-        title=f"{report.dataset}, {images_per_class(report.ipc)}" + (f", {report.curve_protocol}" if report.curve_protocol else ""),
+        title=f"{report.dataset}, {size_of(report)}" + (f", {report.curve_protocol}" if report.curve_protocol else ""),
         levels={f"{name} {value:.1f}": value for name, value in references.items() if value is not None},
     )
 
@@ -124,9 +126,13 @@ def _files(
         parts += [name] if name != INDEX else []
         yield name, data
     shards = distilled.info.channels in MODES
+    view: Range | None = None
     if shards:
-        for name, data in tar_shards(pictures(distilled), shard):
+        shown = pictures(distilled)
+        view = shown.range
+        for name, data in tar_shards(shown, shard):
             yield f"shards/{name}", data
+        yield f"shards/{SIDE_FILE}", side_file(distilled, shown)
     # A set whose labels are not one per image (a poster) is shown as one row.
     labels = distilled.labels if len(distilled.labels) == len(distilled) else torch.zeros(len(distilled), dtype=torch.int64)
     names = distilled.info.class_names if labels is distilled.labels else ("images",)
@@ -137,7 +143,9 @@ def _files(
     yield "recipe.json", to_json(dict(distilled.recipe))
     if report is not None:
         yield "report.json", to_json(report.to_dict())
-    text = card(distilled, report, parts=parts, license_id=license_id, shards=shards, charts=list(charts), records=records)
+    text = card(
+        distilled, report, parts=parts, license_id=license_id, shards=shards, charts=list(charts), records=records, view=view
+    )
     yield "README.md", text.encode()
 
 

@@ -1,124 +1,84 @@
-"""Distilled sets of others, read and written, so that published sets are evaluated here and ours elsewhere.
+"""Distilled sets of others, read, so that published sets are evaluated here (:mod:`raydd.artifacts.writing` writes ours for others).
 
 ============  ==========================================================================================================
 format        what it is
 ============  ==========================================================================================================
 distilled     raydd's own folder (:mod:`raydd.artifacts.folder`), or a run's output folder that holds it
 safetensors   one ``data.safetensors`` of raydd, with how to read it in its header
-pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per experiment; also a pair
-              ``(images, labels)`` or a dict of them; images as networks see them
-mtt           ``images_best.pt`` with ``labels_best.pt`` beside it (MTT and its descendants), alone or in a folder
-folder        a folder per class of PNG or JPEG files (SRe2L, EDC, RDED, any image folder)
+pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per experiment, or per step of
+              continual learning; also a pair ``(images, labels)`` or a dict of them (IDC, IDM)
+mtt           ``images_<n>.pt`` with ``labels_<n>.pt`` beside it (MTT and its descendants): one of the two, or their folder
+folder        a folder per class of pictures (SRe2L, EDC, RDED, any image folder)
 webdataset    tar shards with ``.png``/``.jpg`` and ``.cls``
 ============  ==========================================================================================================
 
 Formats of others say neither what data set they stand for nor how it is normalised: ``info`` does, or a ``dataset.json``
-that raydd wrote beside them. Sets made in a whitened space (MTT with ZCA) do not carry their whitening either: give it with
-``dataclasses.replace(distilled, whitening=…)``. Nothing is unpickled but tensors and plain numbers.
+that raydd wrote beside them; nor in which space their values are: a :class:`Reading` does, or it is guessed, and told
+(:mod:`raydd.artifacts.reading`). Nothing is unpickled but tensors and plain numbers.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
-import pickle
-import re
+import logging
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raydd.artifacts import folder
-from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.views import PICTURES, Pictures, folder_files, pictures, read_folder, read_tars, tar_shards
-from raydd.core.errors import ConfigError, DataError, RayddError, TornFileError, unknown
-from raydd.core.storage import Storage, join
-from raydd.core.tensors import dump_tensors, load_metadata, load_tensors
+from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
+from raydd.artifacts.pictures import SIDE_FILE, Pictures
+from raydd.artifacts.pt import Experiments, experiments_of
+from raydd.artifacts.pt import load_pt as load_pt
+from raydd.artifacts.reading import WHITENED, Reading, Tell, images_in_space, targets_of
+from raydd.artifacts.sources import Source
+from raydd.artifacts.sources import detect as detect
+from raydd.artifacts.views import read_folder, read_tars
+from raydd.artifacts.writing import write_set as write_set
+from raydd.core.errors import ConfigError, DataError, RayddError
+from raydd.core.storage import join
+from raydd.core.tensors import load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo, entry
 
-WRITTEN = ("pt", "folder", "webdataset", "safetensors")
-SIDE_FILE = "dataset.json"
-_SUFFIXES = {".pt": "pt", ".pth": "pt", ".tar": "webdataset", ".safetensors": "safetensors"}
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a set was found: its format, the storage of its folder, and the paths of its files there."""
-
-    format: str
-    storage: Storage
-    paths: tuple[str, ...]
-
-    @property
-    def url(self) -> str:
-        """The URL to name in errors."""
-        return join(self.storage.url, self.paths[0]) if len(self.paths) == 1 else self.storage.url
-
-
-def detect(url: str) -> Source:
-    """Return the format of what stands at ``url``; ``DataError`` saying what was found if it is none that is read."""
-    parent, _, name = url.rstrip("/").rpartition("/")
-    suffix = next((s for s in _SUFFIXES if name.lower().endswith(s)), None)
-    if suffix is not None:
-        return _file(Storage(parent or "."), name, _SUFFIXES[suffix])
-    storage = Storage(url)
-    paths = storage.list()
-    if not paths:
-        what = "an empty folder or nothing" if "." not in name else "nothing, or a file that is not read"
-        raise DataError(f"{storage.url}: {what}; a distilled set is a folder, or a file ending in {', '.join(_SUFFIXES)}")
-    return _folder(storage, paths)
-
-
-def _file(storage: Storage, name: str, kind: str) -> Source:
-    if not storage.exists(name):
-        raise DataError(f"{join(storage.url, name)} does not exist")
-    if kind == "pt" and name.startswith("images_best"):
-        labels = name.replace("images_best", "labels_best", 1)
-        if not storage.exists(labels):
-            raise DataError(f"{join(storage.url, name)} needs its labels beside it, in {labels}")
-        return Source("mtt", storage, (name, labels))
-    return Source(kind, storage, (name,))
-
-
-def _folder(storage: Storage, paths: list[str]) -> Source:
-    for inner in ("", "distilled"):
-        if {folder.MANIFEST, folder.DATA, folder.INDEX} & {p.removeprefix(f"{inner}/") for p in paths if p.startswith(inner)}:
-            return Source("distilled", Storage(join(storage.url, inner)), ())
-    if {"images_best.pt", "labels_best.pt"} <= set(paths):
-        return Source("mtt", storage, ("images_best.pt", "labels_best.pt"))
-    shards = tuple(p for p in paths if "/" not in p and p.endswith(".tar"))
-    if shards:
-        return Source("webdataset", storage, shards)
-    images = tuple(p for p in paths if p.count("/") == 1 and p.lower().endswith(PICTURES))
-    if images:
-        return Source("folder", storage, images)
-    files = [p for p in paths if p.endswith((".pt", ".pth"))]
-    hint = f"; name one of its files, such as {files[0]}" if files else ""
-    raise DataError(f"{storage.url} holds {len(paths)} files ({', '.join(paths[:5])}, …) but no distilled set that is known{hint}")
-
-
-def read_set(url: str, *, info: DatasetInfo | str | None = None, experiment: int = -1) -> DistilledSet:
+def read_set(
+    url: str, *, info: DatasetInfo | str | None = None, reading: Reading | None = None, tell: Tell = log.warning
+) -> DistilledSet:
     """Return the distilled set at ``url``, of any format in the table above.
 
     ``info``: the data set it stands for (its facts, or its name in the catalog), needed where the format does not say.
-    ``experiment``: which repetition of a ``.pt`` list (the last, by default). Raises ``DataError`` for what is not a set
-    or does not fit ``info``, ``TornFileError`` for what is broken, ``ConfigError`` for an ``info`` that is missing or unknown.
+    ``reading``: what its values mean, as far as that is known. ``tell`` gets a line for each guess, and for what was left out.
+    A set in a whitened space is returned without its whitening, which :mod:`raydd.artifacts.whitening` fits.
+    Raises ``DataError`` for what is not a set or does not fit ``info``, ``TornFileError`` for what is broken, ``ConfigError`` for
+    an ``info`` that is missing or unknown and for a reading that cannot be.
     """
     info = entry(info).info if isinstance(info, str) else info
+    reading = reading or Reading()
     source = detect(url)
-    if experiment != -1 and source.format != "pt":
-        raise ConfigError(f"experiment={experiment} has no effect: {source.url} ({source.format}) holds one set; only .pt lists hold more")
+    if reading.experiment is not None and source.format != "pt":
+        what = f"experiment={reading.experiment} has no effect: {source.url} ({source.format})"
+        raise ConfigError(f"{what} holds one set; only .pt lists hold more")
     if source.format == "distilled":
+        reading.refuse(source.storage.url, "says itself how it is read")
         distilled = folder.read(source.storage.url)
     elif source.format == "safetensors":
+        reading.refuse(source.url, "says itself how it is read")
         data = source.storage.get(source.paths[0])
         tensors = load_tensors(data, source.url)
         distilled = folder.from_tensors(tensors, load_metadata(data), {"source": source.url, "format": "safetensors"}, source.url)
     else:
-        distilled = _read_foreign(source, info, experiment)
+        distilled = _read_foreign(source, info, reading, tell)
+        absent = [label for label, count in enumerate(distilled.ipc) if not count]
+        if absent and distilled.soft_labels is None:
+            names = distilled.info.class_names
+            shown = ", ".join(names[c] if c < len(names) else str(c) for c in absent[:5]) + (", …" if len(absent) > 5 else "")
+            tell(f"{source.url}: {len(absent)} of {distilled.info.classes} classes have no image: {shown}")
     if info is not None and (distilled.info.classes, distilled.info.channels) != (info.classes, info.channels):
         raise DataError(f"{source.url} has {_kind(distilled.info)}; {info.name} has {_kind(info)}")
     return distilled
@@ -128,30 +88,101 @@ def _kind(info: DatasetInfo) -> str:
     return f"{info.classes} classes and {info.channels} channel{'s' if info.channels != 1 else ''}"
 
 
-def _read_foreign(source: Source, info: DatasetInfo | None, experiment: int) -> DistilledSet:
-    storage, soft = source.storage, None
+def _read_foreign(source: Source, info: DatasetInfo | None, reading: Reading, tell: Tell) -> DistilledSet:
+    if source.chosen:
+        tell(f"{source.storage.url}: read {source.chosen}")
     recipe: dict[str, Any] = {"source": source.url, "format": source.format}
+    whitening, soft = None, None
     if source.format in ("pt", "mtt"):
-        values = [load_pt(storage.get(path), join(storage.url, path)) for path in source.paths]
-        if source.format == "pt" and isinstance(values[0], Mapping) and "raydd" in values[0]:
-            info = folder.info_from(json.loads(values[0]["raydd"]))  # the images are in its space, whatever the given one's
-        images, labels, soft = _tensors_of(values[0] if source.format == "pt" else tuple(values), experiment, source.url)
+        value = tuple(load_pt(source.storage.get(path), join(source.storage.url, path)) for path in source.paths)
+        value = value[0] if source.format == "pt" else value
+        if isinstance(value, Mapping) and isinstance(value.get("raydd"), str):
+            reading.refuse(source.url, "was written by raydd and says itself how it is read")
+            info, whitening = _own_facts(value, source)  # the images are in its space, whatever the given one's
+            reading = replace(reading, space="normalised")
+            tell = _nothing
         info = _needed(info, source)
-        recipe |= {"experiment": experiment} if source.format == "pt" else {}
+        images, labels = _pt(value, reading, source, recipe, tell)
+        _check_shape(images, info, source)
+        space = reading.space or (source.space if source.space != "zca" else None)
+        if whitening is None:
+            images, recipe["space"] = images_in_space(images, info, space, source.url, tell, source.why if space is None else "")
+        labels, soft = targets_of(labels, info.classes, reading.labels, source.url, tell)
     else:
-        info = _needed(info or _side_info(storage), source)
-        shown = _read_pictures(source, info)
-        images, labels, soft = shown.pixels, shown.labels, shown.soft_labels
-    if tuple(images.shape[1:]) != info.shape:
-        raise DataError(f"{source.url}: images are {_shape(images.shape[1:])}; those of {info.name} are {_shape(info.shape)} (C×H×W)")
+        if reading.labels is not None or reading.space not in (None, "pixels255"):
+            raise ConfigError(f"{source.url}: pictures are pixels, and their labels are known: only a factor can be stated")
+        side = _side(source)
+        info = _needed(info or side.pop("info"), source)
+        shown = _read_pictures(source, info, side, tell)
+        images, labels, soft = shown.images(info.mean, info.std), shown.labels, shown.soft_labels
+        recipe["space"] = "pixels255"
+        _check_shape(images, info, source)
+    decoding = _grid(reading.factor, info, recipe.get("space", "normalised")) if reading.factor > 1 else Decoding()
+    # Whitening is of pixels in [0, 1], not of normalised ones.
+    plain = {"mean": (0.0,) * info.channels, "std": (1.0,) * info.channels} if recipe.get("space") in WHITENED else {}
     try:
-        return DistilledSet(images=images, labels=labels, soft_labels=soft, info=info, recipe=recipe)
+        return DistilledSet(
+            images=images.to(images.dtype if images.dtype == torch.uint8 else torch.float32),
+            labels=labels,
+            soft_labels=soft,
+            info=info,
+            recipe=recipe,
+            whitening=whitening,
+            decoding=decoding,
+            **plain,
+        )
     except RayddError as error:
         raise DataError(f"{source.url}: {error}") from error
 
 
-def _shape(values: tuple[int, ...] | torch.Size) -> str:
-    return "×".join(map(str, values))
+def _nothing(line: str) -> None:
+    """Tell nobody: what raydd wrote is no guess."""
+
+
+def _pt(value: Any, reading: Reading, source: Source, recipe: dict[str, Any], tell: Tell) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of a file as it holds them, and add to the recipe which of its sets they are."""
+    if isinstance(value, Tensor) and source.partner:
+        raise DataError(f"{source.url} needs its {source.partner.split('_')[0]} beside it, in {source.partner}")
+    held: Experiments = experiments_of(value, source.url)
+    if source.format == "pt":
+        recipe["experiment"] = "all steps" if held.steps and reading.experiment is None else -1
+        recipe["experiment"] = recipe["experiment"] if reading.experiment is None else reading.experiment
+        recipe["experiments"] = len(held.sets)
+        published = held.published_of(-1 if reading.experiment is None else reading.experiment)
+        recipe |= {"published": {name: list(values) for name, values in published.items()}} if published else {}
+    if held.steps and reading.experiment is None:
+        tell(f"{source.url}: {len(held.sets)} steps of other classes each (continual learning), read as one set")
+    return held.chosen(reading.experiment, source.url)
+
+
+def experiments_at(url: str) -> Experiments | None:
+    """Return the sets that a ``.pt`` file lists; ``None`` for any other format."""
+    source = detect(url)
+    return experiments_of(load_pt(source.storage.get(source.paths[0]), source.url), source.url) if source.format == "pt" else None
+
+
+def _own_facts(value: Mapping[str, Any], source: Source) -> tuple[DatasetInfo, Whitening | None]:
+    facts = json.loads(value["raydd"])
+    if "whitening_matrix" not in value:
+        return folder.info_from(facts), None
+    per_image = bool(facts.pop("per_image"))
+    whitening = Whitening(matrix=value["whitening_matrix"], mean=value["whitening_mean"], per_image=per_image)
+    return folder.info_from(facts), whitening
+
+
+def _grid(factor: int, info: DatasetInfo, space: str) -> Decoding:
+    if factor > min(info.height, info.width):
+        raise ConfigError(f"factor={factor}: images of {info.height}×{info.width} pixels cannot be cut into so many rows and columns")
+    parameters: dict[str, Any] = {"factor": factor}
+    if info.height % factor or info.width % factor:  # filled up with grey
+        parameters["padding"] = [0.0 if space.startswith("zca") else (0.5 - m) / s for m, s in zip(info.mean, info.std)]
+    return Decoding("grid", parameters)
+
+
+def _check_shape(images: Tensor, info: DatasetInfo, source: Source) -> None:
+    if images.ndim != 4 or tuple(images.shape[1:]) != info.shape:
+        shape, wanted = (("×".join(map(str, v))) for v in (images.shape[1:], info.shape))
+        raise DataError(f"{source.url}: images are {shape}; those of {info.name} are {wanted} (C×H×W)")
 
 
 def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:
@@ -160,91 +191,29 @@ def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:
     return info
 
 
-def _side_info(storage: Storage) -> DatasetInfo | None:
-    if not storage.exists(SIDE_FILE):
-        return None
+def _side(source: Source) -> dict[str, Any]:
+    """Return what raydd wrote beside a view: its data set's facts as ``info``, and what else there is."""
+    if not source.storage.exists(SIDE_FILE):
+        return {"info": None}
     try:
-        return folder.info_from(json.loads(storage.get(SIDE_FILE)))
-    except ValueError as error:
-        raise DataError(f"{join(storage.url, SIDE_FILE)} cannot be read: {error}") from error
+        values = json.loads(source.storage.get(SIDE_FILE))
+        extra = {name: values.pop(name) for name in ("view", "folders") if name in values}
+        return {"info": folder.info_from(values), **extra}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{join(source.storage.url, SIDE_FILE)} cannot be read: {error}") from error
 
 
-def _read_pictures(source: Source, info: DatasetInfo) -> Pictures:
+def _read_pictures(source: Source, info: DatasetInfo, side: Mapping[str, Any], tell: Tell) -> Pictures:
     storage = source.storage
     if source.format == "webdataset":
         return read_tars(((join(storage.url, path), storage.get(path)) for path in source.paths), info.channels)
-    return read_folder(((path.split("/")[0], join(storage.url, path), storage.get(path)) for path in source.paths), info)
-
-
-def load_pt(data: bytes, what: str) -> Any:
-    """Return the tensors and plain values of a ``.pt`` file; ``DataError`` naming ``what`` if it holds anything else."""
-    import numpy as np
-
-    # Lists of accuracies hold NumPy's float64 scalars: what rebuilds one stands under the module name of NumPy 1 or 2.
-    scalar: Any = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, np.dtypes.Float64DType]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"WeightsUnpickler error: (.+?)(?: was not an allowed global|\n|$)", str(error))  # the rest is how to allow it
-        reason = f": {found[1]}" if found else ""
-        raise DataError(f"{what} holds more than tensors and numbers, or is no .pt file; nothing else is ever unpickled{reason}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise TornFileError(f"{what} is torn or not a .pt file: {error}") from error
-
-
-def _tensors_of(value: Any, experiment: int, where: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    if isinstance(value, Mapping) and "data" in value:
-        experiments = value["data"]
-        if not -len(experiments) <= experiment < len(experiments):
-            raise ConfigError(f"{where} holds {len(experiments)} experiments; {experiment} is none of them")
-        value = experiments[experiment]
-    elif isinstance(value, Mapping) and {"images", "labels"} <= set(value):
-        value = (value["images"], value["labels"])
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(part, Tensor) for part in value):
-        found = f"keys {sorted(map(str, value))[:8]}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
-        raise DataError(f"{where} holds {found}; expected `data`, a list of [images, labels], or a pair (images, labels)")
-    images, labels = value
-    images = images if images.dtype == torch.uint8 else images.float()
-    if labels.is_floating_point() and labels.ndim == 2:
-        return images, labels.argmax(1), labels.float()
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise DataError(f"{where}: labels must be whole numbers [N] or probabilities [N, classes], not {labels.dtype} {list(labels.shape)}")
-    return images, labels.long(), None
-
-
-def write_set(distilled: DistilledSet, url: str, to: str) -> list[str]:
-    """Write a set in a format of others (``pt``, ``folder``, ``webdataset``) or as one ``safetensors`` file; return the paths.
-
-    ``pt``: what students see, float images and their labels. ``folder`` and ``webdataset``: the same as 8-bit PNG, with the
-    data set's facts in ``dataset.json``; an image folder cannot hold soft labels. Folders must be empty.
-    """
-    if to not in WRITTEN:
-        raise unknown("format to write", to, WRITTEN)
-    side = json.dumps(dataclasses.asdict(distilled.info))
-    if to in ("pt", "safetensors"):
-        parent, _, name = url.rpartition("/")
-        if not name.endswith(f".{to}"):
-            raise ConfigError(f"'{url}': a file to write as {to} must end in .{to}")
-        if to == "safetensors":
-            data = dump_tensors(distilled.stored(), {"raydd": json.dumps(folder.facts(distilled), sort_keys=True)})
-        else:
-            buffer = io.BytesIO()
-            torch.save({"data": [list(distilled.tensors())], "accs_all_exps": {}, "raydd": side}, buffer)
-            data = buffer.getvalue()
-        Storage(parent or ".").put(name, data)
-        return [name]
-    if to == "folder" and distilled.soft_labels is not None:
-        raise ConfigError("an image folder cannot hold soft labels; write pt, webdataset or safetensors instead")
-    storage = Storage(url)
-    if storage.list():
-        raise ConfigError(f"{storage.url} is not empty")
-    shown = pictures(distilled)
-    written = []
-    for path, data in folder_files(shown, distilled.info.classes) if to == "folder" else tar_shards(shown):
-        storage.put(path, data)
-        written.append(path)
-    storage.put(SIDE_FILE, side.encode())
-    return [*written, SIDE_FILE]
+    empty = [path.rstrip("/") for path in source.unread if path.endswith("/")]
+    unread = [path for path in source.unread if not path.endswith("/")]
+    if unread:
+        kinds = Counter(path.rsplit("/", 1)[1].rpartition(".")[2].lower() for path in unread)
+        counted = ", ".join(f"{count} .{kind}" for kind, count in kinds.most_common(5))
+        tell(f"{storage.url}: {len(unread)} file{'s' * (len(unread) != 1)} in class folders not read ({counted}), first: {unread[0]}")
+    if empty:
+        tell(f"{storage.url}: no picture is read in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}")
+    files = ((path.split("/")[0], join(storage.url, path), storage.get(path)) for path in source.paths)
+    return read_folder(files, info, side, empty)

@@ -87,6 +87,16 @@ class MemoryRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the file of a set of others says that it reached: percent, over ``networks`` networks of one architecture."""
+
+    network: str
+    accuracy_mean: float
+    accuracy_std: float
+    networks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The rows of one distilled set and its baselines, with their context.
 
@@ -96,6 +106,7 @@ class Report:
     that accuracies are of. ``curve``: accuracy over the distillation, under ``curve_protocol``. ``notes``: what a
     reader has to know besides, such as samples that were skipped. ``continual``: the continual experiment, if it was asked for.
     ``trainings``: what the rows' protocols come to (none in the reports of earlier versions).
+    ``size``: what the set holds, where that is not ``ipc`` images of each class. ``published``: accuracies that came with the set.
     """
 
     dataset: str
@@ -111,11 +122,13 @@ class Report:
     ddof: int = DDOF
     continual: tuple[MemoryRow, ...] = ()
     trainings: tuple[Training, ...] = ()
+    size: str = ""
+    published: tuple[Published, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values; with several networks, ``table`` shows the rows as set × network once more."""
         values = dataclasses.asdict(self)
-        for name in ("continual", "trainings"):
+        for name in ("continual", "trainings", "size", "published"):
             if not values[name]:
                 del values[name]
         crossed = cross(self)
@@ -130,6 +143,7 @@ class Report:
         plain["notes"] = tuple(plain.get("notes", ()))
         plain["continual"] = tuple(_build(MemoryRow, item) for item in plain.get("continual", ()))
         plain["trainings"] = tuple(_build(Training, item) for item in plain.get("trainings", ()))
+        plain["published"] = tuple(_build(Published, item) for item in plain.get("published", ()))
         return _build(cls, plain)
 
 
@@ -159,6 +173,11 @@ def summarise(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
 def images_per_class(ipc: float) -> str:
     """Return ``1 image per class``, ``10 images per class``."""
     return f"{ipc:g} image{'s' * (ipc != 1)} per class"
+
+
+def size_of(report: Report) -> str:
+    """Return how large a report's set is, for titles."""
+    return report.size or images_per_class(report.ipc)
 
 
 def format_bytes(count: float) -> str:
@@ -192,9 +211,12 @@ def _random_beside(report: Report, row: Row) -> Row | None:
 
 def _cells(report: Report) -> Table:
     best = any(row.best_accuracy is not None for row in report.rows)
+    published = {(report.rows[0].set, item.network): item for item in report.published}
     header = ["set", "protocol", "network", "accuracy, %", "vs random", "seeds × networks", "images", "labels", "device time"]
     if best:
         header.insert(5, "best epoch, %")
+    if published:
+        header.insert(4, "published, %")
     lines = []
     for row in report.rows:
         random = _random_beside(report, row)
@@ -212,6 +234,9 @@ def _cells(report: Report) -> Table:
         ]
         if best:
             line.insert(5, "–" if row.best_accuracy is None else f"{row.best_accuracy:.2f}")
+        if published:
+            theirs = published.get((row.set, row.network))
+            line.insert(4, "–" if theirs is None else f"{theirs.accuracy_mean:.2f} ± {theirs.accuracy_std:.2f}")
         lines.append(line)
     return Table("", header, lines, left=3)
 
@@ -219,7 +244,7 @@ def _cells(report: Report) -> Table:
 def _context(report: Report) -> str:
     device = f", on {report.device}" if report.device else ""
     return (
-        f"{report.dataset}, {images_per_class(report.ipc)}, {report.split} split{device}: top-1 accuracy of the last epoch, "
+        f"{report.dataset}, {size_of(report)}, {report.split} split{device}: top-1 accuracy of the last epoch, "
         f"mean ± standard deviation (ddof {report.ddof}) over seeds × networks."
     )
 
@@ -234,6 +259,9 @@ def _remarks(report: Report) -> list[str]:
         remarks.append(f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a result.")
     if not any(row.set == "random" for row in report.rows):
         remarks.append("Random images of the same number were not evaluated: these accuracies have no baseline.")
+    if report.published:
+        shown = (f"{p.network} {p.accuracy_mean:.2f} ± {p.accuracy_std:.2f} % ({p.networks})" for p in report.published)
+        remarks.append(f"Published in the set's own file, under its makers' protocol (networks): {', '.join(shown)}.")
     few = [row.set for row in report.rows if row.set == "random" and row.seeds < 3]
     if few:
         remarks.append("Random was drawn fewer than three times: its accuracy varies by several points between draws.")

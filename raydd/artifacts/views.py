@@ -1,46 +1,37 @@
 """8-bit views of a distilled set for programs that know nothing of raydd: WebDataset tars and image folders.
 
 Views cannot say how images are decoded, so they hold the decoded ones, as students see them. Written by raydd, they are
-lossless PNG, the same bytes for the same set; read, they may be JPEG, PNG, WebP or BMP of others.
+lossless PNG, the same bytes for the same set; read, they may be pictures of others in any format that is read.
+
+What a method made may lie outside the range of pixels. A view keeps it: its 8 bits then stand for ``offset + scale * value / 255``,
+by channel (:class:`Range`), which is written beside the view and into every sample of a tar, and undone when it is read. A set
+inside the range is written as it is.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
-import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.class_folders import class_folders, class_of_folders
 from raydd.artifacts.grid import MODES, png, to_image
+from raydd.artifacts.pictures import SIDE_FILE, Pictures, Range
 from raydd.core.errors import ConfigError, DataError, TornFileError
-from raydd.data.catalog import CATALOG, DatasetInfo
+from raydd.data.catalog import DatasetInfo
+from raydd.data.images import EXTENSIONS, decode
 
+JPEG = b"\xff\xd8"
 SHARD_BYTES = 1_000_000_000
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pixels uint8 ``[N, C, H, W]``, hard labels int64 ``[N]`` and, where there are some, soft ones ``[N, classes]``."""
-
-    pixels: Tensor
-    labels: Tensor
-    soft_labels: Tensor | None = None
-
-
-def pictures(distilled: DistilledSet) -> Pictures:
-    """Return what students see of a set, in 8 bits."""
-    if distilled.decoding.name == "identity":
-        return Pictures(distilled.to_uint8(), distilled.labels, distilled.soft_labels)
-    images, targets = distilled.tensors()
-    soft = targets if targets.is_floating_point() else None
-    return Pictures(distilled.to_uint8(images), targets if soft is None else soft.argmax(1), soft)
+PICTURES = tuple(f".{extension}" for extension in EXTENSIONS)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -51,7 +42,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str, bytes]]:
-    """Yield ``(train-000000.tar, its bytes)``, …: ``.png`` and ``.cls`` per sample, ``.json`` with ``soft_label`` if there is one.
+    """Yield ``(train-000000.tar, its bytes)``, …: ``.png`` and ``.cls`` per sample.
+
+    ``.json`` holds the ``soft_label`` and the range (``view``) if there are any.
 
     A shard is closed by the sample with which it reaches ``limit`` bytes.
     """
@@ -61,8 +54,11 @@ def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str,
         key = f"{i:06d}"
         _add(tar, f"{key}.png", png(to_image(shown.pixels[i])))
         _add(tar, f"{key}.cls", str(int(shown.labels[i])).encode())
-        if shown.soft_labels is not None:
-            _add(tar, f"{key}.json", json.dumps({"soft_label": shown.soft_labels[i].tolist()}).encode())
+        values: dict[str, Any] = {} if shown.soft_labels is None else {"soft_label": shown.soft_labels[i].tolist()}
+        if shown.range is not None:
+            values["view"] = shown.range.to_json()
+        if values:
+            _add(tar, f"{key}.json", json.dumps(values).encode())
         if buffer.tell() >= limit and i + 1 < len(shown.pixels):
             tar.close()
             yield f"train-{shard:06d}.tar", buffer.getvalue()
@@ -72,12 +68,12 @@ def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str,
     yield f"train-{shard:06d}.tar", buffer.getvalue()
 
 
-def folder_files(shown: Pictures, classes: int) -> Iterator[tuple[str, bytes]]:
-    """Yield ``(003/000012.png, its bytes)``, …: folders that sort as the labels do, files in the order of each class."""
-    digits = max(3, len(str(classes - 1)))
-    seen = [0] * classes
+def folder_files(shown: Pictures, info: DatasetInfo) -> Iterator[tuple[str, bytes]]:
+    """Yield ``(cat/000012.png, its bytes)``, …: folders of :func:`class_folders`, files in the order of each class."""
+    folders = class_folders(info)
+    seen = [0] * info.classes
     for pixels, label in zip(shown.pixels, shown.labels.tolist()):
-        yield f"{label:0{digits}d}/{seen[label]:06d}.png", png(to_image(pixels))
+        yield f"{folders[label]}/{seen[label]:06d}.png", png(to_image(pixels))
         seen[label] += 1
 
 
@@ -89,8 +85,11 @@ def decode_picture(data: bytes, channels: int, what: str) -> Tensor:
     if channels not in MODES:
         raise ConfigError(f"pictures cannot hold images of {channels} channels; allowed: 1 to 4")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            array = np.array(image.convert(MODES[channels]))
+        if channels in (1, 3) and data[:2] != JPEG:
+            array = decode(data, channels)
+        else:  # of JPEG, training code that is compared with sees what Pillow makes
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF", "GIF")) as image:
+                array = np.array(image.convert(MODES[channels]))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{what} cannot be decoded: {error}") from error
     pixels = torch.from_numpy(array)
@@ -114,6 +113,7 @@ class _Sample:
     pixels: Tensor | None = None
     label: int | None = None
     soft: list[float] | None = None
+    range: Range | None = None
 
     @property
     def empty(self) -> bool:
@@ -128,6 +128,7 @@ def read_tars(shards: Iterable[tuple[str, bytes]], channels: int) -> Pictures:
     samples: dict[tuple[str, str], _Sample] = {}
     for url, data in shards:
         try:
+            data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
                 end = 0
                 for member in tar:
@@ -141,7 +142,7 @@ def read_tars(shards: Iterable[tuple[str, bytes]], channels: int) -> Pictures:
                 # A tar cut between two members reads like a shorter one, but for the missing block of zeros at its end.
                 if data[end : end + 512] != bytes(512):
                     raise TornFileError(f"{url} is torn: it ends after {len(data)} bytes without the mark of a tar's end")
-        except tarfile.TarError as error:
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise TornFileError(f"{url} is torn or not a tar file: {error}") from error
     kept = {key: sample for key, sample in samples.items() if not sample.empty}
     if not kept:
@@ -159,9 +160,16 @@ def _take(samples: dict[tuple[str, str], _Sample], key: tuple[str, str], kind: s
             sample.label = int(data)
         elif kind == "json":
             values = json.loads(data)
-            sample.soft = [float(v) for v in values["soft_label"]] if isinstance(values, dict) and "soft_label" in values else None
+            values = values if isinstance(values, dict) else {}
+            sample.soft = [float(v) for v in values["soft_label"]] if "soft_label" in values else None
+            sample.range = Range.from_json(values["view"], channels, what) if _is_range(values.get("view")) else None
     except (ValueError, TypeError) as error:
         raise DataError(f"{what} cannot be read: {error}") from error
+
+
+def _is_range(value: Any) -> bool:
+    """Return whether a sample's ``view``, which may be anything in files of others, is meant as a range."""
+    return isinstance(value, dict) and {"offset", "scale"} <= set(value)
 
 
 def _assemble(samples: dict[tuple[str, str], _Sample]) -> Pictures:
@@ -173,40 +181,31 @@ def _assemble(samples: dict[tuple[str, str], _Sample]) -> Pictures:
         if sample.soft is not None:
             softs.append(sample.soft)
         labels.append(sample.label if sample.label is not None else max(range(len(softs[-1])), key=softs[-1].__getitem__))
+    ranges = {sample.range for sample in samples.values()}
+    if len(ranges) > 1:
+        raise DataError("samples are 8-bit views of different ranges: they are of different sets")
     if softs and (len(softs) != len(images) or len({len(soft) for soft in softs}) != 1):
         raise DataError("soft labels are missing from some samples, or differ in length")
-    return Pictures(_stack(images), torch.tensor(labels), torch.tensor(softs) if softs else None)
+    return Pictures(_stack(images), torch.tensor(labels), torch.tensor(softs) if softs else None, ranges.pop())
 
 
-def class_of_folders(names: Sequence[str], info: DatasetInfo) -> dict[str, int]:
-    """Return the label of each class folder.
+def read_folder(
+    files: Iterable[tuple[str, str, bytes]], info: DatasetInfo, side: Mapping[str, Any] | None = None, empty: Sequence[str] = ()
+) -> Pictures:
+    """Read ``(class folder, name to show, bytes)`` of picture files; labels by :func:`class_of_folders`, images by label then file.
 
-    The first rule that fits all names holds: a name of ``info.class_names``, or a class folder that the catalog lists for
-    the data set, is that class; ``new007`` and plain numbers
-    are the number itself (SRe2L, EDC; RDED); any other names (such as WordNet ids), as many as there are classes, are
-    numbered in sorted order. ``DataError`` if none fits.
+    ``side``: what :data:`SIDE_FILE` holds beside the data set's facts. ``empty``: class folders without a picture, which count
+    where folders are numbered in sorted order.
     """
-    for listed in (info.class_names, CATALOG[info.name].classes if info.name in CATALOG else ()):
-        known = {name: label for label, name in enumerate(listed)}
-        if all(name in known for name in names):
-            return {name: known[name] for name in names}
-    numbers = [re.fullmatch(r"(?:new)?(\d+)", name) for name in names]
-    if all(numbers):
-        labels = {name: int(found[1]) for name, found in zip(names, numbers) if found}
-        if max(labels.values()) >= info.classes or len(set(labels.values())) != len(labels):
-            top = max(labels.values())
-            raise DataError(f"class folders number up to {top}, or one twice; {info.name} has classes 0 to {info.classes - 1}")
-        return labels
-    if len(names) != info.classes:
-        shown = ", ".join(sorted(names)[:5])
-        raise DataError(f"{len(names)} class folders ({shown}, …) but {info.name} has {info.classes} classes: their labels are unknown")
-    return {name: label for label, name in enumerate(sorted(names))}
-
-
-def read_folder(files: Iterable[tuple[str, str, bytes]], info: DatasetInfo) -> Pictures:
-    """Read ``(class folder, name to show, bytes)`` of picture files; labels by :func:`class_of_folders`, images by label then file."""
-    items = list(files)
-    labels = class_of_folders(sorted({folder for folder, _, _ in items}), info)
+    items, side = list(files), side or {}
+    names = sorted({folder for folder, _, _ in items})
+    try:
+        labels = class_of_folders(names, info, side.get("folders", ()))
+    except DataError:
+        if not empty:
+            raise
+        labels = class_of_folders(sorted({*names, *empty}), info)
     items.sort(key=lambda item: (labels[item[0]], item[1]))
     images = [(name, decode_picture(data, info.channels, name)) for _, name, data in items]
-    return Pictures(_stack(images), torch.tensor([labels[folder] for folder, _, _ in items]))
+    found = Range.from_json(side["view"], info.channels, SIDE_FILE) if side.get("view") is not None else None
+    return Pictures(_stack(images), torch.tensor([labels[folder] for folder, _, _ in items]), range=found)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
+from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError, Missing, TooFew, unknown
 from raydd.core.rng import derive_seed
 from raydd.core.units import Ref, Stage, snapshot
@@ -21,6 +23,7 @@ from raydd.labels.published import PublishedLabels
 from raydd.labels.sets import Labels, LabelSource
 from raydd.methods.base import METHODS, Method, Problem
 from raydd.methods.sources import AssembledSet, Source, StoredSet
+from raydd.networks import normalise_name
 from raydd.training.batches import check_batches
 from raydd.training.cost import network_facts
 from raydd.training.teachers import TrainNetwork
@@ -52,7 +55,10 @@ class PlannedMemory:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is evaluated, in the order of the report. ``notes``: what a reader of the report has to know besides."""
+    """What is evaluated, in the order of the report. ``notes``: what a reader of the report has to know besides.
+
+    ``size``, ``published``: as of the :class:`raydd.artifacts.report.Report`.
+    """
 
     name: str
     problem: Problem
@@ -60,6 +66,8 @@ class EvaluationPlan:
     entries: tuple[Planned, ...]
     continual: tuple[PlannedMemory, ...] = ()
     notes: tuple[str, ...] = ()
+    size: str = ""
+    published: tuple[Published, ...] = ()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -126,40 +134,58 @@ def _labels_by(maker: Maker | None, problem: Problem, source: AssembledSet) -> L
 
 
 def stored_evaluation(
-    stored: StoredSet,
+    stored: StoredSet | Sequence[StoredSet],
     name: str,
     problem: Problem,
     config: EvaluationConfig,
     labels: PublishedLabels | FkdLabels | None = None,
     own: str = DEFAULT_NETWORK,
     maker: Maker | None = None,
+    size: str = "",
+    published: Mapping[str, Sequence[float]] | None = None,
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
-    ``labels``: the soft labels that lie beside it, if any do. ``own``: the network that made it. ``maker``: what made it, if that
-    is known and has teachers: they label the other sets, and this one if its labels are not stored.
+    ``stored``: the set, or the experiments of a file, whose students are pooled as those of repetitions are. ``labels``: the soft
+    labels that lie beside it, if any do. ``own``: the network that made it. ``maker``: what made it, if that is known and has
+    teachers: they label the other sets, and this one if its labels are not stored. ``size``: what the set holds, where that is not
+    ``problem.ipc`` images of each class. ``published``: accuracies in percent by network, as its file has them.
     """
     _check_split(problem, config)
     if config.every is not None:
         raise ConfigError("evaluation.every: a stored set has no snapshots")
     others = rivals(config)
     name = f"stored {name}" if name in others else name
+    sets = [stored] if isinstance(stored, StoredSet) else list(stored)
     found: LabelSource | None = labels
-    if found is None and maker is not None and not maker.config.stored and config.resolve().learns_logits:
+    if found is None and maker is not None and len(sets) == 1 and not maker.config.stored and config.resolve().learns_logits:
         _need_teachers(maker, f"evaluation.protocol: '{config.protocol}' needs the set's soft labels, computed ({maker.config.codec})")
-        found = labels_of(maker.method, maker.problem, stored)
+        found = labels_of(maker.method, maker.problem, sets[0])
     config, entries = _with_labels(config, None if found is None else found.config), []
     if found is not None and config.resolve().learns_logits and config.baselines:
         _need_teachers(maker, "evaluation.baselines: other sets need soft labels of the same teachers")
     networks = _architectures(config, own, problem)
     for network in networks:
-        entries += _rows(name, [(stored, problem, found)], network, config)
+        entries += _rows(name, [(one, problem, found) for one in sets], network, config)
         entries += _baselines(name, [problem], network, config, others, partial(_labels_by, maker))
-    memories = _continual(name, [(stored, problem)], networks[0], config, others)
+    memories = _continual(name, [(one, problem) for one in sets], networks[0], config, others)
     notes = [f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."] * bool(memories)
-    if config.baselines and stored.images % problem.dataset.classes:
-        notes.append(f"{name} has {stored.images} images, the other sets {problem.ipc} of each class.")
-    return EvaluationPlan(name, problem, config, tuple(entries), memories, tuple(notes))
+    if config.baselines and size:
+        notes.append(f"{name} has {size}, the other sets {problem.ipc} of each class.")
+    return EvaluationPlan(name, problem, config, tuple(entries), memories, tuple(notes), size, _published(published or {}))
+
+
+def _published(accuracies: Mapping[str, Sequence[float]]) -> tuple[Published, ...]:
+    """Return the mean and deviation of published accuracies, under the names that networks have here, where these are known."""
+    found = []
+    for name, values in accuracies.items():
+        try:
+            name = normalise_name(name)
+        except ConfigError:
+            pass  # a network of their own
+        mean, deviation = statistics.fmean(values), statistics.pstdev(values)
+        found.append(Published(network=name, accuracy_mean=mean, accuracy_std=deviation, networks=len(values)))
+    return tuple(found)
 
 
 def rivals(config: EvaluationConfig) -> dict[str, Method]:

@@ -58,6 +58,8 @@ def summarise(
         continual=_continual(plan.continual, load),
         notes=(*remarks, *notes),
         trainings=trainings(plan),
+        size=plan.size,
+        published=plan.published,
     )
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from raydd.artifacts.views import class_of_folders
+from raydd.artifacts.class_folders import class_of_folders
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import Storage, absolute
 from raydd.core.tensors import Tensors

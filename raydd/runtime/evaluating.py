@@ -6,15 +6,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.formats import detect, read_set
+from raydd.artifacts.formats import detect, experiments_at, read_set
+from raydd.artifacts.reading import Reading
 from raydd.artifacts.report import Report
-from raydd.config import EvaluationJob, method_from
+from raydd.config import EvaluationJob, load_evaluation, method_from
 from raydd.core.errors import ConfigError, DataError, Missing, refusing
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
@@ -32,7 +33,7 @@ from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
 from raydd.runtime.estimate import costs, measured_rate, render, unit_table
-from raydd.runtime.output import flatten
+from raydd.runtime.output import claim_as, flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.progress import Progress
@@ -45,11 +46,16 @@ from raydd.runtime.tracking_uri import resolve_uri
 
 @dataclass(frozen=True)
 class Subject:
-    """The set to be evaluated: where it lies, what it is called, what it holds."""
+    """The set to be evaluated: where it lies, what it is called, what it holds.
+
+    ``notes``: what was guessed and left out when it was read. ``beside``: what else makes an evaluation of it another one.
+    """
 
     url: str
     name: str
     distilled: DistilledSet
+    notes: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def job_of(url: str) -> Mapping[str, Any]:
@@ -75,16 +81,24 @@ def _data(job: EvaluationJob, anyway: bool) -> DatasetInfo:
 
 
 def plan_stored(
-    job: EvaluationJob, url: str, experiment: int, labels: str | None = None, *, anyway: bool = False
+    job: EvaluationJob,
+    url: str,
+    reading: Reading | None = None,
+    labels: str | None = None,
+    *,
+    pooled: bool = False,
+    anyway: bool = False,
 ) -> tuple[Subject, EvaluationPlan]:
     """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be, ``Missing`` without the data.
 
-    ``labels``: URL of soft labels that do not lie beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``, ….
+    ``reading``: what the values of a foreign set mean, as far as it is stated. ``labels``: URL of soft labels that do not lie
+    beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``, …. ``pooled``: all experiments of a file, as repetitions.
     ``anyway``: plan without the data, where the catalog knows it.
     """
-    info = _data(job, anyway)
-    url = absolute(url)
-    distilled = read_set(url, info=info, experiment=experiment)
+    info, url, notes = _data(job, anyway), absolute(url), dict[str, None]()
+    readings, published = _readings(url, reading or Reading(), pooled)
+    sets = [read_set(url, info=info, reading=one, tell=lambda line: notes.setdefault(line)) for one in readings]
+    distilled = sets[-1]
     if (distilled.info.classes, *distilled.images.shape[1:]) != (info.classes, *info.shape) and distilled.decoding.name == "identity":
         shape = "x".join(map(str, distilled.images.shape[1:]))
         raise ConfigError(f"{url}: {shape} images of {distilled.info.classes} classes; {info.name} has {info.shape} and {info.classes}")
@@ -93,15 +107,59 @@ def plan_stored(
     name, own = str(made_by.get("name", "set")), made_by.get("network")
     if job.evaluation.continual is not None:
         check_classes(distilled.labels, range(info.classes))
-    stored = StoredSet.at(url, info, experiment)
+    stored = [StoredSet.of(one, url, info, of) for one, of in zip(sets, readings, strict=True)]
     ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
     found = _labels(url, labels)
     if found is not None:
+        if stored[0].whitening is not None or len(sets) > 1:
+            raise ConfigError("soft labels of views need one set, whose images are not whitened")
         found.check(distilled)
+    if stored[0].whitening is not None and job.evaluation.baselines:
+        notes.setdefault("Test images are whitened as the set is; the sets beside it, and their tests, are not whitened.")
     own = own if isinstance(own, str) else DEFAULT_NETWORK
-    maker = maker_of(distilled.recipe, info, ipc)
-    return Subject(url, name, distilled), stored_evaluation(stored, name, problem, job.evaluation, found, own, maker)
+    plan = stored_evaluation(
+        stored if len(stored) > 1 else stored[0],
+        name,
+        problem,
+        job.evaluation,
+        found,
+        own,
+        maker_of(distilled.recipe, info, ipc),
+        size=uneven(distilled),
+        published=published or distilled.recipe.get("published", {}),
+    )
+    beside = {"labels": found.digest} if labels is not None and found is not None else {}
+    beside |= {"experiments": " ".join(one.digest[:12] for one in stored)} if len(stored) > 1 else {}
+    beside |= {} if stored[0].whitening is None else {"space": stored[0].whitening.space}
+    subject = Subject(url, name, distilled, tuple(notes), beside)
+    return subject, replace(plan, notes=(*plan.notes, *notes))
+
+
+def _readings(url: str, reading: Reading, pooled: bool) -> tuple[list[Reading], Mapping[str, Sequence[float]]]:
+    """Return how each set of a file is read, one or all its experiments, and the accuracies that the file has of all of them."""
+    if not pooled:
+        return [reading], {}
+    held = experiments_at(url)
+    if held is None:
+        raise ConfigError(f"experiment=all has no effect: {url} holds one set; only .pt lists hold more")
+    # The steps of continual learning are one set.
+    readings = [reading] if held.steps else [replace(reading, experiment=place) for place in range(len(held.sets))]
+    return readings, held.published
+
+
+def uneven(distilled: DistilledSet) -> str:
+    """Return what a set holds, if that is not equally many images of each class, else nothing."""
+    counts = distilled.ipc
+    present = [count for count in counts if count]
+    images = f"{len(distilled):,} image{'s' * (len(distilled) != 1)}"
+    if distilled.soft_labels is not None or len(distilled.labels) != len(distilled):  # its images are of no one class
+        return images if len(distilled) % len(counts) else ""
+    if len(set(counts)) == 1:
+        return ""
+    if len(present) < len(counts):
+        return f"{images} of {len(present)} of {len(counts)} classes"
+    return f"{images}, {min(present)} to {max(present)} of each class"
 
 
 def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | None:
@@ -140,13 +198,37 @@ def place_of(job: EvaluationJob, subject: Subject) -> str:
     """Return where an evaluation's report goes: the job's output, or a folder named after the set and what is asked of it."""
     if job.output is not None:
         return job.output
-    asked = {key: value for key, value in job.resolved().items() if key in ("seed", "dataset", "evaluation", "numerics")}
-    digest = hashlib.sha256(json.dumps([subject.distilled.digest, asked], sort_keys=True).encode()).hexdigest()
+    asked = {key: value for key, value in job.resolved().items() if key in ASKED}
+    what = [subject.distilled.digest, asked, *([subject.beside] if subject.beside else [])]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return absolute(f"runs/evaluate/{subject.name.replace(' ', '-')}-{digest[:8]}")
 
 
+ASKED = ("seed", "dataset", "evaluation", "numerics")
+"""Keys of a job that make an evaluation of a set another one."""
+
+
+def _claim(output: Storage, job: EvaluationJob, subject: Subject) -> None:
+    """Write what is asked of which set as ``job.yaml``; ``ConfigError`` if the folder is another run's."""
+    of = {"set": subject.distilled.digest, **subject.beside}
+
+    def recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:  # with the defaults of keys that an earlier version did not know
+            known = load_evaluation({key: tree[key] for key in ASKED if key in tree}).resolved()
+        except ConfigError:
+            return tree
+        return {**tree, **{key: known[key] for key in ASKED}}
+
+    resolved, stated = job.resolved(), job.stated()
+    text = as_yaml({**of, **{key: stated[key] for key in ASKED if key in stated}})
+    claim_as(output, {**of, **{key: resolved[key] for key in ASKED}}, text, recorded)
+
+
 def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Outcome:
-    """Evaluate, write ``report.json`` and its pictures to the job's output (see :func:`place_of`), and track; return what is where."""
+    """Evaluate, write ``report.json`` and its pictures to the job's output (see :func:`place_of`), and track; return what is where.
+
+    ``ConfigError`` if the output is that of another evaluation, or of a distillation.
+    """
     tune_allocator()
     store, output = Store(job.store), Storage(place_of(job, subject))
     uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
@@ -155,6 +237,7 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
         output.check_writable("output")
         if uri != "none":
             resolve_uri(uri)
+    _claim(output, job, subject)
     tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
     tags = {"raydd.set": subject.distilled.digest, "raydd.output": output.url, "raydd.protocol": plan.config.resolve().label}
     commit = git_commit()

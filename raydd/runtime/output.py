@@ -39,8 +39,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def claim(output: Storage, job: Job) -> bool:
     """Write ``job.yaml``, or compare with the one that is there; return whether the folder is new.
 
-    Raises ``ConfigError`` with the difference if the folder belongs to another job; ``compute`` and ``tracking`` may differ.
+    Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation, or holds a report without saying
+    whose; ``compute`` and ``tracking`` may differ.
     """
+    return claim_as(output, job.resolved(), job.to_yaml(), _recorded)
+
+
+def claim_as(
+    output: Storage, resolved: Mapping[str, Any], text: str, recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> bool:
+    """As :func:`claim`, for any run: ``text`` is what ``job.yaml`` will say, ``recorded`` brings what it says to ``resolved``'s form."""
     try:
         old = yaml.safe_load(output.get("job.yaml"))
     except FileNotFoundError:
@@ -50,14 +58,16 @@ def claim(output: Storage, job: Job) -> bool:
     if old is not None and not isinstance(old, dict):
         raise ConfigError(f"output: {output.url}/job.yaml is not the file of a job; choose another output")
     if old is not None:
-        a, b = _compared(_recorded(old)), _compared(job.resolved())
+        a, b = _compared(recorded(old)), _compared(resolved)
         other = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
         lines = [f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now" for key in other]
         if lines:
             shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
             advice = "choose another output (output=…) or remove that folder"
             raise ConfigError(f"output: {output.url} was made by a different job:\n{shown}\n{advice}")
-    output.put("job.yaml", job.to_yaml().encode())
+    if old is None and output.exists("report.json"):
+        raise ConfigError(f"output: {output.url} holds the report.json of another run; choose another output (output=…)")
+    output.put("job.yaml", text.encode())
     return old is None
 
 

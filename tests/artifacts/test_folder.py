@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -52,7 +54,8 @@ def test_equal_sets_give_equal_folders(make: Make, report: Report, tmp_path: Pat
     first = snapshot(tmp_path / "a")
     assert first == snapshot(tmp_path / "b")
     assert set(first) == {
-        *("data.safetensors", "shards/train-000000.tar", "grid.png", "curve.png", "recipe.json", "report.json", "README.md"),
+        *("data.safetensors", "shards/train-000000.tar", "shards/dataset.json"),
+        *("grid.png", "curve.png", "recipe.json", "report.json", "README.md"),
         "manifest.json",
     }
 
@@ -169,11 +172,19 @@ def python_blocks(text: str) -> list[str]:
     return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
+def first_picture(folder: Path) -> np.ndarray:
+    with tarfile.open(folder / "shards" / "train-000000.tar") as tar:
+        file = tar.extractfile("000000.png")
+        assert file is not None
+        with Image.open(io.BytesIO(file.read())) as image:
+            return np.asarray(image).reshape(8, 8, 1).astype(np.float64)
+
+
 @pytest.mark.parametrize("part_bytes", [10**9, 2200])
 def test_the_cards_code_runs(make: Make, tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(make(), str(tmp_path), part_bytes=part_bytes)
     monkeypatch.chdir(tmp_path)
-    with_raydd, by_hand = python_blocks((tmp_path / "README.md").read_text())
+    with_raydd, by_hand, of_shards = python_blocks((tmp_path / "README.md").read_text())
     assert len(with_raydd.strip().splitlines()) == 3
     names: dict[str, object] = {}
     exec(with_raydd.replace("path/or/url/of/this/folder", str(tmp_path)), names)  # noqa: S102 (the card's own text)
@@ -182,6 +193,14 @@ def test_the_cards_code_runs(make: Make, tmp_path: Path, part_bytes: int, monkey
     images = names["images"]
     assert isinstance(images, torch.Tensor)
     assert torch.equal(images, make().images)
+    names |= {"png": first_picture(tmp_path), "json": json}
+    exec(of_shards, names)  # noqa: S102
+    pixels = torch.as_tensor(names["pixels"]).permute(2, 0, 1)
+    step = 1.2 / 255
+    assert float((pixels - make().to_pixels()[0]).abs().max()) <= step / 2 + 1e-6
+    assert float(pixels.max()) > 1.1
+    publish(make(images=make().to_uint8()), str(tmp_path / "within"))
+    assert len(python_blocks((tmp_path / "within" / "README.md").read_text())) == 2
 
 
 def test_the_card_says_what_hubs_and_people_ask(make: Make, report: Report, tmp_path: Path) -> None:
@@ -214,7 +233,7 @@ def test_names_cannot_break_the_header(make: Make, tmp_path: Path) -> None:
 
 def test_shards_are_webdataset(make: Make, tmp_path: Path) -> None:
     publish(full(make), str(tmp_path), shard_bytes=20_000)
-    shards = sorted((tmp_path / "shards").iterdir())
+    shards = sorted((tmp_path / "shards").glob("*.tar"))
     assert len(shards) > 1
     import webdataset as wds
 
@@ -223,8 +242,6 @@ def test_shards_are_webdataset(make: Make, tmp_path: Path) -> None:
     assert json.loads(samples[0]["json"])["soft_label"][0] == pytest.approx(0.91)
     with tarfile.open(shards[0]) as tar:
         assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
-    import io
-
     with Image.open(io.BytesIO(samples[7]["png"])) as image:
         pixels = torch.tensor(list(image.get_flattened_data())).view(8, 8)
     assert torch.equal(pixels.to(torch.uint8), full(make).to_uint8()[7, 0])

@@ -18,6 +18,7 @@ import raydd
 from raydd.artifacts.distilled_set import DECODERS, Decoding, DistilledSet
 from raydd.artifacts.folder import publish
 from raydd.artifacts.formats import detect, load_pt, read_set, write_set
+from raydd.artifacts.reading import Reading
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.export import main
@@ -54,16 +55,16 @@ def test_dc_files_are_read_with_their_numpy_accuracies(make: Make, tmp_path: Pat
                 archive.writestr(part, data)
     assert load_pt(path.read_bytes(), "it")["accs_all_exps"] == accuracies
     assert torch.equal(read_set(str(path), info="digits").images, made.images + 2)
-    got = read_set(str(path), info="digits", experiment=1)
+    got = read_set(str(path), info="digits", reading=Reading(experiment=1))
     assert torch.equal(got.images, made.images + 1)
     assert torch.equal(got.labels, made.labels)
     assert got.recipe["experiment"] == 1
     save_folder = tmp_path / "one"
     publish(got, str(save_folder))
     with pytest.raises(ConfigError, match=r"experiment=1 has no effect: .*one \(distilled\) holds one set"):
-        read_set(str(save_folder), info="digits", experiment=1)
+        read_set(str(save_folder), info="digits", reading=Reading(experiment=1))
     with pytest.raises(ConfigError, match="holds 3 experiments; 3 is none"):
-        read_set(str(path), info="digits", experiment=3)
+        read_set(str(path), info="digits", reading=Reading(experiment=3))
 
 
 @pytest.mark.parametrize("shape", ["pair", "dict"])
@@ -114,7 +115,8 @@ def test_broken_pt_files_are_named(make: Make, tmp_path: Path) -> None:
         with pytest.raises((TornFileError, DataError), match=r"set\.pt"):
             read_set(str(tmp_path / "set.pt"), info="digits")
     torch.save({"state_dict": {}}, tmp_path / "net.pt")
-    with pytest.raises(DataError, match=r"net\.pt holds keys \['state_dict'\]; expected `data`"):
+    weights = r"net\.pt holds keys \['state_dict'\]: a network's weights, no set of images; .*method\.teachers\.weights"
+    with pytest.raises(DataError, match=weights):
         read_set(str(tmp_path / "net.pt"), info="digits")
 
 
@@ -272,20 +274,21 @@ def test_dc_code_can_use_what_is_written(make: Make, tmp_path: Path) -> None:
 def test_image_folders_are_torchvisions(make: Make, tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 
-    write_set(make(), str(tmp_path / "out"), "folder")
+    made = make(images=make().to_uint8())
+    write_set(made, str(tmp_path / "out"), "folder")
     found = ImageFolder(str(tmp_path / "out"))
-    assert found.targets == make().labels.tolist()
+    assert found.targets == made.labels.tolist()
     pixels = torch.tensor(np.asarray(found[4][0]))[..., 0]
-    assert torch.equal(pixels, make().to_uint8()[4, 0])
+    assert torch.equal(pixels, made.images[4, 0])
 
 
 def test_views_hold_decoded_images(make: Make, tmp_path: Path) -> None:
     DECODERS.register("test_mirror")(lambda images, labels: (torch.cat([images, images.flip(-1)]), labels.repeat(2)))
     try:
-        made = make(decoding=Decoding("test_mirror"))
+        made = make(images=make().to_uint8(), decoding=Decoding("test_mirror"))
         write_set(made, str(tmp_path / "out"), "webdataset")
         got = read_set(str(tmp_path / "out"))
-        assert torch.equal(got.images[30:], make().to_uint8().flip(-1))
+        assert torch.equal(got.to_uint8()[30:], made.images.flip(-1))
         assert got.labels.tolist() == made.labels.tolist() * 2
     finally:
         DECODERS._items.pop("test_mirror")

@@ -157,7 +157,7 @@ def test_pools_of_a_stored_set_are_of_the_network_that_made_it(digits, tmp_path)
         publish(made, str(tmp_path / own))
         for networks, expected in (((), own), (("SS",), own), (("S",), "ConvNet")):
             config = replace(SMALL, networks=networks)
-            _, plan = plan_stored(EvaluationJob(dataset=DatasetConfig(name="digits"), evaluation=config), str(tmp_path / own), -1)
+            _, plan = plan_stored(EvaluationJob(dataset=DatasetConfig(name="digits"), evaluation=config), str(tmp_path / own))
             assert {item.network for item in plan.entries} == {normalise_name(expected)}
 
 

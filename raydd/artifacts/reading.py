@@ -1,0 +1,218 @@
+"""What the values of a set of others mean: stated by whoever reads it, else guessed aloud; what cannot be is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydd.core.errors import ConfigError, DataError, unknown
+from raydd.data.catalog import DatasetInfo
+
+Tell = Callable[[str], None]
+SPACES = ("pixels", "pixels255", "normalised", "zca", "zca_per_image")
+"""``pixels``: in [0, 1]; ``pixels255``: 0 to 255; ``normalised``: by the data set's mean and deviation. Whitened by the training
+images: ``zca`` as in MTT and its descendants, ``zca_per_image`` as in KIP, RaT-BPTT and PoDD (:mod:`raydd.artifacts.whitening`)."""
+LABEL_KINDS = ("logits", "probabilities")
+WHITENED = ("zca", "zca_per_image")
+
+SLACK = 0.05
+"""How far, in pixels of [0, 1], values may leave the range before they count as outside."""
+OUTSIDE = 0.25
+"""The share of values outside above which images are not pixels: normalised ones have about half of theirs below 0."""
+ROW_SUM = 0.01
+"""How far the sum of a row of probabilities may be from 1; half precision takes some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a set of others is read, as far as whoever reads it says so.
+
+    ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``factor``: each stored image is a grid of so many
+    rows and columns of images, cut out and enlarged for training (IDC, IDM). ``labels``: what a table ``[N, classes]`` holds,
+    one of :data:`LABEL_KINDS`; ``None``: guessed. ``experiment``: which set of a file that lists several; ``None``: the last, or
+    all steps of a file of continual learning. Raises ``ConfigError`` for values that are not allowed.
+    """
+
+    space: str | None = None
+    factor: int = 1
+    labels: str | None = None
+    experiment: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.space is not None and self.space not in SPACES:
+            raise unknown("space", self.space, SPACES)
+        if self.labels is not None and self.labels not in LABEL_KINDS:
+            raise unknown("kind of labels", self.labels, LABEL_KINDS)
+        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
+            raise ConfigError(f"factor: {self.factor!r} must be a whole number of at least 1: images per side of a stored one")
+
+    def refuse(self, where: str, why: str) -> None:
+        """Raise ``ConfigError`` if anything is stated, for a set that says itself how it is read."""
+        stated = {"space": self.space, "factor": None if self.factor == 1 else self.factor, "labels": self.labels}
+        for name, value in stated.items():
+            if value is not None:
+                raise ConfigError(f"{name}={value} has no effect: {where} {why}")
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.4g} … {high:.4g}"
+
+
+def images_in_space(images: Tensor, info: DatasetInfo, space: str | None, where: str, tell: Tell, hint: str = "") -> tuple[Tensor, str]:
+    """Return images as :class:`DistilledSet` takes them (uint8, or float32 in network space), and the space they were in.
+
+    ``images``: as the file holds them, ``[N, C, H, W]``. ``space``: stated, or ``None``; then a guess is told. ``hint``: what else
+    speaks for ``zca``. Whitened images are returned as they are. Raises ``DataError`` for images that are in no space, and
+    ``ConfigError`` for a stated space in which they cannot be.
+    """
+    if images.dtype == torch.bool or images.is_complex():
+        raise DataError(f"{where}: images are {images.dtype}; expected whole numbers from 0 to 255 or floats")
+    if not images.numel():
+        raise DataError(f"{where}: holds no image ({list(images.shape)})")
+    if not images.is_floating_point():
+        return _whole_numbers(images, space, where, tell)
+    images = images.float()
+    if not bool(torch.isfinite(images).all()):
+        bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+        raise DataError(f"{where}: NaN or infinity in {len(bad)} of {len(images)} images, first: image {bad[0]}")
+    found = _Values.of(images)
+    if space is None:
+        space = "zca" if hint else found.guess(info)
+        why = hint or f"values range from {_span(found.low, found.high)}"
+        tell(f"space: {space} (guessed: {why}; say --space {'|'.join(SPACES)} to be sure)")
+    reason = found.against(space, info)
+    if reason:
+        raise ConfigError(f"space={space} cannot be: {where}: {reason}")
+    if space in WHITENED or space == "normalised":
+        return images, space
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
+    if images.shape[1] != info.channels:  # told with the shape
+        return images, space
+    return ((images / (255 if space == "pixels255" else 1)) - mean) / std, space
+
+
+def _whole_numbers(images: Tensor, space: str | None, where: str, tell: Tell) -> tuple[Tensor, str]:
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high > 255:
+        raise DataError(f"{where}: images are whole numbers from {low} to {high}; those of pixels are 0 to 255")
+    if space not in (None, "pixels", "pixels255"):
+        raise ConfigError(f"space={space} cannot be: {where}: images are whole numbers from {low} to {high}: pixels")
+    two_valued = low == 0 and high == 1
+    if space == "pixels" and high > 1:
+        raise ConfigError(f"space=pixels cannot be: {where}: values range from {_span(low, high)}, pixels in [0, 1]: say --space pixels255")
+    if space == "pixels255" and two_valued:
+        raise ConfigError(f"space=pixels255 cannot be: {where}: whole numbers of 0 and 1 would be black pictures: say --space pixels")
+    if space is None and two_valued:
+        tell("space: pixels (guessed: whole numbers of 0 and 1; say --space pixels to be sure)")
+    pixels = images.to(torch.uint8)
+    return (pixels * 255 if two_valued else pixels), "pixels" if two_valued else "pixels255"
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What tells spaces apart: the least and the greatest value, the share outside of pixels, whether all are whole numbers."""
+
+    low: float
+    high: float
+    outside: float
+    outside255: float
+    whole: bool
+
+    @classmethod
+    def of(cls, images: Tensor) -> _Values:
+        def outside(scale: float) -> float:
+            return float(((images < -SLACK * scale) | (images > (1 + SLACK) * scale)).float().mean())
+
+        whole = bool((images == images.round()).all())
+        return cls(float(images.min()), float(images.max()), outside(1), outside(255), whole)
+
+    @property
+    def constant(self) -> bool:
+        return self.low == self.high
+
+    @property
+    def within(self) -> bool:
+        """Whether all values are those of pixels in [0, 1]."""
+        return self.low >= -0.01 and self.high <= 1.01
+
+    @property
+    def dark(self) -> bool:
+        """Whether pixels of 0 to 255 with these values would be black pictures."""
+        return self.high <= 1.01 or (self.high <= 16 and not self.whole)
+
+    def guess(self, info: DatasetInfo) -> str:
+        """Return the likeliest space."""
+        plain = max(map(abs, info.mean)) < 0.01 and max(abs(v - 1) for v in info.std) < 0.01
+        if (self.constant and abs(self.high) <= 1) or (plain and self.high <= 16):
+            return "normalised"
+        if self.outside255 <= OUTSIDE and not self.dark and self.high > 16 and self.low > -64:
+            return "pixels255"
+        return "pixels" if self.within or (self.outside <= 0.1 and max(info.mean) > 0.1) else "normalised"
+
+    def against(self, space: str, info: DatasetInfo) -> str:
+        """Return what speaks so strongly against a space that it cannot be; empty if nothing does."""
+        span = f"values range from {_span(self.low, self.high)}"
+        if space == "pixels" and (self.outside > OUTSIDE or max(-self.low, self.high) > 10):
+            return f"{span}, {self.outside:.0%} of them outside of [0, 1]"
+        if space == "pixels255" and not self.constant and (self.dark or self.outside255 > OUTSIDE):
+            return f"{span}; pixels of 0 to 255 would be {'black pictures' if self.dark else 'mostly out of range'}"
+        if space == "normalised" and not self.constant:
+            low = min(-m / s for m, s in zip(info.mean, info.std))
+            high = max((1 - m) / s for m, s in zip(info.mean, info.std))
+            needed = f"normalised images of {info.name} lie around 0, pixels from {_span(low, high)}"
+            if self.within and min(info.mean) > 0.02:
+                return f"{span}, all in [0, 1]; {needed}: say --space pixels"
+            if self.low >= -0.01 and self.high > max(16.0, 4 * high):
+                return f"{span}; {needed}: say --space pixels255"
+        if space in WHITENED and not self.constant and self.low >= -0.01:
+            return f"{span}; whitened images lie around 0"
+        return ""
+
+
+def targets_of(labels: Any, classes: int, kind: str | None, where: str, tell: Tell) -> tuple[Tensor, Tensor | None]:
+    """Return hard labels int64 ``[N]`` and, of a table, probabilities float32 ``[N, classes]``; of logits, their softmax.
+
+    ``kind``: what a table holds, stated, or ``None``; then it is guessed, and a guess told. Raises ``DataError`` for what is no
+    labels, and ``ConfigError`` for a stated kind that cannot be.
+    """
+    labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim == 2 and not labels.is_complex():
+        return _table(labels, classes, kind, where, tell)
+    whole = not labels.is_complex() and (not labels.is_floating_point() or bool((labels == labels.round()).all()))
+    if labels.ndim != 1 or not whole or labels.dtype == torch.bool:
+        raise DataError(
+            f"{where}: labels must be whole numbers [N] or probabilities or logits [N, classes], not {labels.dtype} {list(labels.shape)}"
+        )
+    if kind is not None:
+        raise ConfigError(f"labels={kind} has no effect: {where}: labels are one number for each image")
+    return labels.long(), None
+
+
+def _table(labels: Tensor, classes: int, kind: str | None, where: str, tell: Tell) -> tuple[Tensor, Tensor | None]:
+    if labels.shape[1] != classes:
+        raise DataError(f"{where}: labels are a table of {labels.shape[1]} classes; the data set has {classes}")
+    values = labels.float()
+    if not bool(torch.isfinite(values).all()):
+        raise DataError(f"{where}: NaN or infinity in the labels")
+    sums = values.double().sum(1)
+    low, high = float(values.min()), float(values.max())
+    sums_to_one = bool(((sums - 1).abs() <= ROW_SUM).all()) and low >= -1e-6
+    rows = f"values range from {_span(low, high)}, rows sum to {_span(float(sums.min()), float(sums.max()))}"
+    if kind is None:
+        if not sums_to_one and low >= 0 and high <= 1:
+            raise DataError(f"{where}: labels are neither probabilities nor, it seems, logits: {rows}; say --labels logits if they are")
+        kind = "probabilities" if sums_to_one else "logits"
+        if kind == "logits":
+            tell(f"labels: logits, of which students learn the softmax (guessed: {rows}; say --labels logits to be sure)")
+    if kind == "probabilities" and not sums_to_one:
+        raise ConfigError(f"labels=probabilities cannot be: {where}: {rows}, not to 1")
+    if kind == "logits" and sums_to_one:
+        tell(f"labels: logits, as was said, although {rows}, as those of probabilities do")
+    if kind == "probabilities" and not labels.is_floating_point():
+        return labels.argmax(1), None  # ones and zeros, as whole numbers
+    soft = values.softmax(1) if kind == "logits" else values
+    return values.argmax(1), soft

@@ -10,7 +10,8 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from raydd.config import load_job
+from raydd.config import load_evaluation, load_job
+from raydd.runtime.evaluating import plan_stored, run_stored
 from raydd.runtime.pipeline import run_job
 
 QUICKSTART = str(Path(__file__).parents[1] / "jobs" / "quickstart.yaml")
@@ -61,6 +62,15 @@ def check_whole(client: MlflowClient, output: Path) -> Run:
     params = found.data.params
     assert (params["method.name"], params["method.lr_img"], params["ipc"]) == ("dm", "1.0", "1")
     assert not [name for name in params if name.startswith("tracking")]
+    assert "None" not in params.values()
+    protocol = {"name": "dm[epochs=2]", "epochs": "3", "batch": "256", "lr": "0.01", "optimizer": "sgd", "schedule": "steps", "loss": "ce"}
+    assert {name: params[f"protocol.{name}"] for name in protocol} == protocol
+    assert params["settled.MatchDistributions.dsa"] == "color_crop_cutout_scale_rotate"
+    assert found.data.tags["mlflow.source.name"] == "raydd distill quickstart"
+    described = found.data.tags["mlflow.note.content"]
+    assert f"get-artifact?path=distilled%2Fgrid.png&run_uuid={found.info.run_id})" in described
+    assert "| dm | dm[epochs=2] | convnet1_w8 |" in described
+    assert "What the protocols come to:" in described
     assert found.data.tags["raydd.method"] == "dm"
     assert found.data.tags["raydd.protocol"] == "dm[epochs=2]"
     steps = history(client, found)
@@ -94,6 +104,23 @@ def test_one_run_holds_everything_and_a_second_run_of_the_job_adds_nothing(tmp_p
     second = check_whole(client, tmp_path / "out")
     assert second.info.run_id == first.info.run_id
     assert (history(client, second), sorted(artifacts(client, second))) == before
+
+
+def test_an_evaluation_is_described_like_a_job(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'tracked.db'}"
+    run(tmp_path, "none")
+    job = load_evaluation({"dataset": {"name": "digits"}}, [f"tracking.uri={uri}", "evaluation.epochs=1", "evaluation.repeats=1"])
+    subject, plan = plan_stored(job, str(tmp_path / "out"))
+    places = run_stored(job, subject, plan, lambda _: None).places
+    client = MlflowClient(uri)
+    (found,) = runs(client)
+    assert places["MLflow"] == f"mlflow ui --backend-store-uri {uri}"
+    assert found.info.run_id in places["tracking"]
+    assert found.data.tags["mlflow.source.name"] == "raydd evaluate dm"
+    assert f"get-artifact?path=evaluation%2Fgrid.png&run_uuid={found.info.run_id})" in found.data.tags["mlflow.note.content"]
+    assert "evaluation/grid.png" in artifacts(client, found)
+    assert found.data.params["protocol.epochs"] == "2"
+    assert "None" not in found.data.params.values()
 
 
 def test_a_dead_server_neither_stops_nor_holds_up_a_job_and_a_good_one_gets_everything_later(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, experiments_at, read_set
+from raydd.artifacts.grid import grid, png
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.report import Report
 from raydd.config import EvaluationJob, load_evaluation, method_from
@@ -42,6 +45,10 @@ from raydd.runtime.resolved import protocol_params
 from raydd.runtime.runner import OpenData
 from raydd.runtime.tracking import Tracker
 from raydd.runtime.tracking_uri import resolve_uri
+
+GRID = "grid.png"
+SHOWN, ROWS = 10, 100
+"""Images of each class, and classes, in the picture of an evaluated set."""
 
 
 @dataclass(frozen=True)
@@ -240,22 +247,23 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     _claim(output, job, subject)
     tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
     tags = {"raydd.set": subject.distilled.digest, "raydd.output": output.url, "raydd.protocol": plan.config.resolve().label}
+    tags["mlflow.source.name"] = f"raydd evaluate {subject.name}"
     commit = git_commit()
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     params = {**flatten(job.stated()), **protocol_params(plan)}
     tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags)
     try:
         report = _evaluate(job, plan, store)
-        files = {"report.json": to_json(report.to_dict()), **report_files(report)}
+        files = {"report.json": to_json(report.to_dict()), GRID: _picture(subject.distilled), **report_files(report)}
         for name, data in files.items():
             output.put(name, data)
-        tracker.report(report, 0)
+        tracker.report(report, 0, picture=f"evaluation/{GRID}")
         tracker.artifacts(output, "evaluation")
         for name, data in files.items():
             if name.endswith(".png"):
                 tracker.picture(name.removesuffix(".png"), 0, data)
         places = {"report": join(output.url, "report.json"), **{name: join(output.url, name) for name in files if name != "report.json"}}
-        places["tracking"] = tracker.run_url()
+        places |= tracker.places()
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted) else "FAILED")
         raise
@@ -263,6 +271,15 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     if left:
         tell(left)
     return Outcome(report, places)
+
+
+def _picture(distilled: DistilledSet) -> bytes:
+    """Return a picture of a set: the first images of its first classes, as a large set would fill the memory."""
+    labels, names = distilled.labels, distilled.info.class_names
+    if len(labels) != len(distilled.images):  # images that hold several are of no one class: rows without a name
+        labels, names = torch.arange(len(distilled.images)) // SHOWN, ("",) * (ROWS + 1)
+    keep = torch.cat([(labels == label).nonzero().flatten()[:SHOWN] for label in labels.unique()[:ROWS]])
+    return png(grid(distilled.to_rgb(distilled.images[keep]), labels[keep], names))
 
 
 def _evaluate(job: EvaluationJob, plan: EvaluationPlan, store: Store) -> Report:

@@ -9,6 +9,7 @@ import os
 import posixpath
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from raydd.runtime.tracking_uri import redact, sqlite_path
 
 METRICS_AT_ONCE = 1000
 """What MLflow takes in one request."""
+TAG_LENGTH = 5000
+"""What every MLflow takes as a tag's value."""
+RUN_ID = "{run_id}"
+"""Stands in a tag's value for the run's id, which is not known before the run is opened."""
 _SMALL = 1 << 20
 _CHUNK = 64 << 20
 
@@ -42,7 +47,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Tag:
-    """A name and its value, which may change."""
+    """A name and its value, which may change; :data:`RUN_ID` in the value becomes the run's id."""
 
     kind: ClassVar[str] = "tag"
     key: str
@@ -85,6 +90,7 @@ Item = Metric | Tag | Input | Picture | Artifacts
 KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (Metric, Tag, Input, Picture, Artifacts)}
 
 
+_KIND = ("mlflow.experimentKind", "custom_model_development")
 _LEFT_OUT = re.compile(r"labels/epoch-\d+\.(safetensors|json)|tracking(\.json|/.*)")
 """Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are. Nor is what is still to be sent."""
 
@@ -100,6 +106,7 @@ class MlflowRun:
     def __init__(self, uri: str, experiment: str, name: str, *, token: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         self.uri, self.experiment, self.name, self.token = uri, experiment, name, token
         self.params, self.tags = params, tags
+        self.begun = int(time.time() * 1000)
         self.run_id: str | None = None
         self.experiment_id = ""
         self.files: dict[str, str] = {}
@@ -114,7 +121,8 @@ class MlflowRun:
         run = self._find(client, run_id)
         fresh = run is None
         if run is None:
-            run = client.create_run(self._experiment(client), run_name=self.name, tags={"raydd.token": self.token})
+            tags = {"raydd.token": self.token}
+            run = client.create_run(self._experiment(client), start_time=self.begun, run_name=self.name, tags=tags)
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         if run.info.run_id != run_id:
             self.files.clear()
@@ -147,7 +155,8 @@ class MlflowRun:
         # Without a server MLflow would put artifacts below whatever folder the process runs in.
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(self.experiment, artifact_location=location))
+            # Which half of MLflow's page opens: where it has no switch between them the kind decides, else the link (web_address).
+            return str(client.create_experiment(self.experiment, artifact_location=location, tags=dict([_KIND])))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -177,7 +186,7 @@ class MlflowRun:
         tags = dict(self.tags)
         tags |= {f"raydd.now.{key}": value for key, value in self.params.items() if known.get(key, value) != value}
         params = [Param(key, value) for key, value in self.params.items() if key not in known]
-        client.log_batch(self.run_id, params=params, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
+        client.log_batch(self.run_id, params=params, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
 
     def end(self, status: str) -> None:
         """Set the run's status: FINISHED, FAILED or KILLED."""
@@ -204,7 +213,8 @@ class MlflowRun:
         if isinstance(first, Metric):
             self._send_metrics([item for item in items if isinstance(item, Metric)])
         elif isinstance(first, Tag):
-            tags = [RunTag(item.key[:250], item.value[:5000]) for item in items if isinstance(item, Tag)]
+            values = {item.key[:250]: item.value.replace(RUN_ID, str(self.run_id)) for item in items if isinstance(item, Tag)}
+            tags = [RunTag(key, value[:TAG_LENGTH]) for key, value in values.items()]
             self._client.log_batch(self.run_id, tags=tags)
         elif isinstance(first, Input):
             self._send_input(first)

@@ -155,6 +155,8 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
         keys = {unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units}
         register_run(store, output.url, keys, finished=False)
         session = _Session(plan, output, store, tell)
+        if job.tracking.uri != "none":
+            tell(session.tracker.beginning())
         try:
             session.run()
             outcome = session.publish()
@@ -284,9 +286,8 @@ class _Session:
         if chart is not None:
             self.output.put("loss.png", chart)
             places["loss curve"] = join(job.output, "loss.png")
-        self.tracker.report(report, self._last_step())
-        places["tracking"] = self.tracker.run_url()
-        return Outcome(report, places)
+        self.tracker.report(report, self._last_step(), picture=f"{self.plan.folder(0)}/grid.png")
+        return Outcome(report, places | self.tracker.places())
 
     def _label_files(self, index: int) -> dict[str, dict[str, Any]]:
         """Write the manifest of a set's label records, which are in place; return size and sha256 of all these files."""
@@ -347,6 +348,7 @@ def _params(plan: Plan) -> dict[str, Any]:
 def _tags(plan: Plan) -> dict[str, str]:
     job = plan.job
     tags = {"raydd.method": job.method.name, "raydd.ipc": str(job.ipc), "raydd.output": job.output}
+    tags["mlflow.source.name"] = f"raydd distill {job.name}"
     tags["raydd.protocol"] = plan.evaluation.config.resolve().label
     commit = git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})

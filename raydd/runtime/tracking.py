@@ -17,7 +17,8 @@ from raydd.artifacts.report import Report
 from raydd.core.errors import RayddError
 from raydd.core.storage import Storage, absolute
 from raydd.runtime.mlflow_run import KINDS, METRICS_AT_ONCE, Artifacts, Input, Item, Metric, MlflowRun, Picture, Rejected, Tag, clean
-from raydd.runtime.tracking_uri import quiet, redact, resolve_uri, sqlite_path, web_address
+from raydd.runtime.note import note, origin
+from raydd.runtime.tracking_uri import quiet, redact, resolve_uri, show_command, sqlite_path, web_address
 
 log = logging.getLogger(__name__)
 STATE = "tracking.json"
@@ -30,7 +31,7 @@ SLOWEST_BYTES_PER_SECOND = 5e6
 
 
 class Tracker:
-    """A job's MLflow run. Every method but ``finish`` and ``run_url`` puts something into a queue and returns at once.
+    """A job's MLflow run. Every method but ``finish`` and ``places`` puts something into a queue and returns at once.
 
     ``uri``: a tracking server or database; ``None``: ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db`` below the current
     folder, with artifacts beside it; ``"none"``: nothing is tracked. ``params`` (flat, without secrets) are logged once.
@@ -64,7 +65,7 @@ class Tracker:
         quiet()
         # Where a run is tracked is no fact about it, and an address may hold a password.
         flat = {clean(key): str(value)[:5000] for key, value in params.items() if not key.startswith("tracking.")}
-        self._run = MlflowRun(resolve_uri(uri), experiment, run_name, token=uuid.uuid4().hex, params=flat, tags=dict(tags))
+        self._run = MlflowRun(resolve_uri(uri), experiment, run_name, token=uuid.uuid4().hex, params=flat, tags=origin() | dict(tags))
         self._thread = threading.Thread(target=self._work, daemon=True, name="tracking")
         self._thread.start()
 
@@ -79,8 +80,12 @@ class Tracker:
         milliseconds = _milliseconds(timestamp)
         self._put(*(Metric(clean(name), float(value), step, milliseconds) for name, value in values.items()))
 
-    def report(self, report: Report, step: int) -> None:
-        """Log a report's accuracies and scores at ``step``, and those of continual learning by the number of classes seen."""
+    def report(self, report: Report, step: int, picture: str | None = None) -> None:
+        """Log a report's accuracies and scores at ``step``, those of continual learning by the number of classes seen, and describe it.
+
+        ``picture``: path of an artifact that the run's description shows.
+        """
+        self.tag("mlflow.note.content", note(report, picture))
         for row in report.rows:
             self.metrics(f"accuracy/{row.set}/{row.network}", row.accuracy_mean, step)
         for point in report.curve:
@@ -107,15 +112,26 @@ class Tracker:
         """Set a tag of the run."""
         self._put(Tag(key, str(value)))
 
-    def run_url(self) -> str:
-        """Return what to tell a person who wants to see the run; waits up to 15 s for a server's first answer."""
+    def beginning(self) -> str:
+        """Return a line for the start of a job: where it is tracked, known before the run is; empty for nowhere."""
         if self._run is None:
-            return "not tracked (tracking.uri: none)"
+            return ""
+        return f"tracking: {show_command(self._run.uri) or redact(self._run.uri)} (experiment {self._run.experiment})"
+
+    def places(self) -> dict[str, str]:
+        """Return what to tell a person who wants to see the run: its link as ``tracking``, and the command that must run for it.
+
+        Waits up to 15 s for a server's first answer.
+        """
+        if self._run is None:
+            return {"tracking": "not tracked (tracking.uri: none)"}
         with self._wake:
             self._wake.wait_for(lambda: self._opened or self._attempts > 0, 15.0 + self._creating(self._run))
         if self._run.run_id is None:
-            return f"{redact(self._run.uri)} (not reached yet)"
-        return web_address(self._run.uri, self._run.experiment_id, self._run.run_id)
+            return {"tracking": f"{redact(self._run.uri)} (not reached yet)"}
+        command = show_command(self._run.uri)
+        link = web_address(self._run.uri, self._run.experiment_id, self._run.run_id)
+        return {**({"MLflow": command} if command else {}), "tracking": link}
 
     def finish(self, status: str, patience: float = 20.0) -> str | None:
         """Wait until everything is sent and end the run with ``FINISHED``, ``FAILED`` or ``KILLED``.

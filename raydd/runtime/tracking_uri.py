@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,8 +50,21 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
 
 
+def show_command(uri: str) -> str:
+    """Return the command that shows a database's runs in a browser; empty for a server, which shows them itself."""
+    return "" if _server(uri) or uri.startswith("databricks") else f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"
+
+
 def web_address(uri: str, experiment_id: str, run_id: str) -> str:
-    """Return where a person sees the run: a URL of a server, or the command that shows a database."""
-    if urlsplit(uri).scheme in ("http", "https"):
-        return f"{redact(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"mlflow ui --backend-store-uri {redact(uri)}   (run {run_id})"
+    """Return the link to a run's page: on its server, or on that of :func:`show_command`, without the address's credentials.
+
+    MLflow 3 opens on traces of language models unless the link asks for its other half.
+    """
+    if uri.startswith("databricks"):
+        return f"{uri}, experiment {experiment_id}, run {run_id}"
+    server = re.sub(r"://\S*@", "://", uri).rstrip("/") if _server(uri) else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def _server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from raydd.artifacts.report import Report, Row
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.storage import Storage
-from raydd.runtime.mlflow_run import MlflowRun
+from raydd.runtime.mlflow_run import TAG_LENGTH, MlflowRun
+from raydd.runtime.note import command_line, note
 from raydd.runtime.tracking import Tracker
-from raydd.runtime.tracking_uri import redact, resolve_uri
+from raydd.runtime.tracking_uri import redact, resolve_uri, show_command, web_address
 
 PARAMS = {"method.name": "dm", "method.lr_img": 1.0, "compute.workers": 2, "tracking.uri": "http://user:canary@host"}
 pytestmark = pytest.mark.timeout(300)
@@ -102,7 +105,7 @@ def test_a_run_holds_everything_and_a_resumed_one_nothing_twice(database: str, o
 
     first = start(database)
     log(first, 1500)
-    address = first.run_url()
+    places = first.places()
     assert first.finish("KILLED") is None
     (run,) = runs(database, "test_a_run_holds_everything_and_a_resumed_one_nothing_twice")
     assert run.info.status == "KILLED"
@@ -110,8 +113,11 @@ def test_a_run_holds_everything_and_a_resumed_one_nothing_twice(database: str, o
     assert run.data.params == {"method.name": "dm", "method.lr_img": "1.0", "compute.workers": "2"}
     assert run.data.tags["raydd.method"] == "dm"
     assert run.data.tags["note"] == "first"
-    assert f"mlflow ui --backend-store-uri {database}" in address
-    assert run.info.run_id in address
+    assert places == {
+        "MLflow": f"mlflow ui --backend-store-uri {database}",
+        "tracking": f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning",
+    }
+    assert run.info.start_time <= 1000 * time.time() - 100, "when the job began, not when the run was made"
     assert len(history(database, run, "distill/Walk/loss")) == 1500
     (odd,) = client(database).get_metric_history(run.info.run_id, "what_ _odd__")
     assert (odd.step, odd.timestamp, odd.value) == (10, 5000, 1.0)
@@ -166,7 +172,7 @@ def test_a_server_that_is_away_costs_no_time_and_what_it_missed_is_sent_later(
         away.artifacts(str(made), "distilled")
         away.tag("note", "kept")
         assert time.monotonic() - begun < 1.0, "the job never waits"
-        assert "not reached" in away.run_url()
+        assert away.places() == {"tracking": f"http://***@{uri.split('@')[1]} (not reached yet)"}
         sentence = away.finish("FINISHED", patience=2.0)
     assert sentence is not None
     for part in ("2000 metrics", "1 tag", "2 pictures", "1 input", "1 artifacts", "http://***@127.0.0.1", "kept, and sent when"):
@@ -232,7 +238,7 @@ def test_a_damaged_record_makes_a_new_run(database: str, output: Storage, start:
     output.put("tracking.json", damaged)
     tracker = start(database)
     tracker.metrics("loss", 1.0, 0)
-    address = tracker.run_url()
+    address = tracker.places()["tracking"]
     assert tracker.finish("FINISHED") is None
     assert state(output)["run_id"] in address
     assert [(m.step, m.value) for m in client(database).get_metric_history(state(output)["run_id"], "loss")] == [(0, 1.0)]
@@ -290,7 +296,8 @@ def test_no_tracking_does_nothing(output: Storage, start: Any) -> None:
     tracker = start("none")
     tracker.metrics("loss", 1.0, 0)
     tracker.picture("x", 0, png())
-    assert tracker.run_url() == "not tracked (tracking.uri: none)"
+    assert tracker.places() == {"tracking": "not tracked (tracking.uri: none)"}
+    assert tracker.beginning() == ""
     assert tracker.finish("FINISHED") is None
     assert output.list() == []
 
@@ -313,6 +320,71 @@ def test_passwords_are_taken_out_of_any_text() -> None:
     text = "POST http://me:p@ss/w:rd@host:1/x failed; postgresql+psycopg2://u:s3cret@db/m"
     assert redact(text) == "POST http://***@host:1/x failed; postgresql+psycopg2://***@db/m"
     assert redact("http://host:5000/a sqlite:////tmp/x.db") == "http://host:5000/a sqlite:////tmp/x.db"
+
+
+@pytest.mark.parametrize(
+    ("uri", "command", "link"),
+    [
+        ("sqlite:////a b/m.db", "mlflow ui --backend-store-uri 'sqlite:////a b/m.db'", "http://127.0.0.1:5000/#/experiments/3/runs/r"),
+        ("https://me:p@ss@host:1/mlflow/", "", "https://host:1/mlflow/#/experiments/3/runs/r"),
+        ("http://host:5000", "", "http://host:5000/#/experiments/3/runs/r"),
+        ("postgresql://me:pass@db/m", "mlflow ui --backend-store-uri 'postgresql://***@db/m'", "http://127.0.0.1:5000/#/experiments/3/runs/r"),
+    ],
+)
+def test_a_run_is_found_by_a_command_and_a_link_without_secrets(uri: str, command: str, link: str) -> None:
+    assert show_command(uri) == command
+    assert web_address(uri, "3", "r") == f"{link}?workflowType=machine_learning"
+
+
+def test_a_run_says_whose_it_is_and_what_came_out(database: str, start: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/raydd", "distill", "--config", "a b.yaml", "tracking.uri=http://me:canary@host"])
+    monkeypatch.setattr("getpass.getuser", lambda: "somebody")
+    rows = tuple(
+        Row(set=name, protocol="dm", network="mlp", accuracy_mean=mean, accuracy_std=0.5, seeds=3, networks=2, image_bytes=1, label_bytes=1)
+        for name, mean in (("edc", 81.26), ("random", 60.0))
+    )
+    report = Report(dataset="digits", ipc=1, split="test", rows=rows)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "grid.png").write_bytes(png())
+    tracker = start(database)
+    assert tracker.beginning() == f"tracking: mlflow ui --backend-store-uri {database} (experiment {tracker._run.experiment})"
+    tracker.artifacts(str(tmp_path / "set"), "distilled")
+    tracker.report(report, 5, picture="distilled/grid.png")
+    assert tracker.finish("FINISHED") is None
+    (run,) = runs(database, "test_a_run_says_whose_it_is_and_what_came_out")
+    tags = run.data.tags
+    assert (tags["mlflow.user"], tags["mlflow.source.type"]) == ("somebody", "LOCAL")
+    assert tags["raydd.command"] == "raydd distill --config 'a b.yaml' tracking.uri=http://***@host"
+    told = tags["mlflow.note.content"].splitlines()
+    assert told[0] == "**81.3 ± 0.5 %** (random images 60.0 ± 0.5 %): digits, 1 image per class, edc, dm, mlp"
+    assert told[2] == f"![the set's images](get-artifact?path=distilled%2Fgrid.png&run_uuid={run.info.run_id})"
+    assert "| edc | dm | mlp | 81.26 ± 0.50 | +21.26 | 3 × 2 | 1 B | 1 B | – |" in told
+    experiment = client(database).get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_description_is_cut_to_what_a_tag_holds() -> None:
+    rows = tuple(
+        Row(set="dm", protocol="dm", network=f"net{i}", accuracy_mean=1, accuracy_std=0, seeds=1, networks=1, image_bytes=1, label_bytes=1)
+        for i in range(200)
+    )
+    told = note(Report(dataset="digits", ipc=1, split="test", rows=rows), None)
+    assert len(told) < TAG_LENGTH
+    assert told.endswith("… (the rest is in `report.json`)")
+    assert "get-artifact" not in told
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/x/raydd/distill.py", "--config", "j.yaml"], "python -m raydd.distill --config j.yaml"),
+        (["raydd", "evaluate", "s"], "raydd evaluate s"),
+        (["/usr/bin/pytest", "-q"], ""),
+        ([], ""),
+    ],
+)
+def test_only_commands_of_raydd_are_told(argv: list[str], command: str) -> None:
+    assert command_line(argv) == command
 
 
 SCRIPT = """
@@ -408,14 +480,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.timeout(500)
-def test_a_server_killed_in_the_middle_of_a_job_gets_everything_once(server: Server, start: Any) -> None:
+def test_a_server_killed_in_the_middle_of_a_job_gets_everything_once(server: Server, start: Any, tmp_path: Path) -> None:
     experiment = "test_a_server_killed_in_the_middle_of_a_job_gets_everything_once"
     server.start()
     tracker = start(server.uri)
     for t in range(100):
         tracker.metrics("loss", float(t), t)
     tracker.picture("distilled", 0, png())
-    address = tracker.run_url()
+    (address,) = tracker.places().values()
     assert address.startswith(f"{server.uri}/#/experiments/")
     deadline = time.monotonic() + 60
     while not [run for run in runs(server.uri, experiment) if files(server.uri, run, "images")]:
@@ -429,6 +501,11 @@ def test_a_server_killed_in_the_middle_of_a_job_gets_everything_once(server: Ser
     assert time.monotonic() - begun < 0.5
     time.sleep(1.0)
     server.start()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "grid.png").write_bytes(png())
+    tracker.artifacts(str(tmp_path / "set"), "distilled")
+    row = Row(set="dm", protocol="dm", network="n", accuracy_mean=1, accuracy_std=0, seeds=1, networks=1, image_bytes=1, label_bytes=1)
+    tracker.report(Report(dataset="digits", ipc=1, split="test", rows=(row,)), 200, picture="distilled/grid.png")
     assert tracker.finish("FINISHED", patience=60.0) is None
     resumed = start(server.uri)
     for t in range(205):
@@ -437,6 +514,9 @@ def test_a_server_killed_in_the_middle_of_a_job_gets_everything_once(server: Ser
     assert resumed.finish("FINISHED", patience=60.0) is None
     (run,) = runs(server.uri, experiment)
     assert run.info.run_id in address
+    shown = urllib.parse.urljoin(address, run.data.tags["mlflow.note.content"].split("](")[1].split(")")[0])
+    with urllib.request.urlopen(shown, timeout=10) as answer:  # noqa: S310 - loopback
+        assert answer.read() == png(), "the description's picture, as a browser asks for it"
     assert run.info.status == "FINISHED"
     assert history(server.uri, run, "loss") == [(t, float(t)) for t in range(205)]
     assert len([name for name in files(server.uri, run, "images") if name.endswith(".png")]) == 2

@@ -67,7 +67,7 @@ def main(
         for line in subject.notes:
             click.echo(line)
         if dry_run:
-            text, absent = evaluating.describe_plan(job, plan)
+            text, absent = evaluating.describe_plan(job, subject, plan)
             click.echo(text)
             sys.exit(EXIT_MISSING if absent else 0)
         click.echo(evaluating.run_stored(job, subject, plan, click.echo).render())

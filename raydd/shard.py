@@ -48,14 +48,21 @@ def main(
     Interrupted, the same command goes on where it stopped.
     """
     from raydd.data.config import DatasetConfig
-    from raydd.data.datasets import open_data
+    from raydd.data.datasets import Found
+    from raydd.data.datasets import download as fetch
 
     settings = {"shard_size": shard_size, "workers": workers, "encoding": encoding, "quality": quality}
     with command_errors():
         config = DatasetConfig(
             name=name, root=root, shards=shards, size=size, resize=resize, fit=fit, on_error=on_error, download=download
         ).absolute()
-        for split in splits or tuple(open_data(config)):
+        if download:
+            fetch(config)
+        found = Found(config)
+        held = found.open()
+        for line in found.inventory(found.describe(), held).lines():
+            click.echo(line)
+        for split in splits or tuple(held):
             _write(config, out_url, split, settings)
 
 

@@ -107,6 +107,7 @@ class Report:
     reader has to know besides, such as samples that were skipped. ``continual``: the continual experiment, if it was asked for.
     ``trainings``: what the rows' protocols come to (none in the reports of earlier versions).
     ``size``: what the set holds, where that is not ``ipc`` images of each class. ``published``: accuracies that came with the set.
+    ``inventory``: what was read as the data set, and what of its files was left out and why, as plain values.
     """
 
     dataset: str
@@ -124,11 +125,12 @@ class Report:
     trainings: tuple[Training, ...] = ()
     size: str = ""
     published: tuple[Published, ...] = ()
+    inventory: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values; with several networks, ``table`` shows the rows as set × network once more."""
         values = dataclasses.asdict(self)
-        for name in ("continual", "trainings", "size", "published"):
+        for name in ("continual", "trainings", "size", "published", "inventory"):
             if not values[name]:
                 del values[name]
         crossed = cross(self)

@@ -99,8 +99,10 @@ class Store:
         except (FileNotFoundError, TornFileError):
             return False
 
-    def save(self, ref: Ref, tensors: Tensors, *, device: torch.device, seconds: float, rows: Rows) -> dict[str, Any]:
-        """Write an output, then its marker; return the marker."""
+    def save(
+        self, ref: Ref, tensors: Tensors, *, device: torch.device, seconds: float, rows: Rows, skipped: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Write an output, then its marker; return the marker. ``skipped``: samples that could not be decoded meanwhile, and why."""
         data = dump_tensors(tensors)
         storage, path = self.place(ref)
         name = f"{path.rsplit('/', 1)[-1]}.safetensors"
@@ -115,6 +117,7 @@ class Store:
             "versions": versions(),
             "seconds": round(seconds, 3),
             "log": rows,
+            **({"skipped": dict(skipped)} if skipped else {}),
         }
         storage.put(f"{path}.json", json.dumps(marker).encode())
         return marker
@@ -195,6 +198,19 @@ class Store:
             rows = [(int(t), dict(values)) for t, values in json.loads(facts["log"])]
             return Checkpoint(int(facts["t"]), state, rows, float(facts["seconds"]))
         return None
+
+    def note_skipped(self, key: str, rank: int, skipped: Mapping[str, str]) -> None:
+        """Write what one worker of a group skipped in a unit whose marker another writes."""
+        self.storage.put(f"{self.folder(key)}/skipped-{rank}.json", json.dumps(dict(skipped)).encode())
+
+    def skipped(self, ref: Ref) -> dict[str, str]:
+        """Return the samples that could not be decoded while an output was made, with the reasons; of units of groups, by all workers."""
+        found = dict(self.marker(ref).get("skipped", {}))
+        if ref.stage.lanes:
+            for path in self.storage.list(self.folder(ref.key)):
+                if path.rsplit("/", 1)[-1].startswith("skipped-"):
+                    found |= json.loads(self.storage.get(path))
+        return found
 
     def drop_checkpoints(self, key: str) -> None:
         """Delete a unit's checkpoints (it is done)."""

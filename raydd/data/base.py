@@ -50,6 +50,10 @@ class BaseData(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def remarks(self) -> tuple[str, ...]:
+        """Return the notes, and what a look at some of the samples adds to them."""
+        return self.notes
+
     @abstractmethod
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         """Return uint8 images ``[len(ids), C, H, W]`` by index, in the order asked."""
@@ -107,6 +111,9 @@ class Subset(BaseData):
         self.skipped = base.skipped
         self.place, self.left_out, self.notes = base.place, base.left_out, base.notes
         self.digest = hashlib.sha256(base.digest.encode() + self.ids.numpy().astype("<i8").tobytes()).hexdigest()
+
+    def remarks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.notes, *self.base.remarks())))
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         return self.base.take(self.ids[self.checked(ids)])

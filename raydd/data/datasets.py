@@ -16,12 +16,14 @@ from raydd.core.units import Data
 from raydd.data.base import BaseData, Subset, keyed_split
 from raydd.data.catalog import DatasetInfo, Entry, entry
 from raydd.data.config import DatasetConfig
+from raydd.data.inventory import Inventory, LeftOut, SplitInventory
 from raydd.data.listing import Tree
 from raydd.data.shard_names import is_pattern
 from raydd.data.sources import load_sources
 from raydd.data.sources.base import SOURCES, Source, sized
 
 log = logging.getLogger(__name__)
+_ORDER = ("train", "test", "holdout")
 
 
 def _source(item: Entry, config: DatasetConfig) -> Source:
@@ -48,25 +50,90 @@ def located(config: DatasetConfig) -> DatasetConfig:
     return config.absolute()
 
 
-def describe(config: DatasetConfig) -> DatasetInfo:
-    """Return the facts of a data set, without digests: of catalog names without the data.
+class Found:
+    """A data set as a job names it, looked at once: its folders are listed no more than once for all that is asked here.
 
-    Own data is described by its folder names or shard manifest. ``ConfigError`` for an unknown name, ``DataError`` if own
-    data is not there.
+    ``ConfigError`` for an unknown name.
     """
-    item = entry(config.name)
-    info = sized(_source(item, config).describe(_files(item, config), item, config), config)
-    if config.channels is not None and config.channels != info.channels:
-        raise ConfigError(f"dataset.channels: {config.channels}, but {config.name} has {info.channels}")
-    return info
+
+    def __init__(self, config: DatasetConfig) -> None:
+        self.config, self.item = config, entry(config.name)
+        self.source, self.files = _source(self.item, config), _files(self.item, config)
+
+    def missing(self) -> list[str]:
+        """Return a sentence for each thing that is not where the job looks for it, with what to do; empty if all is there."""
+        absent = self.source.missing(self.files, self.item, self.config)
+        return [*absent, _advice(self.item, self.config, self.files)] if absent else []
+
+    def describe(self) -> DatasetInfo:
+        """Return the facts of a data set, without digests: of catalog names without the data.
+
+        Own data is described by its folder names or shard manifest; ``DataError`` if it is not there.
+        """
+        config = self.config
+        info = sized(self.source.describe(self.files, self.item, config), config)
+        if config.channels is not None and config.channels != info.channels:
+            raise ConfigError(f"dataset.channels: {config.channels}, but {config.name} has {info.channels}")
+        return info
+
+    def cheap(self) -> bool:
+        """Return whether a plan may open the data; else :meth:`inventory` says what is known without."""
+        return self.source.cheap(self.files, self.config)
+
+    def open(self) -> dict[str, BaseData]:
+        """Return the splits, see :func:`open_data`."""
+        config, item = self.config, self.item
+        absent = self.missing()
+        if absent:
+            raise DataError("; ".join(absent))
+        splits = dict(self.source.open(self.files, item, config))
+        if "test" not in splits:
+            kept, taken = keyed_split(splits["train"], config.test_split, "test")
+            note = f"there is no test split: {config.test_split:.0%} of every class are kept apart as one (dataset.test_split)"
+            splits |= {"train": Subset(splits["train"], kept), "test": Subset(splits["train"], taken)}
+            splits["train"].notes += (note,)
+        for split, published in (("train", item.train_count), ("test", item.test_count)):
+            if published and len(splits[split]) != published:
+                log.warning("%s: %d %s images, %d were published", config.name, len(splits[split]), split, published)
+        if config.holdout:
+            kept, taken = keyed_split(splits["train"], config.holdout, "holdout")
+            splits |= {"train": Subset(splits["train"], kept), "holdout": Subset(splits["train"], taken)}
+        return splits
+
+    def inventory(self, info: DatasetInfo, splits: Mapping[str, BaseData] | None = None) -> Inventory:
+        """Return what the data set holds, and its files besides; without ``splits`` (not opened) what is known at once."""
+        if splits is None:
+            listed, left_out = self.source.summary(self.files, self.item, self.config), LeftOut()
+            notes: tuple[str, ...] = ()
+        else:
+            listed = [_counted(name, data, info.classes) for name, data in splits.items()]
+            left_out = LeftOut().merge({id(data.left_out): data.left_out for data in splits.values()}.values())  # shared: counted once
+            notes = tuple(dict.fromkeys(note for data in splits.values() for note in data.remarks()))
+        where = self.config.shards or (self.files.url if self.item.roots else "")
+        return Inventory(
+            name=info.name,
+            where=where,
+            classes=info.classes,
+            class_names=info.class_names,
+            splits=tuple(sorted(listed, key=lambda split: _ORDER.index(split.split) if split.split in _ORDER else len(_ORDER))),
+            left_out=left_out,
+            notes=notes,
+        )
+
+
+def _counted(split: str, data: BaseData, classes: int) -> SplitInventory:
+    counts = torch.bincount(data.labels, minlength=classes).tolist()
+    return SplitInventory(split=split, place=data.place, count=len(data), per_class=tuple(counts))
+
+
+def describe(config: DatasetConfig) -> DatasetInfo:
+    """Return :meth:`Found.describe` of a data set."""
+    return Found(config).describe()
 
 
 def missing(config: DatasetConfig) -> list[str]:
-    """Return a sentence for each thing that is not where the job looks for it, with what to do; empty if all is there."""
-    item = entry(config.name)
-    files = _files(item, config)
-    absent = _source(item, config).missing(files, item, config)
-    return [*absent, _advice(item, config, files)] if absent else []
+    """Return :meth:`Found.missing` of a data set."""
+    return Found(config).missing()
 
 
 def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
@@ -109,25 +176,9 @@ def open_data(config: DatasetConfig) -> dict[str, BaseData]:
     Raises:
         DataError: what is missing, with what to do; or a torn file, by name.
     """
-    item = entry(config.name)
     if config.download:
         download(config)
-    absent = missing(config)
-    if absent:
-        raise DataError("; ".join(absent))
-    splits = dict(_source(item, config).open(_files(item, config), item, config))
-    if "test" not in splits:
-        kept, taken = keyed_split(splits["train"], config.test_split, "test")
-        note = f"there is no test split: {config.test_split:.0%} of every class are kept apart as one (dataset.test_split)"
-        splits |= {"train": Subset(splits["train"], kept), "test": Subset(splits["train"], taken)}
-        splits["train"].notes += (note,)
-    for split, published in (("train", item.train_count), ("test", item.test_count)):
-        if published and len(splits[split]) != published:
-            log.warning("%s: %d %s images, %d were published", config.name, len(splits[split]), split, published)
-    if config.holdout:
-        kept, taken = keyed_split(splits["train"], config.holdout, "holdout")
-        splits |= {"train": Subset(splits["train"], kept), "holdout": Subset(splits["train"], taken)}
-    return splits
+    return Found(config).open()
 
 
 def with_digests(info: DatasetInfo, data: Mapping[str, Data]) -> DatasetInfo:

@@ -20,7 +20,7 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.data.base import BaseData, Batch
-from raydd.data.images import Pixels, Transform, decode_into, decode_jpegs_into
+from raydd.data.images import Pixels, Transform, decode_into, decode_jpegs_into, orientation_of
 
 log = logging.getLogger(__name__)
 Blob = bytes | memoryview
@@ -30,6 +30,8 @@ _FEW = 32
 _PIECE_BYTES = 8 << 20
 _BLOCK_BYTES = 16 << 20
 _ROW = 32
+_LOOKED_AT = 48
+"""Samples whose headers are looked at for an orientation, where not all bytes have been read anyway."""
 
 
 def decode_threads() -> int:
@@ -48,6 +50,7 @@ class EncodedData(BaseData):
         self.digest = digest
         self.skip = skip
         self.skipped: dict[str, str] = {}
+        self.oriented: tuple[int, int] | None = None
         self.threads = threads or decode_threads()
         self.read_ahead = 4
         self._start()
@@ -64,6 +67,19 @@ class EncodedData(BaseData):
     @abstractmethod
     def title(self, sample: int) -> str:
         """Return what an error calls a sample: its file, or its shard and key."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return the notes, and how many images carry an EXIF orientation: of all where that is known, else of a sample."""
+        if self.oriented is None:
+            ids = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(np.int64))
+            self.oriented = len(ids), sum(orientation_of(blob) != 1 for blob in self.blobs(ids))
+        looked, found = self.oriented
+        if not found:
+            return self.notes
+        sample = "" if looked == len(self) else "a sample of "
+        done = "turned as it says" if self.transform.orientation == "exif" else "ignored; dataset.orientation=exif turns them"
+        where = f" in {self.place}" if self.place else ""
+        return (*self.notes, f"{found} of {sample}{looked} images{where} carry an EXIF orientation, which is {done}")
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_pools", "_lock", "_buffers", "_encoded")}

@@ -13,7 +13,7 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.base import hashed
 from raydd.data.encoded import Blob, EncodedData, Ids
-from raydd.data.images import Transform, misfit, size_of
+from raydd.data.images import Transform, misfit, orientation_of, size_of
 
 HASHED_BYTES = 256 << 20
 """Local splits up to this size are identified by the files' content, larger and remote ones by names and sizes."""
@@ -35,17 +35,20 @@ class FolderData(EncodedData):
         sizes = np.array([size for _, size in found], dtype=np.int64)
         h = hashlib.sha256(repr(transform).encode())
         content = files.local and int(sizes.sum()) <= HASHED_BYTES
+        oriented = 0
         for (path, size), label in zip(found, labels.tolist()):
-            h.update(f"\n{path}\t{size}\t{label}".encode())
+            h.update(f"\n{path}\t{size}\t{label}".encode(errors="surrogateescape"))
             if content:
                 data = files.get(path)
                 h.update(hashlib.sha256(data).digest())
+                oriented += orientation_of(data) != 1
                 if transform.fit == "exact" and not skip:
                     self._check_size(path, data, transform)
         super().__init__(labels.to(torch.int64), sizes, transform, h.hexdigest(), skip)
+        self.oriented = (len(found), oriented) if content else None
 
     def _check_size(self, path: str, data: bytes, transform: Transform) -> None:
-        found = size_of(data)
+        found = size_of(data, transform.orientation)
         if found is not None and found != (transform.height, transform.width):
             raise DataError(f"{join(self.files.url, path)}: {misfit(*found, transform)}")
 
@@ -53,7 +56,7 @@ class FolderData(EncodedData):
         return join(self.files.url, self.paths[sample])
 
     def identities(self) -> np.ndarray:
-        return hashed(path.encode() for path in self.paths)
+        return hashed(path.encode(errors="surrogateescape") for path in self.paths)
 
     def blobs(self, ids: Ids) -> list[Blob]:
         if len(ids) < 4:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from raydd.artifacts.report import format_bytes
+from raydd.core.store import Store
 from raydd.core.units import PHASES, Ref, Stage, unit_key
 
 
@@ -154,3 +155,15 @@ def duration(seconds: float) -> str:
 def unit_table(targets: Sequence[Ref]) -> list[tuple[str, str, int]]:
     """Return ``(stage, key, updates)`` of every unit behind the targets, for progress."""
     return [(stage.name, unit_key(stage, unit), stage.steps(unit)) for stage, units, _ in stages_of(targets) for unit in units]
+
+
+def skipped_of(store: Store, targets: Sequence[Ref], where: str) -> dict[str, str]:
+    """Return the samples that could not be decoded in all that is behind the targets: name below ``where``, reason."""
+    refs = [Ref(stage, unit, output) for stage, units, outputs in stages_of(targets) for unit in units for output in sorted(outputs)]
+    found: dict[str, str] = {}
+    for ref in refs:
+        try:
+            found |= store.skipped(ref)
+        except FileNotFoundError:  # a snapshot nobody made
+            continue
+    return {title.replace(f"{where}/", ""): why for title, why in found.items()}

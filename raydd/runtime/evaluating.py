@@ -26,7 +26,8 @@ from raydd.core.store import Store, device_kind
 from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import DatasetInfo
-from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.data.datasets import Found, missing, with_digests
+from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.continual import check_classes
 from raydd.evaluation.plan import DEFAULT_NETWORK, EvaluationPlan, Maker, stored_evaluation
 from raydd.evaluation.summary import summarise
@@ -35,7 +36,7 @@ from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
-from raydd.runtime.estimate import costs, measured_rate, render, unit_table
+from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
 from raydd.runtime.output import claim_as, flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import listed, most_workers
@@ -63,6 +64,7 @@ class Subject:
     distilled: DistilledSet
     notes: tuple[str, ...] = ()
     beside: Mapping[str, str] = field(default_factory=dict)
+    data: Inventory | None = None
 
 
 def job_of(url: str) -> Mapping[str, Any]:
@@ -77,13 +79,15 @@ def job_of(url: str) -> Mapping[str, Any]:
     return job if isinstance(job, dict) else {}
 
 
-def _data(job: EvaluationJob, anyway: bool) -> DatasetInfo:
-    absent = missing(job.dataset)
+def _data(job: EvaluationJob, anyway: bool) -> tuple[DatasetInfo, Inventory | None]:
+    found = Found(job.dataset)
+    absent = found.missing()
     if not absent:
-        return with_digests(describe(job.dataset), open_data(job.dataset))
+        info, splits = found.describe(), found.open()
+        return with_digests(info, splits), found.inventory(info, splits)
     with contextlib.suppress(DataError):
         if anyway:
-            return describe(job.dataset)
+            return found.describe(), None
     raise Missing("dataset: " + "\n  ".join(["what the evaluation needs is missing:", *absent]))
 
 
@@ -102,7 +106,7 @@ def plan_stored(
     beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``, …. ``pooled``: all experiments of a file, as repetitions.
     ``anyway``: plan without the data, where the catalog knows it.
     """
-    info, url, notes = _data(job, anyway), absolute(url), dict[str, None]()
+    (info, held), url, notes = _data(job, anyway), absolute(url), dict[str, None]()
     readings, published = _readings(url, reading or Reading(), pooled)
     sets = [read_set(url, info=info, reading=one, tell=lambda line: notes.setdefault(line)) for one in readings]
     distilled = sets[-1]
@@ -139,7 +143,7 @@ def plan_stored(
     beside = {"labels": found.digest} if labels is not None and found is not None else {}
     beside |= {"experiments": " ".join(one.digest[:12] for one in stored)} if len(stored) > 1 else {}
     beside |= {} if stored[0].whitening is None else {"space": stored[0].whitening.space}
-    subject = Subject(url, name, distilled, tuple(notes), beside)
+    subject = Subject(url, name, distilled, tuple(notes), beside, held)
     return subject, replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -191,14 +195,15 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
     return PublishedLabels.at(url) if ours and Storage(url).exists(f"{FOLDER}/{MANIFEST}") else None
 
 
-def describe_plan(job: EvaluationJob, plan: EvaluationPlan) -> tuple[str, list[str]]:
+def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) -> tuple[str, list[str]]:
     """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
     rate = measured_rate(job.numerics.threads, job.numerics.precision)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
-    absent = missing(job.dataset)
+    absent = missing(job.dataset) if subject.data is None else []
     parts = [as_yaml(job.stated()), *describe_protocols(plan, {}), "", table]
-    return "\n".join([*parts, *([] if not absent else ["", *listed(absent)])]), absent
+    parts += [] if subject.data is None else ["", *subject.data.lines()]
+    return "\n".join([*parts, *(["", *listed(absent)] if absent else [])]), absent
 
 
 def place_of(job: EvaluationJob, subject: Subject) -> str:
@@ -246,6 +251,8 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
             resolve_uri(uri)
     _claim(output, job, subject)
     tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
+    for line in subject.data.lines() if subject.data is not None else ():
+        tell(line)
     tags = {"raydd.set": subject.distilled.digest, "raydd.output": output.url, "raydd.protocol": plan.config.resolve().label}
     tags["mlflow.source.name"] = f"raydd evaluate {subject.name}"
     commit = git_commit()
@@ -253,7 +260,7 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     params = {**flatten(job.stated()), **protocol_params(plan)}
     tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags)
     try:
-        report = _evaluate(job, plan, store)
+        report = _evaluate(job, subject, plan, store)
         files = {"report.json": to_json(report.to_dict()), GRID: _picture(subject.distilled), **report_files(report)}
         for name, data in files.items():
             output.put(name, data)
@@ -282,7 +289,7 @@ def _picture(distilled: DistilledSet) -> bytes:
     return png(grid(distilled.to_rgb(distilled.images[keep]), labels[keep], names))
 
 
-def _evaluate(job: EvaluationJob, plan: EvaluationPlan, store: Store) -> Report:
+def _evaluate(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, store: Store) -> Report:
     runner = make_runner(job.compute, OpenData(job.dataset))
     targets = plan.targets()
     with Progress(unit_table(targets)) as progress, stop_on_signals(runner, progress.say) as stopped:
@@ -293,4 +300,7 @@ def _evaluate(job: EvaluationJob, plan: EvaluationPlan, store: Store) -> Report:
     def seconds(ref: Ref) -> float:
         return float(store.marker(ref)["seconds"])
 
-    return summarise(plan, store.load, seconds, device=device_kind(pick_device()), notes=plan.notes)
+    held = subject.data
+    skipped = skipped_lines(skipped_of(store, targets, held.where)) if held is not None and job.dataset.on_error == "skip" else []
+    report = summarise(plan, store.load, seconds, device=device_kind(pick_device()), notes=(*plan.notes, *skipped))
+    return replace(report, inventory=None if held is None else held.to_dict())

@@ -30,12 +30,13 @@ from raydd.core.storage import Storage, join
 from raydd.core.store import Store, device_kind, versions
 from raydd.core.units import Ref, snapshot, unit_key
 from raydd.data.catalog import DatasetInfo
-from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.data.datasets import Found, with_digests
+from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.summary import summarise
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
 from raydd.methods.base import Problem
-from raydd.runtime.estimate import stages_of, unit_table
+from raydd.runtime.estimate import skipped_of, stages_of, unit_table
 from raydd.runtime.journal import Curves, Journal
 from raydd.runtime.output import Lock, claim, flatten, fleeting
 from raydd.runtime.planning import Plan, make_plan
@@ -98,8 +99,8 @@ def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[thr
             signal.signal(number, old)
 
 
-def check(job: Job) -> DatasetInfo:
-    """Refuse, before anything starts, a job whose data is missing or whose places cannot be written; return the data's facts."""
+def check(job: Job) -> tuple[DatasetInfo, Inventory]:
+    """Refuse, before anything starts, a job whose data is missing or whose places cannot be written; return what the data is and holds."""
     Storage(job.output).check_writable("output")
     Storage(job.store).check_writable("store")
     if job.tracking.uri != "none":
@@ -108,10 +109,12 @@ def check(job: Job) -> DatasetInfo:
         from raydd.data.datasets import download
 
         download(job.dataset)
-    absent = missing(job.dataset)
+    found = Found(job.dataset)
+    absent = found.missing()
     if absent:
         raise Missing("dataset: " + "\n  ".join(["what the job needs is missing:", *absent]))
-    return with_digests(describe(job.dataset), open_data(job.dataset))
+    info, splits = found.describe(), found.open()
+    return with_digests(info, splits), found.inventory(info, splits)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     """
     tune_allocator()
     with refusing():
-        info = check(job)
+        info, held = check(job)
         job.method.fetch()
         plan = make_plan(job, info)
         absent = job.method.missing(plan.problems[0])
@@ -149,12 +152,14 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     with Lock(output, tell):
         new = claim(output, job)
         tell(f"{job.name}: {job.method.name} on {info.name}, ipc {job.ipc}" + ("" if new else " (resumed)"))
+        for line in held.lines():
+            tell(line)
         planned = sum(stage.facts()["bytes"] for stage in plan.labels if stage is not None)
         if planned:
             tell(f"soft labels: {format_bytes(planned)} will be written into {join(output.url, plan.folder(0))}/labels")
         keys = {unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units}
         register_run(store, output.url, keys, finished=False)
-        session = _Session(plan, output, store, tell)
+        session = _Session(plan, output, store, tell, held)
         if job.tracking.uri != "none":
             tell(session.tracker.beginning())
         try:
@@ -182,8 +187,8 @@ def _local_places(job: Job) -> dict[str, str]:
 class _Session:
     """One run of one job: the runner's events go to progress, journal, tracker and pictures."""
 
-    def __init__(self, plan: Plan, output: Storage, store: Store, tell: Callable[[str], None]) -> None:
-        self.plan, self.output, self.store, self.tell = plan, output, store, tell
+    def __init__(self, plan: Plan, output: Storage, store: Store, tell: Callable[[str], None], held: Inventory) -> None:
+        self.plan, self.output, self.store, self.tell, self.held = plan, output, store, tell, held
         job = plan.job
         self.journal = Journal(output)
         made = [ref for problem in plan.problems for ref in job.method.targets(problem).values()]
@@ -247,7 +252,9 @@ class _Session:
         self.painter.shutdown(wait=True)
         job = self.plan.job
         seconds = [self._device_seconds(problem) for problem in self.plan.problems]
-        report = summarise(self.plan.evaluation, self.store.load, self._seconds, device=device_kind(pick_device()))
+        skipped = skipped_lines(skipped_of(self.store, self.plan.targets, self.held.where)) if job.dataset.on_error == "skip" else []
+        report = summarise(self.plan.evaluation, self.store.load, self._seconds, device=device_kind(pick_device()), notes=skipped)
+        report = replace(report, inventory=self.held.to_dict())
         places: dict[str, str] = {}
         written = 0
         for index, problem in enumerate(self.plan.problems):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
-from raydd.core.storage import join, protocol
+from raydd.core.storage import join
 from raydd.core.store import device_kind
 from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.data.datasets import Found, with_digests
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
 from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
@@ -90,11 +89,14 @@ def dry_run(job: Job) -> tuple[str, list[str]]:
     Data of one's own that is not there leaves no plan. ``DataError`` for data that is there and cannot be used.
     """
     parts = [job.to_yaml().rstrip()]
-    absent = missing(job.dataset)
+    found = Found(job.dataset)
+    absent, held = found.missing(), None
     try:
-        info = describe(job.dataset)
-        if not absent and _cheap_to_open(job.dataset):
-            info = with_digests(info, open_data(job.dataset))
+        info = found.describe()
+        if not absent:
+            splits = found.open() if found.cheap() else None
+            held = found.inventory(info, splits)
+            info = info if splits is None else with_digests(info, splits)
     except DataError as error:
         if not absent:
             raise
@@ -110,6 +112,8 @@ def dry_run(job: Job) -> tuple[str, list[str]]:
     parts += ["", render(costs(plan.targets), rate=rate, workers=workers, where=where)]
     if not info.train_counts:
         parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
+    if held is not None:
+        parts += ["", *held.lines()]
     if absent:
         parts += ["", *listed(absent)]
     return "\n".join(parts), absent
@@ -118,10 +122,6 @@ def dry_run(job: Job) -> tuple[str, list[str]]:
 def listed(absent: Sequence[str]) -> list[str]:
     """Return the lines that say what is missing."""
     return ["missing:", *(f"  - {line}" for line in absent)]
-
-
-def _cheap_to_open(config: Any) -> bool:
-    return config.shards is None and protocol(config.root or "") == "file"
 
 
 def most_workers(compute: ComputeConfig) -> int:

@@ -184,6 +184,7 @@ class Worker:
         self.fault = fault
         self._open_data = open_data
         self._data: Mapping[str, Data] | None = None
+        self._told: set[str] = set()
         self._cache: OrderedDict[Any, Any] = OrderedDict()
         self._held: OrderedDict[str, Checkpoint] = OrderedDict()
         self._cache_bytes = CACHE_SHARE * memory_of(device)
@@ -193,6 +194,13 @@ class Worker:
         if self._data is None:
             self._data = self._open_data()
         return self._data
+
+    def _new_skips(self) -> dict[str, str]:
+        """Return the samples that could not be decoded, with the reasons, and were not yet told of."""
+        met = {title: why for split in (self._data or {}).values() for title, why in getattr(split, "skipped", {}).items()}
+        new = {title: why for title, why in met.items() if title not in self._told}
+        self._told |= new.keys()
+        return new
 
     def cached(self, key: Any, make: Callable[[], T]) -> T:
         """Return the cached value of ``key``, made when absent; the least recently used entries are dropped."""
@@ -311,10 +319,13 @@ class Worker:
             self._checkpoint(ref, now, lanes)
         result = self._checked(ref, now.t, ref.stage.finish(ref.unit, dict(now.state), context))
         now.log += context.take_rows()
+        skipped = self._new_skips()
+        if lanes.rank and skipped:
+            self.store.note_skipped(ref.key, lanes.rank, skipped)
         if lanes.rank == 0:
             for output in outputs:
                 target = Ref(ref.stage, ref.unit, output)
-                self.store.save(target, result, device=self.device, seconds=now.seconds, rows=now.log)
+                self.store.save(target, result, device=self.device, seconds=now.seconds, rows=now.log, skipped=skipped)
                 self.desk.wrote(ref.key, output, now.seconds, now.log)
             if final:
                 self.store.drop_checkpoints(ref.key)

@@ -110,7 +110,7 @@ def test_splits_are_known_by_their_usual_names(train: str, test: str, tmp_path: 
     assert describe(own(tmp_path)).class_names == ("cat", "dog", "owl")
     data = open_data(own(tmp_path))
     assert (len(data["train"]), len(data["test"])) == (12, 9)
-    assert (data["train"].place, data["test"].place) == (str(tmp_path / train), str(tmp_path / test))
+    assert (data["train"].place, data["test"].place) == (f"{train}/", f"{test}/")
 
 
 def test_names_of_classes_are_no_splits() -> None:
@@ -122,13 +122,13 @@ def test_test_is_preferred_to_val_and_says_so(tmp_path: Path) -> None:
     for split in ("train", "test", "val"):
         classes(tmp_path / split, "cat", "dog")
     data = open_data(own(tmp_path))
-    assert data["test"].place == str(tmp_path / "test")
+    assert data["test"].place == "test/"
     assert data["train"].notes == ("val/ is not used; it holds folders (cat/, dog/), but the test split is test/",)
     shutil.rmtree(tmp_path / "test")
     save(tmp_path / "test" / "unlabelled.png")
     (tmp_path / "docs").mkdir()
     data = open_data(own(tmp_path))
-    assert data["test"].place == str(tmp_path / "val"), "pictures without classes test nothing"
+    assert data["test"].place == "val/", "pictures without classes test nothing"
     assert "test/ is not used; it holds 1 pictures in no class folders" in data["train"].notes[0]
     assert counted(data["train"]) == {"folder that is no split": 1}
 

@@ -16,6 +16,7 @@ from raydd.data.base import BaseData
 from raydd.data.catalog import DatasetInfo, Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, fit
+from raydd.data.inventory import SplitInventory
 
 
 class Source:
@@ -28,6 +29,14 @@ class Source:
     def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         """Return the splits ``train`` and, where the layout has one, ``test``."""
         raise TypeError(f"{type(self).__name__} does not define open()")
+
+    def cheap(self, files: Storage, config: DatasetConfig) -> bool:
+        """Return whether a plan may open the data: listings and small files are read for it, never all of large ones."""
+        return True
+
+    def summary(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
+        """Return what is known of the splits without opening them."""
+        return []
 
     def describe(self, files: Storage, entry: Entry, config: DatasetConfig) -> DatasetInfo:
         """Return the facts; readers of people's own data look at the folder names."""

@@ -57,7 +57,7 @@ class CubSource(Source):
             labels = torch.tensor([int(classes[number]) - 1 for number in numbers], dtype=torch.int64)
             found = [(name, sizes[name]) for name in names]
             splits[split] = FolderData(files, found, labels, transform, config.on_error == "skip")
-            splits[split].place, splits[split].left_out = join(files.url, f"{base}images"), left_out
+            splits[split].place, splits[split].left_out = f"{base}images/", left_out
         return splits
 
 

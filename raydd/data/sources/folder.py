@@ -83,7 +83,7 @@ class FolderSource(Source):
             pictures = [picture for inside in sorted_in.classes.values() for picture in inside]
             labels = [label for label, inside in enumerate(sorted_in.classes.values()) for _ in inside]
             splits[split] = FolderData(Storage(files.url), pictures, torch.tensor(labels), transform, config.on_error == "skip")
-            splits[split].place = join(files.url, sorted_in.folder)
+            splits[split].place = f"{sorted_in.folder}/" if sorted_in.folder else ""
             splits[split].left_out, splits[split].notes = sorted_in.left_out, sorted_in.notes
         return splits
 

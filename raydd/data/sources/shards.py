@@ -17,7 +17,7 @@ from raydd.data.base import BaseData
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, decode
-from raydd.data.inventory import LeftOut
+from raydd.data.inventory import LeftOut, SplitInventory
 from raydd.data.shard_data import ShardData
 from raydd.data.shard_format import MANIFEST, Index, left_out_of, read_index, read_manifest
 from raydd.data.shard_names import find_shards, is_pattern, split_pattern
@@ -53,6 +53,13 @@ class ShardSource(Source):
         if unwritten:
             return [f"the split '{split}' is not in {files.url} (write it with 'raydd shard --split {split}')" for split in unwritten]
         return _absent(files, [shard["name"] for split in manifest["splits"].values() for shard in split["shards"]])
+
+    def cheap(self, files: Storage, config: DatasetConfig) -> bool:
+        return files.local or (config.shards or "").endswith(".tar")  # else an index of all samples is fetched
+
+    def summary(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
+        splits = (read_manifest(files) or {"splits": {}})["splits"]
+        return [SplitInventory(split=name, place="", count=int(facts["count"])) for name, facts in splits.items()]
 
     def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if config.shards is None:

@@ -59,7 +59,7 @@ class TinySource(Source):
                     raise DataError(f"{join(files.url, path)} has no class among the {len(wnids)} of wnids.txt")
                 labels.append(label_of[wnid])
             splits[split] = FolderData(files, found, torch.tensor(labels, dtype=torch.int64), transform, config.on_error == "skip")
-            splits[split].place, splits[split].left_out = join(files.url, folder), there.left_out
+            splits[split].place, splits[split].left_out = f"{folder}/", there.left_out
         return splits
 
     def _annotations(self, files: Storage, path: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from raydd.core.errors import ConfigError, nearest, unknown
 from raydd.core.storage import absolute, check_url
 from raydd.core.typed_tree import as_yaml, build, plain, stated
 from raydd.core.units import Numerics
+from raydd.data.catalog import CATALOG
 from raydd.data.config import DatasetConfig
 from raydd.evaluation.plan import EvaluationConfig, check_baseline, rivals
 from raydd.methods import METHODS, Method
@@ -96,7 +97,7 @@ class _Tree:
     name: str = "job"
     seed: Annotated[int, annotated_types.Ge(0)] | None = None
     seeds: tuple[Annotated[int, annotated_types.Ge(0)], ...] | None = None
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    dataset: DatasetConfig
     ipc: Annotated[int, annotated_types.Ge(1)] = 10
     method: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -115,7 +116,7 @@ class EvaluationJob:
     """
 
     seed: Annotated[int, annotated_types.Ge(0)] = 0
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    dataset: DatasetConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     numerics: Numerics = field(default_factory=Numerics)
     output: str | None = None
@@ -174,8 +175,9 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
     """Return the evaluation that a plain tree with overrides describes; ``ConfigError`` listing all that is wrong."""
     for override in overrides:
         _apply(tree, override)
-    if "dataset" not in tree:
-        raise ConfigError("which data set is it to be tested on? Give --dataset NAME; a foreign set does not say")
+    given = tree.get("dataset")
+    if given is None or (isinstance(given, dict) and given.get("name") is None):
+        raise ConfigError(f"which data set is it to be tested on? Give --dataset NAME ({', '.join(CATALOG)}); a foreign set does not say")
     tree.setdefault("compute", {}).setdefault("workers", 0)
     job = build(EvaluationJob, tree, "evaluate")
     for key, url in (("output", job.output), ("store", job.store)):
@@ -194,6 +196,7 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     if isinstance(tree.get("dataset"), str):
         raise ConfigError(f"{where}: dataset is a group of keys; write dataset.name={tree['dataset']}")
     mistakes: list[str] = []
+    tree = _named(tree, where, mistakes)
     method, top, evaluation = _method(tree, where, mistakes), None, None
     try:
         top = build(_Tree, tree, where)
@@ -239,6 +242,15 @@ def _check_tracking(tracking: TrackingConfig, where: str) -> None:
     if re.search(r"://[^/@]*@", tracking.uri or ""):
         variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise ConfigError(f"{where}: tracking.uri: credentials belong in the environment ({variables})")
+
+
+def _named(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Mapping[str, Any]:
+    """Return the tree; one that names no data set is a mistake, and gets any name, so that its other mistakes are found too."""
+    given = tree.get("dataset")
+    if given is not None and not (isinstance(given, Mapping) and given.get("name") is None):
+        return tree
+    mistakes.append(f"{where}: dataset.name: is missing; allowed names: {', '.join(CATALOG)}")
+    return {**tree, "dataset": {**(given or {}), "name": next(iter(CATALOG))}}
 
 
 def _method(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Method | None:

@@ -29,7 +29,7 @@ def defaults_of(name: str, *but: str) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cls) if f.name not in but}
 
 
-def load(tmp_path: Path, *overrides: str, text: str = "method: {name: dm}\n") -> Job:
+def load(tmp_path: Path, *overrides: str, text: str = "dataset: {name: digits}\nmethod: {name: dm}\n") -> Job:
     return load_job(job_file(tmp_path, text), overrides)
 
 
@@ -78,7 +78,7 @@ def test_what_a_job_states_reads_back_as_itself_without_the_nulls_of_defaults(pa
 
 
 def test_a_null_in_place_of_a_default_is_stated(tmp_path: Path) -> None:
-    edc = "method: {name: edc, labels: {crop: null, pad_crop: 3}, crop: null, pad: 2}\n"
+    edc = "dataset: {name: digits}\nmethod: {name: edc, labels: {crop: null, pad_crop: 3}, crop: null, pad: 2}\n"
     job = load(tmp_path, text=edc)
     assert "crop" in job.stated()["method"]
     assert job.stated()["method"]["labels"]["crop"] is None
@@ -136,7 +136,7 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
     kept = load(tmp_path, "method.name=dsa", text=GROUPS).method
     assert (kept.name, kept.lr_img) == ("dsa", 2.0)  # type: ignore[attr-defined]
     assert load(tmp_path, "evaluation=null", text=GROUPS).evaluation.protocol == "dm"
-    assert load(tmp_path, "method=random", text="method: {name: dm}\n").method.name == "random"
+    assert load(tmp_path, "method=random", text="dataset: {name: digits}\nmethod: {name: dm}\n").method.name == "random"
     with pytest.raises(ConfigError, match=r"would drop evaluation\.repeats"):
         load_evaluation({"dataset": {"name": "digits"}, "evaluation": {"repeats": 2}}, ["evaluation={epochs: 1}"])
 
@@ -197,7 +197,7 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
 )
 def test_what_is_wrong_is_named(tmp_path: Path, override: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, override, text="ipc: 1\nmethod: {name: dm}\n")
+        load(tmp_path, override, text="dataset: {name: digits}\nipc: 1\nmethod: {name: dm}\n")
     for part in parts:
         assert part in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -216,8 +216,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("- a\n- b\n", "mapping"),
         ("a: [1\n", "YAML"),
         ("ipc: 1\n", "method"),
-        ("seed: 1\nseeds: [1, 2]\nmethod: dm\n", "not both"),
-        ("method: {name: dm}\noutput: a\nstore: a\n", "different places"),
+        ("seed: 1\nseeds: [1, 2]\ndataset: {name: digits}\nmethod: dm\n", "not both"),
+        ("dataset: {name: digits}\nmethod: {name: dm}\noutput: a\nstore: a\n", "different places"),
     ],
 )
 def test_files_that_are_no_jobs(tmp_path: Path, text: str, part: str) -> None:
@@ -237,3 +237,21 @@ def test_an_evaluation_needs_a_data_set() -> None:
     job = load_evaluation({"dataset": {"name": "digits"}}, ["evaluation.repeats=2"])
     assert job.compute.workers == 0
     assert job.evaluation.repeats == 2
+
+
+def test_a_job_without_the_name_of_its_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("method: {name: dm, network: convnet2_w16, itertions: 2}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_job(str(tmp_path / "job.yaml"), ["evaluation.epochs=-1"])
+    lines = str(raised.value)
+    assert "dataset.name: is missing; allowed names: mnist, fashion_mnist, " in lines
+    assert "image_folder, webdataset" in lines
+    assert "method.itertions" in lines, "told together"
+    assert "evaluation.epochs" in lines, "told together"
+    for dataset in ("", "dataset:\n", "dataset: {root: data}\n"):
+        (tmp_path / "job.yaml").write_text(f"method: dm\n{dataset}")
+        with pytest.raises(ConfigError, match=r"dataset\.name: is missing; allowed names"):
+            load_job(str(tmp_path / "job.yaml"))
+    assert load_job(str(tmp_path / "job.yaml"), ["dataset.name=digits", "method.network=convnet2_w16"]).dataset.name == "digits"
+    with pytest.raises(ConfigError, match=r"--dataset NAME \(mnist, "):
+        load_evaluation({"dataset": {"root": "data"}})

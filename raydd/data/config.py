@@ -34,7 +34,7 @@ class DatasetConfig:
     and counted (``skip``). ``download``: fetch what is missing, where the publisher allows it.
     """
 
-    name: str = "digits"
+    name: str
     root: str | None = None
     shards: str | None = None
     test_shards: str | None = None

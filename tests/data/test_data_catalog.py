@@ -52,21 +52,21 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path: Path) -> None:
 def test_yaml_values_are_checked_by_type_and_bound() -> None:
     adapter = TypeAdapter(DatasetConfig)
     assert adapter.validate_python({"name": "digits", "holdout": 0.1}).holdout == 0.1
-    assert adapter.validate_python({"holdout": 5}).holdout == 5
+    assert adapter.validate_python({"name": "digits", "holdout": 5}).holdout == 5
     for bad in ({"holdout": -1}, {"on_error": "ignore"}, {"size": 0}, {"test_split": 1.0}, {"mean": "x"}):
         with pytest.raises(ValidationError):
-            adapter.validate_python(bad)
+            adapter.validate_python({"name": "digits", **bad})
     with pytest.raises(ConfigError, match=r"dataset.holdout: 1.5"):
-        DatasetConfig(holdout=1.5)
+        DatasetConfig(name="digits", holdout=1.5)
     with pytest.raises(ConfigError, match="pipe"):
         DatasetConfig(name="webdataset", shards="pipe:cat x.tar")
     with pytest.raises(ConfigError, match="3 values for images of 1 channels"):
-        describe(DatasetConfig(mean=(0.1, 0.2, 0.3)))
+        describe(DatasetConfig(name="digits", mean=(0.1, 0.2, 0.3)))
 
 
 def test_digits_are_split_once_and_for_all() -> None:
-    data = open_data(DatasetConfig())
-    info = with_digests(describe(DatasetConfig()), data)
+    data = open_data(DatasetConfig(name="digits"))
+    info = with_digests(describe(DatasetConfig(name="digits")), data)
     assert (len(data["train"]), len(data["test"])) == (1438, 359)
     assert torch.bincount(data["test"].labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
     assert dict(info.digests)["test"] == "737cc31879ea3197e9e3ef9b31cf2c756703ed9b63c5ae6a55478af7509f3382"
@@ -75,9 +75,9 @@ def test_digits_are_split_once_and_for_all() -> None:
 
 
 def test_the_holdout_is_cut_from_train_by_share_or_count() -> None:
-    whole = open_data(DatasetConfig())
-    share = open_data(DatasetConfig(holdout=0.1))
-    count = open_data(DatasetConfig(holdout=7))
+    whole = open_data(DatasetConfig(name="digits"))
+    share = open_data(DatasetConfig(name="digits", holdout=0.1))
+    count = open_data(DatasetConfig(name="digits", holdout=7))
     assert torch.bincount(count["holdout"].labels).tolist() == [7] * 10
     assert len(share["holdout"]) == sum(round(0.1 * n) for n in torch.bincount(whole["train"].labels).tolist())
     for data in (share, count):
@@ -87,7 +87,7 @@ def test_the_holdout_is_cut_from_train_by_share_or_count() -> None:
         assert not kept & {bytes(x) for x in data["holdout"].identities()}
     assert share["train"].digest != whole["train"].digest
     with pytest.raises(DataError, match="leaves none"):
-        open_data(DatasetConfig(holdout=500))
+        open_data(DatasetConfig(name="digits", holdout=500))
 
 
 def test_a_keyed_split_does_not_depend_on_the_order() -> None:
@@ -107,7 +107,7 @@ def test_a_keyed_split_does_not_depend_on_the_order() -> None:
 
 @pytest.mark.parametrize("parts", [1, 3, 7])
 def test_slices_are_fixed_and_cover_each_sample_once(parts: int) -> None:
-    whole = open_data(DatasetConfig())["train"]
+    whole = open_data(DatasetConfig(name="digits"))["train"]
     data = Subset(whole, torch.arange(5, 400, 3))
     for split in (whole, data):
         seen = [labels for part in range(parts) for _, labels in split.stream(part, parts, batch=100)]

@@ -100,10 +100,10 @@ def test_a_holdout_is_the_same_from_files_and_from_shards(folder: Path, tmp_path
 @pytest.mark.parametrize("encoding", ["png", "jpg", "original"])
 def test_arrays_are_written_too_and_bytes_do_not_depend_on_workers(tmp_path: Path, encoding: str) -> None:
     for name, workers in (("x", 1), ("y", 3)):
-        write_both(DatasetConfig(), tmp_path / name, shard_size=400, workers=workers, encoding=encoding)
+        write_both(DatasetConfig(name="digits"), tmp_path / name, shard_size=400, workers=workers, encoding=encoding)
     assert digest_of(tmp_path / "x") == digest_of(tmp_path / "y")
     data = open_data(DatasetConfig(name="digits", shards=str(tmp_path / "x")))["train"]
-    whole = open_data(DatasetConfig())["train"]
+    whole = open_data(DatasetConfig(name="digits"))["train"]
     if encoding == "jpg":
         assert set(by_identity(data)) == set(by_identity(whole))
     else:
@@ -195,11 +195,11 @@ def test_a_folder_of_other_shards_is_not_overwritten(folder: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="choose an empty folder"):
         write_shards(source, str(tmp_path / "out"), shard_size=6)
     with pytest.raises(ConfigError, match=r"holds shards with \w+"):
-        write_shards(DatasetConfig(), str(tmp_path / "out"))
+        write_shards(DatasetConfig(name="digits"), str(tmp_path / "out"))
     assert digest_of(tmp_path / "out") == before
     with pytest.raises(ConfigError, match="unknown split 'trian'"):
         write_shards(source, str(tmp_path / "new"), "trian")
-    write_shards(DatasetConfig(), str(tmp_path / "digits"), "test")
+    write_shards(DatasetConfig(name="digits"), str(tmp_path / "digits"), "test")
     with pytest.raises(ConfigError, match="10 classes"):
         describe(DatasetConfig(name="cifar100", shards=str(tmp_path / "digits")))
 

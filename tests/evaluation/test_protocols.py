@@ -230,7 +230,7 @@ def test_changes_without_effect_are_refused(changes, message):
 )
 def test_a_jobs_wrong_values_are_named(key, value, message):
     with pytest.raises(ConfigError, match=rf"(?s)evaluation\.{key}.*{message}"):
-        parse_job({"method": "dm", "evaluation": {"protocol": "edc", key: value}})
+        parse_job({"dataset": {"name": "digits"}, "method": "dm", "evaluation": {"protocol": "edc", key: value}})
 
 
 def test_every_change_is_a_field_of_protocols_and_of_jobs():

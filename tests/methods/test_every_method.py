@@ -196,7 +196,7 @@ def test_where_it_runs_and_what_it_is_called_is_in_no_key(name: str, info: Datas
         "tracking.uri=http://tracking:5000",
         "tracking.experiment=other",
     ]
-    jobs = [load_job(None, ["ipc=1", *small_overrides(name), *places]) for places in (here, there)]
+    jobs = [load_job(None, ["dataset.name=digits", "ipc=1", *small_overrides(name), *places]) for places in (here, there)]
     one, other = (all_keys(make_plan(job, info).targets) for job in jobs)
     assert one == other
     assert len(one) > 3

@@ -143,8 +143,8 @@ def _catalog() -> dict[str, Entry]:
         ),
         Entry(
             info=_info("tiny_imagenet", (3, 64, 64), 200, IMAGENET_MEAN, IMAGENET_STD, train_counts=(500,) * 200, test_count=10_000),
-            source="tiny", roots=("data/tiny_imagenet",), train_count=100_000, test_count=10_000,
-            hint="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there, or put a tinyimagenet.pt there",
+            source="tiny", roots=("data/tiny_imagenet", "data/tiny-imagenet-200"), train_count=100_000, test_count=10_000,
+            hint="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in data/ or in data/tiny_imagenet/, or put tinyimagenet.pt there",
         ),
         Entry(
             info=_info("imagenet", (3, 224, 224), 1000, IMAGENET_MEAN, IMAGENET_STD, test_count=50_000),
@@ -154,7 +154,7 @@ def _catalog() -> dict[str, Entry]:
         Entry(
             info=_info("imagenet10", (3, 224, 224), 10, IMAGENET_MEAN, IMAGENET_STD, test_count=500),
             source="folder", roots=("data/imagenet10", "data/imagenet"), test_count=500, resize=256, fit="crop",
-            hint=_IMAGENET_HINT + " (ten of its classes are read)",
+            hint=_IMAGENET_HINT + " (ten of its classes are read; those of data/imagenet do)",
             classes=("n02869837", "n01749939", "n02488291", "n02107142", "n13037406",
                      "n02091831", "n04517823", "n04589890", "n03062245", "n01773797"),
         ),

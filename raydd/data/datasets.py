@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from raydd.core.errors import ConfigError, DataError
-from raydd.core.storage import protocol
+from raydd.core.storage import absolute, protocol
 from raydd.core.units import Data
 from raydd.data.base import BaseData, Subset, keyed_split
 from raydd.data.catalog import DatasetInfo, Entry, entry
@@ -32,14 +32,15 @@ def _source(item: Entry, config: DatasetConfig) -> Source:
 
 
 def _files(item: Entry, config: DatasetConfig) -> Tree:
-    """Return where the files are: the job's place, else the first of the catalog's that has them, else its first."""
+    """Return where the files are: the job's place, else the first of the catalog's that has them, or some of them, else its first."""
     place = os.path.dirname(config.shards) or "." if config.shards and is_pattern(config.shards) else config.shards
     given = place or config.root
     if given is not None or not item.roots:
         return Tree(given or ".")
     places = [Tree(root) for root in item.roots]
     source = _source(item, config)
-    return next((files for files in places if not source.missing(files, item, config)), places[0])
+    whole = next((files for files in places if not source.missing(files, item, config)), None)
+    return whole or next((files for files in places if files.exists("")), places[0])
 
 
 def located(config: DatasetConfig) -> DatasetConfig:
@@ -146,7 +147,10 @@ def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
         ways.append("set dataset.shards to what 'raydd shard' wrote, a folder of tars, or a URL such as s3://bucket/train-{000000..000099}.tar")
     elif item.roots and item.info.classes:  # own data: its hint says it
         ways.append("set dataset.root to where the files are")
-    return f"{config.name} ({files.url}): " + "; or ".join(ways)
+    looked = [files.url]
+    if config.root is None and config.shards is None:
+        looked += [url for url in map(absolute, item.roots) if url != files.url]
+    return f"{config.name} ({', '.join(looked)}): " + "; or ".join(ways)
 
 
 def download(config: DatasetConfig) -> None:

@@ -72,7 +72,7 @@ def held(tree: Tree, folder: str) -> str:
     if inside.folders:
         return f"folders ({few(inside.folders)})"
     if inside.pictures:
-        return f"{len(inside.pictures)} pictures in no class folders"
+        return f"{len(inside.pictures)} picture{'s' * (len(inside.pictures) != 1)} in no class folders"
     return "no pictures" if inside else "nothing"
 
 

@@ -196,6 +196,37 @@ def test_tiny_imagenet_folders_and_grey_pictures(tmp_path: Path) -> None:
     assert torch.equal(streamed, images)
 
 
+@pytest.mark.parametrize("place", ["data/tiny-imagenet-200", "data/tiny_imagenet/tiny-imagenet-200", "data/tiny_imagenet"])
+def test_tiny_imagenet_is_found_wherever_its_archive_was_unpacked(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = DatasetConfig(name="tiny_imagenet")
+    advice = missing(config)[-1]
+    assert f"tiny_imagenet ({tmp_path}/data/tiny_imagenet, {tmp_path}/data/tiny-imagenet-200): unpack " in advice
+    assert "in data/ or in data/tiny_imagenet/" in advice
+    tiny_tree(tmp_path / place)
+    assert missing(config) == []
+    assert len(open_data(config)["train"]) == 12
+
+
+def test_imagenet_ten_is_found_in_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raydd.data.catalog import entry
+
+    monkeypatch.chdir(tmp_path)
+    config = DatasetConfig(name="imagenet10")
+    lines = missing(config)
+    assert lines[0] == f"train/ with one folder per class is not in {tmp_path}/data/imagenet10"
+    assert f"imagenet10 ({tmp_path}/data/imagenet10, {tmp_path}/data/imagenet): register" in lines[1]
+    for wnid in [*entry("imagenet10").classes, "n99999999"]:
+        save(tmp_path / "data/imagenet/train" / wnid / "1.JPEG", 30, 40)
+    save(tmp_path / "data/imagenet/val" / "ILSVRC2012_val_1.JPEG", 30, 40)
+    assert missing(config)[0].startswith(f"{tmp_path}/data/imagenet: val/ holds 1 picture in no class folders"), "what is there is judged"
+    for wnid in entry("imagenet10").classes:
+        save(tmp_path / "data/imagenet/val" / wnid / "1.JPEG", 30, 40)
+    data = open_data(config)
+    assert (len(data["train"]), len(data["test"])) == (10, 10)
+    assert data["train"].notes == ("10 of the 11 class folders are read",)
+
+
 def test_the_single_file_of_the_dc_repository(tmp_path: Path) -> None:
     images = torch.from_numpy(RNG.integers(0, 256, (6, 3, 64, 64), dtype=np.uint8))
     content = {"classes": ["a"], "images_train": images, "labels_train": torch.arange(6), "images_val": images[:2]}

@@ -129,7 +129,7 @@ def test_test_is_preferred_to_val_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     data = open_data(own(tmp_path))
     assert data["test"].place == "val/", "pictures without classes test nothing"
-    assert "test/ is not used; it holds 1 pictures in no class folders" in data["train"].notes[0]
+    assert "test/ is not used; it holds 1 picture in no class folders" in data["train"].notes[0]
     assert counted(data["train"]) == {"folder that is no split": 1}
 
 

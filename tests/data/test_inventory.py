@@ -83,10 +83,10 @@ def test_shards_and_bundled_sets_have_one_too(root: Path, tmp_path: Path) -> Non
     config = DatasetConfig(name="webdataset", shards=out)
     assert inventory(config).lines()[:3] == [
         f"webdataset in {out}: 2 classes (cat, dog)",
-        "train: 9 images: cat 4, dog 5",
-        "test: 5 images: cat 2, dog 3",
+        "train: 9 images in train-*.tar: cat 4, dog 5",
+        "test: 5 images in test-*.tar: cat 2, dog 3",
     ]
-    assert inventory(config, opened=False).lines()[1:] == ["train: 9 images", "test: 5 images"]
+    assert inventory(config, opened=False).lines()[1:] == ["train: 9 images in train-*.tar", "test: 5 images in test-*.tar"]
 
 
 def test_many_classes_are_told_by_the_smallest_and_the_largest() -> None:

@@ -55,11 +55,11 @@ class ShardSource(Source):
         return _absent(files, [shard["name"] for split in manifest["splits"].values() for shard in split["shards"]])
 
     def cheap(self, files: Storage, config: DatasetConfig) -> bool:
-        return files.local or (config.shards or "").endswith(".tar")  # else an index of all samples is fetched
+        return files.local or is_pattern(config.shards or "") or read_manifest(files) is None  # else an index of all samples is fetched
 
     def summary(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
         splits = (read_manifest(files) or {"splits": {}})["splits"]
-        return [SplitInventory(split=name, place="", count=int(facts["count"])) for name, facts in splits.items()]
+        return [SplitInventory(split=name, place=f"{name}-*.tar", count=int(facts["count"])) for name, facts in splits.items()]
 
     def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if config.shards is None:

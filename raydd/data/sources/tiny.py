@@ -23,7 +23,8 @@ _PARTS = ("train", "val", "wnids.txt", "val/val_annotations.txt")
 class TinySource(Source):
     """``train/<wnid>/images/*.JPEG`` and ``val/images/*.JPEG`` with ``val_annotations.txt``; val is the test split.
 
-    Labels are the ranks of the sorted wnids, as image folders give them. A ``val`` sorted into class folders is read too.
+    The root is the archive's folder ``tiny-imagenet-200``, or holds it. Labels are the ranks of the sorted wnids, as image
+    folders give them. A ``val`` sorted into class folders is read too.
     """
 
     def _base(self, files: Storage) -> str:

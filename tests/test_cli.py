@@ -283,6 +283,19 @@ def test_a_dry_run_misses_weights_as_it_misses_data(tmp_path: Path) -> None:
     assert raydd("distill", *EDC, *weights, "method.labels.batch=10").exit_code == 2, "without --dry-run it is refused"
 
 
+def test_a_dry_run_of_an_evaluation_plans_without_the_test_images(tmp_path: Path) -> None:
+    torch.save({"data": [[torch.randn(10, 1, 28, 28), torch.arange(10)]]}, tmp_path / "foreign.pt")
+    args = ["evaluate", str(tmp_path / "foreign.pt"), "--dataset", "mnist", "--networks", "mlp", "dataset.root=nowhere"]
+    plan = raydd(*args, "--dry-run")
+    assert plan.exit_code == 3, plan.output
+    for part in ("dm (set, random; mlp): 1001 epochs of batches of 256", "evaluate/Evaluate", "missing:\n  - train-images-idx3-ubyte"):
+        assert part in plan.output
+    assert raydd(*args).exit_code == 2
+    wrong = raydd(*args, "--dry-run", "--protocol", "edc")
+    assert wrong.exit_code == 2
+    assert "teaches soft labels" in wrong.output
+
+
 # -- a job -----------------------------------------------------------------------------------------------------------
 
 

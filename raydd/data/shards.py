@@ -100,7 +100,7 @@ def write_shards(
     info = describe(config)
     job, exact = _plan(config, files, splits[split], split, shard_size, encoding, quality)
     facts = _facts(info, exact)
-    _compatible(files, facts, job)
+    _claim(job, job.split in _compatible(files, facts, job))
     parts = _write_missing(job, workers or decode_threads(), progress)
     before = _compatible(files, facts, job)  # once more: another split may have been finished beside this one
     return _publish(job, facts, before, parts)
@@ -140,6 +140,21 @@ def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, A
     if job.split in splits and splits[job.split]["fingerprint"] != job.fingerprint:
         raise ConfigError(f"{files.url} holds '{job.split}' shards of other data or settings; choose an empty folder")
     return splits
+
+
+def _claim(job: _Job, published: bool) -> None:
+    """Write down whose the split's shards are, before the first; ``ConfigError`` for tars of the same names that are another's."""
+    claim = f"parts/{job.split}.json"
+    try:
+        owner = json.loads(job.files.get(claim))["fingerprint"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        listed = set(job.files.list())
+        there = [number for number in range(job.shards) if job.tar_path(number) in listed]
+        ours = published or not there or any(job.part_path(number) in listed and _done(job, number) for number in there)
+        owner = job.fingerprint if ours else None
+    if owner != job.fingerprint:
+        raise ConfigError(f"{job.files.url} holds {job.tar_path(0)} or others like it, of another run; choose an empty folder")
+    job.files.put(claim, json.dumps({"fingerprint": job.fingerprint}).encode())
 
 
 def _write_missing(job: _Job, workers: int, progress: Callable[[int, int], None] | None) -> list[dict[str, Any]]:

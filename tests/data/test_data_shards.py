@@ -204,6 +204,30 @@ def test_a_folder_of_other_shards_is_not_overwritten(folder: Path, tmp_path: Pat
         describe(DatasetConfig(name="cifar100", shards=str(tmp_path / "digits")))
 
 
+def test_tars_of_another_run_are_not_overwritten(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DatasetConfig(name="image_folder", root=str(folder))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "train-000001.tar").write_bytes(b"a set that was exported")
+    with pytest.raises(ConfigError, match=r"of another run; choose an empty folder"):
+        write_shards(config, str(tmp_path / "theirs"), shard_size=8)
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["train-000001.tar"]
+    assert (tmp_path / "theirs" / "train-000001.tar").read_bytes() == b"a set that was exported"
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:  # another's that was interrupted before it was published
+        patch.setattr("raydd.data.shards._publish", stop)
+        with pytest.raises(Stop):
+            write_shards(config, str(tmp_path / "begun"), shard_size=8)
+    with pytest.raises(ConfigError, match=r"of another run; choose an empty folder"):
+        write_shards(config, str(tmp_path / "begun"), shard_size=4)
+    write_shards(config, str(tmp_path / "begun"), shard_size=8)
+
+
 def test_damage_is_named_by_shard_and_key_or_skipped(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_both(DatasetConfig(name="image_folder", root=str(folder)), out, shard_size=5)

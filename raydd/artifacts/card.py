@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,22 @@ parts = [load_file(f"data-{{i:05d}}-of-{len(parts):05d}.safetensors") for i in r
 images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))"""
 
 
+_LOCAL = re.compile(r"(?<![\w:/.])(?:file://)?(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`,;)\]]+[/\\])+([^\s/\\'\"`,;)\]]*)")
+
+
+def without_places(value: Any) -> Any:
+    """Return JSON values in which a path of the machine that a set was made on is its last part: where files lie is nobody's business."""
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_places(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if re.match(r"(file://)?(/|~[/\\]|[A-Za-z]:[/\\])", value):
+        return "…/" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return _LOCAL.sub(r"…/\1", value)
+
+
 def _scaled(view: Range | None) -> str:
     """Return how the 8 bits of the shards are read where they stand for more than pixels."""
     if view is None:
@@ -124,7 +141,7 @@ def card(
     if report is None:
         worth = "This set was published without an evaluation.\n"
     else:
-        worth = render_markdown(report) + "".join(f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES)
+        worth = without_places(render_markdown(report)) + "".join(f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES)
     more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
     worth_file = "" if report is None else "- `report.json`: what it is worth\n"
     scaled = "" if view is None else ", on the scale that `shards/dataset.json` holds"
@@ -161,7 +178,7 @@ image, label = dataset[0]
 ## Recipe
 
 ```json
-{json.dumps(recipe, indent=2, ensure_ascii=False)}
+{json.dumps(without_places(dict(recipe)), indent=2, ensure_ascii=False)}
 ```
 
 ## Files

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from raydd.artifacts.card import method_name
 from raydd.artifacts.distilled_set import Batch, DistilledSet
 from raydd.artifacts.formats import read_set
 from raydd.artifacts.reading import Reading
@@ -28,6 +29,21 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
         # Decoding may make several images of a stored one; without it, samples are normalised one by one.
         self._decoded = None if distilled.decoding.name == "identity" else distilled.tensors()
 
+    def __repr__(self) -> str:
+        """Return what the set is: data set, images, classes, images per class, space, labels, method."""
+        of, recipe = self.distilled, self.distilled.recipe
+        low, high = min(of.ipc), max(of.ipc)
+        count = f"{len(of)} images of {self.classes} classes" + (f" ({low if low == high else f'{low} to {high}'} per class)")
+        count += f", decoded to {len(self)}" if len(self) != len(of) else ""
+        space = "whitened" if of.whitening is not None else "normalised"
+        stored = f", stored as {recipe['space']}" if recipe.get("space") not in (None, "normalised") else ""
+        labels = "hard" if of.soft_labels is None else "soft"
+        shape = "×".join(map(str, of.images.shape[1:]))
+        return (
+            f"DistilledDataset({of.info.name}: {count}, {shape}, {space}{stored}, {labels} labels, "
+            f"method {method_name(recipe)}, mean {_rounded(self.mean)}, std {_rounded(self.std)})"
+        )
+
     def __len__(self) -> int:
         return len(self.distilled if self._decoded is None else self._decoded[0])
 
@@ -48,6 +64,10 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
     def to_rgb(self) -> Tensor:
         """Return pictures of the stored images, float32 ``[N, C, H, W]`` in [0, 1]."""
         return self.distilled.to_rgb()
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
 
 
 def load(

@@ -6,6 +6,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,12 +57,42 @@ def tile_size(height: int, width: int, rows: int, columns: int) -> tuple[int, in
     return max(1, round(width * target / longest)), max(1, round(height * target / longest))
 
 
-def _font() -> FreeTypeFont:
-    """Return the letters of matplotlib, which has more alphabets than Pillow's own."""
+def _letters() -> str:
+    """Return the file of matplotlib's letters, which have more alphabets than Pillow's own."""
     import matplotlib
+
+    return os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
+def _font(path: str = "") -> FreeTypeFont:
     from PIL import ImageFont
 
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
+    return ImageFont.truetype(path or _letters(), FONT_SIZE)
+
+
+@lru_cache(maxsize=512)
+def _glyphs(path: str) -> frozenset[int]:
+    """Return the characters that a font file draws; none if it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        _font(path)  # some, of coloured pictures, have no size such as ours
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+
+
+def font_for(text: str) -> FreeTypeFont | None:
+    """Return a font that draws every character of a text: matplotlib's, else one of the system's; ``None`` if none does."""
+    needed = {ord(character) for character in text if not character.isspace()}
+    if needed <= _glyphs(_letters()):
+        return _font()
+    from matplotlib import font_manager
+
+    for path in sorted(font_manager.findSystemFonts()):
+        if "lastresort" not in path.lower() and needed <= _glyphs(path):  # that one draws a box for everything
+            return _font(path)
+    return None
 
 
 def _shorten(text: str, font: FreeTypeFont, limit: float) -> str:
@@ -89,9 +120,9 @@ def grid(
 ) -> Image:
     """Return a picture with a class per row, its name at the left and its images in their order.
 
-    ``images``: pictures ``[N, C, H, W]``, float in [0, 1] or uint8; ``labels``: int ``[N]``; classes without a name show
-    their number. Classes past ``max_rows`` and images past ``max_columns`` are left out and counted in a line below.
-    Few columns are set in several blocks side by side. Equal arguments give equal pixels.
+    ``images``: pictures ``[N, C, H, W]``, float in [0, 1] or uint8; ``labels``: int ``[N]``; classes without a name, or with
+    one that no font here draws, show their number. Classes past ``max_rows`` and images past ``max_columns`` are left out and
+    counted in a line below. Few columns are set in several blocks side by side. Equal arguments give equal pixels.
     """
     from PIL import Image, ImageDraw
 
@@ -104,8 +135,11 @@ def grid(
     columns = min(max_columns, max(map(len, of_class.values())))
     width, height = tile_size(images.shape[2], images.shape[3], len(shown), columns)
     font = _font()
-    names = [_shorten(class_names[c] if c < len(class_names) else str(c), font, 150) for c in shown]
-    label_widths = [math.ceil(font.getlength(name)) + 10 for name in names]
+    wanted = [class_names[c] if c < len(class_names) else str(c) for c in shown]
+    drawn = [(name, found) if (found := font_for(name)) else (str(c), font) for c, name in zip(shown, wanted)]
+    fonts = [found for _, found in drawn]
+    names = [_shorten(name, found, 150) for name, found in drawn]
+    label_widths = [math.ceil(found.getlength(name)) + 10 for name, found in zip(names, fonts)]
     row_height = max(height + GAP, FONT_SIZE + 5)
     images_width = columns * (width + GAP) - GAP
     blocks = _blocks(len(shown), row_height, max(label_widths) + images_width, max_width - 2 * MARGIN)
@@ -122,7 +156,7 @@ def grid(
     for i, c in enumerate(shown):
         left = starts[i // per_block]
         top = MARGIN + (i % per_block) * row_height
-        draw.text((left - 10, top + height / 2), names[i], INK, font, anchor="rm")
+        draw.text((left - 10, top + height / 2), names[i], INK, fonts[i], anchor="rm")
         for column, index in enumerate(of_class[c][:columns]):
             picture.paste(_tile(pixels[index], (width, height)), (left + column * (width + GAP), top))
     if note:

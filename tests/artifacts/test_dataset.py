@@ -73,3 +73,16 @@ def test_importing_raydd_stays_instant() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = raydd.laod
+
+
+def test_a_dataset_says_what_it_is(make: Make) -> None:
+    shown = repr(DistilledDataset(make()))
+    assert shown == str(DistilledDataset(make()))
+    for part in ("digits", "30 images of 10 classes (3 per class)", "1×8×8", "normalised", "hard labels", "method dm", "mean (0.3056)"):
+        assert part in shown
+    labels = torch.cat([torch.zeros(21, dtype=torch.int64), torch.arange(1, 10)])
+    soft = torch.full((30, 10), 0.1)
+    fields = {"labels": labels, "soft_labels": soft, "recipe": {"space": "pixels255"}}
+    other = repr(DistilledDataset(make(decoding=Decoding("grid", {"factor": 2}), **fields)))
+    for part in ("(1 to 21 per class)", "decoded to 120", "stored as pixels255", "soft labels", "method unknown"):
+        assert part in other

@@ -321,3 +321,18 @@ def test_the_header_alone_says_how_to_read(make: Make, tmp_path: Path) -> None:
         assert set(file.keys()) == {"images", "labels", "soft_labels", "whitening_matrix", "whitening_mean"}
     assert facts["whitening"] == {"per_image": True}
     assert facts["decoding"] == {"name": "identity", "parameters": {"note": 1}}
+
+
+def test_the_card_holds_no_place_of_the_machine_that_made_the_set(make: Make, report: Report, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    job = {"dataset": {"root": "/home/alice/my photos/cats", "shards": "s3://bucket/shards"}, "method": {"init": {"folder": "~/start"}}}
+    notes = ("/home/alice/my_set/one.pt: read (https://example.org/a/b); C:\\Users\\alice\\set.pt, file:///home/alice/x/y",)
+    publish(make(recipe={"method": "dm", "job": job}), str(tmp_path), replace(report, notes=notes))
+    text = (tmp_path / "README.md").read_text()
+    assert "alice" not in text
+    assert '"root": "…/cats"' in text
+    assert '"folder": "…/start"' in text
+    assert '"shards": "s3://bucket/shards"' in text
+    assert "…/one.pt: read (https://example.org/a/b); …/set.pt, …/y" in text
+    assert json.loads((tmp_path / "recipe.json").read_text())["job"] == job, "by which the set is evaluated again"

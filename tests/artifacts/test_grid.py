@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from raydd.artifacts.grid import curve, grid, png, tile_size, to_image
+from raydd.artifacts.grid import curve, font_for, grid, png, tile_size, to_image
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 
@@ -98,3 +99,27 @@ def test_curves_are_deterministic_pictures_that_show_their_series() -> None:
 def test_a_curve_without_points_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one point"):
         curve({"dm": []}, x_label="updates", y_label="loss")
+
+
+def test_names_that_no_font_draws_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    images, labels = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    assert font_for("猫") is None
+    assert np.array_equal(np.asarray(grid(images, labels, ("猫", "dog", "犬 1"))), np.asarray(grid(images, labels, ("0", "dog", "2"))))
+
+
+def test_names_are_drawn_by_a_font_that_has_their_letters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import matplotlib
+    from matplotlib import font_manager
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "broken.ttf"), str(fonts / "STIXNonUni.ttf")])
+    found = font_for("\ue000")  # a letter that only this font has
+    assert found is not None
+    assert found.path == str(fonts / "STIXNonUni.ttf")
+    assert font_for("Größe, кот") is not None
+    images = torch.rand(2, 1, 8, 8)
+    assert grid(images, torch.arange(2), ("\ue000", "b")).size

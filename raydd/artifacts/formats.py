@@ -182,7 +182,9 @@ def _grid(factor: int, info: DatasetInfo, space: str) -> Decoding:
 def _check_shape(images: Tensor, info: DatasetInfo, source: Source) -> None:
     if images.ndim != 4 or tuple(images.shape[1:]) != info.shape:
         shape, wanted = (("×".join(map(str, v))) for v in (images.shape[1:], info.shape))
-        raise DataError(f"{source.url}: images are {shape}; those of {info.name} are {wanted} (C×H×W)")
+        turned = images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == info.shape
+        hint = "; bring the channels to the front: images.permute(0, 3, 1, 2)" if turned else ""
+        raise DataError(f"{source.url}: images are {shape}; those of {info.name} are {wanted} (C×H×W){hint}")
 
 
 def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:

@@ -15,6 +15,8 @@ from torch import Tensor
 from raydd.core.errors import ConfigError, DataError, TornFileError
 
 _PAIRS = (("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "targets"), ("data", "target"), ("x", "y"))
+_MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+"""With what files begin that torch.save wrote before it wrote zip archives."""
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "optimizer", "pytorch-lightning_version")
 
 
@@ -32,6 +34,8 @@ def load_pt(data: bytes, what: str) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"WeightsUnpickler error: (.+?)(?: was not an allowed global|\n|$)", str(error))  # the rest is how to allow it
         reason = f": {found[1]}" if found else ""
+        if data[:1] == b"\x80" and _MAGIC not in data[:32]:
+            reason = "; pickle.dump wrote it, not torch.save: where you trust it, load it and write torch.save((images, labels), 'set.pt')"
         raise DataError(f"{what} holds more than tensors and numbers, or is no .pt file; nothing else is ever unpickled{reason}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise TornFileError(f"{what} is torn or not a .pt file: {error}") from error

@@ -84,6 +84,8 @@ def images_in_space(images: Tensor, info: DatasetInfo, space: str | None, where:
         space = "zca" if hint else found.guess(info)
         why = hint or f"values range from {_span(found.low, found.high)}"
         tell(f"space: {space} (guessed: {why}; say --space {'|'.join(SPACES)} to be sure)")
+        if space == "normalised" and found.signed and (set(info.mean), set(info.std)) != ({0.5}, {0.5}):
+            tell("if these images were scaled to [-1, 1], save (images + 1) / 2 and say --space pixels")
     reason = found.against(space, info)
     if reason:
         raise ConfigError(f"space={space} cannot be: {where}: {reason}")
@@ -138,6 +140,11 @@ class _Values:
     def within(self) -> bool:
         """Whether all values are those of pixels in [0, 1]."""
         return self.low >= -0.01 and self.high <= 1.01
+
+    @property
+    def signed(self) -> bool:
+        """Whether the values fill [-1, 1], to which generators scale images."""
+        return abs(self.low + 1) < 0.02 and abs(self.high - 1) < 0.02
 
     @property
     def dark(self) -> bool:

@@ -28,6 +28,7 @@ from raydd.artifacts.pictures import SIDE_FILE, Pictures, Range
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.data.catalog import DatasetInfo
 from raydd.data.images import EXTENSIONS, decode
+from raydd.data.tar_samples import LABEL_KEYS
 
 JPEG = b"\xff\xd8"
 SHARD_BYTES = 1_000_000_000
@@ -121,33 +122,41 @@ class _Sample:
 
 
 def read_tars(shards: Iterable[tuple[str, bytes]], channels: int) -> Pictures:
-    """Read ``(URL, bytes)`` of WebDataset tars: a picture and ``.cls`` (or ``.json`` with ``soft_label``) per sample, others ignored.
+    """Read ``(URL, bytes)`` of WebDataset tars: a picture and a label per sample, others ignored.
 
+    A label is ``.cls``, or ``.json`` with ``soft_label`` or one of :data:`LABEL_KEYS`. The two share their name up to the first dot, or,
+    where none do, up to the last (``img.0001.jpg``, ``img.0001.cls``).
     Raises ``TornFileError`` for a broken tar and ``DataError``, naming shard and key, for a broken or incomplete sample.
     """
-    samples: dict[tuple[str, str], _Sample] = {}
-    for url, data in shards:
-        try:
-            data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-                end = 0
-                for member in tar:
-                    end = -(-(member.offset_data + (member.size if member.isreg() else 0)) // 512) * 512
-                    content = tar.extractfile(member) if member.isreg() else None
-                    if content is None:
-                        continue
-                    folder, _, base = member.name.rpartition("/")
-                    stem, _, kind = base.partition(".")
-                    _take(samples, (url, f"{folder}/{stem}".lstrip("/")), kind.lower(), content.read(), channels)
-                # A tar cut between two members reads like a shorter one, but for the missing block of zeros at its end.
-                if data[end : end + 512] != bytes(512):
-                    raise TornFileError(f"{url} is torn: it ends after {len(data)} bytes without the mark of a tar's end")
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise TornFileError(f"{url} is torn or not a tar file: {error}") from error
-    kept = {key: sample for key, sample in samples.items() if not sample.empty}
-    if not kept:
-        raise DataError("no sample with a picture and a label in " + (", ".join(sorted({url for url, _ in samples})) or "an empty tar"))
-    return _assemble(kept)
+    members = [(url, name, content) for url, data in shards for name, content in _members(url, data)]
+    for split in (str.partition, str.rpartition):
+        samples: dict[tuple[str, str], _Sample] = {}
+        for url, name, content in members:
+            folder, _, base = name.rpartition("/")
+            stem, _, kind = split(base, ".")
+            _take(samples, (url, f"{folder}/{stem}".lstrip("/")), kind.lower(), content, channels)
+        kept = {key: sample for key, sample in samples.items() if not sample.empty}
+        if kept:
+            return _assemble(kept)
+    raise DataError("no sample with a picture and a label in " + (", ".join(sorted({url for url, _, _ in members})) or "an empty tar"))
+
+
+def _members(url: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of a tar's files; ``TornFileError`` for one that is not whole."""
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            end = 0
+            for member in tar:
+                end = -(-(member.offset_data + (member.size if member.isreg() else 0)) // 512) * 512
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is not None:
+                    yield member.name, content.read()
+            # A tar cut between two members reads like a shorter one, but for the missing block of zeros at its end.
+            if data[end : end + 512] != bytes(512):
+                raise TornFileError(f"{url} is torn: it ends after {len(data)} bytes without the mark of a tar's end")
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TornFileError(f"{url} is torn or not a tar file: {error}") from error
 
 
 def _take(samples: dict[tuple[str, str], _Sample], key: tuple[str, str], kind: str, data: bytes, channels: int) -> None:
@@ -163,6 +172,8 @@ def _take(samples: dict[tuple[str, str], _Sample], key: tuple[str, str], kind: s
             values = values if isinstance(values, dict) else {}
             sample.soft = [float(v) for v in values["soft_label"]] if "soft_label" in values else None
             sample.range = Range.from_json(values["view"], channels, what) if _is_range(values.get("view")) else None
+            named = next((values[name] for name in LABEL_KEYS if isinstance(values.get(name), int)), None)
+            sample.label = named if sample.label is None else sample.label
     except (ValueError, TypeError) as error:
         raise DataError(f"{what} cannot be read: {error}") from error
 

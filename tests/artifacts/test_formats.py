@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -208,6 +209,25 @@ def test_tars_of_others_are_read_without_trusting_them(tmp_path: Path) -> None:
     assert got.images[:, 0, 0, 0].tolist() == [9, 7]
     assert not trace.exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "x.tar"]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"img.0001.png": picture(7), "img.0001.cls": b"4", "img.0002.png": picture(9), "img.0002.cls": b"2"},
+        {"1.png": picture(7), "1.json": b'{"label": 4}', "2.png": picture(9), "2.json": b'{"cls": 2, "view": "front"}'},
+        {"1.png": picture(7), "1.cls": b"4", "1.depth.png": picture(3), "2.png": picture(9), "2.cls": b"2", "2.note.txt": b"x"},
+    ],
+    ids=["dots", "json", "other files"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_samples_are_found_by_their_names(tmp_path: Path, members: dict[str, bytes], packed: bool) -> None:
+    tar(tmp_path / "x.tar", members)
+    if packed:
+        (tmp_path / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    got = read_set(str(tmp_path / ("x.tar.gz" if packed else "x.tar")), info="digits")
+    assert got.labels.tolist() == [4, 2]
+    assert got.images[:, 0, 0, 0].tolist() == [7, 9]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,25 @@ def test_images_in_no_space_are_refused(tmp_path: Path) -> None:
         Reading(space="normalized")
     with pytest.raises(ConfigError, match="unknown kind of labels 'probs'"):
         Reading(labels="probs")
+
+
+def test_images_of_other_layouts_and_scales_are_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"images are 32×32×3; .*images\.permute\(0, 3, 1, 2\)"):
+        read(saved(tmp_path, normalised(pixels()).permute(0, 2, 3, 1)))
+    _, told = read(saved(tmp_path, pixels().float() / 127.5 - 1))
+    assert "if these images were scaled to [-1, 1], save (images + 1) / 2 and say --space pixels" in told
+    half = replace(CIFAR, mean=(0.5,) * 3, std=(0.5,) * 3)
+    got, told = read(saved(tmp_path, pixels().float() / 127.5 - 1), half)
+    assert torch.equal(got.to_uint8(), pixels())
+    assert len(told) == 1
+
+
+def test_what_pickle_wrote_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(pickle.dumps((normalised(pixels()), torch.arange(20)), protocol=2))
+    with pytest.raises(DataError, match=r"pickle\.dump wrote it, not torch\.save: where you trust it"):
+        read(str(tmp_path / "best.pt"))
+    torch.save([normalised(pixels()), torch.arange(20) % 10], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert len(read(str(tmp_path / "old.pt"))[0]) == 20
 
 
 def test_unclamped_pixels_stay_so_and_may_be_stated(tmp_path: Path) -> None:

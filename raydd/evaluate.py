@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -23,6 +23,7 @@ from raydd.core.errors import refusing
 @click.option("--continual", type=int, metavar="STEPS", help="Also learn the classes in so many steps, from a growing memory.")
 @click.option("--experiment", metavar="N|all", help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.")
 @click.option("--space", metavar="SPACE", help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).")
+@click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", help="exif: turn picture files as they say.")
 @click.option("--factor", type=int, default=1, help="Rows and columns of images that each stored one holds (IDC, IDM: 2).")
 @click.option(
     "--labels",
@@ -40,6 +41,7 @@ def main(
     space: str | None,
     factor: int,
     labels: str | None,
+    orientation: Literal["ignore", "exif"],
     dry_run: bool,
     verbose: bool,
     overrides: tuple[str, ...],
@@ -62,7 +64,7 @@ def main(
             job = load_evaluation(tree, overrides)
             kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
             pooled, number = experiment == "all", _number(experiment)
-            reading = Reading(space=space, factor=factor, labels=kind, experiment=number)
+            reading = Reading(space=space, factor=factor, labels=kind, experiment=number, orientation=orientation)
             subject, plan = evaluating.plan_stored(job, url, reading, where, pooled=pooled, anyway=dry_run)
         for line in subject.notes:
             click.echo(line)

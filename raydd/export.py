@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from raydd.core.cli import command_errors
@@ -15,10 +17,19 @@ from raydd.core.errors import refusing
 @click.option("--dataset", metavar="NAME", help="Data set that SOURCE stands for, where its format does not say (a name of the catalog).")
 @click.option("--experiment", type=int, help="Repetition to take from a .pt file that lists several (default: the last).")
 @click.option("--space", metavar="SPACE", help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).")
+@click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", help="exif: turn picture files as they say.")
 @click.option("--factor", type=int, default=1, help="Rows and columns of images that each stored one holds (IDC, IDM: 2).")
 @click.option("--labels", metavar="KIND", help="What a foreign set's table of labels holds: logits or probabilities (default: guessed).")
 def main(
-    source: str, out: str, to: str, dataset: str | None, experiment: int | None, space: str | None, factor: int, labels: str | None
+    source: str,
+    out: str,
+    to: str,
+    dataset: str | None,
+    experiment: int | None,
+    space: str | None,
+    orientation: Literal["ignore", "exif"],
+    factor: int,
+    labels: str | None,
 ) -> None:
     """Read the distilled set SOURCE and write it to OUT as FORMAT.
 
@@ -32,7 +43,7 @@ def main(
 
     with command_errors():
         with refusing():
-            reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment)
+            reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation)
             distilled = whitened(read_set(source, info=dataset, reading=reading, tell=click.echo))
         paths = write_set(distilled, out, to, click.echo)
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"

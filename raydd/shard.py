@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--shard-size", type=click.IntRange(min=1), default=2048, show_default=True, help="Samples per shard.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Shards written at once. Default: one per core.")
 @click.option("--on-error", type=click.Choice(["raise", "skip"]), default="raise", show_default=True)
+@click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", show_default=True, help="exif: turn pictures.")
 @click.option("--download", is_flag=True, help="Fetch missing files where the publisher allows it.")
 def main(
     out_url: str,
@@ -41,6 +42,7 @@ def main(
     shard_size: int,
     workers: int,
     on_error: Literal["raise", "skip"],
+    orientation: Literal["ignore", "exif"],
     download: bool,
 ) -> None:
     """Write a data set as tar shards below OUT_URL (a folder, s3://bucket/folder, ...).
@@ -54,7 +56,15 @@ def main(
     settings = {"shard_size": shard_size, "workers": workers, "encoding": encoding, "quality": quality}
     with command_errors():
         config = DatasetConfig(
-            name=name, root=root, shards=shards, size=size, resize=resize, fit=fit, on_error=on_error, download=download
+            name=name,
+            root=root,
+            shards=shards,
+            size=size,
+            resize=resize,
+            fit=fit,
+            on_error=on_error,
+            orientation=orientation,
+            download=download,
         ).absolute()
         if download:
             fetch(config)

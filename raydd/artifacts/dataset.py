@@ -12,6 +12,7 @@ from raydd.artifacts.formats import read_set
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.whitening import whitened
 from raydd.data.catalog import DatasetInfo
+from raydd.data.images import Orientation
 
 
 class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
@@ -78,6 +79,7 @@ def load(
     space: str | None = None,
     factor: int = 1,
     labels: str | None = None,
+    orientation: Orientation = "ignore",
 ) -> DistilledDataset:
     """Return the distilled set at a path or URL (``s3://…``) as a dataset.
 
@@ -86,8 +88,9 @@ def load(
     DC/DSA/DM ``.pt`` file, the last by default. ``space`` of the images (``pixels``, ``pixels255``, ``normalised``, ``zca``),
     ``factor`` of several images in one, and whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
     :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca`` needs the data set's files.
+    ``orientation="exif"`` turns picture files of others as they say they are to be shown.
     Raises ``DataError`` for what is not a set and ``TornFileError``, naming the file, for what is broken; ``ConfigError`` for
     what cannot be.
     """
-    reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment)
+    reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation)
     return DistilledDataset(whitened(read_set(url, info=info, reading=reading)))

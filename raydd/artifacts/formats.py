@@ -101,6 +101,8 @@ def _read_foreign(source: Source, info: DatasetInfo | None, reading: Reading, te
             info, whitening = _own_facts(value, source)  # the images are in its space, whatever the given one's
             reading = replace(reading, space="normalised")
             tell = _nothing
+        if reading.orientation != "ignore":
+            raise ConfigError(f"orientation={reading.orientation} has no effect: {source.url} holds no picture files")
         info = _needed(info, source)
         images, labels = _pt(value, reading, source, recipe, tell)
         _check_shape(images, info, source)
@@ -113,7 +115,7 @@ def _read_foreign(source: Source, info: DatasetInfo | None, reading: Reading, te
             raise ConfigError(f"{source.url}: pictures are pixels, and their labels are known: only a factor can be stated")
         side = _side(source)
         info = _needed(info or side.pop("info"), source)
-        shown = _read_pictures(source, info, side, tell)
+        shown = _read_pictures(source, info, side, reading, tell)
         images, labels, soft = shown.images(info.mean, info.std), shown.labels, shown.soft_labels
         recipe["space"] = "pixels255"
         _check_shape(images, info, source)
@@ -205,10 +207,10 @@ def _side(source: Source) -> dict[str, Any]:
         raise DataError(f"{join(source.storage.url, SIDE_FILE)} cannot be read: {error}") from error
 
 
-def _read_pictures(source: Source, info: DatasetInfo, side: Mapping[str, Any], tell: Tell) -> Pictures:
+def _read_pictures(source: Source, info: DatasetInfo, side: Mapping[str, Any], reading: Reading, tell: Tell) -> Pictures:
     storage = source.storage
     if source.format == "webdataset":
-        return read_tars(((join(storage.url, path), storage.get(path)) for path in source.paths), info.channels)
+        return read_tars(((join(storage.url, path), storage.get(path)) for path in source.paths), info.channels, reading.orientation)
     empty = [path.rstrip("/") for path in source.unread if path.endswith("/")]
     unread = [path for path in source.unread if not path.endswith("/")]
     if unread:
@@ -218,4 +220,4 @@ def _read_pictures(source: Source, info: DatasetInfo, side: Mapping[str, Any], t
     if empty:
         tell(f"{storage.url}: no picture is read in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}")
     files = ((path.split("/")[0], join(storage.url, path), storage.get(path)) for path in source.paths)
-    return read_folder(files, info, side, empty)
+    return read_folder(files, info, side, empty, reading.orientation)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raydd.core.errors import ConfigError, DataError, unknown
 from raydd.data.catalog import DatasetInfo
+from raydd.data.images import Orientation
 
 Tell = Callable[[str], None]
 SPACES = ("pixels", "pixels255", "normalised", "zca", "zca_per_image")
@@ -34,15 +35,19 @@ class Reading:
     ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``factor``: each stored image is a grid of so many
     rows and columns of images, cut out and enlarged for training (IDC, IDM). ``labels``: what a table ``[N, classes]`` holds,
     one of :data:`LABEL_KINDS`; ``None``: guessed. ``experiment``: which set of a file that lists several; ``None``: the last, or
-    all steps of a file of continual learning. Raises ``ConfigError`` for values that are not allowed.
+    all steps of a file of continual learning. ``orientation``: ``exif`` turns picture files as they say. Raises ``ConfigError``
+    for values that are not allowed.
     """
 
     space: str | None = None
     factor: int = 1
     labels: str | None = None
     experiment: int | None = None
+    orientation: Orientation = "ignore"
 
     def __post_init__(self) -> None:
+        if self.orientation not in ("ignore", "exif"):
+            raise unknown("orientation", self.orientation, ("ignore", "exif"))
         if self.space is not None and self.space not in SPACES:
             raise unknown("space", self.space, SPACES)
         if self.labels is not None and self.labels not in LABEL_KINDS:
@@ -53,6 +58,7 @@ class Reading:
     def refuse(self, where: str, why: str) -> None:
         """Raise ``ConfigError`` if anything is stated, for a set that says itself how it is read."""
         stated = {"space": self.space, "factor": None if self.factor == 1 else self.factor, "labels": self.labels}
+        stated |= {"orientation": None if self.orientation == "ignore" else self.orientation}
         for name, value in stated.items():
             if value is not None:
                 raise ConfigError(f"{name}={value} has no effect: {where} {why}")

@@ -27,7 +27,7 @@ from raydd.artifacts.grid import MODES, png, to_image
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, Range
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.data.catalog import DatasetInfo
-from raydd.data.images import EXTENSIONS, decode
+from raydd.data.images import EXTENSIONS, Orientation, decode, orientation_of, turned
 from raydd.data.tar_samples import LABEL_KEYS
 
 JPEG = b"\xff\xd8"
@@ -78,8 +78,11 @@ def folder_files(shown: Pictures, info: DatasetInfo) -> Iterator[tuple[str, byte
         seen[label] += 1
 
 
-def decode_picture(data: bytes, channels: int, what: str) -> Tensor:
-    """Return a picture file's pixels, uint8 ``[C, H, W]``; ``DataError`` naming ``what`` if it cannot be decoded."""
+def decode_picture(data: bytes, channels: int, what: str, orientation: Orientation = "ignore") -> Tensor:
+    """Return a picture file's pixels, uint8 ``[C, H, W]``; ``DataError`` naming ``what`` if it cannot be decoded.
+
+    ``orientation``: ``exif`` turns it as it says it is to be shown.
+    """
     import numpy as np
     from PIL import Image
 
@@ -87,10 +90,11 @@ def decode_picture(data: bytes, channels: int, what: str) -> Tensor:
         raise ConfigError(f"pictures cannot hold images of {channels} channels; allowed: 1 to 4")
     try:
         if channels in (1, 3) and data[:2] != JPEG:
-            array = decode(data, channels)
+            array = decode(data, channels, orientation)
         else:  # of JPEG, training code that is compared with sees what Pillow makes
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF", "GIF")) as image:
                 array = np.array(image.convert(MODES[channels]))
+            array = turned(array, orientation_of(data)) if orientation == "exif" else array
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{what} cannot be decoded: {error}") from error
     pixels = torch.from_numpy(array)
@@ -121,7 +125,7 @@ class _Sample:
         return self.pixels is None and self.label is None and self.soft is None
 
 
-def read_tars(shards: Iterable[tuple[str, bytes]], channels: int) -> Pictures:
+def read_tars(shards: Iterable[tuple[str, bytes]], channels: int, orientation: Orientation = "ignore") -> Pictures:
     """Read ``(URL, bytes)`` of WebDataset tars: a picture and a label per sample, others ignored.
 
     A label is ``.cls``, or ``.json`` with ``soft_label`` or one of :data:`LABEL_KEYS`. The two share their name up to the first dot, or,
@@ -134,7 +138,7 @@ def read_tars(shards: Iterable[tuple[str, bytes]], channels: int) -> Pictures:
         for url, name, content in members:
             folder, _, base = name.rpartition("/")
             stem, _, kind = split(base, ".")
-            _take(samples, (url, f"{folder}/{stem}".lstrip("/")), kind.lower(), content, channels)
+            _take(samples, (url, f"{folder}/{stem}".lstrip("/")), kind.lower(), content, channels, orientation)
         kept = {key: sample for key, sample in samples.items() if not sample.empty}
         if kept:
             return _assemble(kept)
@@ -159,12 +163,14 @@ def _members(url: str, data: bytes) -> Iterator[tuple[str, bytes]]:
         raise TornFileError(f"{url} is torn or not a tar file: {error}") from error
 
 
-def _take(samples: dict[tuple[str, str], _Sample], key: tuple[str, str], kind: str, data: bytes, channels: int) -> None:
+def _take(
+    samples: dict[tuple[str, str], _Sample], key: tuple[str, str], kind: str, data: bytes, channels: int, orientation: Orientation
+) -> None:
     sample = samples.setdefault(key, _Sample())
     what = f"{key[0]}: sample '{key[1]}' (.{kind})"
     try:
         if f".{kind}" in PICTURES:
-            sample.pixels = decode_picture(data, channels, what)
+            sample.pixels = decode_picture(data, channels, what, orientation)
         elif kind == "cls":
             sample.label = int(data)
         elif kind == "json":
@@ -201,7 +207,11 @@ def _assemble(samples: dict[tuple[str, str], _Sample]) -> Pictures:
 
 
 def read_folder(
-    files: Iterable[tuple[str, str, bytes]], info: DatasetInfo, side: Mapping[str, Any] | None = None, empty: Sequence[str] = ()
+    files: Iterable[tuple[str, str, bytes]],
+    info: DatasetInfo,
+    side: Mapping[str, Any] | None = None,
+    empty: Sequence[str] = (),
+    orientation: Orientation = "ignore",
 ) -> Pictures:
     """Read ``(class folder, name to show, bytes)`` of picture files; labels by :func:`class_of_folders`, images by label then file.
 
@@ -217,6 +227,6 @@ def read_folder(
             raise
         labels = class_of_folders(sorted({*names, *empty}), info)
     items.sort(key=lambda item: (labels[item[0]], item[1]))
-    images = [(name, decode_picture(data, info.channels, name)) for _, name, data in items]
+    images = [(name, decode_picture(data, info.channels, name, orientation)) for _, name, data in items]
     found = Range.from_json(side["view"], info.channels, SIDE_FILE) if side.get("view") is not None else None
     return Pictures(_stack(images), torch.tensor([labels[folder] for folder, _, _ in items]), range=found)

@@ -31,7 +31,8 @@ class DatasetConfig:
     ``holdout``: training images kept apart for selection, a share (0.1) or a count (50) of every class; 0 for none.
     The split depends on the images' identity alone, never on their order.
     ``on_error``: a sample that cannot be decoded stops the run (``raise``), or is replaced by the next sample of its class
-    and counted (``skip``). ``download``: fetch what is missing, where the publisher allows it.
+    and counted (``skip``). ``orientation``: pictures that say how they are to be turned are taken as they lie (``ignore``, as the
+    field's loaders do), or turned (``exif``). ``download``: fetch what is missing, where the publisher allows it.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DatasetConfig:
     test_split: Annotated[float, Gt(0), Lt(1)] = 0.2
     holdout: Annotated[int, Ge(0)] | Annotated[float, Ge(0), Lt(1)] = 0
     on_error: Literal["raise", "skip"] = "raise"
+    orientation: Literal["ignore", "exif"] = "ignore"
     download: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class DatasetConfig:
                 raise ConfigError(f"dataset.{key}: {value} pixels; at least 1 is allowed")
         if self.fit not in (None, "crop", "squash"):
             raise ConfigError(f"dataset.fit: '{self.fit}'; allowed: crop, squash")
+        if self.orientation not in ("ignore", "exif"):
+            raise ConfigError(f"dataset.orientation: '{self.orientation}'; allowed: ignore, exif")
         if self.on_error not in ("raise", "skip"):
             raise ConfigError(f"dataset.on_error: '{self.on_error}'; allowed: raise, skip")
         if self.channels not in (None, 1, 3):

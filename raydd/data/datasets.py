@@ -75,6 +75,8 @@ class Found:
         info = sized(self.source.describe(self.files, self.item, config), config)
         if config.channels is not None and config.channels != info.channels:
             raise ConfigError(f"dataset.channels: {config.channels}, but {config.name} has {info.channels}")
+        if config.orientation != "ignore" and not self.source.pictures:
+            raise ConfigError(f"dataset.orientation: {config.orientation} has no effect: the files of {config.name} are no pictures")
         return info
 
     def cheap(self) -> bool:

@@ -99,7 +99,7 @@ def write_shards(
     files.check_writable("shards")
     info = describe(config)
     job, exact = _plan(config, files, splits[split], split, shard_size, encoding, quality)
-    facts = _facts(info, exact)
+    facts = _facts(info, exact) | _turning(job)
     _claim(job, job.split in _compatible(files, facts, job))
     parts = _write_missing(job, workers or decode_threads(), progress)
     before = _compatible(files, facts, job)  # once more: another split may have been finished beside this one
@@ -127,16 +127,22 @@ def _facts(info: DatasetInfo, exact: bool) -> dict[str, Any]:
     return {"format": FORMAT, **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()}, "exact": exact}
 
 
+def _turning(job: _Job) -> dict[str, Any]:
+    """Return what the manifest says of pictures that are to be turned when they are read: those whose own bytes are kept."""
+    base = job.data.base if isinstance(job.data, Subset) else job.data
+    return {"orientation": "exif"} if job.keep and isinstance(base, EncodedData) and base.transform.orientation == "exif" else {}
+
+
 def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, Any]:
     """Return the splits already published here; ``ConfigError`` if they are not of the same data set and settings."""
     manifest = read_manifest(files)
     if manifest is None:
         return {}
     splits: dict[str, Any] = manifest.pop("splits")
-    differs = [key for key in facts if manifest.get(key) != facts[key]]
+    differs = [key for key in (*facts, "orientation") if manifest.get(key) != facts.get(key)]
     if differs:
         key = differs[0]
-        raise ConfigError(f"{files.url} holds shards with {key} {manifest.get(key)!r}, not {facts[key]!r}; choose an empty folder")
+        raise ConfigError(f"{files.url} holds shards with {key} {manifest.get(key)!r}, not {facts.get(key)!r}; choose an empty folder")
     if job.split in splits and splits[job.split]["fingerprint"] != job.fingerprint:
         raise ConfigError(f"{files.url} holds '{job.split}' shards of other data or settings; choose an empty folder")
     return splits
@@ -212,13 +218,13 @@ def _samples(job: _Job, ids: np.ndarray) -> Iterator[tuple[int, bytes, str]]:
 
 
 def _stored(job: _Job, base: EncodedData, source: int, blob: bytes) -> tuple[bytes, str]:
-    out = np.empty(base.shape, dtype=np.uint8)
-    kind = _KINDS.get(blob[:2])
-    if not job.keep or kind is None or base.transform.fit == "exact":
-        decode_into(out, blob, base.title(source), base.transform)
-    else:
+    kind, transform = _KINDS.get(blob[:2]), base.transform
+    if not job.keep or transform.fit == "exact":
+        out = np.empty(base.shape, dtype=np.uint8)
+        decode_into(out, blob, base.title(source), transform)
+    else:  # kept whole: what has no ending of its own in shards as PNG
         try:
-            decode(blob, base.transform.channels)
+            out = decode(blob, transform.channels, transform.orientation).transpose(2, 0, 1)
         except ValueError as error:
             raise DataError(f"{base.title(source)} cannot be decoded: {error} ({len(blob)} bytes)") from error
     return (blob, kind) if job.keep and kind else (encode(out, job.kind, job.quality), job.kind)

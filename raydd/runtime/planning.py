@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from raydd.artifacts.sheet import write_sheet
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
@@ -83,10 +84,11 @@ def _picture_steps(job: Job, problem: Problem) -> list[int]:
     return list(range(0, total, every)) if total > 1 else []
 
 
-def dry_run(job: Job) -> tuple[str, list[str]]:
+def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     """Return the resolved job and its plan as text, and a line for each thing that is missing; works without the data.
 
-    Data of one's own that is not there leaves no plan. ``DataError`` for data that is there and cannot be used.
+    ``sheet``: path or URL to write a contact sheet of the training images to. Data of one's own that is not there leaves no plan.
+    ``DataError`` for data that is there and cannot be used.
     """
     parts = [job.to_yaml().rstrip()]
     found = Found(job.dataset)
@@ -94,7 +96,7 @@ def dry_run(job: Job) -> tuple[str, list[str]]:
     try:
         info = found.describe()
         if not absent:
-            splits = found.open() if found.cheap() else None
+            splits = found.open() if sheet or found.cheap() else None
             held = found.inventory(info, splits)
             info = info if splits is None else with_digests(info, splits)
     except DataError as error:
@@ -114,6 +116,9 @@ def dry_run(job: Job) -> tuple[str, list[str]]:
         parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
     if held is not None:
         parts += ["", *held.lines()]
+        if sheet and splits is not None:
+            write_sheet(sheet, info, splits["train"])
+            parts += [f"contact sheet: {sheet}"]
     if absent:
         parts += ["", *listed(absent)]
     return "\n".join(parts), absent

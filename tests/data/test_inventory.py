@@ -100,6 +100,24 @@ def test_many_classes_are_told_by_the_smallest_and_the_largest() -> None:
     assert skipped_lines({str(i): "" for i in range(25)})[0].endswith("… (5 more)")
 
 
+def test_a_contact_sheet_shows_a_few_images_of_each_class(root: Path, tmp_path: Path) -> None:
+    from raydd.cli import main
+
+    command = ["distill", "--config", "jobs/quickstart.yaml", "dataset.name=image_folder", f"dataset.root={root}", "dataset.size=8"]
+    sheet = str(tmp_path / "deep" / "sheet.png")
+    told = CliRunner().invoke(main, [*command, "--dry-run", "--contact-sheet", sheet])
+    assert told.exit_code == 0, told.output
+    assert f"contact sheet: {sheet}" in told.output
+    assert min(Image.open(sheet).size) > 100
+    for wrong, words in (
+        ([*command, "--contact-sheet", sheet], "needs --dry-run"),
+        ([*command, "--dry-run", "--contact-sheet", "a.jpg"], ".png"),
+    ):
+        refused = CliRunner().invoke(main, wrong)
+        assert refused.exit_code != 0
+        assert words in refused.output
+
+
 def test_plan_run_and_report_tell_it_and_name_what_was_skipped(root: Path, tmp_path: Path) -> None:
     from raydd.cli import main
 

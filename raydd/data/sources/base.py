@@ -20,7 +20,9 @@ from raydd.data.inventory import SplitInventory
 
 
 class Source:
-    """Reads one layout of files below ``files``."""
+    """Reads one layout of files below ``files``. ``pictures``: they are picture files, which may say how they are to be turned."""
+
+    pictures = False
 
     def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
         """Return a sentence for each file that is not there; quick."""
@@ -64,12 +66,13 @@ def transform_of(info: DatasetInfo, entry: Entry, config: DatasetConfig) -> Tran
     """Return how pictures come to ``info``'s size: the job's ``fit`` and ``resize``, else the catalog's."""
     kind = config.fit or entry.fit or ("crop" if config.size is not None or config.resize is not None else "exact")
     if kind != "crop":
-        return Transform(channels=info.channels, height=info.height, width=info.width, fit=kind)
+        return Transform(channels=info.channels, height=info.height, width=info.width, fit=kind, orientation=config.orientation)
     default = entry.resize if entry.resize and config.size in (None, entry.info.height) else max(info.height, info.width)
     resize = config.resize or default
     if resize < max(info.height, info.width):
         raise ConfigError(f"dataset.resize: {resize} is below the image size {info.height} x {info.width}; the centre crop would not fit")
-    return Transform(channels=info.channels, height=info.height, width=info.width, fit="crop", resize=resize)
+    size = {"channels": info.channels, "height": info.height, "width": info.width}
+    return Transform(**size, fit="crop", resize=resize, orientation=config.orientation)
 
 
 def array_data(images: torch.Tensor, labels: torch.Tensor, what: str, entry: Entry, config: DatasetConfig) -> ArrayData:

@@ -22,6 +22,8 @@ _TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "clas
 class CubSource(Source):
     """The archive's text tables and ``images/``; whole pictures, no bounding boxes, squashed to the size asked."""
 
+    pictures = True
+
     def _base(self, files: Storage) -> str:
         return "CUB_200_2011/" if files.exists("CUB_200_2011/images.txt") else ""
 

@@ -36,6 +36,8 @@ class FolderSource(Source):
     folders, as its archive has it, is not read: its labels are elsewhere.
     """
 
+    pictures = True
+
     def missing(self, files: Storage, item: Entry, config: DatasetConfig) -> list[str]:
         tree = tree_of(files)
         layout = find_layout(tree)
@@ -63,8 +65,8 @@ class FolderSource(Source):
         tree = tree_of(files)
         found = _train(tree, item, _layout(tree, item))
         channels = config.channels or 3
-        side, skip = config.size, config.on_error == "skip"
-        height, width = (side, side) if side else _first_size(files, next(iter(found.classes.values())), channels, skip)
+        side = config.size
+        height, width = (side, side) if side else _first_size(files, next(iter(found.classes.values())), channels, config)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
         names = tuple(found.classes)
         facts: dict[str, Any] = {"classes": len(names), "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
@@ -159,13 +161,13 @@ def _too_few(tree: Tree, folder: str, names: tuple[str, ...]) -> str:
     return f"{place} has one class folder with pictures ({few(names)}), and at least two classes are needed{lower(tree, folder)}"
 
 
-def _first_size(files: Storage, found: Pictures, channels: int, skip: bool) -> tuple[int, int]:
-    """Return height and width of a class's first picture; ``skip``: of the first that can be decoded."""
+def _first_size(files: Storage, found: Pictures, channels: int, config: DatasetConfig) -> tuple[int, int]:
+    """Return height and width of a class's first picture; with ``on_error: skip`` of the first that can be decoded."""
     for path, _ in found:
         try:
-            height, width = decode(files.get(path), channels).shape[:2]
+            height, width = decode(files.get(path), channels, config.orientation).shape[:2]
         except ValueError as error:
-            if skip:
+            if config.on_error == "skip":
                 continue
             raise DataError(f"{files.url}/{path} cannot be decoded: {error}") from error
         return height, width

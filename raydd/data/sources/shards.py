@@ -34,6 +34,8 @@ _TRIED = 100
 class ShardSource(Source):
     """``dataset.shards`` is a folder with a manifest, a folder of others' tars, or a URL ending in ``.tar`` (with braces, ``*``, ``?``)."""
 
+    pictures = True
+
     def missing(self, files: Storage, item: Entry, config: DatasetConfig) -> list[str]:
         if config.shards is None:
             return [f"dataset.shards is not set: {item.hint}"]
@@ -81,7 +83,7 @@ class ShardSource(Source):
         if config.size:
             height, width = config.size, config.size
         else:
-            height, width = _first_size(train.files, scanned.index, channels, _TRIED if config.on_error == "skip" else 1)
+            height, width = _first_size(train.files, scanned.index, channels, config)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
         first, last = first_label(scanned.index, item.info.classes), int(scanned.index.label.max())
         names = tuple(str(label) for label in range(first, last + 1))
@@ -215,13 +217,14 @@ def _digest(parts: list[str], transform: Transform) -> str:
     return hashlib.sha256(json.dumps([parts, repr(transform)]).encode()).hexdigest()
 
 
-def _first_size(files: Storage, index: Index, channels: int, tried: int) -> tuple[int, int]:
+def _first_size(files: Storage, index: Index, channels: int, config: DatasetConfig) -> tuple[int, int]:
     """Return height and width of the first image that can be decoded; ``DataError`` if the first few cannot."""
     refused: list[tuple[str, ValueError]] = []
+    tried = _TRIED if config.on_error == "skip" else 1
     for sample in range(min(tried, len(index))):
         shard, start = index.names[int(index.shard[sample])], int(index.offset[sample])
         try:
-            height, width, _ = decode(files.get(shard, start, start + int(index.size[sample])), channels).shape
+            height, width, _ = decode(files.get(shard, start, start + int(index.size[sample])), channels, config.orientation).shape
             return height, width
         except ValueError as error:
             refused.append((f"sample '{index.keys[sample]}' of {files.url}/{shard}", error))
@@ -249,9 +252,11 @@ def _from_manifest(manifest: dict[str, Any], item: Entry, files: Storage) -> Dat
 
 def _stored_transform(manifest: dict[str, Any], info: DatasetInfo, item: Entry, config: DatasetConfig) -> Transform:
     """Return the transform at reading: none where the stored images already have the size asked for."""
+    # Shards that keep the files' bytes say that these are to be turned; of others it was done when they were written.
+    config = replace(config, orientation="exif") if manifest.get("orientation") == "exif" else config
     same = (info.height, info.width) == (manifest["height"], manifest["width"])
     if manifest["exact"] and same and config.resize is None and config.fit is None:
-        return Transform(channels=info.channels, height=info.height, width=info.width)
+        return Transform(channels=info.channels, height=info.height, width=info.width, orientation=config.orientation)
     if manifest["exact"]:
         return transform_of(info, replace(item, resize=None), config)
     return transform_of(info, item, config)

@@ -27,6 +27,8 @@ class TinySource(Source):
     folders give them. A ``val`` sorted into class folders is read too.
     """
 
+    pictures = True
+
     def _base(self, files: Storage) -> str:
         return "tiny-imagenet-200/" if files.exists("tiny-imagenet-200/train") else ""
 

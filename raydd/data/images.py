@@ -76,7 +76,7 @@ class Transform:
 def decode(data: bytes | memoryview, channels: int, orientation: Orientation = "ignore") -> Pixels:
     """Return the pixels ``[H, W, C]`` of an encoded picture, converted to grey (1) or RGB (3 channels).
 
-    The content decides how, not a name. JPEG by simplejpeg; what that refuses (damaged ends) and other formats by Pillow.
+    The content decides how, not a name. JPEG by simplejpeg, CMYK too; what that refuses (damaged ends) and other formats by Pillow.
     16 bits become 8 by their upper half. ``ValueError`` if it cannot be decoded, or its values have no known range (floats,
     32 bits). The EXIF orientation is ignored, as in the field's loaders, unless ``orientation`` is ``exif``.
     """

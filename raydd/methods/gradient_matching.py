@@ -15,17 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from raydd.augment.dsa import apply_classes, parse_strategy
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost
+from raydd.core.units import Context, Cost, added
 from raydd.data.memory import normalise
 from raydd.methods.class_matching import ClassMatching
 from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_, train_step_
 from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
+from raydd.networks.initialise import scales_at_one_
 from raydd.training.augmentation import Augment, make_augmentation
 from raydd.training.recipe import Recipe
 from raydd.training.sgd import part
@@ -45,6 +47,9 @@ class MatchGradients(ClassMatching):
     State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the middle of an iteration, the
     network's weights, statistics and (if it has one) momentum as ``network.*``. The network has outputs for all classes, also
     where only some are distilled.
+
+    ``zero_scales``: of norms that the network's library starts at zero (the last of residual blocks): ``ones`` in their place, since
+    weights before a zero have no gradient, or ``kept``.
     """
 
     network: str
@@ -57,6 +62,12 @@ class MatchGradients(ClassMatching):
     inner_momentum: float
     batch_train: int
     distance: str
+    zero_scales: Literal["kept", "ones"] = added("kept")
+
+    @property
+    def version(self) -> int:  # type: ignore[override]
+        """Return 2 for the distance ``cos``, whose norms were sums over all weights at once; 1 for the others."""
+        return 2 if self.distance == "cos" else 1
 
     @cached_property
     def _units(self) -> dict[str, tuple[Sequence[int], ...]]:
@@ -109,6 +120,8 @@ class MatchGradients(ClassMatching):
         network = self._network(images.dtype, ctx)
         if outer == 0:
             reinitialise_(network, ctx.rng("network", iteration))
+            if self.zero_scales == "ones":
+                scales_at_one_(network)
         else:
             kept = part(state, _NETWORK)
             network.load_state_dict(part(kept, "params") | part(kept, "buffers"))

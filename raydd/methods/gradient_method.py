@@ -17,10 +17,12 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.base import Method, Problem
+from raydd.methods.blind_weights import check_blindness
 from raydd.methods.class_matching import check_init
 from raydd.methods.gradient_matching import FREEZE_IMAGES, MatchGradients
 from raydd.methods.parameter_gradients import check_network
 from raydd.networks import Network, create_network, has_batchnorm, normalise_name
+from raydd.networks.initialise import zero_scales
 from raydd.training.batches import check_batches
 from raydd.training.recipe import Recipe
 
@@ -78,7 +80,10 @@ class GradientMatching(Method):
         strategy = self.strategy(info)
         parse_strategy(strategy)
         check_init(info, ipc, self.init)
-        check_network(self._probe(info), self.network, self.distance)
+        probe = self._probe(info)
+        scales: Literal["kept", "ones"] = "ones" if zero_scales(probe) else "kept"
+        check_network(probe, self.network, self.distance)
+        check_blindness(normalise_name(self.network), info.shape, info.classes, self.distance, scales)
         outer, inner = published_loops(ipc)
         outer = outer if self.outer_loop is None else self.outer_loop
         self._check_batches(problem, trained=outer > 1)
@@ -99,6 +104,7 @@ class GradientMatching(Method):
                 batch_real=self.batch_real,
                 batch_train=self.batch_train,
                 distance=self.distance,
+                zero_scales=scales,
                 init_from=self.init,
                 dsa=strategy or "none",
                 classes_per_unit=min(self.classes_per_unit, info.classes),

@@ -90,3 +90,16 @@ def _fill_(fills: list[_Fill], generator: torch.Generator) -> None:
         _draw_(part, kind, scale, generator)
     for part, (tensor, _, _) in zip(flat.to(fills[0][0].device).split(sizes), fills, strict=True):
         tensor.copy_(part.view(tensor.shape))
+
+
+def zero_scales(net: nn.Module) -> list[nn.Parameter]:
+    """Return the scales of norms that are zero throughout, as libraries start those at the ends of residual blocks."""
+    norms = (_NormBase, nn.GroupNorm, nn.LayerNorm, LayerNorm)
+    scales = [module.weight for module in net.modules() if isinstance(module, norms) and isinstance(module.weight, nn.Parameter)]
+    return [scale for scale in scales if not bool(scale.detach().any())]
+
+
+def scales_at_one_(net: nn.Module) -> None:
+    """Set the :func:`zero_scales` of a fresh network to one, so that residual blocks start open."""
+    for scale in zero_scales(net):
+        nn.init.ones_(scale)

@@ -71,13 +71,21 @@ class Found:
 
         Own data is described by its folder names or shard manifest; ``DataError`` if it is not there.
         """
+        return self._asked(self.source.describe(self.files, self.item, self.config))
+
+    def outline(self) -> tuple[DatasetInfo, str]:
+        """Return :meth:`describe` for a plan, quick on any storage, and a sentence on what was not looked at."""
+        info, unseen = self.source.outline(self.files, self.item, self.config)
+        return self._asked(info), unseen
+
+    def _asked(self, info: DatasetInfo) -> DatasetInfo:
+        """Return the facts with what the job asks for."""
         config = self.config
-        info = sized(self.source.describe(self.files, self.item, config), config)
         if config.channels is not None and config.channels != info.channels:
             raise ConfigError(f"dataset.channels: {config.channels}, but {config.name} has {info.channels}")
         if config.orientation != "ignore" and not self.source.pictures:
             raise ConfigError(f"dataset.orientation: {config.orientation} has no effect: the files of {config.name} are no pictures")
-        return info
+        return sized(info, config)
 
     def cheap(self) -> bool:
         """Return whether a plan may open the data; else :meth:`inventory` says what is known without."""

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _RULES = 2
 """Raised whenever other members become samples: indices of before are made anew."""
 _KEPT = 2
+_GLIMPSE = 16 << 20
 _known: dict[tuple[str, str], Scanned] = {}
 
 
@@ -45,9 +46,7 @@ def scan_shards(files: Storage, names: Sequence[str], skip: bool = False) -> Sca
     Damage (a torn shard, a sample with two images or a label that is none) raises ``DataError``, or with ``skip`` is among
     what is left out; of a torn shard that is what comes behind its tear.
     """
-    stamps = _side_by_side(lambda name: _stamp(files, name), names)
-    facts = hashlib.sha256(json.dumps([_RULES, list(names), stamps]).encode()).hexdigest()
-    path = f".raydd-index-{hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:20]}.safetensors"
+    facts, path = _facts(files, names)
     found = _known.get((files.url, facts)) or _kept(files, path, facts)
     if found is None:
         found = _put_together(files, names, _side_by_side(lambda name: scan(files, name), names))
@@ -56,6 +55,28 @@ def scan_shards(files: Storage, names: Sequence[str], skip: bool = False) -> Sca
         _known.pop(next(iter(_known)))
     _known[files.url, facts] = found
     return _checked(found, skip)
+
+
+def is_indexed(files: Storage, names: Sequence[str]) -> bool:
+    """Return whether an index of these shards is known, so that :func:`scan_shards` reads none of them."""
+    facts, path = _facts(files, names)
+    return (files.url, facts) in _known or _kept(files, path, facts) is not None
+
+
+def glimpse(files: Storage, names: Sequence[str]) -> tuple[Index, int]:
+    """Return an index of what the first and the last shard begin with (or more, if those hold nothing), and how many they are."""
+    names = list(dict.fromkeys((names[0], names[-1], *names)))
+    scans: list[Scan] = _side_by_side(lambda name: scan(files, name, _GLIMPSE), names[:2])
+    while len(scans) < len(names) and not any(found.samples for found in scans):
+        scans.append(scan(files, names[len(scans)], _GLIMPSE))
+    return _put_together(files, names[: len(scans)], scans).index, len(scans)
+
+
+def _facts(files: Storage, names: Sequence[str]) -> tuple[str, str]:
+    """Return what says of which bytes an index is, and its path."""
+    stamps = _side_by_side(lambda name: _stamp(files, name), names)
+    facts = hashlib.sha256(json.dumps([_RULES, list(names), stamps]).encode()).hexdigest()
+    return facts, f".raydd-index-{hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:20]}.safetensors"
 
 
 def _side_by_side(what: Callable[[str], Any], names: Iterable[str]) -> list[Any]:

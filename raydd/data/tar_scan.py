@@ -18,10 +18,14 @@ TORN = "torn shard"
 
 
 class RangeFile(io.RawIOBase):
-    """One object as a seekable file of range reads (buffer it: a seek past the buffer skips the bytes between)."""
+    """One object (or its first ``most`` bytes) as a seekable file of range reads.
 
-    def __init__(self, files: Storage, path: str) -> None:
-        self._files, self._path, self.size, self._at = files, path, files.size(path), 0
+    To be buffered: a seek past the buffer skips the bytes between.
+    """
+
+    def __init__(self, files: Storage, path: str, most: int = 0) -> None:
+        self._files, self._path, self._at = files, path, 0
+        self.size = min(files.size(path), most) if most else files.size(path)
 
     def readable(self) -> bool:
         return True
@@ -47,16 +51,17 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
 
-def scan(files: Storage, name: str) -> Scan:
-    """Return what a shard holds. Member names are only names: nothing is written, and no other type is looked at.
+def scan(files: Storage, name: str, most: int = 0) -> Scan:
+    """Return what a shard holds (``most``: what its first bytes hold, as if the rest were cut off).
 
-    Members of one sample share their path up to the last dot of the name (``img.0001.jpg``, ``img.0001.cls``). Where none do that
-    share it up to the first dot (WebDataset's key), one picture and one label of that key are a sample (``0001.rgb.jpg``, ``0001.cls``).
-    So no two samples become one, and none is lost without a word.
+    Member names are only names: nothing is written, and no other type is looked at. Members of one sample share their path up to
+    the last dot of the name (``img.0001.jpg``, ``img.0001.cls``). Where none do that share it up to the first dot (WebDataset's
+    key), one picture and one label of that key are a sample (``0001.rgb.jpg``, ``0001.cls``). So no two samples become one, and
+    none is lost without a word.
     """
     found, members = Scan(), Members()
     try:
-        raw = RangeFile(files, name)
+        raw = RangeFile(files, name, most)
         file: io.BufferedReader = io.BufferedReader(raw, _WINDOW)
         torn = _other_format(file.peek(512)[:512]) or _read(file, raw.size, join(files.url, name), found, members)
     except FileNotFoundError as error:

@@ -94,7 +94,7 @@ def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     found = Found(job.dataset)
     absent, held = found.missing(), None
     try:
-        info = found.describe()
+        info, unseen = (found.describe(), "") if sheet else found.outline()
         if not absent:
             splits = found.open() if sheet or found.cheap() else None
             held = found.inventory(info, splits)
@@ -119,6 +119,8 @@ def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
         if sheet and splits is not None:
             write_sheet(sheet, info, splits["train"])
             parts += [f"contact sheet: {sheet}"]
+    if unseen:
+        parts += ["", unseen]
     if absent:
         parts += ["", *listed(absent)]
     return "\n".join(parts), absent

@@ -32,6 +32,10 @@ class Source:
         """Return the splits ``train`` and, where the layout has one, ``test``."""
         raise TypeError(f"{type(self).__name__} does not define open()")
 
+    def outline(self, files: Storage, entry: Entry, config: DatasetConfig) -> tuple[DatasetInfo, str]:
+        """Return the facts as a plan needs them, without reading all of large files, and a sentence on what was not looked at."""
+        return self.describe(files, entry, config), ""
+
     def cheap(self, files: Storage, config: DatasetConfig) -> bool:
         """Return whether a plan may open the data: listings and small files are read for it, never all of large ones."""
         return True

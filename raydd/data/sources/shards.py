@@ -22,7 +22,7 @@ from raydd.data.shard_data import ShardData
 from raydd.data.shard_format import MANIFEST, Index, left_out_of, read_index, read_manifest
 from raydd.data.shard_names import find_shards, is_pattern, split_pattern
 from raydd.data.sources.base import SOURCES, Source, sized, transform_of
-from raydd.data.tar_index import Scanned, scan_shards
+from raydd.data.tar_index import Scanned, glimpse, is_indexed, scan_shards
 
 _MOST_CLASSES = 1 << 16
 """Labels below it may be classes without samples; larger ones than there are samples are mistakes."""
@@ -57,7 +57,23 @@ class ShardSource(Source):
         return _absent(files, [shard["name"] for split in manifest["splits"].values() for shard in split["shards"]])
 
     def cheap(self, files: Storage, config: DatasetConfig) -> bool:
-        return files.local or is_pattern(config.shards or "") or read_manifest(files) is None  # else an index of all samples is fetched
+        if files.local:
+            return True
+        if not is_pattern(config.shards or "") and read_manifest(files) is not None:
+            return False  # an index of all samples would be fetched
+        return all(is_indexed(shards.files, shards.names) for shards in _foreign(files, config)[0].values())
+
+    def outline(self, files: Storage, item: Entry, config: DatasetConfig) -> tuple[DatasetInfo, str]:
+        foreign = config.shards is not None and (is_pattern(config.shards) or read_manifest(files) is None)
+        if files.local or not foreign or self.missing(files, item, config) or self.cheap(files, config):
+            return self.describe(files, item, config), ""
+        later = "torn shards and labels that are none are found when the job starts, which keeps an index of them"
+        if item.info.classes:
+            return item.info, f"the shards were not looked into: {later}"
+        train = _foreign(files, config)[0]["train"]
+        index, looked = glimpse(train.files, train.names)
+        seen = f"of {len(train.names)} training shards only the beginning of {looked} was looked into: there may be more classes"
+        return self._described(train.files, index, item, config), f"{seen}; {later}"
 
     def summary(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
         splits = (read_manifest(files) or {"splits": {}})["splits"]
@@ -78,14 +94,16 @@ class ShardSource(Source):
 
     def _describe_foreign(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
         train = _foreign(files, config)[0]["train"]
-        scanned = train.scanned(config)
+        return self._described(train.files, train.scanned(config).index, item, config)
+
+    def _described(self, files: Storage, index: Index, item: Entry, config: DatasetConfig) -> DatasetInfo:
         channels = config.channels or 3
         if config.size:
             height, width = config.size, config.size
         else:
-            height, width = _first_size(train.files, scanned.index, channels, config)
+            height, width = _first_size(files, index, channels, config)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
-        first, last = first_label(scanned.index, item.info.classes), int(scanned.index.label.max())
+        first, last = first_label(index, item.info.classes), int(index.label.max())
         names = tuple(str(label) for label in range(first, last + 1))
         facts: dict[str, Any] = {"classes": len(names), "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
         return replace(item.info, class_names=names, **facts)

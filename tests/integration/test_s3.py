@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from conftest import MotoServer, S3Server
 from driving import CONFIG, Driver, distill, environment, finish, free_ports, overrides, refusal
 from PIL import Image
@@ -162,13 +162,18 @@ def test_a_store_is_collected_as_often_as_one_likes(either_s3: Server) -> None:
 
 def test_a_target_that_was_emptied_is_empty(either_s3: Server, tmp_path: Path) -> None:
     info = dataclasses.replace(entry("digits").info, digests=(("train", "0"),))
-    images = torch.rand(10, 1, 8, 8)
-    write_set(DistilledSet(images=images, labels=torch.arange(10), info=info), str(tmp_path / "set.safetensors"), "safetensors")
+    sets = [str(tmp_path / f"{name}.safetensors") for name in ("one", "other")]
+    for path in sets:
+        write_set(DistilledSet(images=torch.rand(10, 1, 8, 8), labels=torch.arange(10), info=info), path, "safetensors")
     target = Storage(either_s3.url("exported/pictures"))
-    for _ in range(2):
-        answer = CliRunner().invoke(export, [str(tmp_path / "set.safetensors"), target.url, "--to", "folder"])
+
+    def exported(path: str) -> Result:
+        return CliRunner().invoke(export, [path, target.url, "--to", "folder"])
+
+    for first, second in (sets, sets[::-1]):
+        answer = exported(first)
         assert answer.exit_code == 0, answer.output
-        again = CliRunner().invoke(export, [str(tmp_path / "set.safetensors"), target.url, "--to", "folder"])
+        again = exported(second)
         assert again.exit_code == 2
         assert "is not empty" in again.output
         for path in target.list():

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from raydd.artifacts import folder
 from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
-from raydd.artifacts.pictures import SIDE_FILE, Pictures
+from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.pt import Experiments, experiments_of
 from raydd.artifacts.pt import load_pt as load_pt
 from raydd.artifacts.reading import WHITENED, Reading, Tell, images_in_space, targets_of
@@ -197,13 +197,13 @@ def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:
 
 def _side(source: Source) -> dict[str, Any]:
     """Return what raydd wrote beside a view: its data set's facts as ``info``, and what else there is."""
-    if not source.storage.exists(SIDE_FILE):
+    values = read_side(source.storage)
+    extra: dict[str, Any] = {name: values.pop(name) for name in ("view", "folders") if name in values}
+    if not values:
         return {"info": None}
     try:
-        values = json.loads(source.storage.get(SIDE_FILE))
-        extra = {name: values.pop(name) for name in ("view", "folders") if name in values}
         return {"info": folder.info_from(values), **extra}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{join(source.storage.url, SIDE_FILE)} cannot be read: {error}") from error
 
 

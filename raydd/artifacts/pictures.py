@@ -13,6 +13,7 @@ from torch import Tensor
 from raydd.artifacts.class_folders import class_folders
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import DataError
+from raydd.core.storage import Storage, join
 
 SIDE_FILE = "dataset.json"
 """Beside a view: the data set's facts, the :class:`Range` (``view``) and, of an image folder, the ``folders`` in label order."""
@@ -111,6 +112,17 @@ def side_file(distilled: DistilledSet, shown: Pictures, *, folders: bool = False
     if folders:
         values["folders"] = class_folders(distilled.info)
     return json.dumps(values, ensure_ascii=False).encode()
+
+
+def read_side(storage: Storage) -> dict[str, Any]:
+    """Return what :data:`SIDE_FILE` in a folder holds, nothing if there is none of ours; ``DataError`` if it cannot be read."""
+    if not storage.exists(SIDE_FILE):
+        return {}
+    try:
+        values = json.loads(storage.get(SIDE_FILE))
+    except ValueError as error:
+        raise DataError(f"{join(storage.url, SIDE_FILE)} cannot be read: {error}") from error
+    return values if isinstance(values, dict) and {"classes", "channels"} <= set(values) else {}
 
 
 def outside(distilled: DistilledSet, shown: Pictures) -> str:

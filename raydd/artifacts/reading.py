@@ -202,7 +202,10 @@ def targets_of(labels: Any, classes: int, kind: str | None, where: str, tell: Te
         )
     if kind is not None:
         raise ConfigError(f"labels={kind} has no effect: {where}: labels are one number for each image")
-    return labels.long(), None
+    hard = labels.long()
+    if hard.numel() and int(hard.min()) == 1 and int(hard.max()) == classes:
+        raise DataError(f"{where}: labels are 1 to {classes}; those of {classes} classes are 0 to {classes - 1}: save labels - 1")
+    return hard, None
 
 
 def _table(labels: Tensor, classes: int, kind: str | None, where: str, tell: Tell) -> tuple[Tensor, Tensor | None]:

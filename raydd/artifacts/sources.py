@@ -60,7 +60,10 @@ def detect(url: str) -> Source:
     paths = storage.list()
     if not paths:
         what = "an empty folder or nothing" if "." not in name else "nothing, or a file that is not read"
-        raise DataError(f"{storage.url}: {what}; a distilled set is a folder, or a file ending in {', '.join(_SUFFIXES)}")
+        arrays = ""
+        if name.lower().endswith((".npz", ".npy", ".h5", ".hdf5", ".mat")):
+            arrays = "; read its arrays and write torch.save((images, labels), 'set.pt')"
+        raise DataError(f"{storage.url}: {what}{arrays}; a distilled set is a folder, or a file ending in {', '.join(_SUFFIXES)}")
     return _folder(storage, paths)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.class_folders import class_of_folders
+from raydd.artifacts.pictures import Range, read_side
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import Storage, absolute
 from raydd.core.tensors import Tensors
@@ -112,11 +114,11 @@ class RealPool(ImagePool):
 
 
 @lru_cache(maxsize=8)
-def _opened(url: str, found: tuple[tuple[str, int], ...], info: DatasetInfo) -> FolderData:
+def _opened(url: str, found: tuple[tuple[str, int], ...], info: DatasetInfo, listed: tuple[str, ...]) -> FolderData:
     strange = [path for path, _ in found if path.count("/") != 1]
     if strange:
         raise DataError(f"{url} must hold <class>/<image> and nothing deeper; it has {strange[0]}")
-    labels = class_of_folders(sorted({path.split("/")[0] for path, _ in found}), info)
+    labels = class_of_folders(sorted({path.split("/")[0] for path, _ in found}), info, listed)
     given = torch.tensor([labels[path.split("/")[0]] for path, _ in found])
     transform = Transform(channels=info.channels, height=info.height, width=info.width, fit="squash")
     return FolderData(Storage(url), found, given, transform, skip=False)
@@ -129,7 +131,17 @@ def open_folder(url: str, info: DatasetInfo) -> FolderData | None:
     """
     url = absolute(url)
     found = tuple(walk(Storage(url)).pictures)
-    return _opened(url, found, info.only()) if found else None
+    return _opened(url, found, info.only(), tuple(read_side(Storage(url)).get("folders", ()))) if found else None
+
+
+def view_of(url: str, info: DatasetInfo) -> Range | None:
+    """Return what the 8 bits of an exported set's folder stand for, if they are no plain pixels."""
+    values = read_side(Storage(absolute(url))).get("view")
+    return None if values is None else Range.from_json(values, info.channels, url)
+
+
+def _digest(data: FolderData, view: Range | None) -> str:
+    return data.digest if view is None else hashlib.sha256(f"{data.digest} {view}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,19 +168,21 @@ class FolderPool(ImagePool):
                 hint = "; init.pool=null takes what every class has" if counts[short] else ""
                 raise ConfigError(f"init.pool={pool or 1}: class {short} has {int(counts[short])} images in {url}{hint}")
             pool = pool or int(counts[short])
-        digest = "" if data is None else data.digest
+        digest = "" if data is None else _digest(data, view_of(url, dataset))
         pool = pool or fallback
         return cls(seed=seed, dataset=dataset.only(), pool=pool, classes_per_unit=classes_per_unit, url=url, digest=digest)
 
     def images_of(self, label: int, ctx: Context) -> Tensor:
         """Return the files of a class, by name; ``DataError`` if the folder is not the one that was planned with."""
-        data = ctx.cached(("folder pool", self.url, self.digest), self._open)
-        return data.take((data.labels == label).nonzero().reshape(-1)[: self.pool])
+        data, view = ctx.cached(("folder pool", self.url, self.digest), self._open)
+        images = data.take((data.labels == label).nonzero().reshape(-1)[: self.pool])
+        return images if view is None else (view.decode(images).clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def _open(self) -> FolderData:
+    def _open(self) -> tuple[FolderData, Range | None]:
         data = open_folder(self.url, self.dataset)
         if data is None:
             raise DataError(f"init.folder: no images in {self.url}")
-        if data.digest != self.digest:
+        view = view_of(self.url, self.dataset)
+        if _digest(data, view) != self.digest:
             raise DataError(f"init.folder: {self.url} has changed since the job was planned")
-        return data
+        return data, view

@@ -185,6 +185,27 @@ def test_tables_that_are_neither_are_refused(tmp_path: Path) -> None:
         read(saved(tmp_path, images, torch.rand(20)))
 
 
+def test_labels_from_1_and_files_of_arrays_are_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels are 1 to 10; those of 10 classes are 0 to 9: save labels - 1"):
+        read(saved(tmp_path, normalised(pixels()), torch.arange(20) % 10 + 1))
+    np.savez(tmp_path / "kip.npz", images=np.zeros((1, 32, 32, 3)))
+    with pytest.raises(DataError, match=r"kip\.npz: .* not read; read its arrays and write torch\.save"):
+        read(str(tmp_path / "kip.npz"))
+    (tmp_path / "dataset.json").write_text('{"labels": []}')  # StyleGAN's
+    (tmp_path / "0").mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "0" / "a.png")
+    assert read(str(tmp_path / "0" / ".."))[0].ipc[0] == 1
+
+
+def test_pictures_may_be_grids_too(tmp_path: Path) -> None:
+    write_set(DistilledSet(images=pixels(count=10), labels=torch.arange(10), info=CIFAR), str(tmp_path / "out"), "folder")
+    got, _ = read(str(tmp_path / "out"), factor=2)
+    assert (len(got), len(got.tensors()[0])) == (10, 40)
+    for stated in ({"space": "normalised"}, {"labels": "logits"}):
+        with pytest.raises(ConfigError, match="only a factor can be stated"):
+            read(str(tmp_path / "out"), **stated)
+
+
 @pytest.mark.parametrize("convert", [lambda y: y.float(), lambda y: y.int(), lambda y: y[:, None], lambda y: torch.eye(10).long()[y]])
 def test_hard_labels_in_other_shapes_are_hard_labels(tmp_path: Path, convert: Callable[[Tensor], Tensor]) -> None:
     labels = torch.arange(20) % 10

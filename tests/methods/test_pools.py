@@ -16,6 +16,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
 from raydd.artifacts.codec import jpeg_round_trip
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.writing import write_set
 from raydd.augment.crop import Box, draw_flip, draw_resized_crop
 from raydd.core.errors import ConfigError, DataError, RunFailed
 from raydd.core.rng import generator
@@ -208,6 +210,21 @@ def test_a_folder_of_others_is_a_pool(problem: Problem, digits, tmp_path: Path) 
     images = images_of(computed(stage, digits[0], tmp_path / "store")).view(10, 3, 8, 8)
     for label in range(10):
         assert torch.equal(images[label], torch.stack(written[f"{label:05d}"][:3]))
+
+
+def test_an_exported_set_is_a_pool_of_what_its_pictures_stand_for(problem: Problem, digits, tmp_path: Path) -> None:
+    info = problem.dataset
+    pixels = torch.linspace(-0.5, 1.5, 64).view(1, 1, 8, 8).repeat(20, 1, 1, 1)
+    made = DistilledSet(images=(pixels - info.mean[0]) / info.std[0], labels=torch.arange(20) // 2, info=info)
+    write_set(made, str(tmp_path / "export"), "folder")
+    stage = InitConfig(kind="folder", folder=str(tmp_path / "export")).pool_stage(problem, Teachers())
+    assert stage is not None
+    images = images_of(computed(stage, digits[0], tmp_path / "store")).view(20, 8, 8)
+    assert int((images.int() - (pixels[:, 0].clamp(0, 1) * 255).round().int()).abs().max()) <= 1
+    (tmp_path / "export" / "dataset.json").unlink()
+    other = InitConfig(kind="folder", folder=str(tmp_path / "export")).pool_stage(problem, Teachers())
+    assert other is not None
+    assert other.refs()[0].key != stage.refs()[0].key
 
 
 def test_files_of_a_folder_come_to_the_data_sets_size(problem: Problem, digits, tmp_path: Path) -> None:

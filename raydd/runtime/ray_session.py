@@ -173,6 +173,8 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Calla
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if "TORCH_HOME" in os.environ:  # workers run in folders of their own
+        os.environ["TORCH_HOME"] = os.path.abspath(os.path.expanduser(os.environ["TORCH_HOME"]))
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if given:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it Ray sends no token

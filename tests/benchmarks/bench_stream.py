@@ -91,9 +91,9 @@ def measure(side: int, count: int, threads: int, options: argparse.Namespace) ->
     with tempfile.TemporaryDirectory() as folder:
         blobs = make_shards(Path(folder), side, count, 4, options.quality, options.subsampling)
         files = Storage(folder)
-        index, digest = scan_shards(files, [f"train-{i:06d}.tar" for i in range(4)])
+        scanned = scan_shards(files, [f"train-{i:06d}.tar" for i in range(4)])
         transform = Transform(channels=3, height=side, width=side)
-        data = ShardData(files, index, digest, transform, skip=False, threads=threads)
+        data = ShardData(files, scanned.index, scanned.digest, transform, skip=False, threads=threads)
         streamed(data, options.batch)
         pairs = [(plain(blobs, side, threads), streamed(data, options.batch)) for _ in range(options.rounds)]
     return {

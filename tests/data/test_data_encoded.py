@@ -83,8 +83,8 @@ def shards(tmp_path: Path) -> tuple[ShardData, dict[int, torch.Tensor]]:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     files = Storage(str(tmp_path))
-    index, digest = scan_shards(files, ["train-000000.tar"])
-    return ShardData(files, index, digest, Transform(channels=3, height=8, width=8), skip=False, threads=2), wanted
+    scanned = scan_shards(files, ["train-000000.tar"])
+    return ShardData(files, scanned.index, scanned.digest, Transform(channels=3, height=8, width=8), skip=False, threads=2), wanted
 
 
 @pytest.mark.parametrize("block", [1, 3000, 16 << 20])

@@ -41,8 +41,8 @@ Left out on purpose: what is drawn by another program (EPS, PDF, WMF), films, fo
 """
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 _JPEG = b"\xff\xd8"
-_ORIENTED = (b"Exif", b"EXIF", b"eXIf", b"tiff:Orientation", b"irot", b"imir", b"Raw profile type")
-"""What stands in the bytes of a picture that may say how it is to be turned."""
+_ORIENTED = (b"EXIF", b"eXIf", b"irot", b"imir", b"Raw profile type")
+"""What stands in the bytes of pictures other than JPEGs that may say how they are to be turned, beside what JPEGs have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def orientation_of(data: bytes | memoryview) -> int:
     A TIFF's is 1: its tag belongs to the format, and every reader applies it.
     """
     whole = bytes(data)
-    if not any(mark in whole for mark in _ORIENTED):
+    if b"Exif" not in whole and b"tiff:Orientation" not in whole and (whole[:2] == _JPEG or not any(m in whole for m in _ORIENTED)):
         return 1
     from PIL import Image
 

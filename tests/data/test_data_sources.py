@@ -52,6 +52,7 @@ def test_idx_files_plain_and_packed(tmp_path: Path, folder: str, packed: bool) -
     data = open_data(config)
     assert np.array_equal(data["train"].take(torch.arange(30)).numpy()[:, 0], images["train"])
     assert data["test"].labels.tolist() == list(range(10))
+    assert data["train"].place.endswith(f"{folder}/train-images-idx3-ubyte{'.gz' if packed else ''}".lstrip("/"))
     big = open_data(DatasetConfig(name="mnist", root=str(tmp_path), size=32))["train"]
     assert big.shape == (1, 32, 32)
     assert describe(DatasetConfig(name="mnist", root=str(tmp_path), size=32)).height == 32
@@ -111,6 +112,7 @@ def test_cifar10_python_and_binary_versions_agree(tmp_path: Path, protocol: int)
     binary = open_data(DatasetConfig(name="cifar10", root=str(tmp_path / "bin")))
     assert len(python["train"]) == 100
     assert python["train"].digest == binary["train"].digest
+    assert (binary["train"].place, binary["test"].place) == ("data_batch_1.bin … data_batch_5.bin", "test_batch.bin")
     assert np.array_equal(python["test"].take(torch.tensor([1]))[0].numpy().reshape(-1), rows[1])
 
 

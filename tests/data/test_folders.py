@@ -310,3 +310,25 @@ def test_digests_of_folders_stay(tmp_path: Path) -> None:
     data = open_data(own(tmp_path, size=4))
     assert data["train"].paths[:3] == ["train/a/0.BMP", "train/a/deep/1.BMP", "train/a/deep/2.BMP"]
     assert [data[split].digest[:16] for split in ("train", "test")] == ["b84919b86e2ac82c", "2c59b05d7f0771dc"]
+
+
+def test_folders_of_object_storage_are_read_as_local_ones(tmp_path: Path) -> None:
+    import fsspec
+
+    classes(tmp_path / "Train", "cat", "dog")
+    classes(tmp_path / "valid", "cat", "dog")
+    classes(tmp_path / "Train", "cat/.ipynb_checkpoints", ".hidden/deep")
+    (tmp_path / "Train" / "dog" / "x.heic").write_bytes(b"x")
+    (tmp_path / "Train" / "__MACOSX").mkdir()
+    (tmp_path / "Train" / "__MACOSX" / "1.png").write_bytes(b"x")
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{tmp_path}/", "/folders-test/", recursive=True)
+    here, there = (open_data(DatasetConfig(name="image_folder", root=url, size=8)) for url in (str(tmp_path), "memory://folders-test"))
+    assert [counted(data["train"]) for data in (here, there)] == [
+        {"hidden folder": 2, "folder of the system": 1, "format .heic": 1} for _ in range(2)
+    ]
+    for split, data in here.items():
+        assert data.paths == there[split].paths
+        assert torch.equal(data.take(torch.arange(3)), there[split].take(torch.arange(3)))
+        assert data.place == there[split].place
+    memory.rm("/folders-test", recursive=True)

@@ -130,6 +130,7 @@ class CifarSource(Source):
             if int(labels.max()) >= entry.info.classes or int(labels.min()) < 0:
                 raise DataError(f"{join(files.url, paths[0])}: label {int(labels.max())} among {entry.info.classes} classes")
             splits[split] = array_data(images, labels, f"{entry.info.name} {split} in {files.url}", entry, config)
+            splits[split].place = paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1].rpartition('/')[2]}"
         return splits
 
 

@@ -64,6 +64,7 @@ class IdxSource(Source):
                 shapes = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
                 raise DataError(f"{what}: {shapes}; expected [N, H, W] and [N]")
             splits[split] = array_data(images[:, None], labels, what, entry, config)
+            splits[split].place = self._find(files, entry, self._stems(split)[0]) or ""
         return splits
 
 

@@ -41,6 +41,7 @@ class SvhnSource(Source):
                 raise DataError(f"{what}: label {int(labels.max())}; 1 to 10 are expected")
             images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))
             splits[split] = array_data(images, torch.from_numpy(labels % 10), what, entry, config)
+            splits[split].place = name
         return splits
 
 

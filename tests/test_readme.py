@@ -68,10 +68,10 @@ def raydd(args: list[str], code: int = 0) -> str:
 
 def words_of(line: str) -> list[str]:
     """Return a command's words without what only sets it up: installing uv, ``uv run``, variables."""
-    words = shlex.split(line.removeprefix("pip install uv && ").removeprefix("uv run "))
+    words = shlex.split(line.removeprefix("pip install uv && "))
     while "=" in words[0]:
         del words[0]
-    return words
+    return words[2:] if words[:2] == ["uv", "run"] else words
 
 
 # -- how each kind of command is run here ----------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def distill(line: str) -> None:
     small = list(SMALL_SOFT if any("_edc" in arg for arg in args) else SMALL)
     if not any(arg.startswith("dataset.") for arg in [*args, *small]):
         small.append("dataset.name=digits")  # no downloads here
-    args = [f"{arg.split('=')[0]}=runs/{arg.rsplit('/', 1)[1]}_here" if "s3://" in arg else arg for arg in args]
+    args = [f"{arg.split('=')[0]}=runs/{arg.rsplit('/', 1)[1]}_here" if "s3://" in arg or "$PWD" in arg else arg for arg in args]
     assert "accuracy, %" in raydd(["distill", *args, *small])
 
 
@@ -104,6 +104,16 @@ def submit(line: str) -> None:
     assert context.params["entrypoint"] == tuple(words[split + 1 :])
     assert context.params["working_dir"] == "."
     distill(shlex.join(words[split + 1 :]))
+
+
+def ray_command(line: str) -> None:
+    """Ray itself reads the options; tests/integration/test_job_submit.py starts such a head."""
+    from ray.scripts.scripts import cli
+
+    verb, *options = words_of(line.rpartition(" && ")[2])[1:]
+    name = verb.replace("-", "_")
+    (command,) = {command for known, command in cli.commands.items() if known.replace("-", "_") == name}
+    command.make_context(verb, options)
 
 
 def evaluate(line: str) -> None:
@@ -156,7 +166,8 @@ def script(line: str) -> None:
 
 RULES: list[tuple[str, Callable[[str], None]]] = [
     (r"(pip install uv && uv run |RAY_ADDRESS=auto )?raydd distill ", distill),
-    (r"ray job submit ", submit),
+    (r"(RAY_ADDRESS=\S+ )?uv run ray job submit ", submit),
+    (r"(export RAY_AUTH_MODE=token && )?uv run ray (get-auth-token|start|stop)\b", ray_command),
     (r"raydd evaluate ", evaluate),
     (r"raydd (gc|shard|export) ", as_it_stands),
     (r"mlflow ui ", track),

@@ -122,10 +122,12 @@ def _refusal(need: Need, machines: Sequence[Machine], growth: Growth) -> str:
         key = "compute.gpus_per_worker" if need.gpus and enough else "compute.cpus_per_worker"
     why = "its autoscaler can start no more machines for them" if growth.state == "full" else "it does not grow by itself"
     remedies = []
-    if fit > need.evaluators:
+    if growth.state == "full" and fit:
+        remedies.append(f"ask for fewer {'evaluators' if fit <= need.evaluators else 'workers'}")
+    elif fit > need.evaluators:
         most = fit - need.evaluators
         remedies.append(f"ask for {'a minimum of ' if need.elastic else ''}at most {_count(most, 'worker')} (compute.workers={most})")
-    if fit and need.evaluators:
+    if fit and need.evaluators and growth.state == "fixed":
         remedies.append("ask for fewer evaluators (compute.evaluators)")
     if not fit:
         remedies.append(f"lower {key}")

@@ -172,7 +172,16 @@ def _no_stderr() -> Iterator[None]:
 def _ask(said: str, address: str, cancelled: Callable[[], bool]) -> dict[str, Any]:
     """Return the versions that a head was started with."""
     import ray.exceptions
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+    except ray.exceptions.AuthenticationError as error:  # without a token Ray's own code would abort the process
+        raise ConfigError(
+            f"RAY_AUTH_MODE=token, but there is no token ({first_line(error).partition('. ')[0]}): set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH (a file), to what the head was started with"
+        ) from error
 
     def ask() -> bytes | None:
         return GcsClient(address=address).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=CONNECT_SECONDS)

@@ -20,15 +20,15 @@ from raydd.core.units import Ref
 from raydd.runtime.capacity import Need, describe, room
 from raydd.runtime.ledger import Lease, Ledger
 from raydd.runtime.ray_address import Cancelled, waiting_for
-from raydd.runtime.ray_session import cluster_address, cluster_answers, ray_session, worker_environment
+from raydd.runtime.ray_session import Pulse, cluster_answers, cluster_gone, ray_session, worker_environment
 from raydd.runtime.ray_supply import TELL_SECONDS, has_workers, machines, too_long, wait_for_room
 from raydd.runtime.runner import DataSource, OnEvent
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 """How often the driver looks whether the cluster is there, and has room for a group that waits."""
-GONE_SECONDS = 30.0
-"""A head that does not answer for so long is gone: Ray would end this process after 60 s."""
+START_SECONDS = 30.0
+"""What a group may take to start before its driver looks what is in its way."""
 
 
 class LedgerActor:
@@ -241,6 +241,8 @@ class RayRunner:
         if failure:
             raise RunFailed(failure)
         if group.error is not None and not self._stopping:
+            if not cluster_answers():
+                raise cluster_gone("its head does not answer") from group.error
             raise RunFailed(f"the Ray Train group ended: {_short(group.error)}") from group.error
 
     def _watch(self, ledger: Any, group: Any, on_event: OnEvent) -> str | None:
@@ -292,7 +294,7 @@ class _Post:
 
         try:
             events, self._seen, self.failure, self._identity, state, controller = ray.get(
-                self.ledger.poll.remote(self._seen, self._identity), timeout=5
+                self.ledger.poll.options(max_task_retries=0).remote(self._seen, self._identity), timeout=5
             )
         except (RayActorError, GetTimeoutError) as error:
             if time.monotonic() - self._heard > 60:
@@ -312,7 +314,8 @@ class _Idle:
     def __init__(self, need: Need, limit: float, tell: Callable[[str], None]) -> None:
         self.need, self.limit, self.tell = need, limit, tell
         self._since: float | None = None
-        self._looked = self._told = self._met = time.monotonic()
+        self._looked = self._told = time.monotonic()
+        self._pulse = Pulse()
 
     def look(self, post: _Post) -> None:
         """``RunFailed`` if the cluster is gone, or has had no room for the least of workers for too long."""
@@ -320,12 +323,7 @@ class _Idle:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        if cluster_answers():
-            self._met = now
-        elif now - self._met > GONE_SECONDS:
-            silence = f"no answer for {now - self._met:.0f} s"
-            raise RunFailed(f"the cluster at {cluster_address()} is gone ({silence}). The same command goes on once it is back")
-        else:
+        if not self._pulse.check():
             return
         need = replace(self.need, evaluators=0)
         if post.working or has_workers() or room(machines(), need, free=True) >= need.count:
@@ -333,6 +331,8 @@ class _Idle:
             return
         if self._since is None:
             self._since, self._told = now, 0.0
+        if now - self._since < START_SECONDS:  # its own places are taken before its workers are there
+            return
         text = f"waiting for {need}; {describe(need, machines())}"
         if now - self._since > self.limit:
             raise RunFailed(too_long(text, self.limit))

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raydd.core.errors import ConfigError, first_line
+from raydd.core.errors import ConfigError, RunFailed, first_line
 from raydd.core.numerics import ALLOCATOR_ENV
 from raydd.runtime.ray_address import answers, check_head, find_address, waiting_for
 
@@ -31,6 +32,8 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNI
 INIT_SECONDS = 30.0
 """For ``ray.init`` on a cluster whose head has answered."""
 SHUTDOWN_SECONDS = 30.0
+GONE_SECONDS = 30.0
+"""A head that does not answer for so long is gone: Ray would end this process after 60 s."""
 log = logging.getLogger(__name__)
 
 
@@ -106,6 +109,28 @@ def cluster_answers() -> bool:
     return answers(cluster_address())
 
 
+class Pulse:
+    """Watches whether the connected cluster's head answers."""
+
+    def __init__(self) -> None:
+        self._met = time.monotonic()
+
+    def check(self) -> bool:
+        """Return whether it does; ``RunFailed`` once it has not for ``GONE_SECONDS``."""
+        now = time.monotonic()
+        if cluster_answers():
+            self._met = now
+            return True
+        if now - self._met > GONE_SECONDS:
+            raise cluster_gone(f"no answer for {now - self._met:.0f} s")
+        return False
+
+
+def cluster_gone(how: str) -> RunFailed:
+    """Return the error of a run whose cluster has ended."""
+    return RunFailed(f"the cluster at {cluster_address()} is gone ({how}). The same command goes on once it is back")
+
+
 def _connect(cancelled: Callable[[], bool]) -> Any:
     """Connect to the cluster of ``RAY_ADDRESS``; ``ConfigError`` for whatever is there instead."""
     import ray
@@ -176,7 +201,7 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Calla
     if "TORCH_HOME" in os.environ:  # workers run in folders of their own
         os.environ["TORCH_HOME"] = os.path.abspath(os.path.expanduser(os.environ["TORCH_HOME"]))
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if given:
+    if given or (remote_address() is not None and os.path.exists(os.path.expanduser("~/.ray/auth_token"))):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it Ray sends no token
     elif remote_address() is None:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -11,9 +11,12 @@ from typing import Any
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.runtime.capacity import Growth, Machine, Need, Verdict, decide, describe, places
+from raydd.runtime.ray_session import Pulse, cluster_answers
 
 TELL_SECONDS = 60.0
 """How often a person is told what is waited for."""
+NEWS_SECONDS = 10.0
+"""How often at most, when that has changed."""
 REPORT_SECONDS = 10.0
 """An autoscaler that has said nothing for so long is none: a head's first report comes within 5 s."""
 IDLE_SECONDS = 30.0
@@ -67,7 +70,7 @@ class Supply:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._group is not None:
+        if self._group is not None and cluster_answers():
             from ray.util import remove_placement_group
 
             remove_placement_group(self._group)
@@ -156,9 +159,13 @@ def wait_for_room(need: Need, limit: float, tell: Callable[[str], None], cancell
     ``tell`` hears at once, and every minute, what is waited for. ``ConfigError`` if it can never come, ``RunFailed`` if it has not
     come after ``limit`` seconds.
     """
-    begun, told, last = time.monotonic(), float("-inf"), ""
+    begun, told, last, said = time.monotonic(), float("-inf"), "", ""
+    pulse = Pulse()
     with Supply(need) as supply:
         while not cancelled():
+            if not pulse.check():
+                time.sleep(0.5)
+                continue
             verdict = supply.verdict()
             now = time.monotonic()
             if verdict.kind == "go":
@@ -168,9 +175,9 @@ def wait_for_room(need: Need, limit: float, tell: Callable[[str], None], cancell
             last = verdict.text or last
             if now - begun >= limit:
                 raise RunFailed(too_long(last or f"waiting for {need}", limit))
-            if last and now - told >= TELL_SECONDS:
+            if last and now - told >= (TELL_SECONDS if last == said else NEWS_SECONDS):
                 tell(f"{last} (for at most {math.ceil(limit - (now - begun))} s more)")
-                told = now
+                told, said = now, last
             time.sleep(0.5)
     return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -207,22 +208,36 @@ class Cluster:
     environment: dict[str, str] = field(repr=False)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """``ray start --head`` on loopback with token authentication; only its own processes are ended."""
+def _own_ip() -> str:
+    """Return the address under which Ray knows this machine."""
+    from ray.util import get_node_ip_address
+
+    return str(get_node_ip_address())
+
+
+@contextlib.contextmanager
+def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = None, **variables: str) -> Iterator[Cluster]:
+    """``ray start --head`` with token authentication; only its own processes are ended.
+
+    ``autoscaler`` gives the configuration of one that adds machines to the head's address.
+    """
     # Ray's sockets allow 107 characters: pytest's folders are too deep.
     folder = tempfile.mkdtemp(prefix="raydd-cluster-", dir="/tmp")
     gcs, dashboard, client, agent, agent_grpc = free_ports(5)
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}",
-        "--node-ip-address=127.0.0.1", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-        "--num-cpus=4", f"--object-store-memory={256 << 20}",
+        f"--object-store-memory={256 << 20}", *options,
     ]  # fmt: skip
+    if autoscaler is not None:
+        config = Path(folder) / "autoscaler.json"
+        config.write_text(json.dumps(autoscaler(f"{_own_ip()}:{gcs}")))
+        command.append(f"--autoscaling-config={config}")
     log = Path(folder) / "start.log"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=env, cwd=folder)
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=env | variables, cwd=folder)
     try:
         until = time.monotonic() + 120
         while "--address" not in log.read_text() and "Ray runtime started" not in log.read_text():
@@ -236,6 +251,13 @@ def cluster() -> Iterator[Cluster]:
         for child in psutil.wait_procs(ours, timeout=10)[1]:
             child.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A head with 4 CPUs, which nothing makes grow."""
+    with head("--node-ip-address=127.0.0.1", "--num-cpus=4") as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def test_machines_that_may_come_are_waited_for() -> None:
         (Need(1, evaluators=2), [machine(2)], FIXED, ("Ask for fewer evaluators",)),
         (Need(1, gpus=1), [machine(2)], FIXED, ("compute.gpus_per_worker: 1 worker of 1 GPU", "2 CPUs and 0 GPUs", "Lower")),
         (Need(1, cpus=4), [machine(2)] * 4, FIXED, ("compute.cpus_per_worker", "8 CPUs on 4 machines, the largest 2 CPUs: room for 0")),
-        (Need(3), [machine(2)], FULL, ("its autoscaler can start no more machines for them", "raise the autoscaler's maximum")),
+        (Need(3), [machine(2)], FULL, ("its autoscaler can start no more machines for them. Ask for fewer workers, or raise",)),
         (Need(2, cpus=2), [machine(0)], FIXED, ("the cluster has 0 CPUs",)),
         (Need(3), [machine(2, used=2)], FIXED, ("2 CPUs (0 CPUs free)",)),
     ],

@@ -15,7 +15,7 @@ from raydd.core.errors import refusing
 @click.argument("out")
 @click.option("--to", required=True, metavar="FORMAT", help="pt (that DC reads), folder (of PNG by class), webdataset or safetensors.")
 @click.option("--dataset", metavar="NAME", help="Data set that SOURCE stands for, where its format does not say (a name of the catalog).")
-@click.option("--experiment", type=int, help="Repetition to take from a .pt file that lists several (default: the last).")
+@click.option("--experiment", type=int, help="Repetition to take from a .pt file that lists several (default: -1, the last).")
 @click.option("--space", metavar="SPACE", help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).")
 @click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", help="exif: turn picture files as they say.")
 @click.option("--factor", type=int, default=1, help="Rows and columns of images that each stored one holds (IDC, IDM: 2).")
@@ -40,15 +40,17 @@ def main(
     from raydd.artifacts.formats import read_set, write_set
     from raydd.artifacts.reading import Reading
     from raydd.artifacts.whitening import whitened
+    from raydd.artifacts.writing import check_target, written_images
 
     with command_errors():
         with refusing():
+            check_target(out, to)
             reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation)
             distilled = whitened(read_set(source, info=dataset, reading=reading, tell=click.echo))
         paths = write_set(distilled, out, to, click.echo)
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
     if paths:
-        click.echo(f"wrote {len(distilled)} images of {distilled.info.classes} classes as {to} to {out} ({files})")
+        click.echo(f"wrote {written_images(distilled, to)} images of {distilled.info.classes} classes as {to} to {out} ({files})")
 
 
 if __name__ == "__main__":

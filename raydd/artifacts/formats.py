@@ -34,7 +34,7 @@ from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.pt import Experiments, experiments_of
 from raydd.artifacts.pt import load_pt as load_pt
-from raydd.artifacts.reading import WHITENED, Reading, Tell, images_in_space, targets_of
+from raydd.artifacts.reading import WHITENED, Reading, Tell, images_in_space, targets_of, tell_counted_from_1
 from raydd.artifacts.sources import Source
 from raydd.artifacts.sources import detect as detect
 from raydd.artifacts.views import read_folder, read_tars
@@ -106,17 +106,20 @@ def _read_foreign(source: Source, info: DatasetInfo | None, reading: Reading, te
         info = _needed(info, source)
         images, labels = _pt(value, reading, source, recipe, tell)
         _check_shape(images, info, source)
-        space = reading.space or (source.space if source.space != "zca" else None)
+        hint = (source.space, source.why) if source.space is not None else None
         if whitening is None:
-            images, recipe["space"] = images_in_space(images, info, space, source.url, tell, source.why if space is None else "")
+            images, recipe["space"] = images_in_space(images, info, reading.space, source.url, tell, hint)
         labels, soft = targets_of(labels, info.classes, reading.labels, source.url, tell)
     else:
-        if reading.labels is not None or reading.space not in (None, "pixels255"):
+        if reading.labels is not None or reading.space is not None:
             raise ConfigError(f"{source.url}: pictures are pixels, and their labels are known: only a factor can be stated")
         side = _side(source)
+        own = side["info"] is not None
         info = _needed(info or side.pop("info"), source)
         shown = _read_pictures(source, info, side, reading, tell)
         images, labels, soft = shown.images(info.mean, info.std), shown.labels, shown.soft_labels
+        if not own and source.format == "webdataset":
+            _tell_labels(labels, soft, info, source, tell)
         recipe["space"] = "pixels255"
         _check_shape(images, info, source)
     decoding = _grid(reading.factor, info, recipe.get("space", "normalised")) if reading.factor > 1 else Decoding()
@@ -146,6 +149,8 @@ def _pt(value: Any, reading: Reading, source: Source, recipe: dict[str, Any], te
     if isinstance(value, Tensor) and source.partner:
         raise DataError(f"{source.url} needs its {source.partner.split('_')[0]} beside it, in {source.partner}")
     held: Experiments = experiments_of(value, source.url)
+    if held.unread:
+        tell(f"labels: {source.url}: '{held.labels}' (guessed: {', '.join(held.unread)} beside it not read)")
     if source.format == "pt":
         recipe["experiment"] = "all steps" if held.steps and reading.experiment is None else -1
         recipe["experiment"] = recipe["experiment"] if reading.experiment is None else reading.experiment
@@ -157,10 +162,42 @@ def _pt(value: Any, reading: Reading, source: Source, recipe: dict[str, Any], te
     return held.chosen(reading.experiment, source.url)
 
 
+def _tell_labels(labels: Tensor, soft: Tensor | None, info: DatasetInfo, source: Source, tell: Tell) -> None:
+    """Tell what in the labels of a tar of others may be meant otherwise."""
+    tell_counted_from_1(labels, info.classes, source.url, tell)
+    other = (soft.argmax(1) != labels).nonzero().flatten().tolist() if soft is not None else []
+    if other:
+        first = f"first: image {other[0]}, {int(labels[other[0]])} and {int(soft[other[0]].argmax()) if soft is not None else ''}"
+        tell(
+            f"labels: {source.url}: soft_label is learned (guessed), although in {len(other)} of {len(labels)} samples the class beside it "
+            f"is not its likeliest ({first})"
+        )
+
+
 def experiments_at(url: str) -> Experiments | None:
     """Return the sets that a ``.pt`` file lists; ``None`` for any other format."""
     source = detect(url)
     return experiments_of(load_pt(source.storage.get(source.paths[0]), source.url), source.url) if source.format == "pt" else None
+
+
+def data_set_at(url: str) -> str:
+    """Return the name of the data set that an export of ours at ``url`` says it is of; empty for a set of others."""
+    source = detect(url)
+    if source.format in ("folder", "webdataset"):
+        info = _side(source)["info"]
+        return "" if info is None else str(info.name)
+    if source.format not in ("pt", "safetensors"):
+        return ""
+    data = source.storage.get(source.paths[0])
+    value = load_pt(data, source.url) if source.format == "pt" else load_metadata(data)
+    facts = value.get("raydd") if isinstance(value, Mapping) else None
+    if not isinstance(facts, str):
+        return ""
+    try:
+        found = json.loads(facts)
+        return str((found["dataset"] if source.format == "safetensors" else found)["name"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _own_facts(value: Mapping[str, Any], source: Source) -> tuple[DatasetInfo, Whitening | None]:
@@ -220,4 +257,4 @@ def _read_pictures(source: Source, info: DatasetInfo, side: Mapping[str, Any], r
     if empty:
         tell(f"{storage.url}: no picture is read in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}")
     files = ((path.split("/")[0], join(storage.url, path), storage.get(path)) for path in source.paths)
-    return read_folder(files, info, side, empty, reading.orientation)
+    return read_folder(files, info, side, empty, reading.orientation, tell)

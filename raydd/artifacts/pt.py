@@ -47,11 +47,14 @@ class Experiments:
 
     ``steps``: whether they are parts of one set, the classes of successive steps of continual learning. ``published``: accuracies
     in percent by network, of all experiments one after the other, where the file has them.
+    ``unread``: keys of tensors beside a pair's, which may be other labels than those read, ``labels``.
     """
 
     sets: tuple[tuple[Tensor, Tensor], ...]
     steps: bool = False
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    labels: str = ""
 
     def chosen(self, experiment: int | None, where: str) -> tuple[Tensor, Tensor]:
         """Return one experiment's images and labels: by default the last, or all steps as one set; ``ConfigError`` if it is not there."""
@@ -87,7 +90,9 @@ def experiments_of(value: Any, where: str) -> Experiments:
             raise DataError(f"{where}: its list of experiments (`data`) is empty")
         sets = tuple(_pair(entry, f"{where}: experiment {place}") for place, entry in enumerate(entries))
         return Experiments(sets, _are_steps(sets), _accuracies(value.get("accs_all_exps")))
-    return Experiments((_pair(value, where),))
+    pair = next((pair for pair in _PAIRS if isinstance(value, Mapping) and set(pair) <= set(value)), ())
+    unread = sorted(f"'{key}'" for key, held in value.items() if key not in pair and isinstance(held, Tensor)) if pair else []
+    return Experiments((_pair(value, where),), unread=tuple(unread), labels=pair[1] if pair else "")
 
 
 def _pair(value: Any, where: str) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ SLACK = 0.05
 """How far, in pixels of [0, 1], values may leave the range before they count as outside."""
 OUTSIDE = 0.25
 """The share of values outside above which images are not pixels: normalised ones have about half of theirs below 0."""
+FAR = 100.0
+"""Beyond it values are not normalised: it is 20 times a white pixel of digits, and more of any other data set."""
 ROW_SUM = 0.01
 """How far the sum of a row of probabilities may be from 1; half precision takes some."""
 
@@ -52,6 +54,8 @@ class Reading:
             raise unknown("space", self.space, SPACES)
         if self.labels is not None and self.labels not in LABEL_KINDS:
             raise unknown("kind of labels", self.labels, LABEL_KINDS)
+        if self.experiment is not None and self.experiment < -1:
+            raise ConfigError(f"experiment: {self.experiment} must be a number from 0 on, or -1, the last")
         if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
             raise ConfigError(f"factor: {self.factor!r} must be a whole number of at least 1: images per side of a stored one")
 
@@ -68,12 +72,14 @@ def _span(low: float, high: float) -> str:
     return f"{low:.4g} … {high:.4g}"
 
 
-def images_in_space(images: Tensor, info: DatasetInfo, space: str | None, where: str, tell: Tell, hint: str = "") -> tuple[Tensor, str]:
+def images_in_space(
+    images: Tensor, info: DatasetInfo, space: str | None, where: str, tell: Tell, hint: tuple[str, str] | None = None
+) -> tuple[Tensor, str]:
     """Return images as :class:`DistilledSet` takes them (uint8, or float32 in network space), and the space they were in.
 
-    ``images``: as the file holds them, ``[N, C, H, W]``. ``space``: stated, or ``None``; then a guess is told. ``hint``: what else
-    speaks for ``zca``. Whitened images are returned as they are. Raises ``DataError`` for images that are in no space, and
-    ``ConfigError`` for a stated space in which they cannot be.
+    ``images``: as the file holds them, ``[N, C, H, W]``. ``space``: stated, or ``None``; then a guess is told. ``hint``: the space
+    that file names speak for, and how. Whitened images are returned as they are. Raises ``DataError`` for images that are in no
+    space, and ``ConfigError`` for a stated space in which they cannot be, and for a guess that fits them no better.
     """
     if images.dtype == torch.bool or images.is_complex():
         raise DataError(f"{where}: images are {images.dtype}; expected whole numbers from 0 to 255 or floats")
@@ -85,16 +91,17 @@ def images_in_space(images: Tensor, info: DatasetInfo, space: str | None, where:
     if not bool(torch.isfinite(images).all()):
         bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
         raise DataError(f"{where}: NaN or infinity in {len(bad)} of {len(images)} images, first: image {bad[0]}")
-    found = _Values.of(images)
+    found, guessed = _Values.of(images), ""
     if space is None:
-        space = "zca" if hint else found.guess(info)
-        why = hint or f"values range from {_span(found.low, found.high)}"
+        space = hint[0] if hint else found.guess(info)
+        why = hint[1] if hint else f"values range from {_span(found.low, found.high)}"
         tell(f"space: {space} (guessed: {why}; say --space {'|'.join(SPACES)} to be sure)")
+        guessed = f" (guessed: {why})" if hint else " (guessed)"
         if space == "normalised" and found.signed and (set(info.mean), set(info.std)) != ({0.5}, {0.5}):
             tell("if these images were scaled to [-1, 1], save (images + 1) / 2 and say --space pixels")
     reason = found.against(space, info)
     if reason:
-        raise ConfigError(f"space={space} cannot be: {where}: {reason}")
+        raise ConfigError(f"space={space}{guessed} cannot be: {where}: {reason}")
     if space in WHITENED or space == "normalised":
         return images, space
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (info.mean, info.std))
@@ -160,6 +167,8 @@ class _Values:
     def guess(self, info: DatasetInfo) -> str:
         """Return the likeliest space."""
         plain = max(map(abs, info.mean)) < 0.01 and max(abs(v - 1) for v in info.std) < 0.01
+        if self.low == self.high == 0 and not plain:
+            return "pixels"
         if (self.constant and abs(self.high) <= 1) or (plain and self.high <= 16):
             return "normalised"
         if self.outside255 <= OUTSIDE and not self.dark and self.high > 16 and self.low > -64:
@@ -179,8 +188,12 @@ class _Values:
             needed = f"normalised images of {info.name} lie around 0, pixels from {_span(low, high)}"
             if self.within and min(info.mean) > 0.02:
                 return f"{span}, all in [0, 1]; {needed}: say --space pixels"
-            if self.low >= -0.01 and self.high > max(16.0, 4 * high):
-                return f"{span}; {needed}: say --space pixels255"
+            white = 4 * high if min(info.mean) > 0.02 else max(16.0, 4 * high)
+            if self.low >= -0.01 and self.high > white:
+                way = "scale them to [0, 1] and say --space pixels" if self.dark else "say --space pixels255"
+                return f"{span}; {needed}: {way}"
+            if max(-self.low, self.high) > FAR:
+                return f"{span}; {needed}"
         if space in WHITENED and not self.constant and self.low >= -0.01:
             return f"{span}; whitened images lie around 0"
         return ""
@@ -205,7 +218,15 @@ def targets_of(labels: Any, classes: int, kind: str | None, where: str, tell: Te
     hard = labels.long()
     if hard.numel() and int(hard.min()) == 1 and int(hard.max()) == classes:
         raise DataError(f"{where}: labels are 1 to {classes}; those of {classes} classes are 0 to {classes - 1}: save labels - 1")
+    tell_counted_from_1(hard, classes, where, tell)
     return hard, None
+
+
+def tell_counted_from_1(labels: Tensor, classes: int, where: str, tell: Tell) -> None:
+    """Tell it where labels are 1 to some number below that of classes, as those of a part of the classes that count from 1 are."""
+    found = sorted(set(labels.tolist()))
+    if 2 <= len(found) < classes and found == list(range(1, len(found) + 1)):
+        tell(f"labels: {where}: 1 to {found[-1]}, none is 0, read as they are (guessed: if they count from 1, save labels - 1)")
 
 
 def _table(labels: Tensor, classes: int, kind: str | None, where: str, tell: Tell) -> tuple[Tensor, Tensor | None]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydd.artifacts.class_folders import class_folders, class_of_folders
+from raydd.artifacts.class_folders import Tell, class_folders, class_of_folders
 from raydd.artifacts.grid import MODES, png, to_image
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, Range
 from raydd.core.errors import ConfigError, DataError, TornFileError
@@ -120,6 +120,12 @@ class _Sample:
     soft: list[float] | None = None
     range: Range | None = None
 
+    def labelled(self, labels: Iterable[int], what: str) -> None:
+        for label in labels:
+            if self.label not in (None, label):
+                raise DataError(f"{what} has two labels, {self.label} and {label}")
+            self.label = label
+
     @property
     def empty(self) -> bool:
         return self.pixels is None and self.label is None and self.soft is None
@@ -170,16 +176,18 @@ def _take(
     what = f"{key[0]}: sample '{key[1]}' (.{kind})"
     try:
         if f".{kind}" in PICTURES:
+            if sample.pixels is not None:
+                raise DataError(f"{key[0]}: sample '{key[1]}' has two images")
             sample.pixels = decode_picture(data, channels, what, orientation)
         elif kind == "cls":
-            sample.label = int(data)
+            sample.labelled([int(data)], f"{key[0]}: sample '{key[1]}'")
         elif kind == "json":
             values = json.loads(data)
             values = values if isinstance(values, dict) else {}
             sample.soft = [float(v) for v in values["soft_label"]] if "soft_label" in values else None
             sample.range = Range.from_json(values["view"], channels, what) if _is_range(values.get("view")) else None
-            named = next((values[name] for name in LABEL_KEYS if isinstance(values.get(name), int)), None)
-            sample.label = named if sample.label is None else sample.label
+            named = [values[name] for name in LABEL_KEYS if isinstance(values.get(name), int)]
+            sample.labelled(named, f"{key[0]}: sample '{key[1]}'")
     except (ValueError, TypeError) as error:
         raise DataError(f"{what} cannot be read: {error}") from error
 
@@ -212,6 +220,7 @@ def read_folder(
     side: Mapping[str, Any] | None = None,
     empty: Sequence[str] = (),
     orientation: Orientation = "ignore",
+    tell: Tell | None = None,
 ) -> Pictures:
     """Read ``(class folder, name to show, bytes)`` of picture files; labels by :func:`class_of_folders`, images by label then file.
 
@@ -221,11 +230,11 @@ def read_folder(
     items, side = list(files), side or {}
     names = sorted({folder for folder, _, _ in items})
     try:
-        labels = class_of_folders(names, info, side.get("folders", ()))
+        labels = class_of_folders(names, info, side.get("folders", ()), tell)
     except DataError:
-        if not empty:
+        if not empty or side.get("folders"):
             raise
-        labels = class_of_folders(sorted({*names, *empty}), info)
+        labels = class_of_folders(sorted({*names, *empty}), info, tell=tell)
     items.sort(key=lambda item: (labels[item[0]], item[1]))
     images = [(name, decode_picture(data, info.channels, name, orientation)) for _, name, data in items]
     found = Range.from_json(side["view"], info.channels, SIDE_FILE) if side.get("view") is not None else None

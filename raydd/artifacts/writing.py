@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -32,12 +33,9 @@ def write_set(distilled: DistilledSet, url: str, to: str, tell: Tell = log.warni
     data set's facts and the range of the values in ``dataset.json``; an image folder cannot hold soft labels. What stands
     there already is refused, unless it is the same. ``tell`` gets what a user of the written set has to know.
     """
-    if to not in WRITTEN:
-        raise unknown("format to write", to, WRITTEN)
+    check_target(url, to)
     if to in ("pt", "safetensors"):
         parent, _, name = url.rpartition("/")
-        if not name.endswith(f".{to}"):
-            raise ConfigError(f"'{url}': a file to write as {to} must end in .{to}")
         data = _safetensors(distilled) if to == "safetensors" else _pt(distilled)
         return _put_file(Storage(parent or ("/" if url.startswith("/") else ".")), name, data, tell)
     if to == "folder" and distilled.soft_labels is not None:
@@ -52,6 +50,26 @@ def write_set(distilled: DistilledSet, url: str, to: str, tell: Tell = log.warni
     if distilled.whitening is not None:
         tell("pictures hold the set before its whitening, and cannot say so: it is another set; pt and safetensors keep it")
     return written
+
+
+def check_target(url: str, to: str) -> None:
+    """Raise ``ConfigError`` where nothing can be written as ``to``, whatever the set: before a set is read."""
+    if to not in WRITTEN:
+        raise unknown("format to write", to, WRITTEN)
+    parent = url.rstrip("/").rpartition("/")[0]
+    if to in ("pt", "safetensors"):
+        if not url.endswith(f".{to}"):
+            raise ConfigError(f"'{url}': a file to write as {to} must end in .{to}")
+        url = parent
+    if "://" not in url and url:
+        there = next((path for path in (Path(url), *Path(url).parents) if path.exists()), None)
+        if there is not None and not there.is_dir():
+            raise ConfigError(f"{there} exists and is a file; name a folder to write as {to}")
+
+
+def written_images(distilled: DistilledSet, to: str) -> int:
+    """Return how many images a written set has: those that students see, but in raydd's own format, which holds them as they are stored."""
+    return len(distilled) if to == "safetensors" or distilled.decoding.name == "identity" else len(distilled.tensors()[1])
 
 
 def _safetensors(distilled: DistilledSet) -> bytes:

@@ -14,7 +14,7 @@ import torch
 
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.formats import detect, experiments_at, read_set
+from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import grid, png
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.report import Report
@@ -25,7 +25,7 @@ from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
 from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics, Ref
-from raydd.data.catalog import DatasetInfo
+from raydd.data.catalog import CATALOG, DatasetInfo
 from raydd.data.datasets import Found, missing, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.continual import check_classes
@@ -68,10 +68,14 @@ class Subject:
 
 
 def job_of(url: str) -> Mapping[str, Any]:
-    """Return the job that made a set of ours, as its recipe keeps it; nothing for a foreign set, ``DataError`` for none at all."""
+    """Return the job that made a set of ours, as its recipe keeps it; of an export, which has no recipe, its data set.
+
+    Nothing for a foreign set, ``DataError`` for none at all.
+    """
     source = detect(absolute(url))
     if source.format != "distilled":
-        return {}
+        name = data_set_at(absolute(url))
+        return {"dataset": {"name": name}} if name in CATALOG else {}
     try:
         job = json.loads(source.storage.get("recipe.json"))["job"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):

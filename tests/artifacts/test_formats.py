@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -238,12 +239,23 @@ def test_samples_are_found_by_their_names(tmp_path: Path, members: dict[str, byt
         ({"a.png": picture(1), "a.cls": b"one"}, r"sample 'a' \(\.cls\) cannot be read"),
         ({"a.png": picture(1)[:40], "a.cls": b"1"}, r"sample 'a' \(\.png\) cannot be decoded"),
         ({"a.txt": b"hello"}, "no sample with a picture"),
+        ({"a.png": picture(1), "a.jpg": picture(2), "a.cls": b"1"}, r"x\.tar: sample 'a' has two images"),
+        ({"a.png": picture(1), "a.cls": b"1", "a.json": b'{"label": 2}'}, r"x\.tar: sample 'a' has two labels, 1 and 2"),
+        ({"a.png": picture(1), "a.json": b'{"label": 2, "cls": 3}'}, r"x\.tar: sample 'a' has two labels, 3 and 2"),
     ],
 )
 def test_incomplete_samples_are_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
     tar(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=message):
         read_set(str(tmp_path / "x.tar"), info="digits")
+
+
+def test_a_class_beside_soft_labels_that_say_another_is_told(tmp_path: Path) -> None:
+    soft = json.dumps({"soft_label": [0.9] + [0.1 / 9] * 9}).encode()
+    tar(tmp_path / "x.tar", {"a.png": picture(1), "a.cls": b"1", "a.json": soft, "b.png": picture(2), "b.cls": b"0", "b.json": soft})
+    told: list[str] = []
+    read_set(str(tmp_path / "x.tar"), info="digits", tell=told.append)
+    assert any("soft_label is learned (guessed), although in 1 of 2 samples" in line and "image 0, 1 and 0" in line for line in told)
 
 
 def test_a_torn_tar_is_named(tmp_path: Path) -> None:

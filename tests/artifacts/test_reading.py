@@ -22,6 +22,7 @@ from raydd.artifacts.sources import detect
 from raydd.core.errors import ConfigError, DataError
 from raydd.data.catalog import entry
 from raydd.export import main
+from raydd.runtime.evaluating import job_of
 
 Make = Callable[..., DistilledSet]
 CIFAR = entry("cifar10").info
@@ -453,3 +454,102 @@ def test_export_takes_what_is_known_of_a_set(tmp_path: Path) -> None:
     assert wrong.exit_code == 2
     assert "space=normalised cannot be" in wrong.output
     assert detect(str(tmp_path / "out")).format == "folder"
+
+
+def shades(root: Path, names: list[str]) -> str:
+    for place, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32, 3), place * 20, np.uint8)).save(root / name / "a.png")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("plane car bird cat deer dog frog horse ship truck", "8 of 10 .* names of classes of cifar10, but these are not: car, plane"),
+        ("0 1 2 3 4 5 6 7 8 truck", r"1 of 10 class folders are names of classes of cifar10, but these are not: 0, 1, 2"),
+        ("0 1 2 3 4 5 6 7 8 lorry", r"9 of 10 class folders are numbers, but these are not: lorry"),
+        ("class_1 class_2 class_3 class_4 class_5 class_6 class_7 class_8 class_9 class_10", r"hold numbers .*, but not all from 0 to 9"),
+        ("c0 c1 c2 c3 c4 c5 c6 c7 c8 c10", r"hold numbers .*, but not all from 0 to 9"),
+    ],
+)
+def test_class_folders_that_fit_a_rule_in_part_are_refused(tmp_path: Path, names: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(shades(tmp_path / "set", names.split()))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[f"class_{c}" for c in range(10)], [f"{c}_x" for c in range(10)], [name.title() for name in CIFAR.class_names]],
+    ids=["class_7", "7_x", "Horse"],
+)
+def test_class_folders_of_clear_meaning_need_no_guess(tmp_path: Path, names: list[str]) -> None:
+    got, told = read(shades(tmp_path / "set", names))
+    assert (got.images[:, 0, 0, 0] / 20).tolist() == got.labels.tolist() == list(range(10))
+    assert told == []
+
+
+def test_sorted_order_is_told_as_a_guess(tmp_path: Path) -> None:
+    got, told = read(shades(tmp_path / "set", [f"n0144{c}764" for c in range(10)]))
+    assert (got.images[:, 0, 0, 0] / 20).tolist() == got.labels.tolist()
+    assert [line for line in told if line.startswith("classes: n01440764, n01441764") and "in sorted order (guessed" in line] == told != []
+
+
+def test_a_renamed_folder_of_an_export_is_named(tmp_path: Path) -> None:
+    write_set(DistilledSet(images=pixels(count=10), labels=torch.arange(10), info=CIFAR), str(tmp_path / "out"), "folder")
+    (tmp_path / "out" / "cat").rename(tmp_path / "out" / "kitten")
+    with pytest.raises(DataError, match=r"dataset\.json does not list: kitten; not there: cat"):
+        read(str(tmp_path / "out"), None)
+    with pytest.raises(ConfigError, match="only a factor can be stated"):
+        read(str(tmp_path / "out"), None, space="pixels255")
+
+
+def test_labels_that_may_be_meant_otherwise_are_told(tmp_path: Path) -> None:
+    images, labels = normalised(pixels()), torch.arange(20) % 5 + 1
+    got, told = read(saved(tmp_path, images, labels), space="normalised")
+    assert torch.equal(got.labels, labels)
+    assert any("1 to 5, none is 0, read as they are (guessed" in line for line in told)
+    assert not any("none is 0" in line for line in read(saved(tmp_path, images, labels + 1), space="normalised")[1])
+    torch.save({"images": images, "labels": torch.arange(20) % 10, "logits": torch.randn(20, 10)}, tmp_path / "two.pt")
+    got, told = read(str(tmp_path / "two.pt"), space="normalised")
+    assert torch.equal(got.labels, torch.arange(20) % 10)
+    assert told == [f"labels: {tmp_path / 'two.pt'}: 'labels' (guessed: 'logits' beside it not read)"]
+
+
+@pytest.mark.parametrize("values", [torch.linspace(0, 15.5, 3072), torch.linspace(-4e4, 4e4, 3072)], ids=["0 to 15", "huge"])
+def test_a_guess_that_cannot_be_is_refused(tmp_path: Path, values: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"space=normalised \(guessed\) cannot be: .*values range from"):
+        read(saved(tmp_path, values.view(1, 3, 32, 32).repeat(10, 1, 1, 1)))
+
+
+def test_black_pictures_are_pixels_and_file_names_are_told(tmp_path: Path) -> None:
+    got, told = read(saved(tmp_path, torch.zeros(10, 3, 32, 32)))
+    assert int(got.to_uint8().max()) == 0
+    assert told[0].startswith("space: pixels (guessed: values range from 0 … 0")
+    torch.save(pixels().float() / 255, tmp_path / "images_zca_best.pt")
+    torch.save(torch.arange(20) % 10, tmp_path / "labels_best.pt")
+    told = read(str(tmp_path / "images_zca_best.pt"))[1]
+    assert told[0].startswith("space: pixels (guessed: images_zca_best.pt holds pixels again")
+    torch.save(normalised(pixels()), tmp_path / "images_zca_best.pt")
+    with pytest.raises(ConfigError, match=r"space=pixels \(guessed: images_zca_best\.pt holds pixels again.*\) cannot be"):
+        read(str(tmp_path / "images_zca_best.pt"))
+    with pytest.raises(ConfigError, match="experiment: -2 must be a number from 0 on, or -1, the last"):
+        Reading(experiment=-2)
+
+
+@pytest.mark.parametrize(("to", "name"), [("pt", "set.pt"), ("safetensors", "set.safetensors"), ("folder", "out"), ("webdataset", "out")])
+def test_exports_know_their_data_set(tmp_path: Path, to: str, name: str) -> None:
+    write_set(DistilledSet(images=pixels(count=10), labels=torch.arange(10), info=CIFAR), str(tmp_path / name), to)
+    assert job_of(str(tmp_path / name)) == {"dataset": {"name": "cifar10"}}
+    assert job_of(saved(tmp_path, pixels(), name="foreign.pt")) == {}
+
+
+def test_export_counts_what_it_writes_and_refuses_a_file_in_its_way(tmp_path: Path) -> None:
+    url = saved(tmp_path, pixels(count=10).float() / 255)
+    asked = ["--dataset", "cifar10", "--space", "pixels", "--factor", "2", "--to"]
+    done = CliRunner().invoke(main, [url, str(tmp_path / "out"), *asked, "folder"])
+    assert "wrote 40 images of 10 classes" in done.output
+    for out in (url, f"{url}/below"):
+        done = CliRunner().invoke(main, [url, out, *asked, "folder"])
+        assert done.exit_code == 2
+        assert "set.pt exists and is a file" in done.output

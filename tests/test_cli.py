@@ -504,3 +504,10 @@ def test_gc_removes_what_no_unfinished_run_needs(tmp_path: Path) -> None:
     assert "removed 0 units" in raydd("gc", str(tmp_path / "store")).output
     distill(tmp_path, "evaluation.every=null")
     assert content(tmp_path / "out" / "distilled")["data.safetensors"] == before["data.safetensors"], "and what is gone is computed again"
+
+
+def test_a_dry_run_refuses_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = raydd("distill", "--config", QUICKSTART, f"output={tmp_path}/file", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert "is not a folder" in result.output

@@ -151,6 +151,9 @@ def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, A
 def _claim(job: _Job, published: bool) -> None:
     """Write down whose the split's shards are, before the first; ``ConfigError`` for tars of the same names that are another's."""
     claim = f"parts/{job.split}.json"
+    foreign = _foreign(job)
+    if foreign:
+        raise ConfigError(f"{job.files.url} holds {foreign}, which was not written by raydd shard; choose an empty folder")
     try:
         owner = json.loads(job.files.get(claim))["fingerprint"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -161,6 +164,22 @@ def _claim(job: _Job, published: bool) -> None:
     if owner != job.fingerprint:
         raise ConfigError(f"{job.files.url} holds {job.tar_path(0)} or others like it, of another run; choose an empty folder")
     job.files.put(claim, json.dumps({"fingerprint": job.fingerprint}).encode())
+
+
+def _foreign(job: _Job) -> str:
+    """Return a tar of the folder that neither its manifest nor a claim on a split's shards accounts for; ``""`` if there is none.
+
+    Tars that are called like the split's own are left to its claim.
+    """
+    tars = [name for name in job.files.files() if name.lower().endswith(".tar")]
+    if not tars:
+        return ""
+    published = (read_manifest(job.files) or {"splits": {}})["splits"]
+    known = {shard["name"] for facts in published.values() for shard in facts["shards"]}
+    known |= {job.tar_path(number) for number in range(job.shards)}
+    markers = set(job.files.list("parts"))
+    claimed = lambda name: f"parts/{name[:-4]}.json" in markers or f"parts/{name.rpartition('-')[0]}.json" in markers  # noqa: E731
+    return next((name for name in tars if name not in known and not claimed(name)), "")
 
 
 def _write_missing(job: _Job, workers: int, progress: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
@@ -213,7 +232,7 @@ def _samples(job: _Job, ids: np.ndarray) -> Iterator[tuple[int, bytes, str]]:
             yield sample, *_stored(job, base, source, bytes(blob))
         except DataError as error:
             if not job.skip:
-                raise
+                raise DataError(f"{error}; --on-error skip leaves out and counts what cannot be decoded") from error
             log.warning("%s; left out", error)
 
 

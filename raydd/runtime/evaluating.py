@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from raydd.artifacts.charts import report_files
+from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS, report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import grid, png
@@ -37,7 +37,7 @@ from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
 from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
-from raydd.runtime.output import claim_as, flatten
+from raydd.runtime.output import check_place, claim_as, flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.progress import Progress
@@ -201,6 +201,7 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
 
 def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) -> tuple[str, list[str]]:
     """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
+    check_place("output", place_of(job, subject))
     rate = measured_rate(job.numerics.threads, job.numerics.precision)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
@@ -237,7 +238,8 @@ def _claim(output: Storage, job: EvaluationJob, subject: Subject) -> None:
 
     resolved, stated = job.resolved(), job.stated()
     text = as_yaml({**of, **{key: stated[key] for key in ASKED if key in stated}})
-    claim_as(output, {**of, **{key: resolved[key] for key in ASKED}}, text, recorded)
+    written = ("report.json", GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS)
+    claim_as(output, {**of, **{key: resolved[key] for key in ASKED}}, text, recorded, written)
 
 
 def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Outcome:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import psutil
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
 _FREE = ("compute", "tracking")
+_WRITTEN = ("distilled", "report.json", "loss.png", "pictures")
+"""What a distillation writes into its output, below a ``job.yaml`` that says whose it is."""
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -39,16 +41,22 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def claim(output: Storage, job: Job) -> bool:
     """Write ``job.yaml``, or compare with the one that is there; return whether the folder is new.
 
-    Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation, or holds a report without saying
+    Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation, or holds results without saying
     whose; ``compute`` and ``tracking`` may differ.
     """
-    return claim_as(output, job.resolved(), job.to_yaml(), _recorded)
+    return claim_as(output, job.resolved(), job.to_yaml(), _recorded, _WRITTEN)
 
 
 def claim_as(
-    output: Storage, resolved: Mapping[str, Any], text: str, recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    output: Storage,
+    resolved: Mapping[str, Any],
+    text: str,
+    recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    written: Collection[str],
 ) -> bool:
-    """As :func:`claim`, for any run: ``text`` is what ``job.yaml`` will say, ``recorded`` brings what it says to ``resolved``'s form."""
+    """As :func:`claim`, for any run: ``text`` is what ``job.yaml`` will say, ``recorded`` brings what it says to ``resolved``'s form;
+    ``written``: names of the files and folders that the run writes, which nobody else's may have.
+    """
     try:
         old = yaml.safe_load(output.get("job.yaml"))
     except FileNotFoundError:
@@ -65,10 +73,28 @@ def claim_as(
             shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
             advice = "choose another output (output=…) or remove that folder"
             raise ConfigError(f"output: {output.url} was made by a different job:\n{shown}\n{advice}")
-    if old is None and output.exists("report.json"):
-        raise ConfigError(f"output: {output.url} holds the report.json of another run; choose another output (output=…)")
+    held = [] if old is not None else _held(output, written)
+    if held:
+        what = f"{output.url} holds {', '.join(held)}, not made by this job (there is no job.yaml)"
+        raise ConfigError(f"output: {what}; choose another output (output=…)")
     output.put("job.yaml", text.encode())
     return old is None
+
+
+def _held(output: Storage, names: Collection[str]) -> list[str]:
+    """Return which of ``names`` an output holds; empty folders do not count."""
+    found = [(name, folder) for name, folder in output.children(emptied=True) if name in names]
+    return [f"{name}/" if folder else name for name, folder in found if not folder or output.list(name)]
+
+
+def check_place(key: str, url: str) -> None:
+    """Raise ``ConfigError`` if a local place is a file, or lies below one; nothing is written, as a dry run wants it."""
+    storage = Storage(url)
+    place = storage.root if storage.local else ""
+    while place and not os.path.lexists(place) and os.path.dirname(place) != place:
+        place = os.path.dirname(place)
+    if place and not os.path.isdir(place):
+        raise ConfigError(f"{key}: cannot write to {storage.url}: {place} is not a folder")
 
 
 def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:

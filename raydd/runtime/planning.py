@@ -19,6 +19,7 @@ from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
 from raydd.methods.base import Problem, check_counts
 from raydd.runtime.estimate import costs, measured_rate, render, stages_of
+from raydd.runtime.output import check_place
 from raydd.runtime.resolved import describe as resolved
 from raydd.runtime.resolved import settled
 
@@ -86,10 +87,13 @@ def _picture_steps(job: Job, problem: Problem) -> list[int]:
 
 def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     """Return the resolved job and its plan as text, and a line for each thing that is missing; works without the data.
+    ``ConfigError`` for places that are files.
 
     ``sheet``: path or URL to write a contact sheet of the training images to. Data of one's own that is not there leaves no plan.
     ``DataError`` for data that is there and cannot be used.
     """
+    check_place("output", job.output)
+    check_place("store", job.store)
     parts = [job.to_yaml().rstrip()]
     found = Found(job.dataset)
     absent, held = found.missing(), None

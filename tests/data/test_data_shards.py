@@ -213,6 +213,12 @@ def test_tars_of_another_run_are_not_overwritten(folder: Path, tmp_path: Path, m
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["train-000001.tar"]
     assert (tmp_path / "theirs" / "train-000001.tar").read_bytes() == b"a set that was exported"
 
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "cats.tar").write_bytes(b"pictures")
+    with pytest.raises(ConfigError, match=r"holds cats\.tar, which was not written by raydd shard; choose an empty folder"):
+        write_shards(config, str(tmp_path / "other"), shard_size=8)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["cats.tar"]
+
     class Stop(Exception):
         pass
 
@@ -225,6 +231,7 @@ def test_tars_of_another_run_are_not_overwritten(folder: Path, tmp_path: Path, m
             write_shards(config, str(tmp_path / "begun"), shard_size=8)
     with pytest.raises(ConfigError, match=r"of another run; choose an empty folder"):
         write_shards(config, str(tmp_path / "begun"), shard_size=4)
+    write_shards(config, str(tmp_path / "begun"), "test", shard_size=8)
     write_shards(config, str(tmp_path / "begun"), shard_size=8)
 
 
@@ -262,7 +269,7 @@ def test_damage_is_named_by_shard_and_key_or_skipped(folder: Path, tmp_path: Pat
 
 def test_undecodable_files_stop_the_writing_or_are_left_out(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "b" / "4.jpg").write_bytes(b"\xff\xd8 no picture")
-    with pytest.raises(DataError, match=r"train/b/4\.jpg cannot be decoded"):
+    with pytest.raises(DataError, match=r"train/b/4\.jpg cannot be decoded: .*; --on-error skip leaves out"):
         write_shards(DatasetConfig(name="image_folder", root=str(folder)), str(tmp_path / "x"), shard_size=5)
     assert not (tmp_path / "x" / "manifest.json").exists()
     manifest = write_shards(DatasetConfig(name="image_folder", root=str(folder), on_error="skip"), str(tmp_path / "y"), shard_size=5)
@@ -342,7 +349,7 @@ def test_the_size_is_that_of_the_first_image_which_can_be_decoded(tmp_path: Path
     foreign(tmp_path / "x.tar", [*broken, ("2.jpg", jpeg(60)), ("2.cls", b"0"), ("3.jpg", jpeg(60)), ("3.cls", b"0")])
     config = DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar"), on_error="skip")
     assert describe(config).shape[1:] == (60, 60)
-    with pytest.raises(DataError, match=r"sample '0' of .*x\.tar cannot be decoded"):
+    with pytest.raises(DataError, match=r"sample '0' of .*x\.tar cannot be decoded: .*; dataset\.on_error=skip goes on"):
         describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
     foreign(tmp_path / "y.tar", broken)
     with pytest.raises(DataError, match=r"sample '0' of .*y\.tar cannot be decoded: .* \(nor can the 1 after it\)"):

@@ -103,7 +103,13 @@ def test_what_is_another_runs_is_never_overwritten(here: Path) -> None:
     Path("distilled/report.json").write_text("{}")
     refused = evaluate("one.pt", *FEW, "--output", "distilled")
     assert refused.exit_code == 2
-    assert "holds the report.json of another run" in refused.output
+    assert "holds report.json, not made by this job" in refused.output
+    Path("pictures").mkdir()
+    Path("pictures/grid.png").write_text("mine")
+    refused = evaluate("one.pt", *FEW, "--output", "pictures")
+    assert refused.exit_code == 2
+    assert "holds grid.png, not made by this job" in refused.output
+    assert [path.read_text() for path in Path("pictures").iterdir()] == ["mine"]
     Path("job").mkdir()
     Path("job/job.yaml").write_text("name: quickstart\nmethod: {name: dm}\ndataset: {name: digits}\n")
     assert "was made by a different job" in evaluate("one.pt", *FEW, "--output", "job").output

@@ -247,8 +247,9 @@ def _first_size(files: Storage, index: Index, channels: int, config: DatasetConf
         except ValueError as error:
             refused.append((f"sample '{index.keys[sample]}' of {files.url}/{shard}", error))
     title, cause = refused[0]
+    hint = "" if config.on_error == "skip" else "; dataset.on_error=skip goes on to the next"
     more = f" (nor can the {len(refused) - 1} after it)" if len(refused) > 1 else ""
-    raise DataError(f"{title} cannot be decoded: {cause}{more}") from cause
+    raise DataError(f"{title} cannot be decoded: {cause}{more}{hint}") from cause
 
 
 def _from_manifest(manifest: dict[str, Any], item: Entry, files: Storage) -> DatasetInfo:

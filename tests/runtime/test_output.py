@@ -1,0 +1,46 @@
+"""Whose an output folder is: nobody else's results are replaced, and a crashed run's folder is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raydd.config import Job, load_job
+from raydd.core.errors import ConfigError
+from raydd.core.storage import Storage
+from raydd.runtime.output import check_place, claim
+
+QUICKSTART = str(Path(__file__).parents[2] / "jobs" / "quickstart.yaml")
+
+
+def job(output: Path) -> Job:
+    return load_job(QUICKSTART, [f"output={output}"])
+
+
+@pytest.mark.parametrize("name", ["distilled/images.safetensors", "report.json", "loss.png", "pictures/step-000000.png", "distilled"])
+def test_results_without_a_job_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"theirs")
+    with pytest.raises(ConfigError, match=rf"holds {name.split('/')[0]}/?, not made by this job"):
+        claim(Storage(str(tmp_path)), job(tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+
+
+def test_what_is_left_of_a_crashed_run_is_its_own(tmp_path: Path) -> None:
+    for name in ("lock.json", "log.jsonl", "notes.txt"):
+        (tmp_path / name).write_bytes(b"{}")
+    (tmp_path / "distilled").mkdir()
+    assert claim(Storage(str(tmp_path)), job(tmp_path))
+    (tmp_path / "distilled" / "images.safetensors").write_bytes(b"a part")
+    assert not claim(Storage(str(tmp_path)), job(tmp_path))
+
+
+def test_a_place_that_is_a_file_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/below"):
+        with pytest.raises(ConfigError, match=r"output: cannot write to .*: .*/file is not a folder"):
+            check_place("output", str(tmp_path / place))
+    check_place("output", str(tmp_path / "new" / "run"))
+    check_place("output", "s3://raydd-none/run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

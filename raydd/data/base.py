@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -129,10 +129,13 @@ class Subset(BaseData):
         return torch.searchsorted(self.ids, order)
 
 
-def keyed_split(data: BaseData, amount: float, stream: str) -> tuple[torch.Tensor, torch.Tensor]:
+def keyed_split(
+    data: BaseData, amount: float, stream: str, names: Callable[[], Sequence[str]] = tuple
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ascending ids ``(kept, taken)``: from every class a share (``amount`` below 1) or a count is taken.
 
-    Which samples are taken depends on ``stream`` and their identities only. ``DataError`` if a class would be left empty.
+    Which samples are taken depends on ``stream`` and their identities only. ``DataError`` if a class would be left empty,
+    named as ``names`` (asked only then) has it by label.
     """
     key = stream.encode()[:64]
     ranks = [hashlib.blake2b(name, key=key, digest_size=8).digest() for name in map(bytes, data.identities())]
@@ -143,6 +146,9 @@ def keyed_split(data: BaseData, amount: float, stream: str) -> tuple[torch.Tenso
         members = np.flatnonzero(labels == label)
         count = int(amount) if amount >= 1 else max(1, round(amount * len(members)))
         if count >= len(members):
-            raise DataError(f"class {label} has {len(members)} images: taking {count} of them for '{stream}' leaves none")
+            named = names()
+            what = f"'{named[label]}'" if label < len(named) else label
+            images = f"{len(members)} image{'s' * (len(members) != 1)}"
+            raise DataError(f"class {what} has {images}: taking {count} of them for '{stream}' leaves none")
         taken[members[np.argsort(numbers[members], kind="stable")[:count]]] = True
     return torch.from_numpy(np.flatnonzero(~taken)), torch.from_numpy(np.flatnonzero(taken))

@@ -99,7 +99,7 @@ class Found:
             raise DataError("; ".join(absent))
         splits = dict(self.source.open(self.files, item, config))
         if "test" not in splits:
-            kept, taken = keyed_split(splits["train"], config.test_split, "test")
+            kept, taken = keyed_split(splits["train"], config.test_split, "test", lambda: self.describe().class_names)
             note = f"there is no test split: {config.test_split:.0%} of every class are kept apart as one (dataset.test_split)"
             splits |= {"train": Subset(splits["train"], kept), "test": Subset(splits["train"], taken)}
             splits["train"].notes += (note,)
@@ -107,7 +107,7 @@ class Found:
             if published and len(splits[split]) != published:
                 log.warning("%s: %d %s images, %d were published", config.name, len(splits[split]), split, published)
         if config.holdout:
-            kept, taken = keyed_split(splits["train"], config.holdout, "holdout")
+            kept, taken = keyed_split(splits["train"], config.holdout, "holdout", lambda: self.describe().class_names)
             splits |= {"train": Subset(splits["train"], kept), "holdout": Subset(splits["train"], taken)}
         return splits
 

@@ -17,7 +17,12 @@ _STEMS: dict[str, Kind] = {
 }
 _TAILS = ("", "set", "sets", "data", "dataset", "split", "images", "imgs")
 _LOOSE = re.compile(r"(?<![a-z])(train|training|test|testing|val|valid|validation|dev|eval)(?![a-z])", re.IGNORECASE)
+_PACKED = {"zip", "tar", "tgz", "tbz", "tbz2", "txz", "gz", "bz2", "xz", "zst", "7z", "rar"}
+_PACKED |= {"npz", "npy", "h5", "hdf5", "parquet", "arrow", "lmdb", "tfrecord"}
+"""Endings of files that may hold the pictures of a split."""
 _SHOWN = 5
+_SAMPLED = 20
+"""Folders that are looked into where a root seems to hold classes alone."""
 OUTSIDE, UNUSED = "outside the class folders", "folder that is no split"
 
 
@@ -134,10 +139,24 @@ def _no_test(tree: Tree, train: str, flat: list[str], others: list[str]) -> Layo
         return Layout(train, problem=f"{what}; {remedy}")
     classes = set(tree.entries(train).folders)
     meant = [name for name in others if classes & set(tree.entries(name).folders) or (_LOOSE.search(name) and tree.entries(name))]
+    if not flat and not meant:
+        packed = [name for name, folder in tree.children(emptied=True) if name not in (train, *others) and _packed_test(name)]
+        if packed:
+            what = f"{packed[0]} beside {train}/ may be the test split, and is no folder that can be read"
+            return Layout(train, problem=f"{what}; make it a folder test/<class>/, with the classes of {train}/, or move it away")
     if meant:
         what = f"{few(meant)} beside {train}/ may be the test split ({meant[0]}/ holds {held(tree, meant[0])})"
         return Layout(train, problem=f"{what}; call it test, or move it away")
     return Layout(train, None, "", (), _no_splits(others).merge([_outside(tree.entries(train), train)]))
+
+
+def _packed_test(name: str) -> bool:
+    """Return whether a file (or a link to nothing) is called like a test split, and may hold its pictures."""
+    stem, *endings = name.split(".")
+    if not stem or any(ending.lower() not in _PACKED for ending in endings):
+        return False
+    kinds = {split_of(stem)} - {None} or {_STEMS[found[0].lower()] for found in _LOOSE.finditer(stem)}
+    return bool(kinds) and "train" not in kinds
 
 
 def _without_train(tree: Tree, root: Entries, known: list[str]) -> Layout:
@@ -159,17 +178,27 @@ def _without_train(tree: Tree, root: Entries, known: list[str]) -> Layout:
 
 
 def _classes_alone(tree: Tree, root: Entries) -> Layout:
-    folders = root.folders
-    if len(folders) > 20 or len(folders) < 2:
+    """Return the layout of a root without folders called like splits; those are looked for within the first of its folders."""
+    folders = root.folders[:_SAMPLED]
+    if len(folders) < 2:
         return Layout()
-    inside = [set(tree.entries(name).folders) for name in folders]
-    deeper = all(inside) and not any(tree.entries(name).pictures for name in folders)
-    if deeper and all(_LOOSE.search(name) for name in folders):
-        return Layout(problem=f"{few(folders)} look like splits, but not by names that are known")
-    same = set.intersection(*inside)
-    if deeper and len(same) > 1:
-        return Layout(notes=(f"{few(folders)} are read as the classes, though each holds the folders {few(sorted(same))}",))
-    return Layout()
+    inside = {name: tree.entries(name).folders for name in folders}
+    split = [name for name in folders if len({split_of(within) for within in inside[name]} - {None}) > 1]
+    if split:
+        first, within = split[0], [name for name in inside[split[0]] if split_of(name)]
+        problem = f"{few(split)} {'hold' if len(split) > 1 else 'holds'} folders that are called like splits ({few(within)})"
+        if any(tree.entries(f"{first}/{name}").folders for name in within):
+            return Layout(problem=f"{problem}; set dataset.root to {tree.url.rstrip('/')}/{first}")
+        return Layout(problem=f"{problem}; splits lie above the classes: make {within[0]}/{first}/ of {first}/{within[0]}/, and so on")
+    deeper = [name for name in folders if inside[name] and not tree.entries(name).pictures]
+    if len(deeper) == len(root.folders) and all(_LOOSE.search(name) for name in deeper):
+        return Layout(problem=f"{few(deeper)} look like splits, but not by names that are known")
+    if not deeper:
+        return Layout()
+    held = "; ".join(f"{name}/: {few(inside[name])}" for name in deeper[:_SHOWN])
+    more = f"; and {len(deeper) - _SHOWN} more" if len(deeper) > _SHOWN else ""
+    are = "are read as classes, though each holds" if len(deeper) > 1 else "is read as a class, though it holds"
+    return Layout(notes=(f"{few(deeper)} {are} folders alone ({held}{more})",))
 
 
 def lower(tree: Tree, folder: str) -> str:

@@ -332,3 +332,58 @@ def test_folders_of_object_storage_are_read_as_local_ones(tmp_path: Path) -> Non
         assert torch.equal(data.take(torch.arange(3)), there[split].take(torch.arange(3)))
         assert data.place == there[split].place
     memory.rm("/folders-test", recursive=True)
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "test.zip", "val.tar.gz", "Test Images.tar", "ILSVRC2012_img_val.tar"])
+def test_a_file_or_a_link_to_nothing_that_may_be_the_test_split_is_refused(name: str, tmp_path: Path) -> None:
+    classes(tmp_path / "train", "cat", "dog")
+    if "." in name:
+        (tmp_path / name).write_bytes(b"x")
+    else:
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    assert f"{name} beside train/ may be the test split, and is no folder that can be read; make it a folder test/<class>/" in refusal(
+        tmp_path
+    )
+
+
+def test_other_files_beside_train_are_no_test_split(tmp_path: Path) -> None:
+    classes(tmp_path / "train", "cat", "dog")
+    for name in ("train.zip", "train_val.tar", "test.txt", "val.csv.gz", "latest.zip", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(open_data(own(tmp_path))["test"]) == 2
+    classes(tmp_path / "test", "cat", "dog")
+    (tmp_path / "test.zip").write_bytes(b"x")
+    assert len(open_data(own(tmp_path))["test"]) == 10
+
+
+def test_splits_within_the_classes_are_refused(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        classes(tmp_path / "within" / name, "train", "test", count=2)
+    text = refusal(tmp_path / "within")
+    assert "cat/, dog/ hold folders that are called like splits (test/, train/)" in text
+    assert "make test/cat/ of cat/test/" in text
+    classes(tmp_path / "higher" / "pets" / "train", "cat", "dog", count=2)
+    classes(tmp_path / "higher" / "pets" / "test", "cat", "dog", count=2)
+    classes(tmp_path / "higher", "notes", count=2)
+    assert f"set dataset.root to {tmp_path}/higher/pets" in refusal(tmp_path / "higher")
+
+
+def test_classes_that_hold_folders_alone_are_read_with_a_word(tmp_path: Path) -> None:
+    classes(tmp_path / "animals", "cat", "dog")
+    classes(tmp_path / "vehicles", "bus", "car")
+    assert describe(own(tmp_path)).class_names == ("animals", "vehicles")
+    note = "animals/, vehicles/ are read as classes, though each holds folders alone (animals/: cat/, dog/; vehicles/: bus/, car/)"
+    assert open_data(own(tmp_path))["train"].notes[0] == note
+    classes(tmp_path, "plants")
+    classes(tmp_path / "animals", "")
+    assert "vehicles/ is read as a class, though it holds folders alone" in open_data(own(tmp_path))["train"].notes[0]
+
+
+def test_a_class_that_the_test_split_lacks_is_named(tmp_path: Path) -> None:
+    classes(tmp_path / "train", "cat", "dog", "owl")
+    classes(tmp_path / "test", "cat", "dog")
+    with pytest.raises(DataError, match=r"class folder owl/ is not in .*/test$"):
+        open_data(own(tmp_path))
+    (tmp_path / "test" / "owl").mkdir()
+    with pytest.raises(DataError, match=r"no images in .*/test/owl"):
+        open_data(own(tmp_path))

@@ -142,8 +142,11 @@ def _test(tree: Tree, item: Entry, folder: str, classes: Sequence[str]) -> _Spli
         left_out.add("empty class folder", f"{folder}/{name}")
     found = _inside(tree, folder, classes)
     for name, inside in found.items():
-        if not inside.pictures:
-            raise DataError(_no_pictures(tree, f"{folder}/{name}", inside))
+        if inside.pictures:
+            continue
+        if name not in tree.entries(folder).folders:
+            raise DataError(f"class folder {name}/ is not in {join(tree.url, folder)}")
+        raise DataError(_no_pictures(tree, f"{folder}/{name}", inside))
     return _Split(
         folder, {name: inside.pictures for name, inside in found.items()}, left_out.merge(inside.left_out for inside in found.values())
     )
@@ -169,7 +172,7 @@ def _first_size(files: Storage, found: Pictures, channels: int, config: DatasetC
         except ValueError as error:
             if config.on_error == "skip":
                 continue
-            raise DataError(f"{files.url}/{path} cannot be decoded: {error}") from error
+            raise DataError(f"{files.url}/{path} cannot be decoded: {error}; dataset.on_error=skip goes on to the next") from error
         return height, width
     raise DataError(f"none of the {len(found)} images in {files.url}/{found[0][0].rsplit('/', 1)[0]} can be decoded")
 

@@ -175,14 +175,14 @@ def test_a_job_leaves_curve_rows_and_metrics_and_its_set_is_evaluated_again_from
     assert again.exit_code == 0, again.output
     assert "5 steps of 2 classes, 1 class order × 1 network, protocol" in again.output
     assert "the stored set (dm) is cut by class" in again.output
-    assert {"job.yaml", "report.json", "continual.png", "continual.csv"} == {path.name for path in Path("again").iterdir()}
+    assert {"job.yaml", "report.json", "grid.png", "continual.png", "continual.csv"} == {path.name for path in Path("again").iterdir()}
     tracked = CliRunner().invoke(main, [*args, *one, "store=store", "--networks", "W", "--continual", "2", f"tracking.uri={uri}"])
     assert tracked.exit_code == 0, tracked.output
     (folder,) = Path("runs/evaluate").iterdir()
     assert f"{folder}/continual.png" in tracked.output, "without --output it goes where the last lines say"
     (run,) = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id]) if r.info.run_name == "evaluate dm"]
     sent = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
-    assert sent == {f"evaluation/{name}" for name in ("job.yaml", "report.json", "continual.png", "continual.csv", "networks.png")}
+    assert sent == {f"evaluation/{name}" for name in ("job.yaml", "report.json", "grid.png", "continual.png", "continual.csv", "networks.png")}
     rows = json.loads((folder / "report.json").read_text())["rows"]
     assert run.data.metrics["accuracy/dm/convnet3_w32"] == pytest.approx(rows[0]["accuracy_mean"])
     assert rows[0]["device_seconds"] is None, "what the set cost is not known here"

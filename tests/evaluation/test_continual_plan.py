@@ -182,7 +182,8 @@ def test_a_job_leaves_curve_rows_and_metrics_and_its_set_is_evaluated_again_from
     assert f"{folder}/continual.png" in tracked.output, "without --output it goes where the last lines say"
     (run,) = [r for e in client.search_experiments() for r in client.search_runs([e.experiment_id]) if r.info.run_name == "evaluate dm"]
     sent = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
-    assert sent == {f"evaluation/{name}" for name in ("job.yaml", "report.json", "grid.png", "continual.png", "continual.csv", "networks.png")}
+    left = ("job.yaml", "report.json", "grid.png", "continual.png", "continual.csv", "networks.png")
+    assert sent == {f"evaluation/{name}" for name in left}
     rows = json.loads((folder / "report.json").read_text())["rows"]
     assert run.data.metrics["accuracy/dm/convnet3_w32"] == pytest.approx(rows[0]["accuracy_mean"])
     assert rows[0]["device_seconds"] is None, "what the set cost is not known here"

@@ -19,6 +19,8 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 """For a TCP connection, and for the first answer of a head."""
 _HEAD = "the driver runs on a machine of the cluster and wants its head's host:port, such as RAY_ADDRESS=10.0.0.1:6379, or RAY_ADDRESS=auto"
+_SETTINGS = b"\x04"
+"""The kind of the frame with which both sides of HTTP/2 begin."""
 _SUBMIT = "`ray job submit --working-dir . -- python -m raydd.distill …`"
 
 
@@ -139,20 +141,23 @@ def _connect(said: str, host: str, port: int, cancelled: Callable[[], bool]) -> 
             "Without RAY_ADDRESS raydd starts Ray on this machine"
         ) from error
     with connection:
-        if _speaks_http(connection, host):
-            raise ConfigError(
-                f"{said}: a web server answers there, no head; is it the dashboard's port? Here {_HEAD}. A dashboard takes jobs: {_SUBMIT}"
-            )
+        answer = waiting_for(lambda: _greeted(connection), 2 * CONNECT_SECONDS, cancelled, "greeting")
+    if answer.startswith((b"HTTP/", b"<")):  # some answer with a page alone
+        raise ConfigError(
+            f"{said}: a web server answers there, no head; is it the dashboard's port? Here {_HEAD}. A dashboard takes jobs: {_SUBMIT}"
+        )
+    if answer[3:4] != _SETTINGS:
+        raise ConfigError(f"{said}: what listens there does not answer as a Ray head does. Here {_HEAD}")
 
 
-def _speaks_http(connection: socket.socket, host: str) -> bool:
-    """Whether a web server answers: a head speaks HTTP/2, and never answers a request of HTTP/1 as one."""
-    connection.settimeout(1.0)
+def _greeted(connection: socket.socket) -> bytes:
+    """Return the first bytes of an answer to a client of HTTP/2, which a head speaks; its frames begin with length and kind."""
+    connection.settimeout(CONNECT_SECONDS)
     try:
-        connection.sendall(f"GET /api/version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        return connection.recv(5) == b"HTTP/"
-    except (OSError, UnicodeError):
-        return False
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5)
+        return connection.recv(9)
+    except OSError:
+        return b""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 from raydd.core.errors import ConfigError, RunFailed, first_line
 from raydd.core.numerics import ALLOCATOR_ENV
-from raydd.runtime.ray_address import answers, check_head, find_address, waiting_for
+from raydd.runtime.ray_address import Cancelled, answers, check_head, find_address, waiting_for
 
 _DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker builds an environment of its own under `uv run`
@@ -165,16 +165,21 @@ def _start(cpus: float, least: int, gpus: float) -> Any:
     import ray
 
     _check_gpus(least, gpus)
-    with _own_sigterm(), _group_apart():
-        return ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=512 << 20,
-            _temp_dir=os.environ.get("RAYDD_RAY_TMP") or os.path.join(tempfile.gettempdir(), "ray"),
-            **_QUIET,
-        )
+    try:
+        with _own_sigterm(), _group_apart():
+            return ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=512 << 20,
+                _temp_dir=os.environ.get("RAYDD_RAY_TMP") or os.path.join(tempfile.gettempdir(), "ray"),
+                **_QUIET,
+            )
+    except SystemExit:  # Ray's answer to SIGTERM while it starts; ours comes now
+        os.kill(os.getpid(), signal.SIGTERM)
+        _shutdown()
+        raise Cancelled("ray.init") from None
 
 
 def _shutdown() -> None:
@@ -213,6 +218,8 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Calla
         return
     context = _start(cpus, least, gpus) if remote_address() is None else _connect(cancelled)
     try:
+        if cancelled():
+            raise Cancelled("ray.init")
         yield context.dashboard_url or "none"
     finally:
         _shutdown()

@@ -29,7 +29,7 @@ from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.networks import create_network, normalise_name
 from raydd.networks.base import Network, Shape
 from raydd.networks.names import spellings
-from raydd.training.batches import check_batches
+from raydd.training.batches import check_batches, sizes
 from raydd.training.recipe import Recipe
 from raydd.training.teachers import TrainNetwork, restore_network
 from raydd.training.weights import (
@@ -246,10 +246,12 @@ class TeacherConfig:
         options: dict[str, Any] = {} if self.save_epoch is None else {"save_epoch": self.save_epoch}
         if weights is not None:
             options["start"] = PretrainedStart(weights=weights)
-        if info.digests:  # else the numbers of images are estimates
-            check_batches(network, info.shape, info.classes, [sum(info.train_counts)], self.recipe(), "method.teachers.batch")
+        count, recipe = sum(info.train_counts), self.recipe()
+        # Without digests the number of images is an estimate; networks are built here only for a number that may not do.
+        if info.digests and 1 in sizes(count, recipe.batch, recipe.slice):
+            check_batches(network, info.shape, info.classes, [count], recipe, "method.teachers.batch")
         training = TrainNetwork(
-            seed=problem.seed, numerics=problem.numerics, dataset=info.only("train"), network=network, recipe=self.recipe(), **options
+            seed=problem.seed, numerics=problem.numerics, dataset=info.only("train"), network=network, recipe=recipe, **options
         )
         return Backbone(network=network, dataset=info.only(), training=training)
 

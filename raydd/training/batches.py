@@ -30,9 +30,11 @@ def check_batches(network: str, shape: Shape, classes: int, counts: Iterable[int
     ``counts``: numbers of images, of all the trainings that have this batch; one of 0 is not known. ``key``: the job's key of the
     batch, for the remedy. ``where``: what is trained.
     """
-    known = sorted({count for count in counts if count}) if recipe.epochs else []
+    if not recipe.epochs or not network_facts(network, shape, classes).single:
+        return
+    known = sorted({count for count in counts if count})
     bad = [count for count in known if 1 in sizes(count, recipe.batch, recipe.slice)]
-    if not bad or not network_facts(network, shape, classes).single:
+    if not bad:
         return
     what = f"{where}: network '{network}'" if where else f"network '{network}'"
     images = f"{bad[0]} images in batches of {recipe.batch}" if bad[0] > 1 else "the only image"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -22,6 +23,7 @@ from raydd.data.images import Transform
 from raydd.data.listing import walk
 from raydd.methods.base import ClassBlocks
 
+log = logging.getLogger(__name__)
 Sampling = Literal["without_replacement", "with_replacement", "softmax_count"]
 
 
@@ -114,6 +116,12 @@ class RealPool(ImagePool):
 
 
 @lru_cache(maxsize=8)
+def _tell(url: str, lines: tuple[str, ...]) -> None:
+    for line in lines:
+        log.warning("init.folder %s: %s", url, line)
+
+
+@lru_cache(maxsize=8)
 def _opened(url: str, found: tuple[tuple[str, int], ...], info: DatasetInfo, listed: tuple[str, ...]) -> FolderData:
     strange = [path for path, _ in found if path.count("/") != 1]
     if strange:
@@ -130,7 +138,9 @@ def open_folder(url: str, info: DatasetInfo) -> FolderData | None:
     ``DataError`` for folders that are no classes of the data set, or deeper than one.
     """
     url = absolute(url)
-    found = tuple(walk(Storage(url)).pictures)
+    there = walk(Storage(url))
+    _tell(url, tuple(there.left_out.lines()))
+    found = tuple(there.pictures)
     return _opened(url, found, info.only(), tuple(read_side(Storage(url)).get("folders", ()))) if found else None
 
 

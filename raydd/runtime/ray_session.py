@@ -197,8 +197,8 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Calla
     """Yield the dashboard's address of a connected cluster; one started here is stopped again.
 
     ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is; else a local cluster with
-    token authentication, bound to the loopback address, is started with at least ``cpus`` logical CPUs. ``ConfigError`` if that
-    would have no room for ``least`` processes with ``gpus`` GPUs each, or if there is no cluster at the address.
+    token authentication (unless Ray was imported before), bound to the loopback address, is started with at least ``cpus``
+    logical CPUs. ``ConfigError`` if that would have no room for ``least`` processes with ``gpus`` GPUs each, or if there is no cluster at the address.
     ``Cancelled`` as soon as ``cancelled()`` is true while it connects.
     """
     for name, value in _DEFAULTS.items():
@@ -208,7 +208,7 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Calla
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if given or (remote_address() is not None and os.path.exists(os.path.expanduser("~/.ray/auth_token"))):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it Ray sends no token
-    elif remote_address() is None:
+    elif remote_address() is None and "ray" not in sys.modules:  # Ray keeps the mode that it found when it was first used
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray

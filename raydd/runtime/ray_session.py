@@ -198,7 +198,8 @@ def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Calla
 
     ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is; else a local cluster with
     token authentication (unless Ray was imported before), bound to the loopback address, is started with at least ``cpus``
-    logical CPUs. ``ConfigError`` if that would have no room for ``least`` processes with ``gpus`` GPUs each, or if there is no cluster at the address.
+    logical CPUs. ``ConfigError`` if that would have no room for ``least`` processes with ``gpus`` GPUs each, or if there
+    is no cluster at the address.
     ``Cancelled`` as soon as ``cancelled()`` is true while it connects.
     """
     for name, value in _DEFAULTS.items():

@@ -166,6 +166,7 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
         ("method.init=rael", ["method.init", "'rael'", "did you mean 'real'"]),
         ("numerics.threads=0", ["numerics.threads: Input should be greater than or equal to 1, not 0"]),
         ("numerics.precision=fp16", ["numerics.precision", "'fp16'", "bf16"]),
+        ("numerics.cudnn_search=true", ["numerics.cudnn_search=true needs numerics.deterministic=false", "next run"]),
         ("compute={workers: 0, evaluators: 1}", ["compute.evaluators=1 has no effect with compute.workers=0"]),
         ("compute={workers: 0, wait: 60}", ["compute.wait=60 has no effect with compute.workers=0"]),
         ("compute.gpus_per_worker=1.5", ["compute.gpus_per_worker=1.5: allowed are whole numbers, and parts of one GPU"]),

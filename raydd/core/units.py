@@ -41,28 +41,43 @@ def added(before: Any, **kwargs: Any) -> Any:
 class Numerics:
     """How numbers are computed; part of every key.
 
-    ``precision``: ``fp32``, or ``bf16`` for the convolutions of sides that need no second derivative.
+    ``precision``: ``fp32``; ``fp32_strict``; or ``bf16`` for the convolutions of sides that need no second derivative. On a GPU
+    ``fp32`` is what published code runs there: convolutions in TF32 (10 bits of mantissa), matrix products in fp32; under
+    ``fp32_strict`` convolutions are in fp32, too. On a CPU both compute the same, under keys of their own.
     ``convolution``: ``direct``, or ``winograd`` for wide 3x3 convolutions of images that need no gradient (DM's real side,
     tests of students): a quarter of the multiplications, a relative error of 2e-6 in place of 4e-7; no effect beside ``bf16``,
     so refused there.
     ``compile``: fuse first-order paths with ``torch.compile``. ``threads``: CPU threads inside one unit.
     ``deterministic``: no atomics in any kernel (always so on CPUs; costs speed on GPUs).
+    ``cudnn_search``: let cuDNN try its convolutions and keep the fastest; which one that is may change from run to run, and
+    with it the last bits of a result, so refused beside ``deterministic``.
     """
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp32_strict", "bf16"] = "fp32"
     convolution: Literal["direct", "winograd"] = "direct"
     compile: bool = False
     threads: Annotated[int, Ge(1)] = 1
     deterministic: bool = True
+    cudnn_search: bool = added(False)
+
+    @property
+    def full(self) -> Numerics:
+        """The same without bf16: ``fp32`` in its place."""
+        return dataclasses.replace(self, precision="fp32") if self.precision == "bf16" else self
 
     @property
     def plain(self) -> Numerics:
-        """The same in fp32 and eager: for stages that compute in no other way, so that what has no effect is in no key."""
-        return dataclasses.replace(self, precision="fp32", convolution="direct", compile=False)
+        """The same without bf16 and eager: for stages that compute in no other way, so that what has no effect is in no key."""
+        return dataclasses.replace(self.full, convolution="direct", compile=False)
 
     def __post_init__(self) -> None:
-        if self.convolution == "winograd" and self.precision != "fp32":
-            raise ConfigError(f"numerics.convolution=winograd needs numerics.precision=fp32, not {self.precision}")
+        if self.convolution == "winograd" and self.precision == "bf16":
+            raise ConfigError(f"numerics.convolution=winograd needs numerics.precision=fp32 or fp32_strict, not {self.precision}")
+        if self.cudnn_search and self.deterministic:
+            raise ConfigError(
+                "numerics.cudnn_search=true needs numerics.deterministic=false: the convolution that a search finds the fastest "
+                "may be another in the next run, and its last bits are"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

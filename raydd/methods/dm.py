@@ -14,7 +14,7 @@ Published (ConvNet, DM protocol): CIFAR-10 26.0 / 48.9 / 63.0 % at 1 / 10 / 50 i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -80,7 +80,7 @@ class MatchDistributions(ClassMatching):
             synthetic = apply_classes(choice.transforms, synthetic, self.numerics.deterministic)
         real_mean = self._real_means(unit, choice, network, images.dtype, ctx)
         # bf16 is for the side without a gradient: pixels move by small differences.
-        embed = fast_embed(network, replace(self.numerics, precision="fp32"))
+        embed = fast_embed(network, self.numerics.full)
         features = embed(synthetic.flatten(0, 1)).view(count, self.ipc, -1)
         loss = distribution_matching_loss(real_mean, features)
         (gradient,) = torch.autograd.grad(loss, images)

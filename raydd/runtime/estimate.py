@@ -10,7 +10,7 @@ import torch
 
 from raydd.artifacts.report import format_bytes
 from raydd.core.store import Store
-from raydd.core.units import PHASES, Ref, Stage, unit_key
+from raydd.core.units import PHASES, Numerics, Ref, Stage, unit_key
 
 
 @dataclass
@@ -64,12 +64,13 @@ def costs(targets: Sequence[Ref]) -> list[StageCost]:
     return list(rows.values())
 
 
-def measured_rate(threads: int, precision: str) -> float:
+def measured_rate(numerics: Numerics) -> float:
     """Return FLOP/s of a 3x3 convolution on this machine's CPU (GPU, if there is one), measured for about half a second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    dtype = torch.bfloat16 if numerics.precision == "bf16" else torch.float32
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(numerics.threads)
+    torch.backends.cudnn.allow_tf32 = numerics.precision != "fp32_strict"
     try:
         x = torch.ones(32, 128, 16, 16, device=device, dtype=dtype)
         w = torch.ones(128, 128, 3, 3, device=device, dtype=dtype)
@@ -84,6 +85,7 @@ def measured_rate(threads: int, precision: str) -> float:
         return flop / best
     finally:
         torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 _UPDATE_SECONDS = 0.02

@@ -202,7 +202,7 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
 def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) -> tuple[str, list[str]]:
     """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
     check_place("output", place_of(job, subject))
-    rate = measured_rate(job.numerics.threads, job.numerics.precision)
+    rate = measured_rate(job.numerics)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
     absent = missing(job.dataset) if subject.data is None else []

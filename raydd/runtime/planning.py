@@ -112,7 +112,7 @@ def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     plan = make_plan(job, info)
     absent = [*absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)
-    rate = measured_rate(job.numerics.threads, job.numerics.precision)
+    rate = measured_rate(job.numerics)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
     parts += ["", render(costs(plan.targets), rate=rate, workers=workers, where=where)]

@@ -59,19 +59,34 @@ def draw_flip(generator: torch.Generator) -> bool:
     return bool(torch.rand((), generator=generator) < 0.5)
 
 
+def _read(start: Tensor, length: Tensor, out: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two pixels that each of ``out`` reads, and the second's weight ``[N, out]`` (bilinear, corners not aligned)."""
+    centres = torch.arange(out, dtype=torch.float64, device=start.device) + 0.5
+    place = (centres * (length.double() / out).unsqueeze(1) - 0.5).clamp_min(0)
+    low = place.floor().long()
+    high = torch.minimum(low + 1, (length - 1).unsqueeze(1))
+    return low + start.unsqueeze(1), high + start.unsqueeze(1), place - low
+
+
 def _matrices(starts: Sequence[int], lengths: Sequence[int], size: int, out: int, mirrored: Sequence[bool] | None) -> Tensor:
     """Return ``[N, out, size]``: bilinear interpolation of ``length`` pixels from ``start`` to ``out`` (corners not aligned)."""
     start, length = torch.as_tensor(starts, dtype=torch.int64), torch.as_tensor(lengths, dtype=torch.int64)
-    place = ((torch.arange(out, dtype=torch.float64) + 0.5) * (length.double() / out).unsqueeze(1) - 0.5).clamp_min(0)
-    low = place.floor().long()
-    high = torch.minimum(low + 1, (length - 1).unsqueeze(1))
-    weight = place - low
+    low, high, weight = _read(start, length, out)
     made = torch.zeros(len(start), out, size, dtype=torch.float64)
-    made.scatter_add_(2, (low + start.unsqueeze(1)).unsqueeze(2), (1 - weight).unsqueeze(2))
-    made.scatter_add_(2, (high + start.unsqueeze(1)).unsqueeze(2), weight.unsqueeze(2))
+    made.scatter_add_(2, low.unsqueeze(2), (1 - weight).unsqueeze(2))
+    made.scatter_add_(2, high.unsqueeze(2), weight.unsqueeze(2))
     if mirrored is not None:
         made = torch.where(torch.as_tensor(mirrored).view(-1, 1, 1), made.flip(1), made)
     return made
+
+
+def _compared(start: Tensor, length: Tensor, size: int, mirrored: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the matrices ``[N, size, size]`` on the device of ``start``: by comparing places, since adding to them takes atomics."""
+    low, high, weight = _read(start, length, size)
+    if mirrored is not None:
+        low, high, weight = (torch.where(mirrored.unsqueeze(1), part.flip(1), part) for part in (low, high, weight))
+    places, first = torch.arange(size, device=start.device), (1 - weight).to(dtype)
+    return (low.unsqueeze(2) == places) * first.unsqueeze(2) + (high.unsqueeze(2) == places) * weight.to(dtype).unsqueeze(2)
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,12 @@ class Crops:
         rows = _matrices([b.top for b in boxes], [b.height for b in boxes], height, out or height, None)
         columns = _matrices([b.left for b in boxes], [b.width for b in boxes], width, out or width, list(flips))
         return cls(rows, columns)
+
+    @classmethod
+    def read(cls, numbers: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Crops:
+        """Return crops to ``size`` from rows of ``top, left, height, width, mirrored`` (integers ``[N, 5]``), made where these are."""
+        top, left, height, width, mirrored = numbers.unbind(1)
+        return cls(_compared(top, height, size[0], None, dtype), _compared(left, width, size[1], mirrored > 0, dtype))
 
     def apply(self, images: Tensor) -> Tensor:
         """Return the crops of float images ``[N * k, C, H, W]``: ``k`` consecutive images share a crop; differentiable."""

@@ -22,6 +22,16 @@ def test_a_crop_is_torchvisions_bilinear_one(out: int | None, flip: bool) -> Non
         torch.testing.assert_close(mine, F.horizontal_flip(theirs) if flip else theirs, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops_read_from_numbers_are_the_same_crops(flip: bool) -> None:
+    boxes = [Box(0, 0, 24, 20), Box(3, 5, 7, 11), Box(20, 0, 4, 1), Box(2, 19, 22, 1)]
+    numbers = torch.tensor([(box.top, box.left, box.height, box.width, flip) for box in boxes])
+    want, found = Crops.of(boxes, [flip] * 4, (24, 20)), Crops.read(numbers, (24, 20), torch.float64)
+    assert torch.equal(found.rows, want.rows)
+    assert torch.equal(found.columns, want.columns)
+    assert Crops.read(numbers, (24, 20), torch.float32).rows.dtype == torch.float32
+
+
 def test_images_of_a_group_share_a_crop_and_gradients_flow() -> None:
     images = torch.rand(4, 1, 8, 8, dtype=torch.float64, requires_grad=True)
     crops = Crops.of([Box(1, 2, 5, 4), Box(0, 0, 8, 8)], [True, False], (8, 8))

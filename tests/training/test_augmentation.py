@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from raydd.core.captured import Captured
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
-from raydd.training.augmentation import make_augmentation
+from raydd.training.augmentation import DrawnAugmentation, make_augmentation
 from raydd.training.recipe import Recipe
 
 STRATEGIES = [
@@ -94,3 +95,53 @@ def test_resized_crops_are_those_of_the_crop_module():
     out = _augmentation("resized_crop_flip", scale=(0.5, 0.7))(images, [generator(3, "draw")])[0]
     assert torch.equal(out, expected)
     assert len({box for box, _ in drawn}) > 5
+
+
+DRAWN = [kind for kind in STRATEGIES if kind[0] != "dc"] + [("none", ""), ("dsa", "none")]
+
+
+def _drawn(kind, strategy, black=None):
+    augment = _augmentation(kind, strategy, black=black)
+    assert isinstance(augment, DrawnAugmentation)
+    return augment
+
+
+def _keys(networks=3, seed=1):
+    return [generator(seed, "draw", r) for r in range(networks)]
+
+
+@pytest.mark.parametrize(("kind", "strategy"), DRAWN)
+def test_numbers_drawn_ahead_are_those_of_the_call(kind, strategy):
+    augment, images, apart = _drawn(kind, strategy, (-1.0, 0.0, 2.0)), _images(), _keys()
+    together = _keys()
+    for _ in range(4):
+        numbers = augment.draw(together, 6)
+        assert numbers.shape[:2] == (3, 6)
+        out = augment.apply(images, numbers)
+        torch.testing.assert_close(out, augment(images, apart), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(augment.apply(images[1:2], numbers[1:2]), out[1:2], rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.rand(3, generator=together[2]), torch.rand(3, generator=apart[2]))
+
+
+def test_padded_crops_are_the_same_bytes_either_way():
+    augment = _drawn("pad_crop_flip", "")
+    assert torch.equal(augment.apply(_images(), augment.draw(_keys(), 6)), augment(_images(), _keys()))
+
+
+def test_what_is_not_a_function_of_numbers_says_so():
+    assert not _augmentation("dc", "crop_scale_rotate").capturable
+    assert all(_augmentation(*kind).capturable for kind in DRAWN)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "strategy"), DRAWN)
+def test_a_gpu_records_it_and_gives_the_cpus_images(kind, strategy):
+    device = torch.device("cuda")
+    augment, images = _drawn(kind, strategy, (-1.0, 0.0, 2.0)), _images()
+    recorded = Captured(lambda x, numbers: (augment.apply(x, numbers),), device)
+    for seed in range(4):
+        want = augment(images, _keys(seed=seed))
+        (found,) = recorded(images.to(device), augment.draw(_keys(seed=seed), 6))
+        torch.testing.assert_close(found.cpu(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(augment(images.to(device), _keys(seed=seed)).cpu(), want, rtol=1e-5, atol=1e-5)
+    assert next(iter(recorded._recordings.values())) is not None

@@ -115,7 +115,7 @@ def compare(ipc: int, numerics: Numerics, dtype: torch.dtype) -> dict[str, float
     (gradient,) = torch.autograd.grad(loss, leaf)
     ours_ = state["momentum"].double()
     return {
-        "loss": abs(ctx.rows[-1]["loss"] * 10 / float(loss.detach()) - 1),
+        "loss": abs(float(ctx.rows[-1]["loss"]) * 10 / float(loss.detach()) - 1),
         "gradient": float((ours_ - gradient).norm() / gradient.norm()),
         "gradient_cosine": float(F.cosine_similarity(ours_.flatten(), gradient.double().flatten(), 0)),
     }

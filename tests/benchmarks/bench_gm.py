@@ -15,17 +15,15 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import published
 import torch
 import torch.nn.functional as F
 from bench_dm import peak
 from harness import PlainContext, Side, fashion, in_turns, machine, normalised, ratio, serve
-from torch import Tensor
 
 from raydd.augment.dsa import DEFAULT_STRATEGY, reference_cpu_draw
 from raydd.core.rng import generator
@@ -47,60 +45,6 @@ SIDES = {
 REAL = 256
 
 
-def distance(mine: Tensor, theirs: Tensor) -> Tensor:
-    """Return the distance of one parameter's gradients, as the published code computes it (section 1.1.1)."""
-    if mine.dim() == 1:
-        return torch.zeros((), dtype=mine.dtype)
-    if mine.dim() == 4:
-        mine, theirs = (g.reshape(g.shape[0], g.shape[1] * g.shape[2] * g.shape[3]) for g in (mine, theirs))
-    products = torch.sum(mine * theirs, dim=-1)
-    return torch.sum(1 - products / (torch.norm(mine, dim=-1) * torch.norm(theirs, dim=-1) + 0.000001))
-
-
-def published_loss(
-    net: published.ConvNet,
-    synthetic: Tensor,
-    ipc: int,
-    real_of: Callable[[int], Tensor],
-    seed_of: Callable[[int], int],
-    strategy: str,
-    classes: int = 10,
-) -> Tensor:
-    """Return DC's loss, class by class, over all parameters (section 1.1); DSA's with a ``strategy`` other than ``none``."""
-    parameters = list(net.parameters())
-    total = torch.zeros((), dtype=synthetic.dtype)
-    for c in range(classes):
-        real, of_class = real_of(c), synthetic[c * ipc : (c + 1) * ipc].reshape(ipc, *synthetic.shape[1:])
-        if strategy != "none":
-            seed = seed_of(c)
-            real, of_class = (published.augment(x, strategy, seed=seed) for x in (real, of_class))
-        wanted = torch.autograd.grad(F.cross_entropy(net(real), torch.full((len(real),), c)), parameters)
-        theirs = [g.detach().clone() for g in wanted]
-        mine = torch.autograd.grad(F.cross_entropy(net(of_class), torch.full((ipc,), c)), parameters, create_graph=True)
-        for a, b in zip(mine, theirs, strict=True):
-            total = total + distance(a, b)
-    return total
-
-
-def published_updates(images: Tensor, labels: Tensor, ipc: int, strategy: str, classes: int = 10) -> Iterator[float]:
-    """Run the published loop on normalised ``images [N, C, H, W]`` with a new network per update, one per item."""
-    members = [np.flatnonzero(labels.numpy() == c) for c in range(classes)]
-    random = np.random.RandomState(0)
-
-    def sample(c: int) -> Tensor:
-        return images[torch.from_numpy(random.permutation(members[c])[:REAL])]
-
-    synthetic = torch.randn(classes * ipc, *images.shape[1:]).requires_grad_(True)
-    optimizer = torch.optim.SGD([synthetic], lr=0.1, momentum=0.5)
-    while True:
-        net = published.ConvNet(images.shape[1], classes).train()
-        loss = published_loss(net, synthetic, ipc, sample, lambda c: int(random.randint(100_000)), strategy, classes)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield loss.item()
-
-
 def stage_of(set_: dict[str, Any], o: argparse.Namespace, numerics: Numerics, block: int) -> MatchGradients:
     """Return the stage as a job plans it, with one update per network."""
     problem = Problem(dataset=set_["info"], ipc=o.ipc, seed=0, numerics=numerics)
@@ -115,7 +59,7 @@ def make(name: str, o: argparse.Namespace) -> Callable[[str], None]:
     numerics, set_, strategy = SIDES[name][1], fashion(), DEFAULT_STRATEGY if o.method == "dsa" else "none"
     if numerics is None:
         train = set_["data"]["train"]
-        updates = published_updates(normalised(set_["info"], train), train.labels, o.ipc, strategy)
+        updates = published.gradient_iterations(normalised(set_["info"], train), train.labels, o.ipc, strategy, REAL)
         return lambda _: (next(updates), None)[1]
     stage, ctx = stage_of(set_, o, numerics, o.block), PlainContext(0, set_["data"])
     states, t = {unit: stage.init(unit, ctx) for unit in stage.units()}, 0
@@ -152,11 +96,11 @@ def compare(o: argparse.Namespace, numerics: Numerics, dtype: torch.dtype) -> di
             theirs.copy_(ours)
     leaf = images.double().requires_grad_(True)
     real = [normalised(info, train, memory.ids[rows[c]], torch.float64) for c in range(10)]
-    loss = published_loss(plain, leaf, o.ipc, lambda c: real[c], lambda c: seeds[c], strategy)
+    loss = published.gradient_loss(plain, leaf, o.ipc, 10, lambda c: real[c], lambda c: seeds[c], strategy)
     (gradient,) = torch.autograd.grad(loss, leaf)
     found = state["momentum"].double()
     return {
-        "loss": abs(ctx.rows[-1]["loss"] * 10 / float(loss.detach()) - 1),
+        "loss": abs(float(ctx.rows[-1]["loss"]) * 10 / float(loss.detach()) - 1),
         "gradient": float((found - gradient).norm() / gradient.norm()),
         "gradient_cosine": float(F.cosine_similarity(found.flatten(), gradient.flatten(), 0)),
     }

@@ -1,9 +1,9 @@
 """Forward and backward of a packed batch with its statistics matched: what observing costs beside the network alone.
 
 Sides, each a process with one thread, in turns: the network alone (cross entropy), with raydd's taps and loss, and with a plain
-transcription of the published hooks (specification edc_sre2l_gvbsm_rded, sections 1.4 and 2.4), which take one group at a time
-and which are therefore called once per group. Figures are CPU seconds of all groups, seconds beside the network alone, and
-operators dispatched per image (on a GPU nearly all of them are kernels). Both losses are compared first.
+transcription of the published hooks, which take one group at a time and are therefore called once per group. Figures are CPU
+seconds of all groups, seconds beside the network alone, and operators dispatched per image (on a GPU nearly all of them are
+kernels). Both losses are compared first.
 
     python tests/benchmarks/bench_taps.py --rounds 7 --network torchvision/resnet18 --size 64 --json docs/benchmarks/taps.json
 """
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import published_hooks
 import torch
 import torch.nn.functional as F
 from harness import Side, in_turns, machine, ratio, serve
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydd.core.rng import generator
@@ -39,18 +40,24 @@ CLASSES, MOMENTUM, R_LOSS = 10, 0.8, 0.01
 class Setting:
     """A network, groups of images and tables, equal for all sides."""
 
-    def __init__(self, name: str, size: int, groups: int, each: int, patch: int) -> None:
+    def __init__(self, name: str, size: int, groups: int, each: int, patch: int, device: torch.device | str = "cpu") -> None:
         self.groups, self.each, self.patch = groups, each, patch
-        self.network: Network = create_network(name, (3, size, size), CLASSES, generator(0, "network")).eval().requires_grad_(False)
-        self.images = torch.randn(groups * each, 3, size, size, generator=generator(0, "images"))
-        self.labels = torch.randint(0, CLASSES, (groups, each), generator=generator(0, "labels"))
+        network = create_network(name, (3, size, size), CLASSES, generator(0, "network"))
+        self.network: Network = network.to(device).eval().requires_grad_(False)
+        self.images = torch.randn(groups * each, 3, size, size, generator=generator(0, "images")).to(device)
+        self.labels = torch.randint(0, CLASSES, (groups, each), generator=generator(0, "labels")).to(device)
         with StatTap(self.network, patch) as tap:
             self.layout = tap.layout
             width = tap.layout.width
-            self.overall = torch.rand(2, width, generator=generator(0, "overall"))
-            own = tap.layout.columns(kind="bn")
+            self.overall = torch.rand(2, width, generator=generator(0, "overall")).to(device)
+            own = tap.layout.columns(kind="bn").to(device)
             self.overall = torch.where(own, tap.running(), self.overall)
-        self.table = torch.rand(CLASSES, 2, width, generator=generator(0, "table"))
+        self.table = torch.rand(CLASSES, 2, width, generator=generator(0, "table")).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is."""
+        return self.images.device
 
 
 def alone(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -67,7 +74,7 @@ def alone(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
 def taps(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
     """Return the update with raydd's taps."""
     tap = StatTap(s.network, s.patch)
-    running, targets = torch.zeros(s.groups, 2, s.layout.width), class_targets(s.table, s.labels)
+    running, targets = torch.zeros(s.groups, 2, s.layout.width, device=s.device), class_targets(s.table, s.labels)
 
     def step() -> tuple[Tensor, Tensor]:
         x = s.images.detach().requires_grad_(True)
@@ -79,51 +86,16 @@ def taps(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
     return step
 
 
-class Hook:
-    """A published hook, plainly: copies of the input with channels last, patches as a permuted copy of the resized input."""
-
-    def __init__(self, module: nn.Module, patch: int, references: list[list[Tensor]]) -> None:
-        self.patch, self.references = patch, references
-        self.running: list[Tensor] = []
-        self.loss = torch.zeros(())
-        module.register_forward_hook(self)
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
-        channels = x.shape[1]
-        mean = x.mean([0, 2, 3])
-        spread = x.permute(1, 0, 2, 3).contiguous().reshape(channels, -1).var(1, unbiased=False)
-        found = [mean, spread]
-        if self.patch:
-            p = self.patch
-            height, width = (-(-n // p) * p for n in x.shape[2:])
-            large = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
-            cut = large.reshape(len(x), channels, height // p, p, width // p, p).permute(2, 4, 0, 1, 3, 5)
-            cut = cut.reshape(-1, len(x) * channels * p * p)
-            found += [cut.mean(1), cut.var(1, unbiased=False)]
-        smoothed = [(1 - MOMENTUM) * value.detach() + (value - value.detach()) for value in found]  # memories of zero
-        pairs = [pair for references in self.references for pair in zip(references, smoothed, strict=True)]
-        self.loss = 0.5 * torch.stack([torch.norm(wanted - value, 2) for wanted, value in pairs]).sum()
-
-
 def published(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
     """Return the update with the published hooks, group after group."""
-    parts, table = s.layout.split(s.overall), s.layout.split(s.table)
-    modules = dict(s.network.named_modules())
-    hooks = []
-    for layer in s.layout.layers:
-        keys = [f"{layer.name}/{k}" for k in ("mu", "var", "pmu", "pvar")[: 4 if layer.cells else 2]]
-        hooks.append((Hook(modules[layer.name], s.patch if layer.cells else 0, []), keys))
+    hooks = published_hooks.observe(s.network, s.layout, s.patch, MOMENTUM)
+    overall, table = s.layout.split(s.overall), s.layout.split(s.table)
 
     def step() -> tuple[Tensor, Tensor]:
-        total, gradients = torch.zeros(()), []
-        for g, images in enumerate(s.images.split(s.each)):
-            for hook, keys in hooks:
-                hook.references = [[parts[k] for k in keys], [table[k][s.labels[g]].mean(0) for k in keys]]
+        total, gradients = torch.zeros((), device=s.device), []
+        for images, labels in zip(s.images.split(s.each), s.labels, strict=True):
             x = images.detach().requires_grad_(True)
-            logits = s.network(x)
-            weighted = sum(hook.loss * (10 if i == 0 else 1) for i, (hook, _) in enumerate(hooks))
-            loss = F.cross_entropy(logits, s.labels[g]) + R_LOSS * weighted
+            loss = published_hooks.edc_loss(s.network, hooks, x, labels, overall, table, R_LOSS)
             gradients.append(torch.autograd.grad(loss, x)[0])
             total = total + loss.detach()
         return total, torch.cat(gradients)

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from raydd.core.rng import generator
+from raydd.core.tensors import Tensors
 from raydd.core.units import Data
 
 T = TypeVar("T")
@@ -23,13 +25,18 @@ ROOT = Path(__file__).parents[2]
 
 
 class PlainContext:
-    """All that a stage needs beside its fields, without a runner."""
+    """All that a stage needs beside its fields, without a runner: one worker alone, on any device.
 
-    def __init__(self, seed: int, data: dict[str, Data]) -> None:
-        self.device, self.data, self.seed = torch.device("cpu"), data, seed
+    ``given``: by the first word of a key, in place of what a stage would make. ``inputs``: what :meth:`load` returns, by name.
+    ``lanes``: those of the stage. ``rows``: the last scalars, as the stage gave them, so that no update waits for the device.
+    """
+
+    def __init__(self, seed: int, data: dict[str, Data], device: torch.device | str = "cpu", lanes: int = 0) -> None:
+        self.device, self.data, self.seed, self.lanes = torch.device(device), data, seed, lanes
         self.made: dict[Any, Any] = {}
-        self.given: dict[str, Any] = {}  # by the first word of a key, in place of what a stage would make
-        self.rows: list[dict[str, Any]] = []
+        self.given: dict[str, Any] = {}
+        self.inputs: dict[str, Tensors] = {}
+        self.rows: deque[dict[str, Any]] = deque(maxlen=16)
 
     def rng(self, stream: str, *ids: int) -> torch.Generator:
         """Return the keyed generator."""
@@ -42,9 +49,17 @@ class PlainContext:
         value: T = self.made[key]
         return value
 
+    def load(self, name: str, rows: slice | None = None) -> Tensors:
+        """Return an input, or some rows of each of its tensors."""
+        return {key: value if rows is None else value[rows] for key, value in self.inputs[name].items()}
+
+    def each_lane(self, fn: Callable[[int], Tensors]) -> list[Tensors]:
+        """Return what every lane gives, one after another."""
+        return [fn(lane) for lane in range(self.lanes)]
+
     def log(self, t: int, **scalars: Any) -> None:
         """Keep the scalars."""
-        self.rows.append({"t": t, **{name: float(value) for name, value in scalars.items()}})
+        self.rows.append({"t": t, **scalars})
 
 
 class Side:

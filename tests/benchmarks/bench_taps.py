@@ -23,8 +23,8 @@ import published_hooks
 import torch
 import torch.nn.functional as F
 from harness import Side, in_turns, machine, ratio, serve
+from measuring import Count
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydd.core.rng import generator
 from raydd.losses import class_targets, matching_loss
@@ -104,18 +104,6 @@ def published(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
 
 
 MAKERS = {"alone": alone, "taps": taps, "published": published}
-
-
-class Count(TorchDispatchMode):
-    """Counts operators that are not mere views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += not function.is_view and "detach" not in str(function)
-        return function(*args, **(kwargs or {}))
 
 
 def setting(args: argparse.Namespace) -> Setting:

@@ -70,13 +70,13 @@ class RealImages:
         return int(self.random.randint(100_000))
 
 
-def dm_iterations(images: Tensor, labels: Tensor, ipc: int, batch_real: int = 256, classes: int = 10) -> Iterator[float]:
+def dm_iterations(images: Tensor, labels: Tensor, ipc: int, batch_real: int = 256, classes: int = 10, width: int = 128) -> Iterator[float]:
     """Run DM on normalised ``images [N, C, H, W]``, one iteration per item; yields the loss."""
     real = RealImages(images, labels, classes)
     synthetic = torch.cat([real.sample(c, ipc) for c in range(classes)]).clone().requires_grad_(True)
     optimizer = torch.optim.SGD([synthetic], lr=1.0, momentum=0.5)
     while True:
-        net = ConvNet(images.shape[1], classes).to(images.device).train()
+        net = ConvNet(images.shape[1], classes, width).to(images.device).train()
         for parameter in net.parameters():
             parameter.requires_grad = False
         loss = dm_loss(net, synthetic, ipc, classes, lambda c: real.sample(c, batch_real), real.seed)
@@ -130,6 +130,7 @@ def gradient_iterations(
     batch_real: int = 256,
     classes: int = 10,
     loops: tuple[int, int] = (1, 1),
+    width: int = 128,
 ) -> Iterator[float]:
     """Run DC or DSA on normalised ``images [N, C, H, W]``, one update of the images per item; yields the loss.
 
@@ -140,7 +141,7 @@ def gradient_iterations(
     targets = torch.arange(classes, device=images.device).repeat_interleave(ipc)
     optimizer = torch.optim.SGD([synthetic], lr=0.1, momentum=0.5)
     while True:
-        net = ConvNet(images.shape[1], classes).to(images.device).train()
+        net = ConvNet(images.shape[1], classes, width).to(images.device).train()
         of_net = torch.optim.SGD(net.parameters(), lr=0.01)
         for outer in range(loops[0]):
             loss = gradient_loss(net, synthetic, ipc, classes, lambda c: real.sample(c, batch_real), real.seed, strategy)
@@ -172,9 +173,9 @@ def train_epoch(net: ConvNet, optimizer: torch.optim.Optimizer, loader: DataLoad
     return right / seen
 
 
-def student_epochs(images: Tensor, labels: Tensor, classes: int = 10, batch: int = 256) -> Iterator[float]:
+def student_epochs(images: Tensor, labels: Tensor, classes: int = 10, batch: int = 256, width: int = 128) -> Iterator[float]:
     """Train a ConvNet on a synthetic set with DSA, one epoch per item; yields the accuracy."""
-    net = ConvNet(images.shape[1], classes).to(images.device).train()
+    net = ConvNet(images.shape[1], classes, width).to(images.device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0005)
     loader = DataLoader(TensorDataset(images, labels), batch_size=batch, shuffle=True, num_workers=0)
     while True:

@@ -126,20 +126,20 @@ def _flip(x: Tensor, draws: Draws) -> Tensor:
 
 def _scale(x: Tensor, draws: Draws) -> Tensor:
     low, high = 1 / 1.2, 1.2
-    across = draws.uniform("cpu", len(x)) * (high - low) + low
-    down = draws.uniform("cpu", len(x)) * (high - low) + low
+    across = draws.uniform("cpu", len(x)).to(x.dtype) * (high - low) + low
+    down = draws.uniform("cpu", len(x)).to(x.dtype) * (high - low) + low
     return _sample(x, [[[across[i], 0, 0], [0, down[i], 0]] for i in range(len(x))])
 
 
 def _rotate(x: Tensor, draws: Draws) -> Tensor:
-    angles = (draws.uniform("cpu", len(x)) - 0.5) * 2 * 15 / 180 * math.pi
+    angles = (draws.uniform("cpu", len(x)).to(x.dtype) - 0.5) * 2 * 15 / 180 * math.pi
     matrices = [[[torch.cos(a), torch.sin(-a), 0], [torch.sin(a), torch.cos(a), 0]] for a in angles]
     return _sample(x, matrices)
 
 
 def _sample(x: Tensor, matrices: list[list[list[Tensor | int]]]) -> Tensor:
-    grid = F.affine_grid(torch.tensor(matrices, dtype=torch.float), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid.to(x.device, x.dtype), align_corners=False)
+    grid = F.affine_grid(torch.tensor(matrices, dtype=x.dtype), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid.to(x.device), align_corners=False)
 
 
 OPERATIONS: dict[str, list[Callable[[Tensor, Draws], Tensor]]] = {

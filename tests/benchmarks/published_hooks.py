@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,3 +69,32 @@ def edc_loss(
     logits = network(images)
     weighted = sum((hook.loss * (FIRST if i == 0 else 1) for i, hook in enumerate(hooks)), logits.new_zeros(()))
     return F.cross_entropy(logits, labels) + weight * weighted
+
+
+def recovery_iterations(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    groups: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Iterator[float]:
+    """Run EDC's recovery on groups of images, one after another, one update of each per item; yields their mean loss.
+
+    A random crop of half to all of the area and a flip, shared by the group; Adam; every channel cut to what pixels can show.
+    """
+    from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
+
+    view = Compose([RandomResizedCrop(groups[0].shape[-1], scale=(0.5, 1.0)), RandomHorizontalFlip()])
+    leaves = [images.clone().requires_grad_(True) for images in groups]
+    optimizers = [torch.optim.Adam([leaf], lr=0.05, betas=(0.5, 0.9), eps=1e-8) for leaf in leaves]
+    while True:
+        total = 0.0
+        for leaf, of_group, optimizer in zip(leaves, labels, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = loss_of(view(leaf), of_group)
+            loss.backward()
+            optimizer.step()
+            for c, (centre, scale) in enumerate(zip(mean, std, strict=True)):
+                leaf.data[:, c] = torch.clamp(leaf.data[:, c], -centre / scale, (1 - centre) / scale)
+            total += loss.item()
+        yield total / len(leaves)

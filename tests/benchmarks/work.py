@@ -1,0 +1,339 @@
+"""The work that is measured on a device, as published and as raydd's jobs ask for it; see :mod:`bench_gpu`."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import bench_taps
+import published
+import published_hooks
+import torch
+from harness import PlainContext, normalised
+from measuring import Side, Step
+from torch import Tensor, nn
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.core.rng import generator
+from raydd.core.units import Context, Data, Numerics, Ref, Stage
+from raydd.data.arrays import ArrayData
+from raydd.data.catalog import DatasetInfo, entry
+from raydd.data.config import DatasetConfig
+from raydd.data.datasets import open_data, with_digests
+from raydd.evaluation.evaluate import Evaluate
+from raydd.evaluation.protocols import PROTOCOLS
+from raydd.methods.base import Problem
+from raydd.methods.dm import Dm
+from raydd.methods.dsa import Dsa
+from raydd.methods.edc import Edc, EdcInit
+from raydd.methods.gradient_method import published_loops
+from raydd.networks import create_network, flops, normalise_name
+from raydd.networks.base import Shape
+from raydd.networks.taps import StatTap
+from raydd.training.backbones import TeacherConfig
+from raydd.training.statistics import StatisticsConfig
+
+RESNET = "torchvision/resnet18"
+FOREVER = 1_000_000
+"""Updates of a stage that is never finished."""
+
+PRECISIONS: tuple[str, ...] = typing.get_args(typing.get_type_hints(Numerics)["precision"])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on ``device``: the whole table's sizes, or ``small`` ones that say nothing but that everything runs."""
+
+    device: torch.device
+    info: DatasetInfo
+    data: dict[str, Data]
+    small: bool = False
+
+    @property
+    def batch_real(self) -> int:
+        """Real images per class and update."""
+        return 8 if self.small else 256
+
+    @property
+    def width(self) -> int:
+        """Channels of the ConvNet's layers."""
+        return 8 if self.small else 128
+
+    @property
+    def network(self) -> str:
+        """The ConvNet's name."""
+        return normalise_name(f"convnet3_w{self.width}")
+
+    def ipc(self, wanted: int) -> int:
+        """Return images per class."""
+        return min(wanted, 2) if self.small else wanted
+
+    def numerics(self, precision: str) -> Numerics:
+        """Return what a job file with this precision says; small settings compile nothing."""
+        return Numerics(precision=precision, compile=not self.small)  # type: ignore[arg-type]
+
+    def problem(self, ipc: int, numerics: Numerics) -> Problem:
+        """Return the problem of distilling the data set."""
+        return Problem(dataset=self.info, ipc=self.ipc(ipc), seed=0, numerics=numerics)
+
+    @property
+    def flop(self) -> float:
+        """Operations of one image's forward pass of the ConvNet."""
+        return forward_flop(self.network, self.info.shape)
+
+    def real(self) -> tuple[Tensor, Tensor]:
+        """Return all training images, normalised, and their labels, on the device as the published code has them."""
+        train = self.data["train"]
+        return normalised(self.info, train).to(self.device), train.labels.to(self.device)
+
+
+def forward_flop(network: str, shape: Shape) -> float:
+    """Return the operations of one image's forward pass."""
+    return float(flops(create_network(network, shape, 10, generator(0, "flops")), shape))
+
+
+def fashion_mnist(folder: str | None, small: bool) -> tuple[DatasetInfo, dict[str, Data], str]:
+    """Return Fashion-MNIST from a folder of idx files, or random images of its shape and number; and which of the two it is."""
+    info = entry("fashion_mnist").info
+    data: dict[str, Data]
+    if folder is not None:
+        data = dict(open_data(DatasetConfig(name="fashion_mnist", root=folder)))
+        return with_digests(info, data), data, f"Fashion-MNIST from {folder}"
+    counts = {"train": 40, "test": 10} if small else {"train": 6_000, "test": 1_000}
+    data = {}
+    for split, each in counts.items():
+        pixels = torch.randint(0, 256, (10 * each, *info.shape), generator=generator(0, split), dtype=torch.uint8)
+        data[split] = ArrayData(pixels, torch.arange(10).repeat(each))
+    return with_digests(info, data), data, "random images of Fashion-MNIST's shape, as many (times do not depend on pixels)"
+
+
+def running(stage: Stage, ctx: PlainContext, unit: str | None = None) -> Step:
+    """Return a function that makes one update of a unit (by default the only one), as a worker does."""
+    if unit is None:
+        (unit,) = stage.units()
+    ctx.lanes = stage.lanes
+    state, t = stage.init(unit, ctx), 0
+
+    def step() -> None:
+        nonlocal state, t
+        state = stage.step(unit, state, t, ctx)
+        t += 1
+
+    return step
+
+
+def stepping(make: Callable[[], Iterator[float]]) -> Step:
+    """Return a function that makes one update of a published loop."""
+    updates = make()
+    return lambda: next(updates)
+
+
+def least_bytes(s: Setting, ipc: int, precision: str) -> float:
+    """Return the bytes that DM's features move at least: what convolutions and poolings put out, written and read once.
+
+    The first convolution's output is not counted: it can be computed again from one channel.
+    """
+    network, sizes = create_network(s.network, s.info.shape, 10, generator(0, "bytes")), list[int]()
+    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.AvgPool2d))]
+    hooks = [layer.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel())) for layer in layers[1:]]
+    with torch.no_grad():
+        network(torch.zeros(1, *s.info.shape))
+    for hook in hooks:
+        hook.remove()
+    return 2 * (2 if precision == "bf16" else 4) * sum(sizes) * 10 * (s.batch_real + 3 * s.ipc(ipc))
+
+
+def dm(s: Setting, ipc: int = 10) -> list[Side]:
+    """Return the sides of a DM update of all classes."""
+    work: dict[str, Any] = {"flop": s.flop * 10 * (s.batch_real + 2 * s.ipc(ipc))}
+
+    def ours(numerics: Numerics) -> Step:
+        method = Dm(network=s.network, iterations=FOREVER, batch_real=s.batch_real, classes_per_unit=10)
+        (stage,) = method.plan(s.problem(ipc, numerics))
+        return running(stage, PlainContext(0, s.data, s.device))
+
+    title = f"dm ipc {s.ipc(ipc)}"
+    theirs = partial(stepping, lambda: published.dm_iterations(*s.real(), s.ipc(ipc), s.batch_real, width=s.width))
+    sides = [Side(name=f"{title}: published", make=theirs, bytes=least_bytes(s, ipc, "fp32"), **work)]
+    for precision in PRECISIONS:
+        numerics, least = s.numerics(precision), least_bytes(s, ipc, precision)
+        sides.append(Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, bytes=least, target=20, **work))
+    return sides
+
+
+def dsa(s: Setting, ipc: int, *, whole: bool = False) -> list[Side]:
+    """Return the sides of a DSA update of all classes; ``whole``: with the network's epochs that follow it, as its job does."""
+    count = s.ipc(ipc)
+    loops = (1, 1) if not whole else ((2, 1) if s.small else published_loops(ipc))
+    epochs = (loops[0] - 1) / loops[0] * loops[1]
+    work: dict[str, Any] = {"flop": s.flop * 10 * (3 * s.batch_real + 7 * count + 3 * epochs * count), "cycle": loops[0]}
+
+    def ours(numerics: Numerics) -> Step:
+        outer, inner = loops
+        method = Dsa(
+            network=s.network, iterations=FOREVER, outer_loop=outer, inner_loop=inner, batch_real=s.batch_real, classes_per_unit=10
+        )
+        (stage,) = method.plan(s.problem(ipc, numerics))
+        return running(stage, PlainContext(0, s.data, s.device))
+
+    title = f"dsa ipc {count}" + " with its network's epochs" * whole
+    known = {"batch_real": s.batch_real, "loops": loops, "width": s.width}
+    theirs = partial(stepping, lambda: published.gradient_iterations(*s.real(), count, **known))  # type: ignore[arg-type]
+    sides = [Side(name=f"{title}: published", make=theirs, **work)]
+    for precision in ("fp32",) if whole else ("fp32", "bf16"):
+        numerics = s.numerics(precision)
+        sides.append(Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, target=6, **work))
+    return sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """A set of random images with hard labels, as a source of an evaluation."""
+
+    info: DatasetInfo
+    ipc: int
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.ipc * self.info.classes
+
+    def inputs(self) -> Mapping[str, Ref]:
+        """Return nothing."""
+        return {}
+
+    def load(self, ctx: Context) -> DistilledSet:
+        """Return the set."""
+        pixels = torch.randn(self.images, *self.info.shape, generator=generator(0, "noise"))
+        return DistilledSet(images=pixels, labels=torch.arange(self.info.classes).repeat_interleave(self.ipc), info=self.info)
+
+
+def student(s: Setting) -> list[Side]:
+    """Return the sides of a student's epoch on 100 images with DSA, by the number of students that are trained together."""
+    ipc, info = s.ipc(10), s.info
+    source = Noise(info=info, ipc=ipc)
+    recipe = replace(PROTOCOLS.get("dm").recipe(info, s.network), epochs=FOREVER, drops=())
+
+    def ours(numerics: Numerics, repeats: int) -> Step:
+        stage = Evaluate(
+            seed=0,
+            numerics=numerics,
+            source=source,
+            dataset=info.only("test"),
+            recipe=recipe,
+            network=s.network,
+            repeats=repeats,
+            repeats_per_unit=repeats,
+        )
+        return running(stage, PlainContext(0, s.data, s.device))
+
+    def theirs() -> Iterator[float]:
+        images, labels = source.load(PlainContext(0, s.data)).tensors(s.device)
+        return published.student_epochs(images, labels, width=s.width)
+
+    work = {"flop": s.flop * 3 * source.images}
+    sides = [Side(name=f"student's epoch, {source.images} images: published", make=partial(stepping, theirs), **work)]
+    for precision, repeats in (("fp32", 1), ("fp32", 5), ("fp32", 20), ("bf16", 20)):
+        numerics, count = s.numerics(precision), {5: 2, 20: 3}.get(repeats, 1) if s.small else repeats
+        name = f"student's epoch, {source.images} images: {precision}, {count} at once"
+        sides.append(Side(name=name, make=partial(ours, numerics, count), numerics=numerics, units=count, target=12, **work))
+    return sides
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Images whose network's layers are observed: side in pixels, groups, images of each, side of patches."""
+
+    size: int
+    groups: int
+    each: int
+    patch: int
+
+    @classmethod
+    def of(cls, s: Setting) -> Observed:
+        """Return EDC's published sizes for ImageNet, or small ones."""
+        return cls(32, 2, 5, 8) if s.small else cls(224, 4, 20, 16)
+
+    @property
+    def title(self) -> str:
+        """What rows are called."""
+        return f"ResNet-18 at {self.size}, {self.groups} x {self.each} images"
+
+
+def taps(s: Setting) -> list[Side]:
+    """Return the sides of a forward pass and the images' gradient: the network alone, and observed."""
+    o = Observed.of(s)
+    work = {"flop": 2 * forward_flop(RESNET, (3, o.size, o.size)) * o.groups * o.each}
+
+    def make(kind: str) -> Step:
+        return bench_taps.MAKERS[kind](bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device))
+
+    sides = [Side(name=f"{o.title}: published", make=partial(make, "published"), **work)]
+    for precision in (p for p in PRECISIONS if p != "bf16"):
+        numerics = Numerics(precision=precision)  # type: ignore[arg-type]
+        for kind, target in (("alone", None), ("taps", 18.0)):
+            title = f"{o.title}: {precision}, {kind}"
+            sides.append(Side(name=title, make=partial(make, kind), numerics=numerics, target=target, **work))
+    return sides
+
+
+def recovery(s: Setting) -> list[Side]:
+    """Return the sides of an update of EDC's recovery: views, the observed network, the loss, Adam."""
+    o = Observed.of(s)
+    info = replace(entry("imagenet10").info, height=o.size, width=o.size)
+    method = Edc(
+        networks=(RESNET,),
+        teachers=TeacherConfig(weights="train"),
+        statistics=StatisticsConfig(patch=o.patch),
+        init=EdcInit(kind="noise"),
+        iterations=FOREVER,
+        group_size=o.each,
+        groups_per_unit=o.groups,
+    )
+    stage = method.plan(Problem(dataset=info, ipc=o.groups * o.each // 10, seed=0, numerics=s.numerics("fp32")))[-1]
+
+    def network() -> nn.Module:
+        return create_network(RESNET, info.shape, 10, generator(0, "network")).eval().requires_grad_(False)
+
+    def tables(observed: nn.Module) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        with StatTap(observed, o.patch, shape=info.shape) as tap:  # type: ignore[arg-type]
+            layout = tap.layout
+        overall, classes = (torch.rand(*lead, 2, layout.width, generator=generator(0, "table")) for lead in ((), (10,)))
+        return layout, layout.split(overall), layout.split(classes)
+
+    def ours() -> Step:
+        ctx, observed = PlainContext(0, {}, s.device), network()
+        _, overall, classes = tables(observed)
+        weights = {f"params.{name}": value for name, value in observed.named_parameters()}
+        ctx.inputs["backbone-0"] = weights | {f"buffers.{name}": value for name, value in observed.named_buffers()}
+        ctx.inputs["statistics-0"] = {f"G/{k}": v for k, v in overall.items()} | {f"T/{k}": v for k, v in classes.items()}
+        return running(stage, ctx)
+
+    def theirs() -> Iterator[float]:
+        observed = network().to(s.device)
+        layout, *found = tables(observed)
+        hooks = published_hooks.observe(observed, layout, o.patch, method.momentum)
+        overall, classes = ({k: v.to(s.device) for k, v in parts.items()} for parts in found)
+        groups = torch.arange(10, device=s.device).repeat_interleave(o.groups * o.each // 10).split(o.each)
+        images = torch.randn(o.groups * o.each, *info.shape, device=s.device).split(o.each)
+        loss = partial(published_hooks.edc_loss, observed, hooks, overall=overall, table=classes, weight=method.r_loss)
+        return published_hooks.recovery_iterations(loss, images, groups, info.mean, info.std)
+
+    work = {"flop": 2 * forward_flop(RESNET, info.shape) * o.groups * o.each}
+    return [
+        Side(name=f"recovery, {o.title}: published", make=partial(stepping, theirs), **work),
+        Side(name=f"recovery, {o.title}: fp32", make=ours, numerics=stage.numerics, target=18, **work),
+    ]
+
+
+GROUPS: dict[str, tuple[Callable[[Setting], list[Side]], ...]] = {
+    "dm": (dm,),
+    "dsa": (partial(dsa, ipc=1), partial(dsa, ipc=10)),
+    "student": (student,),
+    "taps": (taps, recovery),
+    "inner": (partial(dsa, ipc=10, whole=True),),
+}
+"""The rows of the table, by the names that are given to ``--only``; each tuple's members are sides that take turns."""

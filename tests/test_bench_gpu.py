@@ -1,0 +1,72 @@
+"""The benchmark of devices: all of it runs on a CPU in small settings, without the libraries that a GPU host may lack."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+ABSENT = ("ray", "mlflow", "psutil", "yaml", "rich", "click", "matplotlib", "boto3", "s3fs")
+PROGRAM = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({ABSENT}))  # None: importing them fails
+sys.path.insert(0, {str(BENCHMARKS)!r})
+sys.argv[0] = {str(BENCHMARKS / "bench_gpu.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(*arguments: str) -> str:
+    """Return what the benchmark prints."""
+    command = [sys.executable, "-c", PROGRAM, "--device", "cpu", "--small", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550, cwd=BENCHMARKS.parents[1])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_whole_table_is_made_without_ray_and_mlflow(tmp_path: Path) -> None:
+    printed = run("--json", str(tmp_path / "gpu.json"))
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in report["rows"]}
+    failed = {name: row for name, row in rows.items() if "error" in row or "not_run" in row}
+    assert not failed
+
+    quick = rows.pop("quickstart: fp32")
+    assert quick["students"] == 5
+    assert 0 < quick["accuracy_mean"] < 100
+    kinds = ("dm ipc 2", "dsa ipc 1", "dsa ipc 2", "student's epoch", "ResNet-18", "recovery", "dsa ipc 2 with its network's epochs")
+    for kind in kinds:
+        assert any(name.startswith(kind) and name.endswith(": published") for name in rows), kind
+        assert any(name.startswith(kind) and ": fp32" in name for name in rows), kind
+    for name, row in rows.items():
+        figures = [row[key] for key in ("ms", "host_ms", "first_update_s", "warm_up_s", "operators", "flop", "tflops", "share_of_peak")]
+        assert min(figures) > 0, name
+        assert name in printed
+        assert ("speedup" in row) != name.endswith(": published"), name
+    assert {row["updates_per_turn"] for name, row in rows.items() if "epochs" in name} == {2}
+    assert rows["student's epoch, 20 images: fp32, 3 at once"]["operators"] < rows["student's epoch, 20 images: published"]["operators"] * 2
+
+    assert min(report["peak"].values()) > 0
+    assert {"cpu", "torch", "commit", "command"} <= report["machine"].keys()
+    assert "random images" in report["data"]
+    found = report["difference_from_published"]
+    for name in ("dm: float64", "dsa: float64"):
+        assert found[name]["loss"] == pytest.approx(0, abs=1e-12)
+        assert found[name]["gradient"] == pytest.approx(0, abs=1e-12)
+    for name in ("dm: fp32", "dsa: fp32", "torchvision/resnet18: fp32"):
+        assert 0 <= found[name]["loss"] < 1e-5
+        assert 0 < found[name]["gradient"] < 1e-3
+
+
+def test_what_the_budget_has_no_room_for_is_said_and_a_profile_is_printed(tmp_path: Path) -> None:
+    printed = run("--only", "dm,quick", "--budget", "-1", "--json", str(tmp_path / "gpu.json"))
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert len(rows) >= 4
+    assert {row["not_run"] for row in rows} == {"the time was over"}
+    assert "the time was over" in printed
+    assert "aten::convolution" in run("--profile", "dm ipc 2: fp32")

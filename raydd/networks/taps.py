@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import TracebackType
+from importlib.util import find_spec
+from types import ModuleType, TracebackType
 from typing import Any, cast
 
 import torch
@@ -25,71 +25,14 @@ from torch import Tensor, nn
 from raydd.core.errors import ConfigError, unknown
 from raydd.losses.statistics import Layer, Layout
 from raydd.networks.base import Shape
+from raydd.networks.tap_grid import grid_of
 
 KINDS: dict[str, type[nn.Module]] = {"bn": nn.BatchNorm2d, "conv": nn.Conv2d}
 
+_EPS = 2.0**-10
+
 _PROBED = 2
 """Images that tell what layers read: of two, one cannot be taken for all of them."""
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The patch grid of maps of one size: how much what is summed over images and channels counts in each cell.
-
-    A resized pixel is a mean of neighbours, so the sum of squares over a cell is one of products of pixels with themselves and,
-    where something is resized, with their neighbours on the right, below, and on both diagonals: pixels which are ``shifts``
-    apart in a flattened map. ``rows [2 + S, R, H]`` by ``columns [2 + S, W, C]``: the weights of pixels, squares, and the products.
-    """
-
-    shifts: tuple[int, ...]
-    rows: Tensor
-    columns: Tensor
-
-    def into_cells(self, maps: Tensor) -> Tensor:
-        """Return sums and sums of squares ``[G, 2, R * C]`` of ``maps [2 + S, G, H * W]``."""
-        found = self.rows.unsqueeze(1) @ maps.unflatten(2, (self.rows.shape[2], -1)) @ self.columns.unsqueeze(1)
-        return torch.stack([found[0], found[1:].sum(0)], 1).flatten(2)
-
-    def over_pixels(self, cells: Tensor) -> Tensor:
-        """Return ``[2 + S, G, H * W]`` of values of ``cells [G, 2, R * C]``: the transpose of :meth:`into_cells`."""
-        of_sums, of_squares = cells.unflatten(2, (self.rows.shape[1], -1)).unbind(1)
-        of_maps = torch.stack([of_sums] + [of_squares] * (1 + len(self.shifts)))
-        return (self.rows.mT.unsqueeze(1) @ of_maps @ self.columns.mT.unsqueeze(1)).flatten(2)
-
-
-def _axis(length: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, each ``[cells, length]``: weights of lines in the sum over a cell; of their squares; of products with the next line."""
-    cells = -(-length // patch)
-    size = cells * patch
-    place = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp_min(0)
-    low = place.floor().long()
-    resize, lines = torch.zeros(size, length, dtype=torch.float64), torch.arange(size)
-    resize[lines, low] += 1 - (place - low)
-    resize[lines, (low + 1).clamp_max(length - 1)] += place - low
-    of_cells = resize.view(cells, patch, length)
-    gram = of_cells.transpose(1, 2) @ of_cells
-    return of_cells.sum(1), gram.diagonal(0, 1, 2), F.pad(2 * gram.diagonal(1, 1, 2), (0, 1))
-
-
-@lru_cache(maxsize=256)
-def _grid(height: int, width: int, patch: int, device: torch.device, dtype: torch.dtype) -> _Grid:
-    rows, own_rows, next_rows = _axis(height, patch)
-    columns, own_columns, next_columns = _axis(width, patch)
-    previous = next_columns.roll(1, 1)  # the last line has no next one: what comes round is zero
-    products = [
-        (1, own_rows, next_columns),
-        (width, next_rows, own_columns),
-        (width + 1, next_rows, next_columns / 2),
-        (width - 1, next_rows, previous / 2),
-    ]
-    products = [found for found in products if found[1].any() and found[2].any()]
-    factors = [(rows, columns), (own_rows, own_columns), *((found[1], found[2]) for found in products)]
-    across = torch.stack([found for _, found in factors]).mT
-    return _Grid(
-        tuple(shift for shift, *_ in products),
-        torch.stack([found for found, _ in factors]).to(device, dtype),
-        across.to(device, dtype).contiguous(),
-    )
 
 
 _IN_TURN = 1 << 16
@@ -98,6 +41,23 @@ _IN_TURN = 1 << 16
 
 _SMALL = 16
 """Up to how many pixels of a map the products of all its pixels, as one matrix, cost less than those of neighbours."""
+
+
+def _by_kernels(x: Tensor) -> bool:
+    """Whether sums over ``x`` and their gradient are taken by kernels made for it, in one pass each."""
+    return x.is_cuda and x.dtype in (torch.float32, torch.float64) and _has_triton()
+
+
+def _kernels() -> ModuleType:
+    """Return the kernels, which need what machines without a GPU may lack."""
+    from raydd.networks import tap_kernels
+
+    return tap_kernels
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _in_turn(grouped: Tensor) -> bool:
@@ -160,11 +120,15 @@ class _Normalised(torch.autograd.Function):
         ctx.save_for_backward(x, scale)
         ctx.groups = groups
         ctx.mark_dirty(y)
+        if _by_kernels(x):
+            return y, _kernels().sums(x, groups, None)
         return y, _of_channels(x.reshape(groups, -1, x.shape[1], x[0, 0].numel()))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, of_sums: Tensor) -> tuple[Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
+        if _by_kernels(x):
+            return _kernels().gradient_of_sums(gradient, x, of_sums, scale, None), None, None, None
         images, channels, *_ = x.shape
         each = of_sums.unsqueeze(2).expand(-1, -1, images // ctx.groups, -1)
         constant, slope = each[:, 0].flatten(), 2 * each[:, 1].flatten()
@@ -176,9 +140,10 @@ def _by_row(maps: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
     """Return ``slope * maps + constant``, each row of ``maps [N, M]`` by its own ``[N]``."""
     if maps.device.type != "cpu":
         return torch.addcmul(constant[:, None], slope[:, None], maps)
-    # A CPU does this fastest as a batch norm whose channels are the rows.
-    zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
-    return F.batch_norm(maps.unsqueeze(0), zeros, ones, slope, constant, eps=0.0).squeeze(0)
+    # A CPU does this fastest as a batch norm whose channels are the rows. The sum of its variance and eps is 1 without rounding:
+    # an eps of zero is not allowed everywhere.
+    zeros, rest = torch.zeros_like(slope), torch.full_like(slope, 1 - _EPS)
+    return F.batch_norm(maps.unsqueeze(0), zeros, rest, slope, constant, eps=_EPS).squeeze(0)
 
 
 def _ours(hook: object) -> bool:
@@ -211,10 +176,12 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.groups, ctx.patch = groups, patch
         _, channels, height, width = x.shape
+        if _by_kernels(x):
+            return x.view_as(x), _kernels().sums(x, groups, grid_of(height, width, patch, x.device, x.dtype) if patch else None)
         grouped = x.reshape(groups, -1, channels, height * width)
         if not patch:
             return x.view_as(x), _of_channels(grouped)
-        grid = _grid(height, width, patch, x.device, x.dtype)
+        grid = grid_of(height, width, patch, x.device, x.dtype)
         maps, products = _summed(grouped, grid.shifts)
         over_channels = maps.sum(2).transpose(0, 1)
         cells = grid.into_cells(torch.cat([over_channels, products]) if grid.shifts else over_channels)
@@ -224,11 +191,14 @@ class _Sums(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, of_sums: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         _, channels, height, width = x.shape
+        if _by_kernels(x):
+            grid = grid_of(height, width, ctx.patch, x.device, x.dtype) if ctx.patch else None
+            return _kernels().gradient_of_sums(gradient, x, of_sums, None, grid), None, None
         grouped = x.reshape(ctx.groups, -1, channels, height * width)
         constant, slope = of_sums[:, 0, :channels, None], 2 * of_sums[:, 1, :channels, None]
         neighbours: list[tuple[int, Tensor]] = []
         if ctx.patch:
-            grid = _grid(height, width, ctx.patch, x.device, x.dtype)
+            grid = grid_of(height, width, ctx.patch, x.device, x.dtype)
             of_pixels, of_squares, *of_products = grid.over_pixels(of_sums[:, :, channels:])
             constant, slope = constant + of_pixels.unsqueeze(1), slope + 2 * of_squares.unsqueeze(1)
             neighbours = list(zip(grid.shifts, of_products, strict=True))

@@ -1,0 +1,119 @@
+"""ConvNets with instance norm on CUDA: three kernels a block, channels-last, and a first block that writes no full map.
+
+Same function as the plain network, up to rounding. Between convolutions, which cuDNN runs without their bias (the norm takes it
+away), one kernel reads a map once and writes it normalised, activated and pooled. Convolutions of one or three channels are part
+of such a kernel. Differentiable once, in images and weights; of the convolutions' biases the gradient is exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raydd.core.units import Numerics
+from raydd.networks.base import Network
+from raydd.networks.convnet import ConvBlock, ConvNet
+from raydd.networks.fused_ops import Tail, first_block, tail
+from raydd.networks.layers import Activation, Linear
+
+_SLOPES = {"relu": 0.0, "leakyrelu": 0.01}
+_POOLINGS: dict[type[nn.Module], str] = {nn.AvgPool2d: "avgpool", nn.MaxPool2d: "maxpool", nn.Identity: "nopool"}
+
+_FEW_CHANNELS = (1, 3)
+"""Input channels of a first convolution that is computed together with its norm."""
+
+
+def can_be_fused(net: nn.Module) -> bool:
+    """Return whether the functions here know the network: a ConvNet with instance norm and (leaky) relu, on CUDA, in float32."""
+    return has_fused_form(net) and _has_triton() and all(p.is_cuda and p.dtype == torch.float32 for p in net.parameters())
+
+
+def has_fused_form(net: nn.Module) -> bool:
+    """Return whether the network's layers are such as :func:`can_be_fused` asks for, wherever its weights are."""
+    if type(net) is not ConvNet or type(net.classifier) is not Linear:
+        return False
+    blocks = [block for block in net.features if isinstance(block, ConvBlock)]
+    normed = all(isinstance(b.norm, nn.GroupNorm) and b.norm.num_groups == b.norm.num_channels for b in blocks)
+    active = all(isinstance(b.activation, Activation) and b.activation.kind in _SLOPES for b in blocks)
+    return normed and active and len(blocks) == len(net.features)
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def fused_embed(net: Network, numerics: Numerics) -> Callable[[Tensor], Tensor]:
+    """Return a function equal to ``net.embed`` (see :func:`can_be_fused`): features float32 ``[N, embed_dim]``.
+
+    Convolutions but the first (of 1 or 3 channels; exact) are in bf16 where ``numerics.precision`` says so, else in float32 or
+    TF32 as cuDNN is set. Weights are read at each call.
+    """
+    structure = _structure(net)
+    return lambda x: _features(structure, dict(net.named_parameters()), x, numerics.precision)
+
+
+def fused_forward(net: Network, numerics: Numerics) -> Callable[[Tensor], Tensor]:
+    """Return a function equal to ``net.forward``: logits float32 ``[N, classes]``; see :func:`fused_embed`."""
+    embed = fused_embed(net, numerics)
+    return lambda x: net.classifier(embed(x))
+
+
+def fused_call(net: nn.Module, params: Mapping[str, Tensor], x: Tensor, precision: str) -> Tensor:
+    """Return logits float32 ``[N, classes]`` of images ``x`` with the parameters ``params`` in place of the network's own.
+
+    ``params``: by the names of ``net.named_parameters()``; the convolutions' biases, which have no effect, may be left out.
+    ``precision``: as of ``Numerics``.
+    """
+    features = _features(_structure(net), params, x, precision)
+    return F.linear(features, params["classifier.weight"], params["classifier.bias"])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block's name among the parameters, its convolution's padding (lines, columns), and what follows."""
+
+    name: str
+    padding: tuple[int, int]
+    tail: Tail
+
+
+def _structure(net: nn.Module) -> list[_Block]:
+    found = []
+    for i, block in enumerate(cast(ConvNet, net).features):
+        block = cast(ConvBlock, block)
+        padding = (int(block.conv.padding[0]), int(block.conv.padding[1]))
+        kinds = _SLOPES[block.activation.kind], _POOLINGS[type(block.pooling)]
+        found.append(_Block(f"features.{i}", padding, Tail(cast(nn.GroupNorm, block.norm).eps, *kinds)))
+    return found
+
+
+def _features(structure: list[_Block], params: Mapping[str, Tensor], x: Tensor, precision: str) -> Tensor:
+    low = torch.bfloat16 if precision == "bf16" else torch.float32
+    for i, block in enumerate(structure):
+        kernel, bias = params[f"{block.name}.conv.weight"], params.get(f"{block.name}.conv.bias")
+        norm = params[f"{block.name}.norm.weight"], params[f"{block.name}.norm.bias"]
+        last = i == len(structure) - 1
+        dtype = torch.float32 if last else low
+        if i == 0 and _is_one_kernel(x, kernel):
+            x = first_block(x, kernel, *norm, block.padding, block.tail, dtype, flat=last, cancelled=bias)
+            continue
+        # The copies are channels-last, so that cuDNN's results are.
+        x = x.to(low, memory_format=torch.channels_last)
+        x = F.conv2d(x, kernel.to(low, memory_format=torch.channels_last), padding=block.padding)
+        x = tail(x, *norm, block.tail, dtype, flat=last, cancelled=bias)
+    return x.flatten(1)
+
+
+def _is_one_kernel(x: Tensor, kernel: Tensor) -> bool:
+    """Return whether the first block is to be one kernel: it has no gradient in the images, nor one of 27 taps in its weights."""
+    if not torch.is_grad_enabled():
+        return x.shape[1] in _FEW_CHANNELS
+    return x.shape[1] in _FEW_CHANNELS and not x.requires_grad and not (kernel.requires_grad and x.shape[1] > 1)

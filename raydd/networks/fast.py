@@ -18,6 +18,7 @@ from raydd.core.units import Numerics
 from raydd.networks import winograd
 from raydd.networks.base import Network
 from raydd.networks.compiling import allow_many_shapes
+from raydd.networks.fused import can_be_fused, fused_embed, fused_forward
 from raydd.networks.lean import can_be_lean, lean_embed
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _fast_without_gradient(
 ) -> Callable[[Tensor], Tensor] | None:
     """Return what serves images that need no gradient better than :func:`_fast` does, if anything."""
     fewer = numerics.convolution == "winograd"
-    if numerics.precision == "bf16" or not (fewer or numerics.compile):
+    if numerics.precision != "fp32" or not (fewer or numerics.compile):
         return None
     if can_be_lean(net):
         embed = lean_embed(net, compile=numerics.compile, fewer_products=fewer)
@@ -113,6 +114,8 @@ def _fast_without_gradient(
 
 
 def _either(net: Network, numerics: Numerics, function: Callable[[Network, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    if can_be_fused(net):
+        return fused_embed(net, numerics) if function is _call_embed else fused_forward(net, numerics)
     exact, still = _fast(net, numerics, function), _fast_without_gradient(net, numerics, function)
 
     def call(x: Tensor) -> Tensor:
@@ -127,6 +130,7 @@ def fast_embed(net: Network, numerics: Numerics) -> Callable[[Tensor], Tensor]:
     ``compile`` fuses the layers between convolutions (results differ from eager by rounding); ``precision: bf16`` runs the
     convolutions, and nothing else, in bf16 (relative error of features about 3e-3). Under ``torch.no_grad`` ConvNets on a CPU
     go through :mod:`raydd.networks.lean`, and ``convolution: winograd`` takes effect (relative error of features about 2e-6).
+    On CUDA, :mod:`raydd.networks.fused` takes the place of all this for the ConvNets it knows, with or without a gradient.
     Weights and mode are read at each call. Each image shape and batch size is compiled once per process.
     """
     return _either(net, numerics, _call_embed)

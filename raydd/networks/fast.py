@@ -102,7 +102,7 @@ def _fast_without_gradient(
 ) -> Callable[[Tensor], Tensor] | None:
     """Return what serves images that need no gradient better than :func:`_fast` does, if anything."""
     fewer = numerics.convolution == "winograd"
-    if numerics.precision != "fp32" or not (fewer or numerics.compile):
+    if numerics.precision == "bf16" or not (fewer or numerics.compile):
         return None
     if can_be_lean(net):
         embed = lean_embed(net, compile=numerics.compile, fewer_products=fewer)

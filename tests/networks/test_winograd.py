@@ -141,5 +141,6 @@ def test_compiled_winograd_is_the_network_s() -> None:
 
 
 def test_winograd_beside_bf16_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"convolution=winograd needs numerics\.precision=fp32"):
+    with pytest.raises(ConfigError, match=r"convolution=winograd needs numerics\.precision=fp32 or fp32_strict, not bf16"):
         Numerics(precision="bf16", convolution="winograd")
+    Numerics(precision="fp32_strict", convolution="winograd")

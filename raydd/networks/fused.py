@@ -105,9 +105,9 @@ def _features(structure: list[_Block], params: Mapping[str, Tensor], x: Tensor, 
         if i == 0 and _is_one_kernel(x, kernel):
             x = first_block(x, kernel, *norm, block.padding, block.tail, dtype, flat=last, cancelled=bias)
             continue
-        # The copies are channels-last, so that cuDNN's results are.
-        x = x.to(low, memory_format=torch.channels_last)
-        x = F.conv2d(x, kernel.to(low, memory_format=torch.channels_last), padding=block.padding)
+        # cuDNN's results have its arguments' order. Few channels it convolves in the plain one (as a matrix product).
+        order = torch.contiguous_format if x.shape[1] in _FEW_CHANNELS else torch.channels_last
+        x = F.conv2d(x.to(low, memory_format=order), kernel.to(low, memory_format=order), padding=block.padding)
         x = tail(x, *norm, block.tail, dtype, flat=last, cancelled=bias)
     return x.flatten(1)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic sides need, and as large as the default
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from equality import differences
@@ -106,13 +105,15 @@ def line(row: Row) -> str:
     """Return a row of the printed table."""
     if "ms" not in row:
         return f"{row['name']:64s} {row.get('error') or row.get('not_run') or json.dumps(row)}"
-    gain = f"{row['speedup']['of_medians']:7.2f} x" if "speedup" in row else " " * 9
+    gain = f"{row['speedup']['of_medians']:6.2f} x" if "speedup" in row else " " * 8
+    gain += f" of {row['target']:2.0f}" if row.get("target") else " " * 6
     counts = "/".join(f"{row[name]:.0f}" for name in ("launches", "graph_launches", "kernels", "operators") if name in row)
     share, busy = 100 * row.get("share_of_peak", 0.0), row.get("busy_ms", 0.0)
-    memory = row.get("peak_bytes", 0) / 2**20
+    memory = max(row.get("peak_bytes", 0), row.get("reserved_bytes", 0)) / 2**20
+    beside = "".join(f"  {times:.2f} times {name}" for name, times in row.get("times_of", {}).items())
     return (
         f"{row['name']:64s} {row['ms']:9.3f} ms {gain} {share:5.1f} % busy {busy:8.3f} host {row['host_ms']:8.3f} "
-        f"{counts:>18s} {memory:7.0f} MiB" + (f"  {row['error']}" if "error" in row else "")
+        f"{counts:>18s} {memory:7.0f} MiB{beside}" + (f"  {row['error']}" if "error" in row else "")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import sys
 import time
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from harness import ratio
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,13 +26,15 @@ WARM = 4
 
 CALLS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 
+_THREADS = torch.get_num_threads()
+
 Row = dict[str, Any]
 Step = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One way to do a piece of work.
+    """One way to do a piece of work; ``beside`` names another side that it is compared with, beside the published one.
 
     ``make``: sets everything up, returns a function that makes one update. ``numerics``: the process's settings (``None``: torch's
     own, as published). ``units``: what one update counts for, such as 20 for an epoch of 20 networks. ``cycle``: updates after
@@ -48,12 +50,14 @@ class Side:
     flop: float = 0.0
     bytes: float = 0.0
     target: float | None = None
+    beside: str | None = None
 
     def settle(self, device: torch.device) -> None:
         """Put the process's settings as this side has them."""
         if self.numerics is not None:
             apply_numerics(self.numerics, device)
             return
+        torch.set_num_threads(1 if device.type == "cpu" else _THREADS)
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = False
@@ -112,14 +116,38 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
+def reserved(device: torch.device) -> int:
+    """Return the bytes that this process holds on a GPU, for tensors, recorded graphs and for later; 0 on a CPU."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
+class Warnings(logging.Handler):
+    """Keeps what is logged as a warning, such as that a step cannot be recorded."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.texts.append(record.getMessage())
+
+
 @contextmanager
 def kept(row: Row, clock: Clock) -> Iterator[None]:
-    """Keep an error in the row and go on; the rest of the table is made all the same."""
+    """Keep warnings and an error in the row and go on; the rest of the table is made all the same."""
+    warnings, logger = Warnings(), logging.getLogger("raydd")
+    logger.addHandler(warnings)
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever a side raises is its row's result
         row["error"] = f"{type(error).__name__}: {error}"[:500]
         clock.say(f"{row['name']}: {row['error']}")
+    finally:
+        logger.removeHandler(warnings)
+        for text in dict.fromkeys(warnings.texts):
+            clock.say(f"{row['name']}: {text}")
+            row.setdefault("warnings", []).append(text)
 
 
 class Turns:
@@ -152,10 +180,13 @@ class Turns:
                 self._look_into(side)
             self._conclude(side)
         self.steps.clear()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._empty()
         return list(self.rows.values())
+
+    def _empty(self) -> None:
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _alive(self) -> list[Side]:
         return [side for side in self.sides if side.name in self.steps and "error" not in self.rows[side.name]]
@@ -164,7 +195,8 @@ class Turns:
         row = self.rows[side.name]
         self.clock.say(f"{side.name}: set up")
         side.settle(self.device)
-        before, begun = allocated(self.device), time.perf_counter()
+        self._empty()
+        before, held, begun = allocated(self.device), reserved(self.device), time.perf_counter()
         step = side.make()
         step()
         wait(self.device)
@@ -178,7 +210,7 @@ class Turns:
         wait(self.device)
         seconds = time.perf_counter() - again
         row["warm_up_s"] = time.perf_counter() - begun
-        row["resident_bytes"] = allocated(self.device) - before
+        row |= {"resident_bytes": allocated(self.device) - before, "reserved_bytes": reserved(self.device) - held}
         row["updates_per_turn"] = side.cycle * max(1, min(200, round(self.seconds / seconds)))
         row["ms_rounds"], row["host_ms_rounds"] = [], []
         self.steps[side.name] = step
@@ -226,6 +258,8 @@ class Turns:
         if side is not self.sides[0] and base.get("ms_rounds"):
             both = min(len(base["ms_rounds"]), len(row["ms_rounds"]))
             row["speedup"] = ratio(base["ms_rounds"][:both], row["ms_rounds"][:both])
+        if side.beside is not None and "ms" in self.rows[side.beside]:
+            row["times_of"] = {side.beside: row["ms"] / self.rows[side.beside]["ms"]}
 
 
 def profiled(step: Step, device: torch.device) -> torch.profiler.profile:
@@ -244,8 +278,8 @@ def launches(profile: torch.profiler.profile) -> dict[str, float]:
     """Return a profile's ``launches`` of kernels by the host, ``graph_launches``, ``copies`` and fills that the host asked for,
     the ``kernels`` that ran (in graphs, too), and ``busy_ms``, in which at least one of them ran."""
     events: EventList | list[Any] = profile.events() or []
-    on_gpu = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
-    names = [e.name for e in events if e.device_type == DeviceType.CPU]
+    on_gpu = [e for e in events if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", False)]
+    names = [e.name for e in events if e.device_type.name == "CPU"]
     busy, end = 0.0, -1.0
     for start, stop in sorted((e.time_range.start, e.time_range.end) for e in on_gpu):
         busy, end = busy + max(0.0, stop - max(start, end)), max(end, stop)

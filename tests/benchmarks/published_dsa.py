@@ -133,7 +133,7 @@ def _scale(x: Tensor, draws: Draws) -> Tensor:
 
 def _rotate(x: Tensor, draws: Draws) -> Tensor:
     angles = (draws.uniform("cpu", len(x)).to(x.dtype) - 0.5) * 2 * 15 / 180 * math.pi
-    matrices = [[[torch.cos(a), torch.sin(-a), 0], [torch.sin(a), torch.cos(a), 0]] for a in angles]
+    matrices: list[list[list[Tensor | int]]] = [[[torch.cos(a), torch.sin(-a), 0], [torch.sin(a), torch.cos(a), 0]] for a in angles]
     return _sample(x, matrices)
 
 

@@ -148,7 +148,7 @@ def least_bytes(s: Setting, ipc: int, precision: str) -> float:
 
 def dm(s: Setting, ipc: int = 10) -> list[Side]:
     """Return the sides of a DM update of all classes."""
-    work: dict[str, Any] = {"flop": s.flop * 10 * (s.batch_real + 2 * s.ipc(ipc))}
+    flop = s.flop * 10 * (s.batch_real + 2 * s.ipc(ipc))
 
     def ours(numerics: Numerics) -> Step:
         method = Dm(network=s.network, iterations=FOREVER, batch_real=s.batch_real, classes_per_unit=10)
@@ -157,10 +157,10 @@ def dm(s: Setting, ipc: int = 10) -> list[Side]:
 
     title = f"dm ipc {s.ipc(ipc)}"
     theirs = partial(stepping, lambda: published.dm_iterations(*s.real(), s.ipc(ipc), s.batch_real, width=s.width))
-    sides = [Side(name=f"{title}: published", make=theirs, bytes=least_bytes(s, ipc, "fp32"), **work)]
+    sides = [Side(name=f"{title}: published", make=theirs, bytes=least_bytes(s, ipc, "fp32"), flop=flop)]
     for precision in PRECISIONS:
         numerics, least = s.numerics(precision), least_bytes(s, ipc, precision)
-        sides.append(Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, bytes=least, target=20, **work))
+        sides.append(Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, bytes=least, target=20, flop=flop))
     return sides
 
 
@@ -169,7 +169,7 @@ def dsa(s: Setting, ipc: int, *, whole: bool = False) -> list[Side]:
     count = s.ipc(ipc)
     loops = (1, 1) if not whole else ((2, 1) if s.small else published_loops(ipc))
     epochs = (loops[0] - 1) / loops[0] * loops[1]
-    work: dict[str, Any] = {"flop": s.flop * 10 * (3 * s.batch_real + 7 * count + 3 * epochs * count), "cycle": loops[0]}
+    flop = s.flop * 10 * (3 * s.batch_real + 7 * count + 3 * epochs * count)
 
     def ours(numerics: Numerics) -> Step:
         outer, inner = loops
@@ -182,10 +182,12 @@ def dsa(s: Setting, ipc: int, *, whole: bool = False) -> list[Side]:
     title = f"dsa ipc {count}" + " with its network's epochs" * whole
     known = {"batch_real": s.batch_real, "loops": loops, "width": s.width}
     theirs = partial(stepping, lambda: published.gradient_iterations(*s.real(), count, **known))  # type: ignore[arg-type]
-    sides = [Side(name=f"{title}: published", make=theirs, **work)]
+    sides = [Side(name=f"{title}: published", make=theirs, flop=flop, cycle=loops[0])]
     for precision in ("fp32",) if whole else ("fp32", "bf16"):
         numerics = s.numerics(precision)
-        sides.append(Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, target=6, **work))
+        sides.append(
+            Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, target=6, flop=flop, cycle=loops[0])
+        )
     return sides
 
 
@@ -234,12 +236,12 @@ def student(s: Setting) -> list[Side]:
         images, labels = source.load(PlainContext(0, s.data)).tensors(s.device)
         return published.student_epochs(images, labels, width=s.width)
 
-    work = {"flop": s.flop * 3 * source.images}
-    sides = [Side(name=f"student's epoch, {source.images} images: published", make=partial(stepping, theirs), **work)]
+    flop = s.flop * 3 * source.images
+    sides = [Side(name=f"student's epoch, {source.images} images: published", make=partial(stepping, theirs), flop=flop)]
     for precision, repeats in (("fp32", 1), ("fp32", 5), ("fp32", 20), ("bf16", 20)):
         numerics, count = s.numerics(precision), {5: 2, 20: 3}.get(repeats, 1) if s.small else repeats
         name = f"student's epoch, {source.images} images: {precision}, {count} at once"
-        sides.append(Side(name=name, make=partial(ours, numerics, count), numerics=numerics, units=count, target=12, **work))
+        sides.append(Side(name=name, make=partial(ours, numerics, count), numerics=numerics, units=count, target=12, flop=flop))
     return sides
 
 
@@ -266,17 +268,17 @@ class Observed:
 def taps(s: Setting) -> list[Side]:
     """Return the sides of a forward pass and the images' gradient: the network alone, and observed."""
     o = Observed.of(s)
-    work = {"flop": 2 * forward_flop(RESNET, (3, o.size, o.size)) * o.groups * o.each}
+    flop = 2 * forward_flop(RESNET, (3, o.size, o.size)) * o.groups * o.each
 
     def make(kind: str) -> Step:
         return bench_taps.MAKERS[kind](bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device))
 
-    sides = [Side(name=f"{o.title}: published", make=partial(make, "published"), **work)]
+    sides = [Side(name=f"{o.title}: published", make=partial(make, "published"), flop=flop)]
     for precision in (p for p in PRECISIONS if p != "bf16"):
-        numerics = Numerics(precision=precision)  # type: ignore[arg-type]
-        for kind, target in (("alone", None), ("taps", 18.0)):
-            title = f"{o.title}: {precision}, {kind}"
-            sides.append(Side(name=title, make=partial(make, kind), numerics=numerics, target=target, **work))
+        numerics, title = Numerics(precision=precision), f"{o.title}: {precision}"  # type: ignore[arg-type]
+        sides.append(Side(name=f"{title}, alone", make=partial(make, "alone"), numerics=numerics, flop=flop))
+        observed = partial(make, "taps")
+        sides.append(Side(name=f"{title}, taps", make=observed, numerics=numerics, flop=flop, target=18, beside=f"{title}, alone"))
     return sides
 
 
@@ -299,7 +301,7 @@ def recovery(s: Setting) -> list[Side]:
         return create_network(RESNET, info.shape, 10, generator(0, "network")).eval().requires_grad_(False)
 
     def tables(observed: nn.Module) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-        with StatTap(observed, o.patch, shape=info.shape) as tap:  # type: ignore[arg-type]
+        with StatTap(observed, o.patch, shape=info.shape) as tap:
             layout = tap.layout
         overall, classes = (torch.rand(*lead, 2, layout.width, generator=generator(0, "table")) for lead in ((), (10,)))
         return layout, layout.split(overall), layout.split(classes)
@@ -322,10 +324,16 @@ def recovery(s: Setting) -> list[Side]:
         loss = partial(published_hooks.edc_loss, observed, hooks, overall=overall, table=classes, weight=method.r_loss)
         return published_hooks.recovery_iterations(loss, images, groups, info.mean, info.std)
 
-    work = {"flop": 2 * forward_flop(RESNET, info.shape) * o.groups * o.each}
+    flop = 2 * forward_flop(RESNET, info.shape) * o.groups * o.each
+
+    def alone() -> Step:
+        return bench_taps.alone(bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device))
+
+    title = f"recovery, {o.title}"
     return [
-        Side(name=f"recovery, {o.title}: published", make=partial(stepping, theirs), **work),
-        Side(name=f"recovery, {o.title}: fp32", make=ours, numerics=stage.numerics, target=18, **work),
+        Side(name=f"{title}: published", make=partial(stepping, theirs), flop=flop),
+        Side(name=f"{title}: the network alone", make=alone, numerics=stage.numerics, flop=flop),
+        Side(name=f"{title}: fp32", make=ours, numerics=stage.numerics, flop=flop, target=18, beside=f"{title}: the network alone"),
     ]
 
 

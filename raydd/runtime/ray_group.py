@@ -13,7 +13,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
@@ -144,12 +144,11 @@ class Group:
     def abort(self, controller: Any) -> None:
         """End the group at once, also while it waits for machines; what it asked the autoscaler for is taken back."""
         if controller is not None:
-            try:
-                ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
-            except GetTimeoutError:  # it waits for a placement group, which is removed with it
-                ray.kill(controller)
-            except RayActorError:
-                pass  # that is how it ends
+            with contextlib.suppress(RayError):  # that is how it ends, or its cluster does
+                try:
+                    ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+                except GetTimeoutError:  # it waits for a placement group, which is removed with it
+                    ray.kill(controller)
         with contextlib.suppress(RayError, ValueError):
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
             requester = f"train-{self._trainer.train_run_context.run_id}"

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.events import Event
 from raydd.core.store import Rows, Store
 from raydd.core.units import Ref
-from raydd.runtime.capacity import Need, describe, room
+from raydd.runtime.capacity import Need
 from raydd.runtime.ledger import Lease, Ledger
 from raydd.runtime.ray_address import Cancelled, waiting_for
-from raydd.runtime.ray_session import Pulse, cluster_answers, cluster_gone, ray_session, worker_environment
-from raydd.runtime.ray_supply import TELL_SECONDS, has_workers, machines, too_long, wait_for_room
+from raydd.runtime.ray_pulse import cluster_answers, failed, is_outage, told_if_gone
+from raydd.runtime.ray_session import ray_session, worker_environment
+from raydd.runtime.ray_supply import wait_for_room
+from raydd.runtime.ray_watch import Idle, Post
 from raydd.runtime.runner import DataSource, OnEvent
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 5.0
-"""How often the driver looks whether the cluster is there, and has room for a group that waits."""
-START_SECONDS = 30.0
-"""What a group may take to start before its driver looks what is in its way."""
+END_SECONDS = 10.0
+"""For ending what is left on a cluster: a head that ends meanwhile answers no more, and after 60 s of that Ray ends this process."""
 
 
 class LedgerActor:
@@ -80,13 +79,12 @@ class RayDesk:
 
     def _ask(self, method: str, *args: Any) -> Any:
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError
 
         for attempt in range(30):  # an actor that is being restarted answers again soon
             try:
                 return ray.get(self.handle.call.remote(method, args), timeout=60)
-            except (RayActorError, GetTimeoutError) as error:
-                if attempt == 29:
+            except Exception as error:
+                if attempt == 29 or not is_outage(error):
                     raise
                 log.warning("the ledger does not answer (%s); trying again", type(error).__name__)
                 time.sleep(min(5.0, 0.5 * (attempt + 1)))
@@ -178,9 +176,11 @@ class RayRunner:
         count = max(self.need.workers, min(self.most, os.cpu_count() or 1)) + self.evaluators
         with contextlib.suppress(Cancelled), ray_session(count * self.cpus, self.need.count, self.gpus, self._cancelled) as dashboard:
             tell(f"Ray is ready; dashboard: {dashboard}")
-            if wait_for_room(self.need, self.wait, tell, self._cancelled):
+            with told_if_gone(self._cancelled):
+                if not wait_for_room(self.need, self.wait, tell, self._cancelled):
+                    return
                 self._check_store(store)
-                self._run(targets, store, on_event)
+            self._run(targets, store, on_event)
 
     def _get(self, refs: Any, timeout: float, what: str) -> Any:
         """Return what Ray has for ``refs``; ``TimeoutError`` after ``timeout`` seconds, ``Cancelled`` where the run is stopped."""
@@ -212,45 +212,49 @@ class RayRunner:
 
     def _run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
         import ray
-        from ray.exceptions import RayError
-
-        from raydd.runtime.ray_group import Group, tidy
 
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LedgerActor)
         ledger = actor.remote(targets, store, self.evaluators)
         tasks: list[Any] = []
         try:
-            try:
-                self._get(ledger.poll.options(max_task_retries=0).remote(0, ""), 300, "starting the ledger")
-            except (RayError, TimeoutError) as error:
-                raise RunFailed(
-                    f"the ledger could not be started on the cluster: {_short(error)}. All of its machines have to be started in an "
-                    "environment that has this raydd, or the job be handed in with its code: `ray job submit --working-dir .`"
-                ) from error
-            config = {"ledger": ledger, "store": store, "open_data": self.open_data, "checkpoint_every": self.checkpoint_every}
-            evaluate = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1, runtime_env={"env_vars": worker_environment()})
-            tasks += [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
-            group = Group(config | {"work": _work}, store, self.workers, self.need.bundle)
-            failure = self._watch(ledger, group, on_event)
+            with told_if_gone(self._cancelled):
+                self._compute(ledger, tasks, store, on_event)
         finally:
             if cluster_answers():
-                for task in tasks:
-                    ray.cancel(task, force=True)
-                ray.kill(ledger)
-                tidy()
+                with contextlib.suppress(TimeoutError):
+                    waiting_for(lambda: _end(tasks, ledger), END_SECONDS, lambda: False, "ending the group")
+
+    def _compute(self, ledger: Any, tasks: list[Any], store: Store, on_event: OnEvent) -> None:
+        """Have everything computed; the evaluators' tasks are added to ``tasks``."""
+        import ray
+        from ray.exceptions import RayError
+
+        from raydd.runtime.ray_group import Group
+
+        try:
+            self._get(ledger.poll.options(max_task_retries=0).remote(0, ""), 300, "starting the ledger")
+        except (RayError, TimeoutError) as error:
+            raise failed(
+                f"the ledger could not be started on the cluster: {_short(error)}. All of its machines have to be started in an "
+                "environment that has this raydd, or the job be handed in with its code: `ray job submit --working-dir .`",
+                self._cancelled,
+            ) from error
+        config = {"ledger": ledger, "store": store, "open_data": self.open_data, "checkpoint_every": self.checkpoint_every}
+        evaluate = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1, runtime_env={"env_vars": worker_environment()})
+        tasks += [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
+        group = Group(config | {"work": _work}, store, self.workers, self.need.bundle)
+        failure = self._watch(ledger, group, on_event)
         if failure:
             raise RunFailed(failure)
         if group.error is not None and not self._stopping:
-            if not cluster_answers():
-                raise cluster_gone("its head does not answer") from group.error
-            raise RunFailed(f"the Ray Train group ended: {_short(group.error)}") from group.error
+            raise failed(f"the Ray Train group ended: {_short(group.error)}", self._cancelled) from group.error
 
     def _watch(self, ledger: Any, group: Any, on_event: OnEvent) -> str | None:
         """Pass events on until the group has ended; return why the run failed, if it did."""
         trainer = threading.Thread(target=group.fit, daemon=True, name="train")
         trainer.start()
-        post = _Post(ledger)
-        idle = _Idle(self.need, self.wait, lambda text: on_event(Event(kind="message", text=text)))
+        post = Post(ledger)
+        idle = Idle(self.need, self.wait, lambda text: on_event(Event(kind="message", text=text)))
         told = False
         try:
             while True:
@@ -273,72 +277,18 @@ class RayRunner:
             raise
 
 
-class _Post:
-    """What the driver gets from the ledger, asked again and again."""
+def _end(tasks: Sequence[Any], ledger: Any) -> None:
+    """End the evaluators and the ledger; a cluster that ends meanwhile ends them, too."""
+    import ray
+    from ray.exceptions import RayError
 
-    def __init__(self, ledger: Any) -> None:
-        self.ledger = ledger
-        self.failure: str | None = None
-        self.state, self.controller = "", None
-        self._seen, self._identity, self._heard = 0, "", time.monotonic()
+    from raydd.runtime.ray_group import tidy
 
-    @property
-    def working(self) -> bool:
-        """Whether the group has workers, as far as is known."""
-        return self.state in ("RunningState", "PreemptingState", "ResizingState", "ShuttingDownState")
-
-    def fetch(self) -> list[Event]:
-        """Return new events; ``RunFailed`` if the cluster is gone. A ledger that is being restarted answers again soon."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError
-
-        try:
-            events, self._seen, self.failure, self._identity, state, controller = ray.get(
-                self.ledger.poll.options(max_task_retries=0).remote(self._seen, self._identity), timeout=5
-            )
-        except (RayActorError, GetTimeoutError) as error:
-            if time.monotonic() - self._heard > 60:
-                self._heard = time.monotonic()
-                log.warning("the ledger does not answer (%s)", type(error).__name__)
-            time.sleep(0.5)
-            return []
-        self._heard = time.monotonic()
-        if state:  # a ledger that was restarted has not heard yet
-            self.state, self.controller = state, controller
-        return list(events)
-
-
-class _Idle:
-    """Notices that the group waits for machines, says so, and ends it after ``limit`` seconds."""
-
-    def __init__(self, need: Need, limit: float, tell: Callable[[str], None]) -> None:
-        self.need, self.limit, self.tell = need, limit, tell
-        self._since: float | None = None
-        self._looked = self._told = time.monotonic()
-        self._pulse = Pulse()
-
-    def look(self, post: _Post) -> None:
-        """``RunFailed`` if the cluster is gone, or has had no room for the least of workers for too long."""
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        if not self._pulse.check():
-            return
-        need = replace(self.need, evaluators=0)
-        if post.working or has_workers() or room(machines(), need, free=True) >= need.count:
-            self._since = None
-            return
-        if self._since is None:
-            self._since, self._told = now, 0.0
-        if now - self._since < START_SECONDS:  # its own places are taken before its workers are there
-            return
-        text = f"waiting for {need}; {describe(need, machines())}"
-        if now - self._since > self.limit:
-            raise RunFailed(too_long(text, self.limit))
-        if now - self._told >= TELL_SECONDS:
-            self._told = now
-            self.tell(f"{text} (for at most {math.ceil(self.limit - (now - self._since))} s more)")
+    with contextlib.suppress(RayError):
+        for task in tasks:
+            ray.cancel(task, force=True)
+        ray.kill(ledger)
+        tidy()
 
 
 def _short(error: BaseException) -> str:

@@ -10,14 +10,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raydd.core.errors import ConfigError, RunFailed, first_line
+from raydd.core.errors import ConfigError, first_line
 from raydd.core.numerics import ALLOCATOR_ENV
-from raydd.runtime.ray_address import Cancelled, answers, check_head, find_address, waiting_for
+from raydd.runtime.ray_address import Cancelled, check_head, find_address, waiting_for
+from raydd.runtime.ray_pulse import cluster_answers
 
 _DEFAULTS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker builds an environment of its own under `uv run`
@@ -32,8 +32,8 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNI
 INIT_SECONDS = 30.0
 """For ``ray.init`` on a cluster whose head has answered."""
 SHUTDOWN_SECONDS = 30.0
-GONE_SECONDS = 30.0
-"""A head that does not answer for so long is gone: Ray would end this process after 60 s."""
+PARTING_SECONDS = 5.0
+"""For leaving a cluster whose head is gone: Ray would ask it for longer than a minute, then end this process without a word."""
 log = logging.getLogger(__name__)
 
 
@@ -97,40 +97,6 @@ def remote_address() -> str | None:
     return None if address in ("", "local") else address
 
 
-def cluster_address() -> str:
-    """Return host:port of the connected cluster's head."""
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)
-
-
-def cluster_answers() -> bool:
-    """Whether the connected cluster's head takes connections."""
-    return answers(cluster_address())
-
-
-class Pulse:
-    """Watches whether the connected cluster's head answers."""
-
-    def __init__(self) -> None:
-        self._met = time.monotonic()
-
-    def check(self) -> bool:
-        """Return whether it does; ``RunFailed`` once it has not for ``GONE_SECONDS``."""
-        now = time.monotonic()
-        if cluster_answers():
-            self._met = now
-            return True
-        if now - self._met > GONE_SECONDS:
-            raise cluster_gone(f"no answer for {now - self._met:.0f} s")
-        return False
-
-
-def cluster_gone(how: str) -> RunFailed:
-    """Return the error of a run whose cluster has ended."""
-    return RunFailed(f"the cluster at {cluster_address()} is gone ({how}). The same command goes on once it is back")
-
-
 def _connect(cancelled: Callable[[], bool]) -> Any:
     """Connect to the cluster of ``RAY_ADDRESS``; ``ConfigError`` for whatever is there instead."""
     import ray
@@ -186,10 +152,12 @@ def _shutdown() -> None:
     """Disconnect, and stop what was started here; a cluster that is gone must not keep us."""
     import ray
 
+    gone = remote_address() is not None and ray.is_initialized() and not cluster_answers()
+    seconds = PARTING_SECONDS if gone else SHUTDOWN_SECONDS
     try:
-        waiting_for(ray.shutdown, SHUTDOWN_SECONDS, lambda: False, "ray.shutdown")
+        waiting_for(ray.shutdown, seconds, lambda: False, "ray.shutdown")
     except TimeoutError:
-        log.debug("ray.shutdown took more than %g s", SHUTDOWN_SECONDS)
+        log.debug("ray.shutdown took more than %g s", seconds)
 
 
 @contextmanager

@@ -7,11 +7,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.runtime.capacity import Growth, Machine, Need, Verdict, decide, describe, places
-from raydd.runtime.ray_session import Pulse, cluster_answers
+from raydd.runtime.ray_pulse import Pulse, cluster_answers
 
 TELL_SECONDS = 60.0
 """How often a person is told what is waited for."""
@@ -71,9 +72,11 @@ class Supply:
 
     def __exit__(self, *_: object) -> None:
         if self._group is not None and cluster_answers():
+            from ray.exceptions import RayError
             from ray.util import remove_placement_group
 
-            remove_placement_group(self._group)
+            with suppress(RayError):  # a cluster that ends meanwhile has no groups
+                remove_placement_group(self._group)
 
     def verdict(self) -> Verdict:
         """Return whether to start, to wait, or to give up now."""
@@ -163,10 +166,10 @@ def wait_for_room(need: Need, limit: float, tell: Callable[[str], None], cancell
     pulse = Pulse()
     with Supply(need) as supply:
         while not cancelled():
-            if not pulse.check():
+            verdict = pulse.ask(supply.verdict)
+            if verdict is None:
                 time.sleep(0.5)
                 continue
-            verdict = supply.verdict()
             now = time.monotonic()
             if verdict.kind == "go":
                 return True

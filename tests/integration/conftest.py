@@ -225,6 +225,7 @@ def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = Non
     folder = tempfile.mkdtemp(prefix="raydd-cluster-", dir="/tmp")
     gcs, dashboard, client, agent, agent_grpc = free_ports(5)
     env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    env["RAY_raylet_start_wait_time_s"] = "240"  # on a machine that does much else
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}",
         f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
@@ -239,7 +240,7 @@ def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = Non
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=env | variables, cwd=folder)
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 250
         while "--address" not in log.read_text() and "Ray runtime started" not in log.read_text():
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the cluster did not start:\n{log.read_text()}")

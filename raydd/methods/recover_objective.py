@@ -20,12 +20,15 @@ from raydd.losses.statistics import Layout, class_targets, matching_loss
 from raydd.methods.recover_config import Matching, Priors
 from raydd.networks import create_network
 from raydd.networks.base import Shape
-from raydd.networks.taps import StatTap
+from raydd.networks.taps import KINDS, StatTap
+from raydd.training.statistics_files import observe
 
 
 @lru_cache(maxsize=256)
 def tap_layout(network: str, shape: Shape, classes: int, patch: int, kinds: tuple[str, ...]) -> Layout:
     """Return which statistics of a network are matched; ``ConfigError`` if it has no layer of these kinds."""
+    if set(kinds) == set(KINDS):  # what tables of statistics hold: the network is built and run once for both
+        return observe(network, shape, classes, patch).layout
     with StatTap(create_network(network, shape, classes, generator(0, "facts")), patch, kinds, shape) as tap:
         return tap.layout
 

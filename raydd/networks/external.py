@@ -14,6 +14,9 @@ from raydd.core.errors import ConfigError, first_line
 from raydd.losses.priors import pooling
 from raydd.networks.base import Network, Shape
 
+_CHECKED: set[tuple[str, Shape, int]] = set()
+"""Models that are known to put out features, by name, image shape and number of classes."""
+
 
 @lru_cache(maxsize=2)
 def external_names(library: str) -> tuple[str, ...]:
@@ -98,6 +101,13 @@ class ExternalNetwork(Network):
         self._check()
 
     def _check(self) -> None:
+        """Refuse what puts out no features; models of one name, shape and number of classes put out the same."""
+        known = (self.name, self.shape, self.classes)
+        if known not in _CHECKED:
+            self._probe()
+            _CHECKED.add(known)
+
+    def _probe(self) -> None:
         empty = {n: torch.empty_like(t, device="meta") for n, t in (*self.body.named_parameters(), *self.body.named_buffers())}
         training = self.body.training
         try:

@@ -19,8 +19,11 @@ from raydd.losses.statistics import layer_distances, matching_loss
 from raydd.methods.recover import cosine_rate
 from raydd.methods.recover_config import Matching, Priors
 from raydd.methods.recover_groups import Grouping
-from raydd.methods.recover_objective import batch_statistics
+from raydd.methods.recover_objective import batch_statistics, tap_layout
 from raydd.methods.recover_views import Views
+from raydd.networks import create_network
+from raydd.networks.taps import StatTap
+from raydd.training.statistics_files import observe
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())["G17_micro_recover"]
 AUGMENTED = Views(crop=(0.3, 1.0), flip=True, jitter=(-2, 3))
@@ -283,3 +286,15 @@ class _Split:
     def take(self, ids: Tensor) -> Tensor:
         self.taken += ids.tolist()
         return self.images[ids]
+
+
+def test_what_is_matched_and_what_tables_hold_is_learnt_of_one_network() -> None:
+    name, shape = "timm/test_resnet", (3, 40, 40)
+    built = observe.cache_info().misses
+    both = tap_layout(name, shape, 5, 8, ("conv", "bn"))
+    assert observe(name, shape, 5, 8).layout is both
+    assert observe.cache_info().misses == built + 1
+    network = create_network(name, shape, 5, torch.Generator().manual_seed(0))
+    for kinds in (("conv", "bn"), ("bn", "conv"), ("bn",), ("conv",)):
+        with StatTap(network, 8, kinds) as tap:
+            assert tap_layout(name, shape, 5, 8, kinds) == tap.layout

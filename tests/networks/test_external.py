@@ -36,6 +36,20 @@ def test_any_channels_and_sizes(name: str, shape: tuple[int, int, int]) -> None:
     assert flops(net, shape) > 0
 
 
+def test_a_model_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    probe = ExternalNetwork._probe
+    monkeypatch.setattr("raydd.networks.external._CHECKED", set())
+    monkeypatch.setattr(ExternalNetwork, "_probe", lambda net: (tried.append(net.name), probe(net)))
+    for seed in range(3):
+        make("timm/test_resnet", (3, 32, 32), seed)
+    make("timm/test_resnet", (1, 32, 32))
+    assert tried == ["timm/test_resnet"] * 2, "once for each shape"
+    for _ in range(2):  # one that is refused stays so
+        with pytest.raises(ConfigError, match="cannot read 3x1x1 images"):
+            make("torchvision/alexnet", (3, 1, 1))
+
+
 def test_weights_depend_on_the_generator_alone() -> None:
     before = torch.get_rng_state()
     one, two, other = (make("timm/test_resnet", (3, 32, 32), seed) for seed in (1, 1, 2))

@@ -10,7 +10,8 @@ was drawn: the same kernels can be recorded once and run on new numbers. The res
     taps = spread(table.to(device), torch.float32)                                     # on the device, once per table
     real, synthetic = apply_taps(real, taps), apply_taps(synthetic, taps)              # [K, B, C, H, W]
 
-The derivative reads through the transposed map, so it is a gather, too: no atomics, the same bytes each time.
+The derivative reads through the transposed map, so it is a gather, too: no atomics, the same bytes each time. On CUDA a gather is
+one kernel of Triton's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ _MIDDLE, _HALF = slice(23, 25), slice(25, 27)  # the hole of a cutout
 _WIDTH = 27
 
 _WINDOW = 3  # places along an axis that lie less than the reach away; the reach is at most half of it
-_LIMIT = 2**28  # bytes of pixels that are gathered at once
 
 
 class Table(NamedTuple):
@@ -170,8 +170,6 @@ def apply_taps(x: Tensor, taps: Taps) -> Tensor:
 class _Pass(torch.autograd.Function):
     """One operation of each group on ``x [G, n, C, H, W]``; ``transposed``: its transpose; ``linear``: without the brightness."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         x: Tensor, numbers: Tensor, color: Tensor, pixels: Tensor, weights: Tensor, kept: Tensor, transposed: bool, linear: bool
@@ -193,6 +191,15 @@ class _Pass(torch.autograd.Function):
         return _Pass.apply(grad, *ctx.saved_tensors, not ctx.transposed, True), None, None, None, None, None, None, None
 
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        """Take a batch of images as more images of each group; a batch of tables is not taken."""
+        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:6]):
+            raise NotImplementedError("torch.func.vmap over the numbers of a table")
+        x = x.movedim(in_dims[0], 1)
+        return _Pass.apply(x.flatten(1, 2), *rest).reshape(x.shape), 1
+
+
 def _colored(x: Tensor, color: Tensor, linear: bool) -> Tensor:
     """Brightness, saturation and contrast: the image, its mean over channels and its mean times numbers; its own transpose."""
     contrast, factor, grey, mean, brightness = (column.view(-1, 1, 1, 1, 1) for column in color.unbind(1))
@@ -206,14 +213,12 @@ def _colored(x: Tensor, color: Tensor, linear: bool) -> Tensor:
 def _gathered(x: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
     """Return ``out[g, …, q] = sum_t weights[g, t, q] x[g, …, pixels[g, t, q]]``; ``pixels`` and ``weights`` are ``[G, T, HW]``."""
     flat = x.reshape(x.shape[0], -1, x.shape[3] * x.shape[4])
-    taps, at_once = pixels.shape[1], max(1, _LIMIT // (flat.numel() * flat.element_size()))
-    out: Tensor | None = None
-    for start in range(0, taps, at_once):
-        index, weight = pixels[:, start : start + at_once], weights[:, start : start + at_once]
-        read = flat.gather(2, index.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
-        part = (read.unflatten(2, index.shape[1:]) * weight.unsqueeze(1)).sum(2)
-        out = part if out is None else out + part
-    return x if out is None else out.view(x.shape)
+    if flat.is_cuda:
+        from raydd.augment.table_kernels import gather
+
+        return gather(flat, pixels, weights).view(x.shape)
+    read = flat.gather(2, pixels.flatten(1).unsqueeze(1).expand(-1, flat.shape[1], -1))
+    return (read.unflatten(2, pixels.shape[1:]) * weights.unsqueeze(1)).sum(2).view(x.shape)
 
 
 def _axis(size: tuple[int, int], like: Tensor) -> Tensor:

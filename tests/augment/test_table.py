@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raydd.augment import table as tables
 from raydd.augment.dsa import DEFAULT_STRATEGY, DsaRanges, DsaTransform, apply_classes, draw
 from raydd.augment.operations import OPERATIONS
 from raydd.augment.table import Table, apply_table, apply_taps, make_table, spread
@@ -121,13 +123,18 @@ def test_function_transforms_see_through() -> None:
     leaf = x.clone().requires_grad_()
     (apart,) = torch.autograd.grad(sum(apply_table(y, table).square().sum() for y in leaf), leaf)
     assert float((gradient - apart).abs().max()) < 1e-12
+    with pytest.raises(NotImplementedError, match="numbers of a table"):
+        torch.func.vmap(lambda numbers: apply_table(x[0], Table(numbers, (6, 6))))(table.numbers.unsqueeze(0))
 
 
-def test_large_batches_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, table = normal(10, 6, 2, 3, 8, 8), make_table(drawn("rotate", 6, (8, 8)))
-    whole = apply_table(x, table)
-    monkeypatch.setattr(tables, "_LIMIT", 3 * x.numel() * 8)
-    assert float((apply_table(x, table) - whole).abs().max()) < 1e-12
+def test_the_kernel_of_a_gpu_gathers_as_the_operators_do() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("table_cases.py"))]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    double, single = map(float, run.stdout.split())
+    assert double < 1e-14
+    assert single < 1e-6
 
 
 class Operations(TorchDispatchMode):
@@ -210,6 +217,16 @@ def test_bad_input_is_named() -> None:
 def test_drawn_numbers_are_a_few_for_each_group() -> None:
     assert make_table(drawn(DEFAULT_STRATEGY, 10, (224, 224))).numbers.numel() == 270
     assert make_table(drawn(DEFAULT_STRATEGY, 2, (28, 28), siamese=False, count=5), torch.float32).numbers.dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_any_size_on_a_gpu(dtype: torch.dtype) -> None:
+    device, table = torch.device("cuda"), make_table(drawn(DEFAULT_STRATEGY, 9, (17, 19)))
+    for count in (1, 2, 33):
+        x = normal(4, 9, count, 3, 17, 19, dtype=dtype)
+        found = apply_table(x.to(device), table.to(device)).cpu()
+        torch.testing.assert_close(found, apply_table(x, table), atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0.01)
 
 
 @pytest.mark.gpu

@@ -28,6 +28,9 @@ _WARM_UPS = 2
 _KEPT = 16
 """Recordings, each for inputs of other shapes, that one function keeps."""
 
+ANYWHERE = False
+"""Tests set this: steps take the form that can be recorded on a CPU as well."""
+
 Signature = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
@@ -35,6 +38,11 @@ Signature = tuple[tuple[torch.Size, torch.dtype], ...]
 def _pool(device: torch.device) -> Any:
     """Return the memory that all recordings of a device share: they run one after another, and what they return is copied."""
     return torch.cuda.graph_pool_handle()
+
+
+def recordable(device: torch.device) -> bool:
+    """Return whether a step is to be one pure function of tensors: on a GPU; a CPU is as fast in small pieces, with less memory."""
+    return device.type == "cuda" or ANYWHERE
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,11 @@ class Captured:
         recording = self._recordings[signature]
         if recording is None:
             return tuple(self.function(*(x.to(self.device, non_blocking=True) for x in tensors)))
-        for place, x in zip(recording.inputs, tensors, strict=True):
-            place.copy_(x, non_blocking=True)
+        _copy(recording.inputs, tensors)
         recording.graph.replay()
-        return tuple(x.clone() for x in recording.outputs)
+        results = tuple(torch.empty_like(x) for x in recording.outputs)
+        _copy(results, recording.outputs)
+        return results
 
     def _record(self, tensors: Sequence[Tensor]) -> _Recording | None:
         inputs = tuple(torch.empty(x.shape, dtype=x.dtype, device=self.device).copy_(x) for x in tensors)
@@ -90,6 +99,20 @@ class Captured:
             log.warning("a step cannot be recorded and runs kernel by kernel: %s", str(error).splitlines()[0])
             return None
         return _Recording(graph, inputs, outputs)
+
+
+def _copy(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Copy without waiting; what is on the device already, all tensors of a type by one kernel."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for place, x in zip(places, tensors, strict=True):
+        if x.device != place.device:
+            place.copy_(x, non_blocking=True)
+            continue
+        of_type = groups.setdefault(x.dtype, ([], []))
+        of_type[0].append(place)
+        of_type[1].append(x)
+    for into, given in groups.values():
+        torch._foreach_copy_(into, given)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

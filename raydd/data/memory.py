@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,15 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float],
     if len(mean) != images.shape[-3] or len(std) != images.shape[-3]:
         raise ConfigError(f"{len(mean)} means and {len(std)} deviations for images of {images.shape[-3]} channels")
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    centre = torch.tensor(mean, dtype=wide, device=images.device).view(-1, 1, 1)
-    scale = torch.tensor(std, dtype=wide, device=images.device).view(-1, 1, 1)
+    centre, scale = _per_channel(tuple(mean), wide, images.device), _per_channel(tuple(std), wide, images.device)
     pixels = images.to(wide, memory_format=torch.contiguous_format).div_(255)
     return pixels.sub_(centre).div_(scale).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return numbers of channels ``[C, 1, 1]``, kept on the device: copying them there makes the host wait."""
+    return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 class ClassMemory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from raydd.augment.dsa import DsaTransform, draw, parse_strategy
+from raydd.augment.table import Taps, apply_taps, make_table
 from raydd.core.ahead import Ahead
+from raydd.core.captured import pinned, recordable
 from raydd.core.errors import DataError
 from raydd.core.units import Context
 from raydd.data.catalog import DatasetInfo
@@ -20,10 +22,32 @@ from raydd.methods.base import ClassBlocks, check_counts
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a transform per class (or none)."""
+    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a transform per class (or none).
+
+    For an update that is recorded, in pinned memory: ``numbers``, the transforms as a table's, none or one, and ``weights``, a new
+    network's ``[P]``.
+    """
 
     rows: Tensor
     transforms: list[DsaTransform]
+    numbers: tuple[Tensor, ...] = ()
+    weights: Tensor | None = None
+
+
+def augmented(images: Tensor, taps: Taps | None) -> Tensor:
+    """Return ``images [K, B, C, H, W]`` after their classes' operations, if there are any."""
+    return images if taps is None else apply_taps(images, taps)
+
+
+def classes_together(network: str, info: DatasetInfo, each: int, device: torch.device) -> int:
+    """Return how many classes' batches of ``each`` images go through a network at once: all, if a quarter of a GPU's memory holds them."""
+    from raydd.training.cost import network_facts
+
+    if device.type != "cuda":
+        return info.classes
+    facts = network_facts(network, info.shape, info.classes)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(1, int(memory / 4 / (4 * facts.activations * each)))
 
 
 def check_init(info: DatasetInfo, ipc: int, init: str) -> None:
@@ -82,17 +106,23 @@ class ClassMatching(ClassBlocks):
             parts.append(normalise(of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std))
         return torch.cat(parts)
 
-    def draws(self, block: Sequence[int], ctx: Context) -> Ahead[Draws]:
-        """Return the random choices of a block's updates, by number; on a GPU they are made ahead in a thread."""
+    def draws(self, block: Sequence[int], ctx: Context, weights: Callable[[int], Tensor] | None = None) -> Ahead[Draws]:
+        """Return the random choices of a block's updates, by number; for a GPU they are made ahead in threads.
+
+        ``weights``: draws an update's network, where each has a new one.
+        """
 
         def make() -> Ahead[Draws]:
-            memory, size = self.memory(block, ctx), self.dataset.shape[1:]
+            memory, size, device = self.memory(block, ctx), self.dataset.shape[1:], ctx.device
 
             def choose(t: int) -> Draws:
                 rows = memory.draw(list(block), self.batch_real, [ctx.rng("real", t, c) for c in block])
                 transforms = [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block] if parse_strategy(self.dsa) else []
-                return Draws(rows, transforms)
+                if not recordable(device):
+                    return Draws(rows, transforms)
+                numbers = (pinned(make_table(transforms).numbers, device),) if transforms else ()
+                return Draws(pinned(rows, device), transforms, numbers, None if weights is None else pinned(weights(t), device))
 
-            return Ahead(choose, threaded=ctx.device.type == "cuda")
+            return Ahead(choose, threaded=device.type == "cuda", depth=3)
 
         return ctx.cached(("draws", self, block), make)

@@ -13,24 +13,28 @@ Published (ConvNet, DM protocol): CIFAR-10 26.0 / 48.9 / 63.0 % at 1 / 10 / 50 i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.augment.dsa import apply_classes, parse_strategy
+from raydd.augment.table import Table, spread
+from raydd.core.captured import Captured, recordable
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.losses import distribution_matching_loss
 from raydd.methods.base import Method, Problem, register_method
-from raydd.methods.class_matching import ClassMatching, Draws, check_init
+from raydd.methods.class_matching import ClassMatching, Draws, augmented, check_init, classes_together
 from raydd.networks import Network, create_network, is_per_sample, normalise_name, reinitialise_
 from raydd.networks.fast import fast_embed
+from raydd.networks.flat import FreshWeights, fill_
 from raydd.training.batches import check_batches
 from raydd.training.recipe import Recipe
 
@@ -70,6 +74,8 @@ class MatchDistributions(ClassMatching):
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
         """Return the state after one update of all the block's images against one new network."""
+        if recordable(ctx.device):
+            return self._recorded_step(unit, state, t, ctx)
         choice = self.draws(self.blocks[unit], ctx)(t)
         network: Network = ctx.cached(("dm network", self.network, self.dataset.shape, self.dataset.classes), lambda: self._network(ctx))
         reinitialise_(network, ctx.rng("network", t))
@@ -88,12 +94,53 @@ class MatchDistributions(ClassMatching):
         momentum = self.momentum * state["momentum"] + gradient
         return {"images": state["images"] - self.lr_img * momentum, "momentum": momentum}
 
+    def _recorded_step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
+        """Return the state after one update as one piece: real side, synthetic side, gradient and momentum of all classes."""
+        fresh = ctx.cached(("fresh weights", self.network, self.dataset.shape, self.dataset.classes), lambda: self._fresh(ctx))
+        choice = self.draws(self.blocks[unit], ctx, lambda t: fresh(ctx.rng("network", t)))(t)
+        weights = fresh(ctx.rng("network", t)) if choice.weights is None else choice.weights
+        update: Captured = ctx.cached(("dm update", self, unit), lambda: Captured(self.update(unit, ctx), ctx.device))
+        images, momentum, loss = update(state["images"], state["momentum"], choice.rows, weights, *choice.numbers)
+        ctx.log(t, loss=loss)
+        return {"images": images, "momentum": momentum}
+
+    def update(self, unit: str, ctx: Context) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """Return an update as a pure function of tensors on the device.
+
+        It takes images and momentum ``[K * ipc, C, H, W]``, rows of the real images ``[K, m]``, the network's weights ``[P]`` and the
+        numbers of the augmentation's table (nothing without one), and returns images, momentum and the mean loss of the classes.
+        """
+        block, info = self.blocks[unit], self.dataset
+        network: Network = ctx.cached(("dm network", self.network, info.shape, info.classes), lambda: self._network(ctx))
+        memory, parameters, count = self.memory(block, ctx), list(network.parameters()), len(block)
+        of_real, of_synthetic = fast_embed(network, self.numerics), fast_embed(network, self.numerics.full)
+        together = classes_together(self.network, info, self.batch_real, ctx.device)
+
+        def update(
+            images: Tensor, momentum: Tensor, rows: Tensor, weights: Tensor, numbers: Tensor | None = None
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            taps = None if numbers is None else spread(Table(numbers, info.shape[1:]), images.dtype)
+            with torch.no_grad():
+                fill_(parameters, weights)
+                real = augmented(normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps)
+                means = [of_real(part.flatten(0, 1)).view(*part.shape[:2], -1).mean(1) for part in real.split(together)]
+            with torch.enable_grad():
+                leaf = images.detach().requires_grad_(True)
+                synthetic = augmented(leaf.view(count, self.ipc, *info.shape), taps)
+                features = of_synthetic(synthetic.flatten(0, 1)).view(count, self.ipc, -1)
+                loss = distribution_matching_loss(torch.cat(means), features)
+                (gradient,) = torch.autograd.grad(loss, leaf)
+            momentum = self.momentum * momentum + gradient
+            return images - self.lr_img * momentum, momentum, loss.detach() / count
+
+        return update
+
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the images."""
         return {"images": state["images"]}
 
     @torch.no_grad()
-    def _real_means(self, unit: str, choice: Draws, network: Network, dtype: torch.dtype, ctx: Context) -> torch.Tensor:
+    def _real_means(self, unit: str, choice: Draws, network: Network, dtype: torch.dtype, ctx: Context) -> Tensor:
         """Return the mean feature of each class's augmented real batch, ``[K, d]``."""
         memory = self.memory(self.blocks[unit], ctx)
         embed = fast_embed(network, self.numerics)
@@ -107,6 +154,9 @@ class MatchDistributions(ClassMatching):
                 real = apply_classes(choice.transforms[start : start + at_once], real, self.numerics.deterministic)
             means.append(embed(real.flatten(0, 1)).view(*rows.shape, -1).mean(1))
         return torch.cat(means)
+
+    def _fresh(self, ctx: Context) -> FreshWeights:
+        return FreshWeights(lambda: create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network")))
 
     def _network(self, ctx: Context) -> Network:
         network = create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network"))

@@ -12,7 +12,7 @@ the same network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -21,13 +21,17 @@ import torch
 from torch import Tensor
 
 from raydd.augment.dsa import apply_classes, parse_strategy
+from raydd.augment.table import Table, spread
+from raydd.core.captured import Captured, recordable
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, added
 from raydd.data.memory import normalise
-from raydd.methods.class_matching import ClassMatching
-from raydd.methods.parameter_gradients import class_gradient, freeze_batchnorm_, match, prepare_, train_step_
+from raydd.methods.class_matching import ClassMatching, augmented, classes_together
+from raydd.methods.parameter_gradients import class_gradient, class_gradients, freeze_batchnorm_, match, prepare_, train_step_
 from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
 from raydd.networks.initialise import scales_at_one_
+from raydd.networks.segments import segmented_form
+from raydd.networks.twice import twice_differentiable
 from raydd.training.augmentation import Augment, make_augmentation
 from raydd.training.recipe import Recipe
 from raydd.training.sgd import part
@@ -147,6 +151,10 @@ class MatchGradients(ClassMatching):
     def _match(self, block: Sequence[int], images: Tensor, network: Network, t: int, ctx: Context) -> Tensors:
         """Return the ``gradient`` of a block's images ``[K * ipc, C, H, W]`` and each class's ``distance`` ``[K]``."""
         choice, safe = self.draws(block, ctx)(t), self.numerics.deterministic
+        if recordable(ctx.device):
+            key = ("matching update", self, tuple(block), images.dtype)
+            matched: Captured = ctx.cached(key, lambda: Captured(self._matched(block, network, ctx), ctx.device))
+            return dict(zip(("gradient", "distance"), matched(images, choice.rows, *choice.numbers), strict=True))
         forward, found = fast_forward(network, self.numerics), []
         for k, c in enumerate(block):
             real = normalise(self.memory(block, ctx).gather(choice.rows[k : k + 1]), self.dataset.mean, self.dataset.std, images.dtype)
@@ -162,6 +170,36 @@ class MatchGradients(ClassMatching):
         if choice.transforms:
             (gradient,) = torch.autograd.grad(synthetic, leaf, gradient)
         return {"gradient": gradient.reshape(images.shape), "distance": values}
+
+    def _matched(self, block: Sequence[int], network: Network, ctx: Context) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return :meth:`_match` as a pure function of images, rows of the real ones ``[K, m]`` and numbers of the augmentation.
+
+        The network's weights and statistics are read at each call.
+        """
+        info, memory, twin = self.dataset, self.memory(block, ctx), twice_differentiable(network)
+        segmented = segmented_form(network) if self.distance == "ours" else None
+        together = classes_together(self.network, info, 2 * self.batch_real, ctx.device)
+        targets = torch.tensor(list(block), device=ctx.device)
+
+        def gradients(real: Tensor) -> list[Tensor]:
+            parts = zip(real.split(together), targets.split(together), strict=True)
+            found = [class_gradients(network, segmented, part, labels, self.distance) for part, labels in parts]
+            return [torch.cat(of_parameter) for of_parameter in zip(*found, strict=True)]
+
+        def matched(images: Tensor, rows: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            taps = None if numbers is None else spread(Table(numbers, info.shape[1:]), images.dtype)
+            with torch.no_grad():
+                real = augmented(normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps)
+            wanted = gradients(real)
+            with torch.enable_grad():
+                leaf = images.detach().requires_grad_(True)
+                synthetic = augmented(leaf.view(len(block), self.ipc, *info.shape), taps)
+                values, gradient = match(twin, synthetic, targets, wanted, self.distance, at_once=True)
+                if taps is not None:
+                    (gradient,) = torch.autograd.grad(synthetic, leaf, gradient)
+            return gradient.reshape(images.shape), values
+
+        return matched
 
     def _train(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
         """Return the network's state, as ``network.*``, after its epochs on the images."""

@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
 from raydd.losses import gradient_distance, is_matched
+from raydd.losses.soft import cross_entropy
 from raydd.networks import is_per_sample
+from raydd.networks.segments import Segmented
 
 
 def matched_parameters(network: nn.Module, distance: str) -> dict[str, nn.Parameter]:
@@ -65,7 +67,7 @@ def freeze_batchnorm_(network: nn.Module, images: Tensor) -> None:
 
 
 def class_gradient(
-    network: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, label: int, distance: str
+    network: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, label: int | Tensor, distance: str
 ) -> tuple[Tensor, ...]:
     """Return the gradient of the mean cross entropy of one class's ``images [B, C, H, W]`` in each matched parameter.
 
@@ -74,6 +76,24 @@ def class_gradient(
     with torch.enable_grad():
         loss = _cross_entropy(forward(images), label)
         return torch.autograd.grad(loss, list(matched_parameters(network, distance).values()), materialize_grads=True)
+
+
+def class_gradients(
+    network: nn.Module, segmented: Segmented | None, images: Tensor, labels: Tensor, distance: str
+) -> list[Tensor]:
+    """Return each class's gradient of its mean cross entropy in each matched parameter, ``[K, *parameter shape]`` each.
+
+    ``images``: ``[K, B, C, H, W]``; ``labels``: ``[K]``, on their device. ``segmented``: the network's form in which all classes
+    go through together, if it has one (:func:`segmented_form`); else class after class.
+    """
+    if segmented is None:
+        found = [class_gradient(network, network, of_class, label, distance) for of_class, label in zip(images, labels, strict=True)]
+        return [torch.stack(of_parameter) for of_parameter in zip(*found, strict=True)]
+    count, each = images.shape[:2]
+    with torch.enable_grad():
+        logits, weights = segmented(images.flatten(0, 1), count)
+        loss = F.cross_entropy(logits, labels.unsqueeze(1).expand(-1, each).flatten(), reduction="sum") / each
+        return list(torch.autograd.grad(loss, weights))
 
 
 def train_step_(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
@@ -85,11 +105,12 @@ def train_step_(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Opti
 
 
 def match(
-    network: nn.Module, images: Tensor, labels: Sequence[int], real: Sequence[Tensor], distance: str, *, at_once: bool
+    network: nn.Module, images: Tensor, labels: Sequence[int] | Tensor, real: Sequence[Tensor], distance: str, *, at_once: bool
 ) -> tuple[Tensor, Tensor]:
     """Return each class's distance ``[K]`` between gradients, and its derivative in ``images [K, n, C, H, W]``.
 
-    ``real``: a gradient per matched parameter, ``[K, *parameter shape]``. The network must be one whose output for an image
+    ``labels``: numbers, or a tensor ``[K]`` on the images' device. ``real``: a gradient per matched parameter,
+    ``[K, *parameter shape]``. The network must be one whose output for an image
     depends on that image alone. ``at_once``: all classes by one call (for GPUs, where small kernels wait to be launched);
     else class by class, which needs the memory of one and is as fast on a CPU. Equal up to rounding.
     """
@@ -98,7 +119,7 @@ def match(
 
 
 def _match_in_turn(
-    network: nn.Module, images: Tensor, labels: Sequence[int], real: Sequence[Tensor], distance: str
+    network: nn.Module, images: Tensor, labels: Sequence[int] | Tensor, real: Sequence[Tensor], distance: str
 ) -> tuple[Tensor, Tensor]:
     parameters = list(matched_parameters(network, distance).values())
     values: list[Tensor] = []
@@ -115,23 +136,25 @@ def _match_in_turn(
 
 
 def _match_at_once(
-    network: nn.Module, images: Tensor, labels: Sequence[int], real: Sequence[Tensor], distance: str
+    network: nn.Module, images: Tensor, labels: Sequence[int] | Tensor, real: Sequence[Tensor], distance: str
 ) -> tuple[Tensor, Tensor]:
     matched = {name: p.detach() for name, p in matched_parameters(network, distance).items()}
     fixed = {name: p.detach() for name, p in network.named_parameters() if name not in matched}
 
     def loss(weights: Tensors, x: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(network, {**fixed, **weights}, (x,)), label.expand(len(x)))
+        return cross_entropy(functional_call(network, {**fixed, **weights}, (x,)), label.expand(len(x)))
 
     def of_class(x: Tensor, label: Tensor, wanted: list[Tensor]) -> Tensor:
         found = grad(loss)(matched, x, label)
         return gradient_distance([found[name].unsqueeze(0) for name in matched], [g.unsqueeze(0) for g in wanted], distance)[0]
 
     # Both derivatives are torch.func's: ordinary backward through vmap(grad) is wrong for layer norms (section 5.25).
-    targets = torch.tensor(labels, device=images.device)
+    targets = labels if isinstance(labels, Tensor) else torch.tensor(labels, device=images.device)
     derivatives, values = vmap(grad_and_value(of_class))(images.detach(), targets, list(real))
     return values, derivatives
 
 
-def _cross_entropy(logits: Tensor, label: int) -> Tensor:
+def _cross_entropy(logits: Tensor, label: int | Tensor) -> Tensor:
+    if isinstance(label, Tensor):
+        return F.cross_entropy(logits, label.expand(len(logits)))
     return F.cross_entropy(logits, torch.full((len(logits),), label, device=logits.device))

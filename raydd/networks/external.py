@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -74,6 +75,10 @@ class ExactAveragePool(nn.AdaptiveAvgPool2d):
         return pooling(sizes[0], height).to(x) @ x @ pooling(sizes[1], width).T.to(x)
 
 
+_DRAWING = threading.Lock()
+"""Held while a library draws from torch's one global generator: fresh networks may be drawn in several threads."""
+
+
 class ExternalNetwork(Network):
     """A timm or torchvision model for any channels and classes, and for any image size that its layers allow.
 
@@ -84,7 +89,7 @@ class ExternalNetwork(Network):
     def __init__(self, name: str, shape: Shape, classes: int, generator: torch.Generator) -> None:
         super().__init__(name, shape, classes)
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        with torch.random.fork_rng(devices=[]):
+        with _DRAWING, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:
                 model = _timm_model(name, shape, classes) if name.startswith("timm/") else _torchvision_model(name, shape, classes)

@@ -16,6 +16,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raydd.core.captured import recordable
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics
@@ -23,6 +24,7 @@ from raydd.losses.soft import SoftTargets, distillation_kl, mse_gt
 from raydd.training.optimisers import adamw, corrections, sgd
 from raydd.training.precision import cancelled_biases, lower_convolutions
 from raydd.training.recipe import Recipe
+from raydd.training.stacked import OneByOne
 
 __all__ = [
     "Labels",
@@ -119,6 +121,10 @@ class TrainingStep:
         alone = gradients if numerics.compile else self._plain_gradients
         self._gradients = vmap(gradients) if stacked else alone
         self._run = compiled(self._update) if numerics.compile else self._update
+        device = next(network.parameters()).device
+        if recordable(device):
+            one = compiled(alone) if numerics.compile else alone
+            self._gradients, self._run = OneByOne(one, device) if stacked else one, self._update
 
     def __call__(self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
         """Return the state after one batch, and the batch's sum of losses and count of correct answers (per network).
@@ -156,7 +162,7 @@ class TrainingStep:
         loss = self._distance(logits, labels)
         hard = labels if isinstance(labels, Tensor) else labels.hard
         truth = hard if hard.ndim == 1 else hard.argmax(-1)
-        return loss, (buffers, (logits.argmax(-1) == truth).sum(), logits.new_tensor(len(logits)) * loss.detach())
+        return loss, (buffers, (logits.argmax(-1) == truth).sum(), loss.detach() * len(logits))
 
     def _plain_gradients(
         self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Labels

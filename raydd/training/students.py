@@ -16,14 +16,16 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from raydd.core.captured import recordable
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics
 from raydd.losses.soft import SoftTargets
 from raydd.networks import create_network, is_per_sample
 from raydd.networks.base import Network, Shape
-from raydd.training.augmentation import Augment, make_augmentation
+from raydd.training.augmentation import Augment, DrawnAugmentation, make_augmentation
 from raydd.training.precision import warn_of_slow_bf16
+from raydd.training.recorded import RecordedStep
 from raydd.training.schedules import alrs_factor
 from raydd.training.sgd import Labels, Recipe, TrainingStep, forget_momentum, fresh_state, stack_states, unstack_state
 
@@ -107,6 +109,15 @@ def _made_once(
     return made, TrainingStep(made, numerics, recipe, stacked=stacked), stacked
 
 
+@lru_cache(maxsize=8)
+def _recorded_once(step: TrainingStep, recipe: Recipe, size: tuple[int, int], black: tuple[float, ...], device: str) -> RecordedStep | None:
+    """Return the step with the recipe's augmentation as one recorded piece; ``None`` where that cannot be: layers or images that draw."""
+    augmentation = make_augmentation(recipe, size, black or None)
+    if not isinstance(augmentation, DrawnAugmentation) or not stackable(step.network):
+        return None
+    return RecordedStep(step, augmentation, torch.device(device))
+
+
 def stack_labels(labels: Sequence[Labels]) -> Labels:
     """Stack the labels of several networks' batches, of one kind; soft targets field by field."""
     soft = [found for found in labels if isinstance(found, SoftTargets)]
@@ -145,6 +156,9 @@ class StudentTraining:
         known = recipe.of_step()
         self.network, self.step, self.stacked = _made_once(network, shape, classes, known, numerics, str(device), dtype, wanted)
         self.augment: Augment = make_augmentation(recipe, shape[1:], black)
+        drawn = Recipe(epochs=0, **{name: getattr(recipe, name) for name in ("augmentation", "strategy", "pad", "scale")})
+        facts = (drawn, shape[1:], tuple(black or ()), str(device))
+        self.recorded = _recorded_once(self.step, *facts) if recordable(device) else None
 
     def init(self, fill: Callable[[Network], None] | None = None) -> Tensors:
         """Return the state of freshly initialised students, on the device; ``fill`` may put other weights into each first."""
@@ -178,14 +192,22 @@ class StudentTraining:
         labels = labels.to(self.device, non_blocking=True)
         return images, labels.to(self.dtype) if labels.is_floating_point() else labels
 
+    def _batch(
+        self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor, draws: Sequence[torch.Generator]
+    ) -> tuple[Tensors, Tensor, Tensor]:
+        """Return the state after one batch ``[R, B, C, H, W]`` (R is 1 unless students are stacked), augmented by its students' draws."""
+        if self.recorded is not None:
+            return self.recorded(state, images if self.stacked else images[0], labels, rate, draws)
+        images = self.augment(images, draws)
+        return self.step(state, images if self.stacked else images.squeeze(0), labels, rate)
+
     def _alone(self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor, rng: KeyedRng) -> tuple[Tensors, Tensor, Tensor]:
         draws = rng("augment", epoch)
         seen, losses, hits = 0, [], []
         with global_draws(rng("dropout", epoch)):
             for images, labels in data.batches(epoch, self.recipe.batch, rng):
                 images, labels = self._to_device(images, labels)
-                images = self.augment(images.unsqueeze(0), [draws]).squeeze(0)
-                state, loss, correct = self.step(state, images, labels, rate)
+                state, loss, correct = self._batch(state, images.unsqueeze(0), labels, rate, [draws])
                 losses.append(loss)
                 hits.append(correct)
                 seen += len(images)
@@ -196,8 +218,8 @@ class StudentTraining:
         seen, losses, hits = 0, [], []
         for batches in zip(*(data.batches(epoch, self.recipe.batch, rng) for rng in self.rngs), strict=True):
             ready = [self._to_device(images, labels) for images, labels in batches]
-            images = self.augment(torch.stack([images for images, _ in ready]), draws)
-            state, loss, correct = self.step(state, images, stack_labels([labels for _, labels in ready]), rate)
+            images, labels = torch.stack([images for images, _ in ready]), stack_labels([labels for _, labels in ready])
+            state, loss, correct = self._batch(state, images, labels, rate, draws)
             losses.append(loss)
             hits.append(correct)
             seen += images.shape[1]

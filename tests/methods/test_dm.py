@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recording import recorded
 from torch import Tensor
 
 from raydd.augment.dsa import draw
@@ -208,3 +210,38 @@ def test_what_cannot_be_is_refused_when_planned() -> None:
         method(dsa="colour_crop").plan(problem(info))
     with pytest.raises(ConfigError, match=r"convnet9|convnet2_w8x"):
         method(network="convnet2_w8x").plan(problem(info))
+
+
+def two_ways(chosen: Dm, data: dict[str, ArrayData], info: DatasetInfo) -> tuple[list[Tensors], int]:
+    """Return the states after three updates in float64, class by class and as a recorded step; and the operators of the latter."""
+    (stage,) = chosen.plan(problem(info))
+    found = []
+    for whole in (False, True):
+        desk = Desk(data, seed=7)
+        state = {name: value.double() for name, value in stage.init(stage.units()[0], desk).items()}
+        shape = (stage.network, info.shape, info.classes)
+        desk.cached(("dm network", *shape), lambda stage=stage, desk=desk: stage._network(desk).double())
+        with recorded() if whole else nullcontext([]) as calls:
+            for t in range(3):
+                state = stage.step(stage.units()[0], state, t, desk)
+        found.append(state)
+    assert len(calls) == 3
+    return found, len(calls[0][1])
+
+
+@pytest.mark.parametrize("dsa", ["color", "crop", "cutout", "flip", "scale", "rotate", "none", None])
+def test_an_update_in_one_piece_is_that_of_class_after_class(dsa: str | None) -> None:
+    data, info = make(channels=3)
+    (apart, whole), _ = two_ways(method(dsa=dsa, classes_per_unit=3, iterations=9), data, info)
+    for name in apart:
+        torch.testing.assert_close(whole[name], apart[name], rtol=1e-12, atol=1e-12)
+    assert not torch.equal(whole["images"], whole["images"].mean().expand_as(whole["images"]))
+
+
+def test_the_operators_of_an_update_do_not_grow_with_the_classes() -> None:
+    counts = {}
+    for classes in (3, 10):
+        data, info = make(classes=classes)
+        counts[classes] = two_ways(method(network="convnet3_w8", classes_per_unit=classes), *((data, info)))[1]
+    assert counts[10] == counts[3]
+    assert counts[10] <= 150

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from groups import run_group
+from recording import recorded
 from torch import Tensor, nn
 
 from raydd.augment.dsa import draw
@@ -247,7 +249,14 @@ def published_run(stage: MatchGradients, start: Tensor, data: dict[str, ArrayDat
 @pytest.mark.parametrize("batch_train", [256, 4])
 @pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
 @pytest.mark.parametrize("method", [Dc(**SMALL), Dsa(**SMALL, inner_momentum=0.5)], ids=["dc", "dsa"])
-def test_the_loop_is_the_published_one_in_float64(method: Method, network: str, batch_train: int) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["in parts", "recorded"])
+def test_the_loop_is_the_published_one_in_float64(method: Method, network: str, batch_train: int, whole: bool) -> None:
+    with recorded() if whole else nullcontext():
+        check_the_loop(method, network, batch_train)
+
+
+def check_the_loop(method: Method, network: str, batch_train: int) -> None:
+    """Compare six updates with the published loop."""
     data, info = make(3 if batch_train == 4 else 1)
     chosen = replace(method, network=network, batch_train=batch_train, classes_per_unit=2)  # type: ignore[call-arg]
     stage = stage_of(chosen, problem(info))
@@ -259,6 +268,20 @@ def test_the_loop_is_the_published_one_in_float64(method: Method, network: str, 
         assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=1e-9)
         assert float((state["images"] - images).norm() / images.norm()) < 1e-9, t
         assert any(name.startswith("network.") for name in state) == (t % 3 < 2)
+
+
+@pytest.mark.parametrize("distance", ["ours", "mse"])
+def test_the_operators_of_an_update_are_few(distance: str) -> None:
+    data, info = make(classes=10)
+    chosen = Dsa(**SMALL | {"outer_loop": 1, "network": "convnet3_w8", "distance": distance}, classes_per_unit=10)
+    stage = stage_of(chosen, problem(info, ipc=1))
+    desk, unit = Desk(data, stage), stage.units()[0]
+    state = stage.init(unit, desk)
+    with recorded() as calls:
+        for t in range(2):
+            state = stage.step(unit, state, t, desk)
+    assert [name for name, _ in calls] == ["MatchGradients._matched.<locals>.matched"] * 2
+    assert len(calls[0][1]) <= (500 if distance == "ours" else 1000)
 
 
 @pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from recording import recorded
+from torch._dynamo import config
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.rng import generator
@@ -235,3 +238,58 @@ def test_labels_of_a_stack_are_stacked_field_by_field():
     assert stacked.logits.shape == (4, 2, 3)
     assert stacked.hard.tolist() == [[r, r] for r in range(4)]
     assert stack_labels([torch.zeros(2), torch.ones(2)]).tolist() == [[0, 0], [1, 1]]
+
+
+PLAIN = Recipe(epochs=4, batch=8, lr=0.05, drops=(2,))
+WHOLE = {
+    "dsa": DSA,
+    "pad_crop_flip": replace(PLAIN, augmentation="pad_crop_flip", pad=2),
+    "resized_crop_flip": replace(PLAIN, augmentation="resized_crop_flip"),
+    "none": PLAIN,
+    "mse_gt": EDC,
+    "kl": KL,
+}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_recorded_step_teaches_what_augmentation_and_step_teach(kind: str, stacked: bool) -> None:
+    recipe = WHOLE[kind]
+    options = {"network": "convnet2_w8_batchnorm" if kind in ("mse_gt", "kl") else "convnet2_w8", "dtype": torch.float64}
+
+    def data():
+        return _Taught() if recipe.loss != "ce" else _data(dtype=torch.float64)
+
+    plain, loss, accuracy = _train(_training([0, 1], recipe, stacked=False, **options), data())
+    with recorded() as calls:
+        whole, of_whole, correct = _train(_training([0, 1], recipe, stacked=stacked, **options), data())
+    assert len(calls) == recipe.epochs * 3 * (1 if stacked else 2)
+    near = {"rtol": 1e-5, "atol": 1e-7} if kind == "dsa" else {"rtol": 1e-8, "atol": 1e-9}  # DSA's places are float32 there
+    for name, value in plain.items():
+        torch.testing.assert_close(whole[name], value, **near)
+    torch.testing.assert_close(of_whole, loss, **near)
+    assert correct.tolist() == pytest.approx(accuracy.tolist())
+
+
+def test_what_draws_while_it_trains_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorded() as calls:
+        _train(_training([0, 1], replace(DSA, augmentation="dc", strategy="crop_rotate")), _data())
+    assert not calls
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_recorded_step_compiles_as_one_graph(stacked: bool) -> None:
+    data = _data()
+    with recorded():
+        training = _training([0, 1], stacked=stacked)
+        state, rate = training.init(), torch.tensor(0.1)
+        state = state if stacked else unstack_state(state, 0)
+        images = torch.stack([data.images[:8]] * 2) if stacked else data.images[:8]
+        labels = torch.stack([data.labels[:8]] * 2) if stacked else data.labels[:8]
+        numbers = training.recorded._augmentation.draw([generator(0, "x")] * (2 if stacked else 1), 8)
+        step = training.recorded._flat(tuple(state), False)
+        given = (*state.values(), rate, images, numbers, labels)
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        with config.patch(trace_autograd_ops=True):
+            for a, b in zip(compiled(*given), step(*given), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

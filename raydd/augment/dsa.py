@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +23,9 @@ from raydd.augment.operations import OPERATIONS, apply_operation
 from raydd.core.errors import ConfigError, nearest
 
 DEFAULT_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,29 +140,35 @@ def _draw(
 def _draw_values(operation: str, source: Callable[[], torch.Generator], size: tuple[int, int], count: int, r: DsaRanges) -> Tensor:
     """Return the numbers ``[count, k]`` that :mod:`raydd.augment.operations` reads, drawn in the original's order."""
 
-    def uniform() -> Tensor:
-        return torch.rand(count, generator=source()).double()
+    # Few numbers each time: numpy's operators cost a tenth of torch's, and give the same float64 values.
+    def uniform() -> Numbers:
+        return torch.rand(count, generator=source()).numpy().astype(np.float64)
 
-    def integer(low: int, high: int) -> Tensor:
-        return torch.randint(low, high + 1, (count,), generator=source()).double()
+    def integer(low: int, high: int) -> Numbers:
+        return torch.randint(low, high + 1, (count,), generator=source()).numpy().astype(np.float64)
 
+    return torch.from_numpy(np.stack(_columns(operation, uniform, integer, size, r), 1))
+
+
+def _columns(
+    operation: str, uniform: Callable[[], Numbers], integer: Callable[[int, int], Numbers], size: tuple[int, int], r: DsaRanges
+) -> list[Numbers]:
     if operation == "color":
-        return torch.stack([(uniform() - 0.5) * r.brightness, uniform() * r.saturation, uniform() + r.contrast], 1)
+        return [(uniform() - 0.5) * r.brightness, uniform() * r.saturation, uniform() + r.contrast]
     if operation == "crop":
         limits = [int(side * r.crop + 0.5) for side in size]
-        return torch.stack([integer(-limit, limit) for limit in limits], 1)
+        return [integer(-limit, limit) for limit in limits]
     if operation == "cutout":
         holes = [int(side * r.cutout + 0.5) for side in size]
         centres = [integer(0, side - hole % 2) for side, hole in zip(size, holes, strict=True)]
         first = [centre - hole // 2 for centre, hole in zip(centres, holes, strict=True)]
         # Rows first..last inclusive; clamping keeps at least one.
-        edges = [edge.clamp(0, side - 1) for f, hole, side in zip(first, holes, size, strict=True) for edge in (f, f + hole - 1)]
-        return torch.stack(edges, 1)
+        return [edge.clip(0, side - 1) for f, hole, side in zip(first, holes, size, strict=True) for edge in (f, f + hole - 1)]
     if operation == "flip":
-        return (uniform() < r.flip).double().unsqueeze(1)
+        return [(uniform() < r.flip).astype(np.float64)]
     if operation == "scale":
-        return torch.stack([uniform() * (r.scale - 1 / r.scale) + 1 / r.scale for _ in range(2)], 1)
-    return ((uniform() - 0.5) * 2 * r.rotate / 180 * math.pi).unsqueeze(1)
+        return [uniform() * (r.scale - 1 / r.scale) + 1 / r.scale for _ in range(2)]
+    return [(uniform() - 0.5) * 2 * r.rotate / 180 * math.pi]
 
 
 def apply_classes(transforms: Sequence[DsaTransform], x: Tensor, deterministic: bool = True) -> Tensor:

@@ -36,8 +36,14 @@ Signature = tuple[tuple[torch.Size, torch.dtype], ...]
 
 @lru_cache(maxsize=8)
 def _pool(device: torch.device) -> Any:
-    """Return the memory that all recordings of a device share: they run one after another, and what they return is copied."""
-    return torch.cuda.graph_pool_handle()
+    """Return an empty recording whose memory all others of a device share: they run one after another, and what they return is copied.
+
+    It is kept for good: memory that no recording holds any more cannot be recorded into again.
+    """
+    anchor = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(anchor, capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)
+    return anchor
 
 
 def recordable(device: torch.device) -> bool:
@@ -93,7 +99,7 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         try:
             # A thread beside this one draws the next update's numbers into pinned memory meanwhile.
-            with torch.cuda.graph(graph, pool=_pool(self.device), capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=_pool(self.device).pool(), capture_error_mode="thread_local"):
                 outputs = tuple(self.function(*inputs))
         except RuntimeError as error:
             log.warning("a step cannot be recorded and runs kernel by kernel: %s", str(error).splitlines()[0])

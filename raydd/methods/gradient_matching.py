@@ -177,7 +177,7 @@ class MatchGradients(ClassMatching):
         The network's weights and statistics are read at each call.
         """
         info, memory, twin = self.dataset, self.memory(block, ctx), twice_differentiable(network)
-        segmented = segmented_form(network) if self.distance == "ours" else None
+        segmented = segmented_form(network, self.numerics.precision) if self.distance == "ours" else None
         together = classes_together(self.network, info, 2 * self.batch_real, ctx.device)
         targets = torch.tensor(list(block), device=ctx.device)
 

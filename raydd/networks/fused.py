@@ -26,6 +26,8 @@ from raydd.networks.layers import Activation, Linear
 _SLOPES = {"relu": 0.0, "leakyrelu": 0.01}
 _POOLINGS: dict[type[nn.Module], str] = {nn.AvgPool2d: "avgpool", nn.MaxPool2d: "maxpool", nn.Identity: "nopool"}
 
+Convolve = Callable[..., Tensor]
+
 _FEW_CHANNELS = (1, 3)
 """Input channels of a first convolution that is computed together with its norm."""
 
@@ -95,19 +97,30 @@ def _structure(net: nn.Module) -> list[_Block]:
     return found
 
 
-def _features(structure: list[_Block], params: Mapping[str, Tensor], x: Tensor, precision: str) -> Tensor:
+def fused_features(net: nn.Module, params: Mapping[str, Tensor], x: Tensor, precision: str, convolve: Convolve = F.conv2d) -> Tensor:
+    """Return features float32 ``[N, embed_dim]`` of images ``x``; see :func:`fused_call`.
+
+    ``convolve(x, kernel, padding=...)`` runs the convolutions, all of them where kernels are more than one, ``[K, O, I, 3, 3]``.
+    """
+    return _features(_structure(net), params, x, precision, convolve)
+
+
+def _features(
+    structure: list[_Block], params: Mapping[str, Tensor], x: Tensor, precision: str, convolve: Convolve = F.conv2d
+) -> Tensor:
     low = torch.bfloat16 if precision == "bf16" else torch.float32
     for i, block in enumerate(structure):
         kernel, bias = params[f"{block.name}.conv.weight"], params.get(f"{block.name}.conv.bias")
         norm = params[f"{block.name}.norm.weight"], params[f"{block.name}.norm.bias"]
         last = i == len(structure) - 1
         dtype = torch.float32 if last else low
-        if i == 0 and _is_one_kernel(x, kernel):
+        if i == 0 and kernel.dim() == 4 and _is_one_kernel(x, kernel):
             x = first_block(x, kernel, *norm, block.padding, block.tail, dtype, flat=last, cancelled=bias)
             continue
         # cuDNN's results have its arguments' order. Few channels it convolves in the plain one (as a matrix product).
         order = torch.contiguous_format if x.shape[1] in _FEW_CHANNELS else torch.channels_last
-        x = F.conv2d(x.to(low, memory_format=order), kernel.to(low, memory_format=order), padding=block.padding)
+        kernel = kernel.to(low, memory_format=order) if kernel.dim() == 4 else kernel.to(low)
+        x = convolve(x.to(low, memory_format=order), kernel, padding=block.padding)
         x = tail(x, *norm, block.tail, dtype, flat=last, cancelled=bias)
     return x.flatten(1)
 

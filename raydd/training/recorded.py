@@ -11,7 +11,7 @@ from raydd.core.captured import Captured, pinned
 from raydd.core.tensors import Tensors
 from raydd.losses.soft import SoftTargets
 from raydd.training.augmentation import DrawnAugmentation
-from raydd.training.sgd import Labels, TrainingStep
+from raydd.training.sgd import Labels, TrainingStep, is_trained
 
 
 class RecordedStep:
@@ -28,6 +28,7 @@ class RecordedStep:
         self, state: Mapping[str, Tensor], images: Tensor, labels: Labels, rate: Tensor, draws: Sequence[torch.Generator]
     ) -> tuple[Tensors, Tensor, Tensor]:
         """Return the state after one batch, and its sum of losses and count of correct answers."""
+        state = {name: value for name, value in state.items() if is_trained(name)}
         names, soft = tuple(state), isinstance(labels, SoftTargets)
         if (names, soft) not in self._known:
             self._known[names, soft] = Captured(self._flat(names, soft), self._device)

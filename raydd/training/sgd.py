@@ -21,6 +21,7 @@ from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics
 from raydd.losses.soft import SoftTargets, distillation_kl, mse_gt
+from raydd.networks.fused import can_be_fused, fused_call
 from raydd.training.optimisers import adamw, corrections, sgd
 from raydd.training.precision import cancelled_biases, lower_convolutions
 from raydd.training.recipe import Recipe
@@ -64,6 +65,11 @@ def fresh_state(network: nn.Module, recipe: Recipe | None = None) -> Tensors:
 def part(state: Mapping[str, Tensor], name: str) -> Tensors:
     """Return one part of a state (``params``, ``momentum``, ``buffers``, …), keyed by the network's own names."""
     return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def is_trained(name: str) -> bool:
+    """Return whether an entry of a state is a step's; others may stand beside them."""
+    return name in _OTHERS or name.split(".", 1)[0] in _KINDS
 
 
 def weights_for_test(state: Mapping[str, Tensor]) -> Tensors:
@@ -122,8 +128,9 @@ class TrainingStep:
         self._gradients = vmap(gradients) if stacked else alone
         self._run = compiled(self._update) if numerics.compile else self._update
         device = next(network.parameters()).device
+        self._fused, self._precision = network if can_be_fused(network) else None, numerics.precision
         if recordable(device):
-            one = compiled(alone) if numerics.compile else alone
+            one = self._plain_gradients if self._fused is not None or not numerics.compile else compiled(gradients)
             self._gradients, self._run = OneByOne(one, device) if stacked else one, self._update
 
     def __call__(self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
@@ -158,7 +165,11 @@ class TrainingStep:
     ) -> tuple[Tensor, tuple[Any, ...]]:
         # Batch norm writes its running statistics in place: into copies, so that the step stays a pure function.
         buffers = {name: value.clone() for name, value in buffers.items()}
-        logits = functional_call(self.network, ({**moving, **still}, buffers), (images,)).to(images.dtype)
+        params = {**moving, **still}
+        if self._fused is None:
+            logits = functional_call(self.network, (params, buffers), (images,)).to(images.dtype)
+        else:
+            logits = fused_call(self._fused, params, images, self._precision)
         loss = self._distance(logits, labels)
         hard = labels if isinstance(labels, Tensor) else labels.hard
         truth = hard if hard.ndim == 1 else hard.argmax(-1)

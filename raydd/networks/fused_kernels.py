@@ -36,13 +36,15 @@ def inactivate(y, grad, SLOPE: tl.constexpr):
 @triton.jit
 def pooled(y, POOL: tl.constexpr):
     """Return the mean (``POOL`` 1) or the maximum (2) of four blocks; the one block itself for 0."""
+    # Branches, not early returns: Triton 3.6 compiles what follows a return, and one block has no second.
     if POOL == 0:
         return y[0]
-    if POOL == 1:
+    elif POOL == 1:
         return (y[0] + y[1] + y[2] + y[3]) * 0.25
-    top = tl.maximum(y[0], y[1], propagate_nan=tl.PropagateNan.ALL)
-    low = tl.maximum(y[2], y[3], propagate_nan=tl.PropagateNan.ALL)
-    return tl.maximum(top, low, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        top = tl.maximum(y[0], y[1], propagate_nan=tl.PropagateNan.ALL)
+        low = tl.maximum(y[2], y[3], propagate_nan=tl.PropagateNan.ALL)
+        return tl.maximum(top, low, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

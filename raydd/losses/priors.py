@@ -7,7 +7,7 @@ losses of their own (specification edc_sre2l_gvbsm_rded, sections 2.6, 5.1, 5.2)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -43,14 +43,14 @@ def image_norm(images: Tensor) -> Tensor:
     return torch.linalg.vector_norm(images.flatten(2), dim=2).mean(1)
 
 
-@lru_cache(maxsize=64)
-def pooling(size: int, out: int) -> Tensor:
-    """Return ``[out, size]``: adaptive average pooling along one side as a matrix."""
+@cache
+def pooling(size: int, out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ``[out, size]``: adaptive average pooling along one side as a matrix; kept, since recorded graphs read it."""
     matrix = torch.zeros(out, size)
     for i in range(out):
         low, high = i * size // out, -(-(i + 1) * size // out)
         matrix[i, low:high] = 1 / (high - low)
-    return matrix
+    return matrix.to(device, dtype)
 
 
 def spectrum(images: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def spectrum(images: Tensor) -> Tensor:
 
     Of pictures averaged to 32 x 32. Pooling is two matrix products, so no kernel needs atomics.
     """
-    rows, columns = (pooling(side, DENSITY_SIZE).to(images) for side in images.shape[-2:])
+    rows, columns = (pooling(side, DENSITY_SIZE, images.device, images.dtype) for side in images.shape[-2:])
     pictures = (rows @ images @ columns.T).flatten(2)
     return torch.linalg.eigvalsh(pictures @ pictures.transpose(1, 2))
 

@@ -72,7 +72,7 @@ class ExactAveragePool(nn.AdaptiveAvgPool2d):
             return x
         if (height, width) == (1, 1):  # torch takes the mean
             return super().forward(x)
-        return pooling(sizes[0], height).to(x) @ x @ pooling(sizes[1], width).T.to(x)
+        return pooling(sizes[0], height, x.device, x.dtype) @ x @ pooling(sizes[1], width, x.device, x.dtype).T
 
 
 _DRAWING = threading.Lock()

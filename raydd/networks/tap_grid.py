@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +54,9 @@ def _axis(length: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
     return of_cells.sum(1), gram.diagonal(0, 1, 2), F.pad(2 * gram.diagonal(1, 1, 2), (0, 1))
 
 
-@cache
+@lru_cache(maxsize=256)
 def grid_of(height: int, width: int, patch: int, device: torch.device, dtype: torch.dtype) -> Grid:
-    """Return the grid of maps of ``height x width`` in patches of ``patch`` pixels; kept, for recorded graphs read it."""
+    """Return the grid of maps of ``height x width`` in patches of ``patch`` pixels."""
     rows, own_rows, next_rows = _axis(height, patch)
     columns, own_columns, next_columns = _axis(width, patch)
     previous = next_columns.roll(1, 1)  # the last line has no next one: what comes round is zero

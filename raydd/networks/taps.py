@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raydd.core.errors import ConfigError, unknown
 from raydd.losses.statistics import Layer, Layout
 from raydd.networks.base import Shape
-from raydd.networks.tap_grid import grid_of
+from raydd.networks.tap_grid import Grid, grid_of
 
 KINDS: dict[str, type[nn.Module]] = {"bn": nn.BatchNorm2d, "conv": nn.Conv2d}
 
@@ -172,16 +172,15 @@ class _Sums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: int, patch: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, groups: int, grid: Grid | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
-        ctx.groups, ctx.patch = groups, patch
+        ctx.groups, ctx.grid = groups, grid
         _, channels, height, width = x.shape
         if _by_kernels(x):
-            return x.view_as(x), _kernels().sums(x, groups, grid_of(height, width, patch, x.device, x.dtype) if patch else None)
+            return x.view_as(x), _kernels().sums(x, groups, grid)
         grouped = x.reshape(groups, -1, channels, height * width)
-        if not patch:
+        if grid is None:
             return x.view_as(x), _of_channels(grouped)
-        grid = grid_of(height, width, patch, x.device, x.dtype)
         maps, products = _summed(grouped, grid.shifts)
         over_channels = maps.sum(2).transpose(0, 1)
         cells = grid.into_cells(torch.cat([over_channels, products]) if grid.shifts else over_channels)
@@ -189,16 +188,14 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, of_sums: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
+        (x,), grid = ctx.saved_tensors, ctx.grid
         _, channels, height, width = x.shape
         if _by_kernels(x):
-            grid = grid_of(height, width, ctx.patch, x.device, x.dtype) if ctx.patch else None
             return _kernels().gradient_of_sums(gradient, x, of_sums, None, grid), None, None
         grouped = x.reshape(ctx.groups, -1, channels, height * width)
         constant, slope = of_sums[:, 0, :channels, None], 2 * of_sums[:, 1, :channels, None]
         neighbours: list[tuple[int, Tensor]] = []
-        if ctx.patch:
-            grid = grid_of(height, width, ctx.patch, x.device, x.dtype)
+        if grid is not None:
             of_pixels, of_squares, *of_products = grid.over_pixels(of_sums[:, :, channels:])
             constant, slope = constant + of_pixels.unsqueeze(1), slope + 2 * of_squares.unsqueeze(1)
             neighbours = list(zip(grid.shifts, of_products, strict=True))
@@ -245,6 +242,7 @@ class StatTap:
         self._found: list[list[Tensor]] = []
         self._seen: list[tuple[weakref.ref[Tensor], int, int, Tensor]] = []  # inputs, their versions and patches, what was found
         self._sizes: list[tuple[int, ...]] = [()] * len(self._modules)
+        self._grids: dict[tuple[int, int, torch.device, torch.dtype], Grid] = {}
         self._inverse = torch.empty(0)  # 1 / values per image of each column
         self._waiting: tuple[Tensor, Tensor] | None = None  # input of the batch norm that runs now, and its derivative
         self._hooks = [module.register_forward_pre_hook(partial(self._look, i)) for i, (_, module) in enumerate(self._modules)]
@@ -319,9 +317,16 @@ class StatTap:
         if scale is not None:
             self._waiting = x, scale
             return (x.detach(), *inputs[1:])
-        through, raw = _Sums.apply(x, self._groups, patch)
+        through, raw = _Sums.apply(x, self._groups, self._grid(x) if patch else None)
         self._keep(index, x, patch, raw)
         return (through, *inputs[1:])
+
+    def _grid(self, x: Tensor) -> Grid:
+        """Return the patches of a layer's input; known ones are looked up here, so that what is compiled or recorded makes none."""
+        of = (x.shape[2], x.shape[3], x.device, x.dtype)
+        if of not in self._grids:
+            self._grids[of] = grid_of(x.shape[2], x.shape[3], self.patch, x.device, x.dtype)
+        return self._grids[of]
 
     def _look_after(self, index: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._waiting is None:
@@ -333,7 +338,7 @@ class StatTap:
 
     def _keep(self, index: int, x: Tensor, patch: int, raw: Tensor) -> None:
         self._found[index].append(raw)
-        if not x.is_inference():  # whose changes are not counted
+        if torch.compiler.is_compiling() or not x.is_inference():  # whose changes are not counted
             self._seen = [entry for entry in self._seen if entry[0]() is not None] + [(weakref.ref(x), x._version, patch, raw)]
 
     def _probe(self, title: str, shape: Shape) -> Layout:

@@ -49,7 +49,7 @@ def layer(case: str, device: torch.device, dtype: torch.dtype, last: bool, scale
     grid = grid_of(height, width, patch, device, dtype) if patch else None
     exact = x.double().requires_grad_(True)
     with mock.patch.object(taps, "_by_kernels", return_value=False):
-        through, sums = taps._Sums.apply(exact, groups, patch)
+        through, sums = taps._Sums.apply(exact, groups, (patch and grid_of(height, width, patch, device, torch.float64)) or None)
         weight = torch.randn(sums.shape, generator=draw).to(device, dtype).mT.contiguous().mT
         through = through if scale is None else through * scale.double().view(1, -1, 1, 1)
         (wanted,) = torch.autograd.grad((through * given).sum() + (sums * weight).sum(), exact)

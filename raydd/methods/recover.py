@@ -14,17 +14,17 @@ with networks of its own, overrides :meth:`MatchStatistics.render`, :meth:`Match
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from raydd.artifacts.codec import ImageFormat, stored_as
-from raydd.augment.crop import Crops
 from raydd.core.ahead import Ahead
+from raydd.core.captured import pinned
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage, stage_digest
 from raydd.data.catalog import DatasetInfo
@@ -33,15 +33,17 @@ from raydd.losses.statistics import Layout, draw_kept
 from raydd.methods.image_pool import ImagePool, Sampling
 from raydd.methods.recover_config import Matching, Priors
 from raydd.methods.recover_groups import Group, Grouping
-from raydd.methods.recover_objective import Batch, Teacher, group_targets, recovery_losses, tap_layout
+from raydd.methods.recover_objective import Teacher, tap_layout
 from raydd.methods.recover_start import from_pool, local_statistics, noise
+from raydd.methods.recover_update import LOGGED, Recorded, Update
 from raydd.methods.recover_views import Views
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone
 from raydd.training.cost import network_facts
 from raydd.training.statistics_files import TableStage, load_tables
 
-EPS = 1e-8
+_OF_IMAGES = ("images", "first", "second", "average")
+"""What a state holds of every parameter of the images."""
 
 
 def cosine_rate(lr: float, t: int, iterations: int) -> float:
@@ -49,22 +51,24 @@ def cosine_rate(lr: float, t: int, iterations: int) -> float:
     return lr * 0.5 * (1 + math.cos(math.pi * t / iterations))
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """The random choices of one update, and which groups make it."""
-
-    crops: Crops | None
-    kept: Tensor | None
-
-
 @dataclass
 class _Unit:
-    """What a unit's updates share: labels of each group on the device and as numbers, bounds of the pixels, draws."""
+    """What a unit's updates share: labels of each group on the device, bounds of the pixels, draws, the updates of one turn."""
 
     labels: list[Tensor]
     low: Tensor
     high: Tensor
-    draws: Ahead[_Draws]
+    draws: Ahead[Tensors]
+    turn: slice = field(default_factory=lambda: slice(0))
+    updates: dict[int, Recorded] = field(default_factory=dict)
+
+    def update(self, turn: slice, k: int, make: Callable[[], Recorded]) -> Recorded:
+        """Return the update against network ``k``, made once in each turn."""
+        if turn != self.turn:
+            self.turn, self.updates = turn, {}
+        if k not in self.updates:
+            self.updates[k] = make()
+        return self.updates[k]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,38 +189,30 @@ class MatchStatistics(Stage):
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
         """Return the state after one update of the unit's groups, or of the one whose turn it is."""
         shared: _Unit = ctx.cached(("recover", stage_digest(self), unit), lambda: self._share(unit, ctx))
-        k, local = t % len(self.backbones), t % self.iterations
-        teacher, turn = self.teacher(k, ctx), self._turn(unit, t)
-        rows = self.rows(unit, turn)
-        parameters = state["images"][rows].detach().requires_grad_(True)
-        draws = shared.draws(t)
-        batch = Batch(
-            images=self.render(parameters, unit, turn, ctx),
-            labels=torch.stack(shared.labels[turn]),
-            classes=[group.labels(self.ipc) for group in self.groups_of[unit][turn]],
-            crops=draws.crops,
-            kept=draws.kept,
-            average=self.render(state["average"][rows], unit, turn, ctx) if self.priors.flatness_weight else None,
-        )
-        used = state.get(f"used.{k}")
-        running = state.get(f"running.{k}", torch.zeros(len(batch.labels), 2, teacher.width, device=ctx.device))
-        targets = state[f"local.{k}"][turn] if self.matching.local else group_targets(teacher, batch.labels)
-        losses = recovery_losses(teacher, batch, running, targets, self.matching, self.priors, used)
-        (gradient,) = torch.autograd.grad(losses.total.sum(), parameters)
-        ctx.log(t, loss=losses.total.detach().mean(), **losses.terms)
+        k, turn = t % len(self.backbones), self._turn(unit, t)
+        rows, optional = self.rows(unit, turn), {f"running.{k}": "running", f"used.{k}": "used"}
+        given = {name: state[name][rows] for name in _OF_IMAGES if name in state}
+        given |= {"labels": torch.stack(shared.labels[turn]), **shared.draws(t)}
+        given |= {name: state[key] for key, name in optional.items() if key in state}
+        if self.matching.local:
+            given["targets"] = state[f"local.{k}"][turn]
+        found = shared.update(turn, k, partial(self._update, unit, turn, k, shared, ctx))(given)
+        ctx.log(t, **{name.removeprefix(LOGGED): value for name, value in found.items() if name.startswith(LOGGED)})
+        new = {**state, **{name: _with_rows(state[name], rows, found[name]) for name in _OF_IMAGES if name in state}}
+        return new | {key: found[name] for key, name in optional.items() if key in state}
 
-        new = dict(state)
-        moved, new["first"], new["second"] = self._adam(state, rows, gradient, local)
-        new["images"] = _with_rows(state["images"], rows, self.project(moved, shared.low, shared.high))
-        if self.matching.momentum:
-            new[f"running.{k}"] = losses.running
-        if used is not None:
-            new[f"used.{k}"] = used | (True if draws.kept is None else draws.kept.to(used.device))
-        if self.priors.flatness_weight:
-            alpha = self.priors.flatness_alpha
-            past = alpha * state["average"][rows] + (1 - alpha) * parameters.detach()
-            new["average"] = _with_rows(state["average"], rows, past)
-        return new
+    def _update(self, unit: str, turn: slice, k: int, shared: _Unit, ctx: Context) -> Recorded:
+        """Return the update of some groups against network ``k``."""
+        update = Update(
+            teacher=self.teacher(k, ctx),
+            matching=self.matching,
+            priors=self.priors,
+            betas=self.betas,
+            classes=[group.labels(self.ipc) for group in self.groups_of[unit][turn]],
+            render=partial(self.render, unit=unit, turn=turn, ctx=ctx),
+            project=partial(self.project, low=shared.low, high=shared.high),
+        )
+        return Recorded(update, ctx.device)
 
     def rows(self, unit: str, turn: slice) -> slice:
         """Return where the parameters of some of a unit's groups lie: here one row per image."""
@@ -243,15 +239,11 @@ class MatchStatistics(Stage):
         tables = load_tables(ctx, f"statistics-{k}", tap, classes=weight > 0 and not local, swap=self.matching.swap_class_patch_stats)
         return Teacher(tap, tables.overall if weight < 1 else None, tables.classes)
 
-    def _adam(self, state: Tensors, rows: slice, gradient: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the moved rows, and both moments of all rows, after a group's update ``t``, counted from 0."""
+    def _rates(self, t: int) -> Tensors:
+        """Return what Adam is corrected by in a group's update ``t``, counted from 0."""
         beta1, beta2 = self.betas
-        first = torch.lerp(state["first"][rows], gradient, 1 - beta1)
-        second = beta2 * state["second"][rows] + (1 - beta2) * gradient * gradient
         rate = cosine_rate(self.lr_img, t, self.iterations) / (1 - beta1 ** (t + 1))
-        spread = second.sqrt() / math.sqrt(1 - beta2 ** (t + 1)) + EPS
-        moved = state["images"][rows] - rate * first / spread
-        return moved, _with_rows(state["first"], rows, first), _with_rows(state["second"], rows, second)
+        return {"rate": torch.tensor(rate), "root": torch.tensor(math.sqrt(1 - beta2 ** (t + 1)))}
 
     def _turn(self, unit: str, t: int) -> slice:
         """Return the groups that make update ``t``."""
@@ -263,17 +255,18 @@ class MatchStatistics(Stage):
         labels = [torch.tensor(group.labels(self.ipc), device=device) for group in self.groups_of[unit]]
         layouts, rng = [self.teacher(k, ctx).tap.layout for k in range(len(self.backbones))], ctx.rng
 
-        def draw(t: int) -> _Draws:
+        def draw(t: int) -> Tensors:
             local, groups = t % self.iterations, self.groups_of[unit][self._turn(unit, t)]
-            crops = kept = None
+            drawn = self._rates(local)
             if not self.views.whole:
                 part = local / self.iterations
                 views = [self.views.draw(rng("view", g.index, local), part, info.height, info.width) for g in groups]
-                crops = self.views.matrices(views, info.height, info.width, device)
+                crops = self.views.matrices(views, info.height, info.width, torch.device("cpu"))
+                drawn |= {"rows": crops.rows, "columns": crops.columns}
             if self.matching.drop_rate:
                 layout = layouts[t % len(layouts)]
-                kept = torch.stack([draw_kept(rng("drop", g.index, local), layout, self.matching.drop_rate) for g in groups])
-            return _Draws(crops, kept)
+                drawn["kept"] = torch.stack([draw_kept(rng("drop", g.index, local), layout, self.matching.drop_rate) for g in groups])
+            return {name: pinned(value, device) for name, value in drawn.items()}
 
         return _Unit(labels, (0 - mean) / std, (1 - mean) / std, Ahead(draw, threaded=device.type == "cuda"))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -10,6 +13,9 @@ from raydd.core.cli import command_errors
 
 if TYPE_CHECKING:
     from raydd.data.config import DatasetConfig
+
+
+_KEY = re.compile(r"\bdataset\.(name|root|shards|size|resize|fit|on_error|orientation|download)\b(?:=(\w+))?")
 
 
 @click.command("shard", context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,7 +60,7 @@ def main(
     from raydd.data.datasets import download as fetch
 
     settings = {"shard_size": shard_size, "workers": workers, "encoding": encoding, "quality": quality}
-    with command_errors():
+    with command_errors(), _own_options():
         config = DatasetConfig(
             name=name,
             root=root,
@@ -74,6 +80,22 @@ def main(
             click.echo(line)
         for split in splits or tuple(held):
             _write(config, out_url, split, settings)
+
+
+@contextmanager
+def _own_options() -> Iterator[None]:
+    """Have errors about the keys of a job's ``dataset`` name this verb's options."""
+    from raydd.core.errors import RayddError
+
+    def option(found: re.Match[str]) -> str:
+        key, value = found.groups()
+        return f"--{'dataset' if key == 'name' else key.replace('_', '-')}{f' {value}' if value else ''}"
+
+    try:
+        yield
+    except RayddError as error:
+        error.args = (_KEY.sub(option, str(error)),)
+        raise
 
 
 def _write(config: DatasetConfig, out_url: str, split: str, settings: dict[str, Any]) -> None:

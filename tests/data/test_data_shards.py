@@ -437,6 +437,20 @@ def test_patterns_have_braces_in_the_file_name_only() -> None:
         split_pattern("s3://b/t-{0..3.tar", "k")
 
 
+def test_the_command_names_its_own_options(tmp_path: Path) -> None:
+    for name, side in (("a/0.png", 8), ("a/1.png", 8), ("b/0.png", 8), ("b/1.png", 9)):
+        (tmp_path / "own" / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side)).save(tmp_path / "own" / "train" / name)
+    (tmp_path / "own" / "train" / "a" / "0.png").write_bytes(b"torn")
+    ask = ["--root", str(tmp_path / "own"), str(tmp_path / "out"), "--workers", "1"]
+    torn = CliRunner().invoke(main, ["--dataset", "image_folder", *ask])
+    assert (torn.exit_code, "--on-error skip goes on to the next" in torn.output) == (2, True), torn.output
+    small = CliRunner().invoke(main, ["--dataset", "image_folder", *ask, "--size", "8", "--resize", "4"])
+    assert "--resize: 4 is below --size 8" in small.output
+    for result in (torn, small):
+        assert "dataset." not in result.output
+
+
 def test_the_command_writes_every_split(tmp_path: Path) -> None:
     out = str(tmp_path / "digits")
     result = CliRunner().invoke(main, ["--dataset", "digits", out, "--shard-size", "500", "--workers", "1"])

@@ -275,6 +275,12 @@ def test_a_dry_run_tells_missing_files_from_a_wrong_job(overrides: list[str], co
         assert part in result.output
 
 
+def test_a_dry_run_says_whose_the_output_is(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: theirs\n")
+    result = raydd("distill", "--config", QUICKSTART, "--dry-run", f"output={tmp_path}")
+    assert (result.exit_code, "was made by a different job" in result.output) == (2, True), result.output
+
+
 def test_a_dry_run_misses_weights_as_it_misses_data(tmp_path: Path) -> None:
     weights = ("method.teachers=null", f"method.teachers.weights={tmp_path}/nothing")
     result = raydd("distill", *EDC, *weights, "method.labels.batch=10", "--dry-run")

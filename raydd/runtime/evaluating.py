@@ -37,7 +37,7 @@ from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
 from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
-from raydd.runtime.output import check_place, claim_as, flatten
+from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.progress import Progress
@@ -202,6 +202,7 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
 def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) -> tuple[str, list[str]]:
     """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
     check_place("output", place_of(job, subject))
+    check_claim_as(place_of(job, subject), *_claimed(job, subject))
     rate = measured_rate(job.numerics)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
@@ -225,9 +226,8 @@ ASKED = ("seed", "dataset", "evaluation", "numerics")
 """Keys of a job that make an evaluation of a set another one."""
 
 
-def _claim(output: Storage, job: EvaluationJob, subject: Subject) -> None:
-    """Write what is asked of which set as ``job.yaml``; ``ConfigError`` if the folder is another run's."""
-    of = {"set": subject.distilled.digest, **subject.beside}
+def _claimed(job: EvaluationJob, subject: Subject) -> tuple[dict[str, Any], Recorded, tuple[str, ...]]:
+    """Return what is asked of which set, how a ``job.yaml`` says so, and what the run writes; see :func:`claim_as`."""
 
     def recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         try:  # with the defaults of keys that an earlier version did not know
@@ -236,10 +236,20 @@ def _claim(output: Storage, job: EvaluationJob, subject: Subject) -> None:
             return tree
         return {**tree, **{key: known[key] for key in ASKED}}
 
-    resolved, stated = job.resolved(), job.stated()
-    text = as_yaml({**of, **{key: stated[key] for key in ASKED if key in stated}})
-    written = ("report.json", GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS)
-    claim_as(output, {**of, **{key: resolved[key] for key in ASKED}}, text, recorded, written)
+    resolved = job.resolved()
+    asked = {**_of(subject), **{key: resolved[key] for key in ASKED}}
+    return asked, recorded, ("report.json", GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS)
+
+
+def _of(subject: Subject) -> dict[str, Any]:
+    return {"set": subject.distilled.digest, **subject.beside}
+
+
+def _claim(output: Storage, job: EvaluationJob, subject: Subject) -> None:
+    """Write what is asked of which set as ``job.yaml``; ``ConfigError`` if the folder is another run's."""
+    stated = job.stated()
+    text = as_yaml({**_of(subject), **{key: stated[key] for key in ASKED if key in stated}})
+    claim_as(output, text, *_claimed(job, subject))
 
 
 def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Outcome:

@@ -22,6 +22,8 @@ from raydd.core.storage import Storage
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
+Recorded = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Brings what a ``job.yaml`` says to the form of what is asked now."""
 _FREE = ("compute", "tracking")
 _WRITTEN = ("distilled", "report.json", "loss.png", "pictures")
 """What a distillation writes into its output, below a ``job.yaml`` that says whose it is."""
@@ -44,19 +46,37 @@ def claim(output: Storage, job: Job) -> bool:
     Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation, or holds results without saying
     whose; ``compute`` and ``tracking`` may differ.
     """
-    return claim_as(output, job.resolved(), job.to_yaml(), _recorded, _WRITTEN)
+    return claim_as(output, job.to_yaml(), *_claimed(job))
 
 
-def claim_as(
-    output: Storage,
-    resolved: Mapping[str, Any],
-    text: str,
-    recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-    written: Collection[str],
-) -> bool:
+def check_claim(key: str, url: str, job: Job) -> None:
+    """As :func:`check_place`, and as :func:`claim` would where the place is local; nothing is written."""
+    check_place(key, url)
+    check_claim_as(url, *_claimed(job))
+
+
+def check_claim_as(url: str, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]) -> None:
+    """Raise ``ConfigError`` if :func:`claim_as` would for a local output; a plan of one far away is made without it."""
+    output = Storage(url)
+    if output.local:
+        _is_new(output, resolved, recorded, written)
+
+
+def _claimed(job: Job) -> tuple[Mapping[str, Any], Recorded, Collection[str]]:
+    return job.resolved(), _recorded, _WRITTEN
+
+
+def claim_as(output: Storage, text: str, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]) -> bool:
     """As :func:`claim`, for any run: ``text`` is what ``job.yaml`` will say, ``recorded`` brings what it says to ``resolved``'s form;
     ``written``: names of the files and folders that the run writes, which nobody else's may have.
     """
+    new = _is_new(output, resolved, recorded, written)
+    output.put("job.yaml", text.encode())
+    return new
+
+
+def _is_new(output: Storage, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]) -> bool:
+    """Return whether an output says nothing of whose it is; ``ConfigError`` if it is another's."""
     try:
         old = yaml.safe_load(output.get("job.yaml"))
     except FileNotFoundError:
@@ -77,7 +97,6 @@ def claim_as(
     if held:
         what = f"{output.url} holds {', '.join(held)}, not made by this job (there is no job.yaml)"
         raise ConfigError(f"output: {what}; choose another output (output=…)")
-    output.put("job.yaml", text.encode())
     return old is None
 
 

@@ -19,7 +19,7 @@ from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
 from raydd.methods.base import Problem, check_counts
 from raydd.runtime.estimate import costs, measured_rate, render, stages_of
-from raydd.runtime.output import check_place
+from raydd.runtime.output import check_claim, check_place
 from raydd.runtime.resolved import describe as resolved
 from raydd.runtime.resolved import settled
 
@@ -87,12 +87,12 @@ def _picture_steps(job: Job, problem: Problem) -> list[int]:
 
 def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     """Return the resolved job and its plan as text, and a line for each thing that is missing; works without the data.
-    ``ConfigError`` for places that are files.
+    ``ConfigError`` for places that are files, or a local output that is another run's.
 
     ``sheet``: path or URL to write a contact sheet of the training images to. Data of one's own that is not there leaves no plan.
     ``DataError`` for data that is there and cannot be used.
     """
-    check_place("output", job.output)
+    check_claim("output", job.output, job)
     check_place("store", job.store)
     parts = [job.to_yaml().rstrip()]
     found = Found(job.dataset)

@@ -9,7 +9,7 @@ import pytest
 from raydd.config import Job, load_job
 from raydd.core.errors import ConfigError
 from raydd.core.storage import Storage
-from raydd.runtime.output import check_place, claim
+from raydd.runtime.output import check_claim, check_place, claim
 
 QUICKSTART = str(Path(__file__).parents[2] / "jobs" / "quickstart.yaml")
 
@@ -44,3 +44,19 @@ def test_a_place_that_is_a_file_is_refused_and_nothing_is_made(tmp_path: Path) -
     check_place("output", str(tmp_path / "new" / "run"))
     check_place("output", "s3://raydd-none/run")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_plan_for_the_output_of_another_job_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    check_claim("output", str(tmp_path / "new"), job(tmp_path))
+    (tmp_path / "report.json").write_text("theirs")
+    with pytest.raises(ConfigError, match=r"holds report\.json, not made by this job"):
+        check_claim("output", str(tmp_path), job(tmp_path))
+    (tmp_path / "report.json").unlink()
+    check_claim("output", str(tmp_path), job(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    claim(Storage(str(tmp_path)), job(tmp_path))
+    check_claim("output", str(tmp_path), job(tmp_path))
+    other = load_job(QUICKSTART, [f"output={tmp_path}", "ipc=7"])
+    with pytest.raises(ConfigError, match=r"made by a different job:\n  ipc: 1 there, 7 now"):
+        check_claim("output", str(tmp_path), other)
+    check_claim("output", "s3://raydd-none/run", other)

@@ -32,9 +32,10 @@ from raydd.networks import Network, create_network, fast_forward, has_batchnorm,
 from raydd.networks.initialise import scales_at_one_
 from raydd.networks.segments import segmented_form
 from raydd.networks.twice import twice_differentiable
-from raydd.training.augmentation import Augment, make_augmentation
+from raydd.training.augmentation import BatchAugmentation, DrawnAugmentation, make_augmentation
 from raydd.training.recipe import Recipe
-from raydd.training.sgd import part
+from raydd.training.recorded import RecordedStep
+from raydd.training.sgd import TrainingStep, part
 from raydd.training.students import ResidentSet
 
 FREEZE_IMAGES = 16
@@ -203,6 +204,8 @@ class MatchGradients(ClassMatching):
 
     def _train(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
         """Return the network's state, as ``network.*``, after its epochs on the images."""
+        if recordable(ctx.device):
+            return self._recorded_training(network, state, images, t, ctx)
         named = dict(network.train().requires_grad_(True).named_parameters())
         optimizer = torch.optim.SGD(named.values(), lr=self.lr_net, momentum=self.inner_momentum)
         for name, value in part(state, f"{_NETWORK}.momentum").items():
@@ -222,9 +225,35 @@ class MatchGradients(ClassMatching):
             trained |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in named.items()}
         return {f"{_NETWORK}.{name}": value.detach().clone() for name, value in trained.items()}
 
-    def _inner_augmentation(self) -> Augment:
+    def _recorded_training(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
+        """Return what :meth:`_train` does, by one step that a GPU repeats."""
+
+        def make() -> RecordedStep:
+            recipe = Recipe(epochs=0, momentum=self.inner_momentum, weight_decay=0.0)
+            augmentation = self._inner_augmentation()
+            if not isinstance(augmentation, DrawnAugmentation):
+                raise TypeError(f"{type(augmentation).__name__} cannot be recorded")
+            return RecordedStep(TrainingStep(network, self.numerics, recipe), augmentation, ctx.device)
+
+        step = ctx.cached(("inner step", self, images.dtype), make)
+        before, saved = part(state, f"{_NETWORK}.momentum"), network.state_dict()
+        now = {f"params.{name}": p.detach() for name, p in network.named_parameters()}
+        now |= {f"momentum.{name}": before.get(name, torch.zeros_like(p)) for name, p in network.named_parameters()}
+        now |= {f"buffers.{name}": buffer for name, buffer in network.named_buffers()}
+        labels = torch.tensor(self.present, device=images.device).repeat_interleave(self.ipc)
+        rate = torch.tensor(self.lr_net, dtype=images.dtype, device=images.device)
+        for epoch in range(self.inner_loop):
+            draws = ctx.rng("inner/augment", t, epoch)
+            batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
+            for batch, of_batch in batches:
+                now, _, _ = step(now, batch, of_batch, rate, [draws])
+        kept = {f"buffers.{name}" for name, _ in network.named_buffers() if name in saved}
+        wanted = ("params.", "momentum.") if self.inner_momentum else ("params.",)
+        return {f"{_NETWORK}.{name}": value for name, value in now.items() if name.startswith(wanted) or name in kept}
+
+    def _inner_augmentation(self) -> BatchAugmentation:
         if not parse_strategy(self.dsa):
-            return lambda images, draws: images
+            return make_augmentation(Recipe(epochs=self.inner_loop), self.dataset.shape[1:])
         return make_augmentation(Recipe(epochs=self.inner_loop, augmentation="dsa", strategy=self.dsa), self.dataset.shape[1:])
 
     def _freeze_images(self, t: int, dtype: torch.dtype, ctx: Context) -> Tensor:

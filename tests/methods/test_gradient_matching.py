@@ -252,10 +252,11 @@ def published_run(stage: MatchGradients, start: Tensor, data: dict[str, ArrayDat
 @pytest.mark.parametrize("whole", [False, True], ids=["in parts", "recorded"])
 def test_the_loop_is_the_published_one_in_float64(method: Method, network: str, batch_train: int, whole: bool) -> None:
     with recorded() if whole else nullcontext():
-        check_the_loop(method, network, batch_train)
+        # The places that the networks' own DSA reads are float32 in a recorded step.
+        check_the_loop(method, network, batch_train, 1e-6 if whole and isinstance(method, Dsa) else 1e-9)
 
 
-def check_the_loop(method: Method, network: str, batch_train: int) -> None:
+def check_the_loop(method: Method, network: str, batch_train: int, near: float) -> None:
     """Compare six updates with the published loop."""
     data, info = make(3 if batch_train == 4 else 1)
     chosen = replace(method, network=network, batch_train=batch_train, classes_per_unit=2)  # type: ignore[call-arg]
@@ -265,8 +266,8 @@ def check_the_loop(method: Method, network: str, batch_train: int) -> None:
     state = {name: value.double() for name, value in stage.init("all", desk).items()}
     for t, (loss, images) in enumerate(published_run(stage, state["images"], data)):
         state = stage.step("all", state, t, desk)
-        assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=1e-9)
-        assert float((state["images"] - images).norm() / images.norm()) < 1e-9, t
+        assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=near)
+        assert float((state["images"] - images).norm() / images.norm()) < near, t
         assert any(name.startswith("network.") for name in state) == (t % 3 < 2)
 
 

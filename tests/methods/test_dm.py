@@ -7,13 +7,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from recording import recorded
 from torch import Tensor
+from torch._dynamo import config
 
 from raydd.augment.dsa import draw
+from raydd.core import captured
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.rng import generator
 from raydd.core.store import Store
@@ -245,3 +248,22 @@ def test_the_operators_of_an_update_do_not_grow_with_the_classes() -> None:
         counts[classes] = two_ways(method(network="convnet3_w8", classes_per_unit=classes), *((data, info)))[1]
     assert counts[10] == counts[3]
     assert counts[10] <= 150
+
+
+def test_an_update_in_one_piece_compiles_as_one_graph() -> None:
+    data, info = make()
+    (stage,) = method(classes_per_unit=3).plan(problem(info))
+    desk, unit = Desk(data, seed=7), stage.units()[0]
+    state, given = stage.init(unit, desk), list[tuple[Tensor, ...]]()
+
+    def call(self: captured.Captured, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given.append(tensors)
+        return tuple(self.function(*tensors))
+
+    with recorded(), mock.patch.object(captured.Captured, "__call__", call):
+        stage.step(unit, state, 0, desk)
+        update = stage.update(unit, desk)
+        compiled = torch.compile(update, fullgraph=True, backend="aot_eager")
+        with config.patch(trace_autograd_ops=True):
+            for ours, eager in zip(compiled(*given[0]), update(*given[0]), strict=True):
+                torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-6)

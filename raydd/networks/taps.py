@@ -7,6 +7,7 @@ one variance over images, channels and pixels. A batch may hold several groups, 
 Every layer costs one pass of sums in the forward (the sums over images are shared by channels and patches) and one multiply-add
 per value in the backward, five and nine where maps are resized; no copy of the input is kept, and none is resized. A frozen
 batch norm is differentiated together with its statistics, which costs less than its own backward pass does on a CPU.
+On a GPU kernels of our own take the sums and their gradient in one pass each (:mod:`raydd.networks.tap_kernels`).
 """
 
 from __future__ import annotations

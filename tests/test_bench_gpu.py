@@ -78,8 +78,10 @@ def test_the_whole_table_is_made_without_ray_and_mlflow(tmp_path: Path) -> None:
 
 
 def test_what_the_budget_has_no_room_for_is_said_and_a_profile_is_printed(tmp_path: Path) -> None:
-    printed = run("--only", "dm,quick", "--budget", "-1", "--json", str(tmp_path / "gpu.json"))
-    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    printed = run("--only", "dm,quick", "--budget", "-1", "--commit", "abc123", "--json", str(tmp_path / "gpu.json"))
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    rows = report["rows"]
+    assert report["machine"]["commit"] == "abc123"
     assert len(rows) >= 4
     assert {row["not_run"] for row in rows} == {"the time was over"}
     assert "the time was over" in printed

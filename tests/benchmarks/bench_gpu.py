@@ -19,6 +19,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,17 @@ from equality import differences
 from harness import ROOT, machine
 from measuring import WARM, Clock, Row, Side, Turns, kept, launches, peaks, profiled, wait
 from quick import quickstart
-from work import GROUPS, Setting, fashion_mnist
+from work import Setting, dm, dsa, fashion_mnist, student
+from work_observed import recovery, taps
+
+GROUPS: dict[str, tuple[Callable[[Setting], list[Side]], ...]] = {
+    "dm": (dm,),
+    "dsa": (partial(dsa, ipc=1), partial(dsa, ipc=10)),
+    "student": (student,),
+    "taps": (taps, recovery),
+    "inner": (partial(dsa, ipc=10, whole=True),),
+}
+"""The rows of the table, by the names that are given to ``--only``; each tuple's members are sides that take turns."""
 
 NAMES = ("equality", "dm", "dsa", "student", "taps", "quick", "inner")
 RESERVE = 45.0
@@ -45,6 +57,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=480.0, help="seconds after which nothing more is begun")
     parser.add_argument("--data", help="a folder of Fashion-MNIST's idx files")
     parser.add_argument("--rounds", type=int, help="turns of each side (default: 5)")
+    parser.add_argument("--commit", help="what to record as the commit where this folder is no checkout")
     parser.add_argument("--small", action="store_true", help="few images and one round, nothing compiled: that everything runs")
     parser.add_argument("--profile", metavar="TEXT", help="print the profile of one update of the sides whose names begin so, and stop")
     found = parser.parse_args()
@@ -54,14 +67,14 @@ def options() -> argparse.Namespace:
     return found
 
 
-def where() -> dict[str, Any]:
+def where(commit: str | None) -> dict[str, Any]:
     """Return what the figures depend on: machine, card, libraries, commit, command."""
     found = machine() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found |= {"card": properties.name, "memory": properties.total_memory, "capability": f"{properties.major}.{properties.minor}"}
         found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
-    found["commit"] = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    found["commit"] = commit or _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     found["command"] = shlex.join(["python", *sys.argv])
     return found
 
@@ -108,11 +121,12 @@ def line(row: Row) -> str:
     gain = f"{row['speedup']['of_medians']:6.2f} x" if "speedup" in row else " " * 8
     gain += f" of {row['target']:2.0f}" if row.get("target") else " " * 6
     counts = "/".join(f"{row[name]:.0f}" for name in ("launches", "graph_launches", "kernels", "operators") if name in row)
-    share, busy = 100 * row.get("share_of_peak", 0.0), row.get("busy_ms", 0.0)
+    share, moved = (100 * row.get(name, 0.0) for name in ("share_of_peak", "share_of_copy"))
+    busy = row.get("busy_ms", 0.0)
     memory = max(row.get("peak_bytes", 0), row.get("reserved_bytes", 0)) / 2**20
     beside = "".join(f"  {times:.2f} times {name}" for name, times in row.get("times_of", {}).items())
     return (
-        f"{row['name']:64s} {row['ms']:9.3f} ms {gain} {share:5.1f} % busy {busy:8.3f} host {row['host_ms']:8.3f} "
+        f"{row['name']:64s} {row['ms']:9.3f} ms {gain} {share:5.1f} % {moved:5.1f} % busy {busy:8.3f} host {row['host_ms']:8.3f} "
         f"{counts:>18s} {memory:7.0f} MiB{beside}" + (f"  {row['error']}" if "error" in row else "")
     )
 
@@ -122,7 +136,7 @@ class Report:
 
     def __init__(self, o: argparse.Namespace, setting: Setting, pixels: str, clock: Clock) -> None:
         self.path, self.clock = o.json, clock
-        self.figures: dict[str, Any] = {"machine": where(), "device": str(setting.device), "small": o.small, "data": pixels}
+        self.figures: dict[str, Any] = {"machine": where(o.commit), "device": str(setting.device), "small": o.small, "data": pixels}
         self.figures |= {"peak": {}, "difference_from_published": {}, "rows": []}
 
     def add(self, rows: list[Row]) -> None:

@@ -13,7 +13,8 @@ import torch
 from harness import PlainContext, normalised
 from measuring import Clock, Row, Side, kept
 from torch import Tensor
-from work import FOREVER, PRECISIONS, RESNET, Observed, Setting
+from work import FOREVER, PRECISIONS, Setting
+from work_observed import RESNET, Observed
 
 from raydd.core.units import Numerics, Stage
 from raydd.data.memory import ClassMemory

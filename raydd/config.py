@@ -32,6 +32,7 @@ class ComputeConfig:
     ``evaluators``: Ray tasks that evaluate snapshots beside the workers; 0 leaves that to the workers.
     ``gpus_per_worker``, ``cpus_per_worker``: what Ray reserves for each. ``checkpoint_every``: seconds.
     ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of workers.
+    ``same_device``: outputs in the store that another kind of device made are made anew; else they are used, and named.
     """
 
     workers: Annotated[int, annotated_types.Ge(0)] | tuple[Annotated[int, annotated_types.Ge(1)], Annotated[int, annotated_types.Ge(1)]] = 2
@@ -40,6 +41,7 @@ class ComputeConfig:
     cpus_per_worker: Annotated[float, annotated_types.Gt(0)] = 1.0
     checkpoint_every: Annotated[float, annotated_types.Gt(0)] = 60.0
     wait: Annotated[float, annotated_types.Ge(0)] = WAIT_SECONDS
+    same_device: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:

@@ -3,7 +3,7 @@
 Layout, below the store's URL::
 
     units/<k>/<key>/<output>.safetensors     an output: "final", or a snapshot such as "step-002000"
-    units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device, versions, log
+    units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device, precision, versions, log
     units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put whole, its own marker inside
 
 Outputs of stages that have a place of their own (label records, which go straight into the distilled set) lie there as
@@ -114,6 +114,7 @@ class Store:
             "output": ref.output,
             "files": {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
             "device": device_kind(device),
+            "precision": ref.stage.numerics.precision,
             "versions": versions(),
             "seconds": round(seconds, 3),
             "log": rows,
@@ -167,9 +168,10 @@ class Store:
         storage, path = self.place(ref)
         storage.delete(f"{path}.json")
 
-    def save_checkpoint(self, key: str, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then delete all but it and the one before."""
+    def save_checkpoint(self, key: str, checkpoint: Checkpoint, device: str = "") -> None:
+        """Write a checkpoint, made on that kind of device, then delete all but it and the one before."""
         metadata = {
+            "device": device,
             "t": str(checkpoint.t),
             "seconds": repr(checkpoint.seconds),
             "log": json.dumps(checkpoint.log),
@@ -179,8 +181,11 @@ class Store:
         for path in self._checkpoints(key)[:-2]:
             self._try_delete(path)
 
-    def load_checkpoint(self, key: str, at_most: int) -> Checkpoint | None:
-        """Return the newest whole checkpoint of at most ``at_most`` updates; torn ones are named and passed over."""
+    def load_checkpoint(self, key: str, at_most: int, device: str | None = None) -> Checkpoint | None:
+        """Return the newest whole checkpoint of at most ``at_most`` updates; torn ones are named and passed over.
+
+        ``device``: passes over those that were not made on that kind of device.
+        """
         for path in reversed(self._checkpoints(key)):
             if int(path.rsplit("-", 1)[1].split(".")[0]) > at_most:
                 continue
@@ -194,6 +199,8 @@ class Store:
                 continue
             except (TornFileError, ValueError) as error:
                 log.warning("%s; the checkpoint before it is used", error)
+                continue
+            if device is not None and facts.get("device") != device:
                 continue
             rows = [(int(t), dict(values)) for t, values in json.loads(facts["log"])]
             return Checkpoint(int(facts["t"]), state, rows, float(facts["seconds"]))

@@ -24,7 +24,7 @@ from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
 from raydd.core.typed_tree import as_yaml, build
-from raydd.core.units import Numerics, Ref
+from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG, DatasetInfo
 from raydd.data.datasets import Found, missing, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
@@ -36,6 +36,7 @@ from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.base import Problem
 from raydd.methods.sources import StoredSet
+from raydd.runtime.devices import Markers, main_kind, mixed_line, store_lines
 from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
 from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
 from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
@@ -207,7 +208,8 @@ def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) ->
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
     absent = missing(job.dataset) if subject.data is None else []
-    parts = [as_yaml(job.stated()), *describe_protocols(plan, {}), "", table]
+    made = store_lines(Store(job.store), plan.targets(), device_kind(pick_device()), job.compute.same_device)
+    parts = [as_yaml(job.stated()), *describe_protocols(plan, {}), "", table, *made]
     parts += [] if subject.data is None else ["", *subject.data.lines()]
     return "\n".join([*parts, *(["", *listed(absent)] if absent else [])]), absent
 
@@ -313,10 +315,9 @@ def _evaluate(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, store:
     if stopped.is_set() and not all(store.has(targets)):
         raise Interrupted("the same command goes on from here")
 
-    def seconds(ref: Ref) -> float:
-        return float(store.marker(ref)["seconds"])
-
-    held = subject.data
+    markers, held = Markers(store), subject.data
     skipped = skipped_lines(skipped_of(store, targets, held.where)) if held is not None and job.dataset.on_error == "skip" else []
-    report = summarise(plan, store.load, seconds, device=device_kind(pick_device()), notes=(*plan.notes, *skipped))
+    kinds = markers.kinds(targets)
+    notes = (*plan.notes, *skipped, *mixed_line(kinds))
+    report = summarise(plan, store.load, markers.seconds, device=main_kind(kinds), notes=notes)
     return replace(report, inventory=None if held is None else held.to_dict())

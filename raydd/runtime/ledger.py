@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.units import PHASES, Ref, Stage
+from raydd.runtime.devices import named, reused_lines
 
 MAX_CRASHES = 10
 """A unit that loses its worker this often in a row without a new checkpoint stops the run."""
@@ -74,10 +75,15 @@ def _group(worker: str) -> str:
 
 
 class Ledger:
-    """Leases segments of units (up to the next wanted output) to workers, earliest snapshot first."""
+    """Leases segments of units (up to the next wanted output) to workers, earliest snapshot first.
 
-    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int = 0) -> None:
-        self.store = store
+    ``device``: the only kind of device whose outputs count; others in the store are removed, and made anew. Empty: any counts.
+    """
+
+    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int = 0, device: str = "") -> None:
+        self.store, self.device = store, device
+        self.kinds: dict[str, set[str]] = {}
+        self._told_of_kinds = False
         self.evaluators = evaluators
         self.nodes: dict[str, Node] = {}
         self.done: set[tuple[str, str]] = set()
@@ -103,18 +109,25 @@ class Ledger:
             there = [found and self.store.verify(ref) for ref, found in zip(refs, self.store.has(refs), strict=True)]
             frontier = []
             for ref, found in zip(refs, there, strict=True):
-                if found:
-                    self._note_cached(ref)
+                if found and self._note_cached(ref):
                     continue
                 node = self._node(ref)
                 node.wanted.add(ref.output)
                 frontier += [(need.key, need.output, need) for need in ref.stage.inputs(ref.unit).values()]
 
-    def _note_cached(self, ref: Ref) -> None:
-        self.done.add((ref.key, ref.output))
+    def _note_cached(self, ref: Ref) -> bool:
+        """Note an output that is there; return False if it is of a device that does not count."""
         marker = self.store.marker(ref)
+        kind = str(marker.get("device", ""))
+        self.kinds.setdefault(kind, set()).add(ref.key)
+        if self.device and kind != self.device:
+            self.store.discard(ref)
+            self.store.drop_checkpoints(ref.key)
+            return False
+        self.done.add((ref.key, ref.output))
         rows = tuple((int(t), dict(values)) for t, values in marker.get("log", []))
         self._tell(ref.stage, ref.unit, ref.key, kind="output", output=ref.output, cached=True, seconds=marker["seconds"], rows=rows)
+        return True
 
     def _node(self, ref: Ref) -> Node:
         node = self.nodes.get(ref.key)
@@ -165,8 +178,19 @@ class Ledger:
         if node.crashes >= MAX_CRASHES:
             self.fail(node.key, f"its worker died {node.crashes} times in a row at step {node.t}")
 
-    def lease(self, worker: str, held: Sequence[str], generation: int = 0, world: int = 1) -> Lease:
-        """Return the next segment for a worker that is idle now."""
+    def _meet(self, kind: str) -> None:
+        """Say, at the first worker, what the store holds of other kinds of devices; refuse one of a kind that does not count."""
+        if self.device and kind != self.device and self.failure is None:
+            self.failure = f"compute.same_device: one worker is on {named(self.device)}, another on {named(kind)}"
+        if not self._told_of_kinds:
+            self._told_of_kinds = True
+            counts = {known: len(keys) for known, keys in self.kinds.items() if known}
+            self.events += [Event(kind="message", text=line) for line in reused_lines(counts, kind, bool(self.device))]
+
+    def lease(self, worker: str, held: Sequence[str], generation: int = 0, world: int = 1, device: str = "") -> Lease:
+        """Return the next segment for a worker that is idle now, on that kind of device (empty: it does not say)."""
+        if device:
+            self._meet(device)
         if not self.hello(worker, generation, world) or self.failure or self.stopping or self.finished:
             return Lease("stop")
         for node in self.nodes.values():  # an idle worker holds nothing

@@ -25,9 +25,9 @@ from raydd.config import ComputeConfig, Job
 from raydd.core.errors import Missing, RayddError, refusing
 from raydd.core.events import Event
 from raydd.core.keeping import register_run
-from raydd.core.numerics import pick_device, tune_allocator
+from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
-from raydd.core.store import Store, device_kind, versions
+from raydd.core.store import Store, versions
 from raydd.core.units import Ref, snapshot, unit_key
 from raydd.data.catalog import DatasetInfo
 from raydd.data.datasets import Found, with_digests
@@ -36,6 +36,7 @@ from raydd.evaluation.summary import summarise
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
 from raydd.methods.base import Problem
+from raydd.runtime.devices import Markers, main_kind, mixed_line
 from raydd.runtime.estimate import skipped_of, stages_of, unit_table
 from raydd.runtime.journal import Curves, Journal
 from raydd.runtime.output import Lock, claim, flatten, fleeting
@@ -58,7 +59,7 @@ class Interrupted(RayddError):
 def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
     """Return the runner that ``compute`` asks for: in this process, or on Ray."""
     if compute.workers == 0:
-        return LocalRunner(data, checkpoint_every=compute.checkpoint_every)
+        return LocalRunner(data, checkpoint_every=compute.checkpoint_every, same_device=compute.same_device)
     from raydd.runtime.ray_runner import RayRunner
 
     return RayRunner(
@@ -69,6 +70,7 @@ def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
         cpus_per_worker=compute.cpus_per_worker,
         checkpoint_every=compute.checkpoint_every,
         wait=compute.wait,
+        same_device=compute.same_device,
     )
 
 
@@ -190,7 +192,7 @@ class _Session:
     def __init__(self, plan: Plan, output: Storage, store: Store, tell: Callable[[str], None], held: Inventory) -> None:
         self.plan, self.output, self.store, self.tell, self.held = plan, output, store, tell, held
         job = plan.job
-        self.journal = Journal(output)
+        self.journal, self.markers = Journal(output), Markers(store)
         made = [ref for problem in plan.problems for ref in job.method.targets(problem).values()]
         # Sets of other methods, and of single steps of continual learning, have losses of their own, which say nothing of this set.
         self.curves = Curves([stage for stage, _, _ in stages_of(made)])
@@ -253,7 +255,9 @@ class _Session:
         job = self.plan.job
         seconds = [self._device_seconds(problem) for problem in self.plan.problems]
         skipped = skipped_lines(skipped_of(self.store, self.plan.targets, self.held.where)) if job.dataset.on_error == "skip" else []
-        report = summarise(self.plan.evaluation, self.store.load, self._seconds, device=device_kind(pick_device()), notes=skipped)
+        kinds = self.markers.kinds(self.plan.targets)
+        notes = [*skipped, *mixed_line(kinds)]
+        report = summarise(self.plan.evaluation, self.store.load, self.markers.seconds, device=main_kind(kinds), notes=notes)
         report = replace(report, inventory=self.held.to_dict())
         places: dict[str, str] = {}
         written = 0
@@ -269,7 +273,7 @@ class _Session:
                 "seed": problem.seed,
                 "source": dict(problem.dataset.digests),
                 "git_commit": git_commit(),
-                "device": device_kind(pick_device()),
+                "device": main_kind(self.markers.kinds(list(job.method.targets(problem).values()))),
                 "device_seconds": round(seconds[index], 1),
             }
             folder = self.plan.folder(index)
@@ -313,12 +317,9 @@ class _Session:
         refs = self.plan.job.method.targets(self.plan.problems[0]).values()
         return max(ref.stage.steps(ref.unit) for ref in refs)
 
-    def _seconds(self, ref: Ref) -> float:
-        return float(self.store.marker(ref)["seconds"])
-
     def _device_seconds(self, problem: Problem) -> float:
         behind = stages_of(list(self.plan.job.method.targets(problem).values()))
-        return sum(self._seconds(Ref(stage, unit)) for stage, units, _ in behind for unit in units)
+        return sum(self.markers.seconds(Ref(stage, unit)) for stage, units, _ in behind for unit in units)
 
     def _loss_chart(self) -> bytes | None:
         wanted = {f"{label} loss" for label in self.charted}

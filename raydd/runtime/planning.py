@@ -10,7 +10,7 @@ from raydd.config import ComputeConfig, Job
 from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
 from raydd.core.storage import join
-from raydd.core.store import device_kind
+from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import Found, with_digests
@@ -18,6 +18,7 @@ from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
 from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
 from raydd.methods.base import Problem, check_counts
+from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import costs, measured_rate, render, stages_of
 from raydd.runtime.output import check_claim, check_place
 from raydd.runtime.resolved import describe as resolved
@@ -116,6 +117,7 @@ def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
     parts += ["", render(costs(plan.targets), rate=rate, workers=workers, where=where)]
+    parts += store_lines(Store(job.store, plan.places()), plan.targets, device_kind(pick_device()), job.compute.same_device)
     if not info.train_counts:
         parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
     if held is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.events import Event
-from raydd.core.store import Rows, Store
+from raydd.core.store import Rows, Store, device_kind
 from raydd.core.units import Ref
 from raydd.runtime.capacity import Need
 from raydd.runtime.ledger import Lease, Ledger
@@ -33,8 +33,8 @@ END_SECONDS = 10.0
 class LedgerActor:
     """The ledger as a Ray actor; when it is restarted it lists the store again."""
 
-    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int) -> None:
-        self.ledger = Ledger(targets, store, evaluators)
+    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int, device: str = "") -> None:
+        self.ledger = Ledger(targets, store, evaluators, device)
         self.identity = uuid.uuid4().hex
         self.group: tuple[str, Any] = ("", None)
 
@@ -76,6 +76,7 @@ class RayDesk:
     worker: str
     generation: int
     world: int
+    device: str
 
     def _ask(self, method: str, *args: Any) -> Any:
         import ray
@@ -90,7 +91,7 @@ class RayDesk:
                 time.sleep(min(5.0, 0.5 * (attempt + 1)))
 
     def lease(self, held: list[str]) -> Lease:
-        return self._ask("lease", self.worker, held, self.generation, self.world)
+        return self._ask("lease", self.worker, held, self.generation, self.world, self.device)
 
     def progress(self, key: str, t: int, rows: Rows) -> bool:
         return self._ask("progress", self.worker, key, t, rows, self.generation)
@@ -115,15 +116,21 @@ def _work(config: dict[str, Any], worker: str, generation: int, world: int, lane
     tune_allocator()
     handle = config["ledger"]
     logging.getLogger("raydd").addHandler(_Forward(handle))
-    desk = RayDesk(handle, worker, generation, world)
-    Worker(
-        config["store"], config["open_data"], desk, device=pick_device(), checkpoint_every=config["checkpoint_every"], lanes=lanes
-    ).work(idle=lambda: time.sleep(0.1))
+    device = pick_device()
+    desk = RayDesk(handle, worker, generation, world, device_kind(device))
+    options = {name: config[name] for name in ("checkpoint_every", "same_device")}
+    Worker(config["store"], config["open_data"], desk, device=device, lanes=lanes, **options).work(idle=lambda: time.sleep(0.1))
 
 
 def _evaluator(config: dict[str, Any], index: int) -> None:
     """Body of an evaluator task: units of the phase ``evaluate``, beside the group."""
     _work(config, f"evaluator-{index}", time.time_ns(), 1, None)
+
+
+def _own_kind() -> str:
+    from raydd.core.numerics import pick_device
+
+    return device_kind(pick_device())
 
 
 def _sees(store: Store, path: str) -> bool:
@@ -133,7 +140,8 @@ def _sees(store: Store, path: str) -> bool:
 class RayRunner:
     """One Train group of ``workers`` (a number, or ``(min, max)``) and ``evaluators`` tasks on a Ray cluster.
 
-    ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of it.
+    ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of it. ``same_device``: what
+    another kind of device than the workers' made is made anew.
     """
 
     def __init__(
@@ -146,11 +154,13 @@ class RayRunner:
         cpus_per_worker: float = 1.0,
         checkpoint_every: float = 60.0,
         wait: float = 600.0,
+        same_device: bool = False,
     ) -> None:
         self.open_data, self.workers, self.evaluators = open_data, workers, evaluators
         self.gpus, self.cpus, self.checkpoint_every, self.wait = gpus_per_worker, cpus_per_worker, checkpoint_every, wait
         low, self.most = (workers, workers) if isinstance(workers, int) else workers
         self.need = Need(low, evaluators, cpus_per_worker, gpus_per_worker, elastic=self.most > low)
+        self.same_device = same_device
         self._stopping = False
 
     def stop(self) -> None:
@@ -161,13 +171,16 @@ class RayRunner:
         return self._stopping
 
     def run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
-        """Compute what is missing; see :class:`raydd.runtime.runner.Runner`. No cluster is started if nothing is."""
+        """Compute what is missing; see :class:`raydd.runtime.runner.Runner`. No cluster is started if nothing is,
+        unless only workers know whether what is there is of their kind of device.
+        """
         self._stopping = False
-        local = Ledger(targets, store)
-        if local.finished:
-            for event in local.events:
-                on_event(event)
-            return
+        if not self.same_device:
+            local = Ledger(targets, store)
+            if local.finished:
+                for event in local.events:
+                    on_event(event)
+                return
 
         def tell(text: str) -> None:
             on_event(Event(kind="message", text=text))
@@ -180,13 +193,21 @@ class RayRunner:
                 if not wait_for_room(self.need, self.wait, tell, self._cancelled):
                     return
                 self._check_store(store)
-            self._run(targets, store, on_event)
+                device = self._workers_kind() if self.same_device else ""
+            self._run(targets, store, on_event, device)
 
     def _get(self, refs: Any, timeout: float, what: str) -> Any:
         """Return what Ray has for ``refs``; ``TimeoutError`` after ``timeout`` seconds, ``Cancelled`` where the run is stopped."""
         import ray
 
         return waiting_for(lambda: ray.get(refs), timeout, self._cancelled, what)
+
+    def _workers_kind(self) -> str:
+        """Return the kind of device that a worker of this cluster gets."""
+        import ray
+
+        kind = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": worker_environment()})(_own_kind)
+        return str(self._get(kind.remote(), 300, "asking a worker for its device"))
 
     def _check_store(self, store: Store) -> None:
         """Raise ``ConfigError`` for a local store that some of the cluster's machines do not see."""
@@ -210,11 +231,11 @@ class RayRunner:
                 "Use an object store (store=s3://bucket/prefix) or a shared file system"
             )
 
-    def _run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
+    def _run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent, device: str) -> None:
         import ray
 
         actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LedgerActor)
-        ledger = actor.remote(targets, store, self.evaluators)
+        ledger = actor.remote(targets, store, self.evaluators, device)
         tasks: list[Any] = []
         try:
             with told_if_gone(self._cancelled):
@@ -239,7 +260,8 @@ class RayRunner:
                 "environment that has this raydd, or the job be handed in with its code: `ray job submit --working-dir .`",
                 self._cancelled,
             ) from error
-        config = {"ledger": ledger, "store": store, "open_data": self.open_data, "checkpoint_every": self.checkpoint_every}
+        options = {"checkpoint_every": self.checkpoint_every, "same_device": self.same_device}
+        config = {"ledger": ledger, "store": store, "open_data": self.open_data, **options}
         evaluate = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1, runtime_env={"env_vars": worker_environment()})
         tasks += [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
         group = Group(config | {"work": _work}, store, self.workers, self.need.bundle)

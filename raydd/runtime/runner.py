@@ -13,7 +13,7 @@ import torch
 from raydd.core.errors import RunFailed
 from raydd.core.events import Event
 from raydd.core.numerics import pick_device
-from raydd.core.store import Rows, Store
+from raydd.core.store import Rows, Store, device_kind
 from raydd.core.units import Data, Ref
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import located, open_data
@@ -56,6 +56,7 @@ class _DirectDesk:
 
     ledger: Ledger
     on_event: OnEvent
+    device: str
     sent: int = 0
 
     def flush(self) -> None:
@@ -65,7 +66,7 @@ class _DirectDesk:
             self.on_event(event)
 
     def lease(self, held: list[str]) -> Lease:
-        lease = self.ledger.lease("rank-0", held)
+        lease = self.ledger.lease("rank-0", held, device=self.device)
         self.flush()
         return lease
 
@@ -92,7 +93,7 @@ class _DirectDesk:
 
 
 class LocalRunner:
-    """Everything in this process, one unit after another.
+    """Everything in this process, one unit after another. ``same_device``: what another kind of device made is made anew.
 
     ``fault(stage, unit, t)`` is called before each update (tests kill the run from there).
     """
@@ -102,20 +103,30 @@ class LocalRunner:
         open_data: DataSource,
         *,
         checkpoint_every: float = 60.0,
+        same_device: bool = False,
         device: torch.device | None = None,
         fault: Callable[[str, str, int], None] | None = None,
     ) -> None:
         self.open_data, self.checkpoint_every, self.fault = open_data, checkpoint_every, fault
-        self.device = device or pick_device()
+        self.device, self.same_device = device or pick_device(), same_device
         self._ledger: Ledger | None = None
         self._stop = threading.Event()
 
     def run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
         """Compute what is missing; see :class:`Runner`."""
         self._stop.clear()
-        ledger = self._ledger = Ledger(targets, store)
-        desk = _DirectDesk(ledger, on_event)
-        worker = Worker(store, self.open_data, desk, device=self.device, checkpoint_every=self.checkpoint_every, fault=self.fault)
+        kind = device_kind(self.device)
+        ledger = self._ledger = Ledger(targets, store, device=kind if self.same_device else "")
+        desk = _DirectDesk(ledger, on_event, kind)
+        worker = Worker(
+            store,
+            self.open_data,
+            desk,
+            device=self.device,
+            checkpoint_every=self.checkpoint_every,
+            same_device=self.same_device,
+            fault=self.fault,
+        )
         worker.work(idle=lambda: time.sleep(0.05))
         desk.flush()
         if ledger.failure:

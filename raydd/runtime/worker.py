@@ -15,7 +15,7 @@ import torch
 from raydd.core.errors import NumericsError, RayddError, TornFileError
 from raydd.core.numerics import apply_numerics
 from raydd.core.rng import generator
-from raydd.core.store import Checkpoint, Rows, Store
+from raydd.core.store import Checkpoint, Rows, Store, device_kind
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Data, Ref, Stage
 from raydd.runtime.ledger import Lease
@@ -165,7 +165,10 @@ def size_of(value: Any, depth: int = 4) -> int:
 
 
 class Worker:
-    """Computes segments; keeps data, caches and the states of units it holds between leases."""
+    """Computes segments; keeps data, caches and the states of units it holds between leases.
+
+    ``same_device``: checkpoints that were made on another kind of device are not gone on from.
+    """
 
     def __init__(
         self,
@@ -175,11 +178,14 @@ class Worker:
         *,
         device: torch.device,
         checkpoint_every: float,
+        same_device: bool = False,
         lanes: Lanes | None = None,
         fault: Callable[[str, str, int], None] | None = None,
     ) -> None:
         self.store, self.desk, self.device = store, desk, device
         self.checkpoint_every = checkpoint_every
+        self._kind = device_kind(device)
+        self._only = self._kind if same_device else None
         self.lanes: Lanes = lanes or Alone()
         self.fault = fault
         self._open_data = open_data
@@ -285,10 +291,10 @@ class Worker:
         held = self._held.pop(ref.key, None)
         found = held if held is not None and held.t <= until else None
         if lanes.agree(-1 if found is None else found.t) != (-1 if found is None else found.t) or found is None:
-            found = self.store.load_checkpoint(ref.key, until)
+            found = self.store.load_checkpoint(ref.key, until, self._only)
             at = lanes.agree(-1 if found is None else found.t)
             if at >= 0 and (found is None or found.t != at):
-                found = self.store.load_checkpoint(ref.key, at)
+                found = self.store.load_checkpoint(ref.key, at, self._only)
             if at < 0:
                 found = None
         if found is None:
@@ -309,7 +315,7 @@ class Worker:
         if lanes.world > 1 and not lanes.same(digest(now.state)):
             raise NumericsError(f"{ref.stage.name} unit '{ref.unit}' step {now.t}: the workers of the group no longer hold the same state")
         if lanes.rank == 0:
-            self.store.save_checkpoint(ref.key, now)
+            self.store.save_checkpoint(ref.key, now, self._kind)
 
     def _finish(
         self, ref: Ref, outputs: tuple[str, ...], now: Checkpoint, context: UnitContext, lanes: Lanes, *, final: bool

@@ -167,3 +167,14 @@ def test_a_stage_that_cannot_be_found_on_the_cluster_is_an_error_not_a_hang(tmp_
 
 def _missing_on_workers() -> None:
     raise ImportError("no such module on this node")
+
+
+def test_workers_say_which_outputs_are_of_their_kind_of_device(tmp_path: Path, cluster: None) -> None:
+    store, refs = Store(str(tmp_path)), Walk(seed=1, count=2, updates=3).refs()
+    LocalRunner(dict).run(refs, store, lambda event: None)
+    path = f"{store.place(refs[0])[1]}.json"
+    store.storage.put(path, store.storage.get(path).replace(b'"cpu"', b'"NVIDIA L4"'))
+    events: list[Event] = []
+    RayRunner(dict, workers=1, same_device=True).run(refs, store, events.append)
+    assert [event.text for event in events if "L4" in event.text] == ["1 unit was computed on an NVIDIA L4; it is made anew on a CPU"]
+    assert [store.marker(ref)["device"] for ref in refs] == ["cpu", "cpu"]

@@ -78,13 +78,17 @@ def store_lines(store: Store, targets: Sequence[Ref], here: str, same_device: bo
 
 
 def reused_lines(kinds: Mapping[str, int], here: str, same_device: bool = False) -> list[str]:
-    """Return a line for each kind of device, other than ``here``, that units in the store were computed on."""
+    """Return a line for each kind of device, other than ``here``, that units in the store were computed on.
+
+    ``here`` may be the beginning of a kind's name, ``NVIDIA H100``.
+    """
 
     def then(count: int) -> str:
         they, them = ("they are", "them") if count != 1 else ("it is", "it")
         return f"{they} made anew" if same_device else f"{they} used as {they} (compute.same_device=true makes {them} anew)"
 
-    return [f"{_units(count)} computed on {named(kind)}; {then(count)} on {named(here)}" for kind, count in kinds.items() if kind != here]
+    others = {kind: count for kind, count in kinds.items() if kind != here and not kind.startswith((f"{here} ", f"{here}-"))}
+    return [f"{_units(count)} computed on {named(kind)}; {then(count)} on {named(here)}" for kind, count in others.items()]
 
 
 def main_kind(kinds: Mapping[str, int]) -> str:

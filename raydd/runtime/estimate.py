@@ -64,9 +64,8 @@ def costs(targets: Sequence[Ref]) -> list[StageCost]:
     return list(rows.values())
 
 
-def measured_rate(numerics: Numerics) -> float:
-    """Return FLOP/s of a 3x3 convolution on this machine's CPU (GPU, if there is one), measured for about half a second."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def measured_rate(numerics: Numerics, device: torch.device) -> float:
+    """Return FLOP/s of a 3x3 convolution on a device of this machine, measured for about half a second."""
     dtype = torch.bfloat16 if numerics.precision == "bf16" else torch.float32
     before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(numerics.threads)
@@ -91,24 +90,27 @@ def measured_rate(numerics: Numerics) -> float:
 _UPDATE_SECONDS = 0.02
 """What an update costs beside its FLOP: calls, draws, the log (measured at a few images: 15 to 40 ms on a CPU)."""
 
+GPU_UPDATE_SECONDS = 0.005
+"""The same on a GPU, whose host waits for nothing: launches of what was captured, and the drawing of a new network (1.9 ms on one)."""
+
 _START_SECONDS = 15
 """Until workers compute: their processes, their imports, the data."""
 
 
-def critical_seconds(rows: Sequence[StageCost], rate: float, workers: int) -> float:
+def critical_seconds(rows: Sequence[StageCost], rate: float, workers: int, update_seconds: float = _UPDATE_SECONDS) -> float:
     """Return an estimate of wall seconds: FLOP at 70 % of ``rate`` and a little for each update, units spread over the workers."""
     total = 0.0
     for row in rows:
         lanes = max(1, min(workers, row.lanes))
         if row.units < lanes:  # the group shares one unit after the other, as the ledger leases them
-            total += row.flop / lanes / (0.7 * rate) + row.units * row.updates * _UPDATE_SECONDS
+            total += row.flop / lanes / (0.7 * rate) + row.units * row.updates * update_seconds
             continue
         rounds = -(-row.units // max(1, min(workers, row.units)))
-        total += row.flop * rounds / row.units / (0.7 * rate) + rounds * row.updates * _UPDATE_SECONDS
+        total += row.flop * rounds / row.units / (0.7 * rate) + rounds * row.updates * update_seconds
     return total
 
 
-def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str) -> str:
+def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str, update_seconds: float = _UPDATE_SECONDS) -> str:
     """Return the plan as a text table."""
     head = ("stage", "units", "updates", "lanes", "FLOP", "peak memory", "state", "kept")
     body = [
@@ -130,7 +132,7 @@ def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str) 
     stored = sum(r.output_bytes for r in rows)
     state = 2 * max((min(r.units, workers) * r.state_bytes // r.units for r in rows), default=0)
     labels = sum(r.output_bytes for r in rows if r.phase == "relabel")
-    seconds = _START_SECONDS + critical_seconds(rows, rate, workers)
+    seconds = _START_SECONDS + critical_seconds(rows, rate, workers, update_seconds)
     lines += [
         "",
         f"peak memory of a worker: {format_bytes(peak)} and about 0.5 GB for the process",

@@ -204,7 +204,7 @@ def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) ->
     """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
     check_place("output", place_of(job, subject))
     check_claim_as(place_of(job, subject), *_claimed(job, subject))
-    rate = measured_rate(job.numerics)
+    rate = measured_rate(job.numerics, pick_device())
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
     absent = missing(job.dataset) if subject.data is None else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from raydd.artifacts.sheet import write_sheet
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import DataError
@@ -18,8 +20,10 @@ from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
 from raydd.labels.relabel import Relabel
 from raydd.labels.sets import Labels
 from raydd.methods.base import Problem, check_counts
+from raydd.runtime.advice import advice
 from raydd.runtime.devices import store_lines
-from raydd.runtime.estimate import costs, measured_rate, render, stages_of
+from raydd.runtime.estimate import GPU_UPDATE_SECONDS, costs, measured_rate, render, stages_of
+from raydd.runtime.hardware import Hardware, named_device
 from raydd.runtime.output import check_claim, check_place
 from raydd.runtime.resolved import describe as resolved
 from raydd.runtime.resolved import settled
@@ -86,13 +90,15 @@ def _picture_steps(job: Job, problem: Problem) -> list[int]:
     return list(range(0, total, every)) if total > 1 else []
 
 
-def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
+def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tuple[str, list[str]]:
     """Return the resolved job and its plan as text, and a line for each thing that is missing; works without the data.
     ``ConfigError`` for places that are files, or a local output that is another run's.
 
     ``sheet``: path or URL to write a contact sheet of the training images to. Data of one's own that is not there leaves no plan.
-    ``DataError`` for data that is there and cannot be used.
+    ``DataError`` for data that is there and cannot be used. ``device``: one of :mod:`raydd.runtime.hardware` to estimate for and to
+    advise on, in place of this machine's.
     """
+    gpu = None if device is None else named_device(device)
     check_claim("output", job.output, job)
     check_place("store", job.store)
     parts = [job.to_yaml().rstrip()]
@@ -113,11 +119,12 @@ def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     plan = make_plan(job, info)
     absent = [*absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)
-    rate = measured_rate(job.numerics)
-    where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
-    parts += ["", render(costs(plan.targets), rate=rate, workers=workers, where=where)]
-    parts += store_lines(Store(job.store, plan.places()), plan.targets, device_kind(pick_device()), job.compute.same_device)
+    parts += ["", _table(job, plan, gpu, here := pick_device() if device is None else torch.device("cpu"))]
+    kind = gpu.kind if gpu else device_kind(here)
+    parts += store_lines(Store(job.store, plan.places()), plan.targets, kind, job.compute.same_device)
+    if device is not None:
+        parts += ["", *advice(job, plan.problems[0], plan.evaluation, gpu, workers)]
     if not info.train_counts:
         parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
     if held is not None:
@@ -130,6 +137,18 @@ def dry_run(job: Job, sheet: str | None = None) -> tuple[str, list[str]]:
     if absent:
         parts += ["", *listed(absent)]
     return "\n".join(parts), absent
+
+
+def _table(job: Job, plan: Plan, gpu: Hardware | None, here: torch.device) -> str:
+    """Return the table of costs, with the time that they take on a GPU, or else on this machine's device."""
+    rows, workers = costs(plan.targets), most_workers(job.compute)
+    if gpu is not None:
+        rate = gpu.rate(job.numerics)
+        where = f"at the {rate / 1e12:.0f} TFLOP/s that networks of this kind reach on an {gpu.kind}"
+        return render(rows, rate=rate, workers=workers, where=where, update_seconds=GPU_UPDATE_SECONDS)
+    rate = measured_rate(job.numerics, here)
+    where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(here)}"
+    return render(rows, rate=rate, workers=workers, where=where)
 
 
 def listed(absent: Sequence[str]) -> list[str]:

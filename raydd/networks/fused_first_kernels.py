@@ -4,8 +4,8 @@ The convolution has few input channels and is linear: mean and variance of its o
 the covariance of the image's 3x3 patches. With them the norm goes into the weights, and each pooled pixel is computed from
 the 4x4 input pixels under it, forward and backward, in float32 multiply-adds. Images are framed (padded) beforehand.
 
-A *tap* is one of a patch's ``TAPS`` = 9 * channels values; ``T`` is the power of two that holds them. A *position* is a pixel of
-the pooled map; under it are ``STEP`` x ``STEP`` outputs (1 without pooling).
+A *tap* is one of a patch's ``TAPS`` = 9 * channels values. A *position* is a pixel of the pooled map (of the whole one for the
+moments of taps); under it are ``STEP`` x ``STEP`` outputs (1 without pooling).
 """
 
 # mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False, disallow_incomplete_defs=False, disable-error-code="assignment"
@@ -19,48 +19,93 @@ import triton.language as tl
 
 from raydd.networks.fused_kernels import activate, pooled, tail_backward, tail_forward, unpooled
 
-__all__ = ["first_backward", "first_forward", "first_statistics", "tail_backward", "tail_forward"]
+__all__ = ["first_backward", "first_forward", "first_statistics", "patch_moments", "tail_backward", "tail_forward"]
 
 
 @triton.jit
-def first_statistics(
-    x, weight, taps_mean, spread, mean_out, rstd_out, eps,
-    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr, T: tl.constexpr, KEEP: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Mean and 1/std ``[N, C]`` of the convolution of one framed image ``x [TAPS // 9, H + 2, W + 2]`` with ``weight [C, TAPS]``.
+def load_patches(x, p, other, H: tl.constexpr, W: tl.constexpr):
+    """Return the nine taps ``[positions]`` of patches of one framed channel; ``other``, a value per tap, behind the last position."""
+    corner = x + p // W * (W + 2) + p % W
+    found = ()
+    for k in tl.static_range(9):
+        found = found + (tl.load(corner + (k // 3 * (W + 2) + k % 3), mask=p < H * W, other=other[k]),)
+    return found
 
-    With ``KEEP`` also, for the backward pass, the taps' mean ``[N, T]`` and their covariance with each output, ``[N, T, C]``.
+
+@triton.jit
+def patch_means(x, H: tl.constexpr, W: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Return the mean of each of a framed channel's nine taps."""
+    sums = ()
+    nothing = ()
+    for _ in tl.static_range(9):
+        sums = sums + (tl.zeros([BLOCK_P], tl.float32),)
+        nothing = nothing + (0.0,)
+    for start in range(0, H * W, BLOCK_P):
+        pixels = load_patches(x, start + tl.arange(0, BLOCK_P), nothing, H, W)
+        more = ()
+        for k in tl.static_range(9):
+            more = more + (sums[k] + pixels[k],)
+        sums = more
+    means = ()
+    for k in tl.static_range(9):
+        means = means + (tl.sum(sums[k], 0) / (H * W),)
+    return means
+
+
+@triton.jit
+def patch_moments(
+    x, taps_mean, covariance, H: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr, MEANS_P: tl.constexpr, BLOCK_P: tl.constexpr
+):
+    """Mean ``[N, TAPS]`` and covariance ``[N, TAPS, TAPS]`` of taps over one framed image; a program has two channels' taps.
+
+    Meant for one warp: it keeps its products' sums a position a lane, and needs no barrier to add them up.
     """
+    CHANNELS: tl.constexpr = TAPS // 9
     n = tl.program_id(0).to(tl.int64)
-    t = tl.arange(0, T)
-    p = tl.arange(0, BLOCK_P)
-    x += n * (TAPS // 9) * (H + 2) * (W + 2)
-    corner = x + (t // 9 * ((H + 2) * (W + 2)) + t % 9 // 3 * (W + 2) + t % 3)[:, None]
-    total = tl.zeros([T], tl.float32)
+    # Each pair of channels once: (0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0).
+    one = tl.program_id(1) % CHANNELS
+    other = (one + tl.program_id(1) // CHANNELS) % CHANNELS
+    x += n * CHANNELS * (H + 2) * (W + 2)
+    x_one = x + one * ((H + 2) * (W + 2))
+    x_other = x + other * ((H + 2) * (W + 2))
+    means_one = patch_means(x_one, H, W, MEANS_P)
+    means_other = means_one
+    if CHANNELS > 1:
+        means_other = patch_means(x_other, H, W, MEANS_P)
+    sums = ()
+    for i in tl.static_range(9):
+        for _ in tl.static_range(i if CHANNELS == 1 else 0, 9):
+            sums = sums + (tl.zeros([BLOCK_P], tl.float32),)
     for start in range(0, H * W, BLOCK_P):
-        q = (start + p)[None, :]
-        total += tl.sum(tl.load(corner + q // W * (W + 2) + q % W, mask=(t < TAPS)[:, None] & (q < H * W), other=0.0), 1)
-    middle = total / (H * W)
-    covariance = tl.zeros([T, T], tl.float32)
-    for start in range(0, H * W, BLOCK_P):
-        q = (start + p)[None, :]
-        here = (t < TAPS)[:, None] & (q < H * W)
-        away = tl.where(here, tl.load(corner + q // W * (W + 2) + q % W, mask=here, other=0.0) - middle[:, None], 0.0)
-        covariance += tl.dot(away, tl.trans(away), input_precision="ieee")
-    covariance = covariance / (H * W)
-    if KEEP:
-        tl.store(taps_mean + n * T + t, middle)
-    for start in range(0, C, BLOCK_C):
-        c = start + tl.arange(0, BLOCK_C)
-        w = tl.load(weight + c[None, :] * TAPS + t[:, None], mask=(c < C)[None, :] & (t < TAPS)[:, None], other=0.0)
-        along = tl.dot(covariance, w, input_precision="ieee")
-        if KEEP:
-            tl.store(spread + n * T * C + t[:, None] * C + c[None, :], along, mask=(c < C)[None, :])
-        # Rounding may leave less than nothing of a flat image.
-        variance = tl.maximum(tl.sum(along * w, 0), 0.0, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(mean_out + n * C + c, tl.sum(middle[:, None] * w, 0), mask=c < C)
-        tl.store(rstd_out + n * C + c, 1 / tl.sqrt(variance + eps), mask=c < C)
+        p = start + tl.arange(0, BLOCK_P)
+        pixels = load_patches(x_one, p, means_one, H, W)
+        others = pixels
+        if CHANNELS > 1:
+            others = load_patches(x_other, p, means_other, H, W)
+        sums = add_covariances(sums, pixels, means_one, others, means_other, CHANNELS)
+    if one == other:
+        for k in tl.static_range(9):
+            tl.store(taps_mean + n * TAPS + one * 9 + k, means_one[k])
+    covariance += n * TAPS * TAPS
+    for i in tl.static_range(9):
+        for j in tl.static_range(i if CHANNELS == 1 else 0, 9):
+            found = tl.sum(sums[i * 9 + j - i * (i + 1) // 2 if CHANNELS == 1 else i * 9 + j], 0) / (H * W)
+            tl.store(covariance + (one * 9 + i) * TAPS + other * 9 + j, found)
+            tl.store(covariance + (other * 9 + j) * TAPS + one * 9 + i, found)
+
+
+@triton.jit
+def add_covariances(sums, x, x_mean, y, y_mean, CHANNELS: tl.constexpr):
+    """Return the sums with the products of each tap of ``x`` and each of ``y`` added, of one channel each pair once."""
+    away = ()
+    for j in tl.static_range(9):
+        away = away + (y[j] - y_mean[j],)
+    more = ()
+    for i in tl.static_range(9):
+        centred = away[i] if CHANNELS == 1 else x[i] - x_mean[i]
+        for j in tl.static_range(i if CHANNELS == 1 else 0, 9):
+            more = more + (sums[i * 9 + j - i * (i + 1) // 2 if CHANNELS == 1 else i * 9 + j] + centred * away[j],)
+    return more
 
 
 @triton.jit
@@ -70,6 +115,36 @@ def load_taps(weight, c, C: tl.constexpr, TAPS: tl.constexpr):
     for k in tl.static_range(TAPS):
         found = found + (tl.load(weight + c * TAPS + k, mask=c < C, other=0.0),)
     return found
+
+
+@triton.jit
+def first_statistics(
+    weight, taps_mean, covariance, spread, mean_out, rstd_out, eps,
+    C: tl.constexpr, TAPS: tl.constexpr, KEEP: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Mean and 1/std ``[N, C]`` of one image's convolution with ``weight [C, TAPS]``, from its taps' moments.
+
+    With ``KEEP`` also, for the backward pass, each tap's covariance with each output, ``[N, TAPS, C]``.
+    """
+    n = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    here = c < C
+    taps = load_taps(weight, c, C, TAPS)
+    mean = tl.zeros([BLOCK_C], tl.float32)
+    for k in tl.static_range(TAPS):
+        mean += tl.load(taps_mean + n * TAPS + k) * taps[k]
+    variance = tl.zeros([BLOCK_C], tl.float32)
+    for k in range(TAPS):
+        along = tl.zeros([BLOCK_C], tl.float32)
+        for j in tl.static_range(TAPS):
+            along += tl.load(covariance + (n * TAPS + k) * TAPS + j) * taps[j]
+        if KEEP:
+            tl.store(spread + (n * TAPS + k) * C + c, along, mask=here)
+        variance += along * tl.load(weight + c * TAPS + k, mask=here, other=0.0)
+    # Rounding may leave less than nothing of a flat image.
+    variance = tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(mean_out + n * C + c, mean, mask=here)
+    tl.store(rstd_out + n * C + c, 1 / tl.sqrt(variance + eps), mask=here)
 
 
 @triton.jit
@@ -149,7 +224,7 @@ def add_products(sums, g, pixels, TAPS: tl.constexpr, STEP: tl.constexpr):
 @triton.jit
 def first_backward(
     x, weight, gain_in, shift_in, mean_in, rstd_in, taps_mean, spread, grad, found, grad_stride_n, grad_stride_p, grad_stride_c,
-    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr, T: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One image's part of the gradients in the convolution's weights and the norm's, ``found [N, TAPS + 2, C]``.
@@ -191,8 +266,8 @@ def first_backward(
     of_gain *= rstd
     found += n * (TAPS + 2) * C + c
     for k in tl.static_range(TAPS):
-        level = of_shift * tl.load(taps_mean + n * T + k)
-        along = of_gain * rstd * tl.load(spread + (n * T + k) * C + c, mask=here, other=0.0)
+        level = of_shift * tl.load(taps_mean + n * TAPS + k)
+        along = of_gain * rstd * tl.load(spread + (n * TAPS + k) * C + c, mask=here, other=0.0)
         tl.store(found + k * C, scale * (with_taps[k] - level - along), mask=here)
     tl.store(found + TAPS * C, of_gain, mask=here)
     tl.store(found + (TAPS + 1) * C, of_shift, mask=here)

@@ -168,6 +168,16 @@ def first_block(
     return _first_forward(framed, kernel, weight, bias, what, dtype, flat, keep=False)[0]
 
 
+def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean ``[N, taps]`` and covariance ``[N, taps, taps]`` of the 3x3 patches of framed images ``x [N, 1 or 3, H + 2, W + 2]``."""
+    count, channels, height, width = x.shape
+    taps = 9 * channels
+    mean, covariance = (torch.empty(shape, dtype=torch.float32, device=x.device) for shape in ((count, taps), (count, taps, taps)))
+    constants = {"H": height - 2, "W": width - 2, "TAPS": taps, "MEANS_P": 128, "BLOCK_P": 32}
+    kernels().patch_moments[(count, channels * (channels + 1) // 2)](x, mean, covariance, **constants, num_warps=1)
+    return mean, covariance
+
+
 def _first_shape(x: Tensor, kernel: Tensor) -> dict[str, Any]:
     return {"H": x.shape[2] - 2, "W": x.shape[3] - 2, "C": kernel.shape[0], "TAPS": 9 * x.shape[1]}
 
@@ -183,17 +193,17 @@ def _first_forward(
     x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, what: Tail, dtype: torch.dtype, flat: bool, *, keep: bool
 ) -> tuple[Tensor, ...]:
     """Return the result of framed images ``x``, then what the backward pass needs: mean and 1/std ``[N, C]`` and, if ``keep``,
-    the taps' mean ``[N, T]`` and covariance with the outputs ``[N, T, C]``.
+    the taps' mean ``[N, taps]`` and covariance with the outputs ``[N, taps, C]``.
     """
     count, channels = x.shape[0], kernel.shape[0]
-    shape, t = _first_shape(x, kernel), 16 if x.shape[1] == 1 else 32
-    kernel = kernel.contiguous()
+    kernel, shape, module = kernel.contiguous(), _first_shape(x, kernel), kernels()
+    taps_mean, covariance = patch_moments(x)
     mean, rstd = torch.empty((2, count, channels), dtype=torch.float32, device=x.device)
-    taps_mean = torch.empty((count, t) if keep else (0,), dtype=torch.float32, device=x.device)
-    spread = torch.empty((count, t, channels) if keep else (0,), dtype=torch.float32, device=x.device)
-    statistics = {"T": t, "KEEP": keep, "BLOCK_P": 64, "BLOCK_C": 32, "num_warps": 4}
-    module = kernels()
-    module.first_statistics[(count,)](x, kernel, taps_mean, spread, mean, rstd, what.eps, **shape, **statistics)
+    spread = torch.empty((count, shape["TAPS"], channels) if keep else (0,), dtype=torch.float32, device=x.device)
+    block_c = min(power_of_two(channels), 128)
+    constants = {"C": channels, "TAPS": shape["TAPS"], "KEEP": keep, "BLOCK_C": block_c}
+    grid = (count, -(-channels // block_c))
+    module.first_statistics[grid](kernel, taps_mean, covariance, spread, mean, rstd, what.eps, **constants, num_warps=4)
     out = empty_map(x, channels, what.shape(shape["H"], shape["W"]), dtype, flat)
     strides = (out.stride(0), 1, out.stride(1)) if flat else (out.stride(0), channels, 1)
     blocks = _first_blocks(x, kernel, what, 128)
@@ -232,7 +242,7 @@ class _First(torch.autograd.Function):
         blocks = _first_blocks(x, kernel, ctx.what, 64)
         grid = (len(x), -(-channels // blocks["BLOCK_C"]))
         saved = (mean, rstd, taps_mean, spread)
-        kernels().first_backward[grid](x, kernel.contiguous(), weight, bias, *saved, grad, found, *strides, T=taps_mean.shape[1], **blocks)
+        kernels().first_backward[grid](x, kernel.contiguous(), weight, bias, *saved, grad, found, *strides, **blocks)
         total = found.sum(0)
         of_cancelled = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
         return None, total[:taps].t().reshape(kernel.shape), total[taps], total[taps + 1], of_cancelled, None, None, None

@@ -13,7 +13,7 @@ from torch import Tensor
 from raydd.core.units import Numerics
 from raydd.networks import Network, create_network
 from raydd.networks.fused import fused_call, fused_embed, fused_forward
-from raydd.networks.fused_ops import Tail, first_block, tail
+from raydd.networks.fused_ops import Tail, first_block, patch_moments, tail
 
 CUDA = os.environ.get("TRITON_INTERPRET") != "1"
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -88,6 +88,16 @@ def test_tail_reads_and_writes_bf16() -> None:
     (found,), (right,) = torch.autograd.grad(ours, x, grad), torch.autograd.grad(exact, double, grad.double())
     assert found.dtype == torch.bfloat16
     assert distance(found, right) < 4e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 10, 12), (1, 3, 12, 5)])
+def test_moments_of_patches_far_from_zero(shape: tuple[int, ...]) -> None:
+    x = draw(*shape) + 100
+    taps = F.unfold(x.double(), 3)
+    away = taps - taps.mean(2, keepdim=True)
+    mean, covariance = patch_moments(x)
+    assert distance(mean, taps.mean(2)) < 1e-6
+    assert distance(covariance, away @ away.mT / taps.shape[2]) < 1e-6
 
 
 FIRSTS = [

@@ -20,11 +20,12 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--command", required=True, help="what made the run")
     parser.add_argument("--commit", help="of the code that ran (default: the checkout's)")
+    parser.add_argument("--hardware", help="that ran it, where that is another machine than this one")
     parser.add_argument("--shared", action="store_true", help="other work ran beside it, so that times are upper bounds")
     o = parser.parse_args()
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     here = machine()
-    hardware = f"{here['cores']} cores of an {here['cpu']}; torch {here['torch']}"
+    hardware = o.hardware or f"{here['cores']} cores of an {here['cpu']}; torch {here['torch']}"
     report = json.loads(o.report.read_text())
     shared = ", shared with other work, so times are upper bounds" if o.shared else ""
     report["notes"] += [f"command: {o.command}", f"commit: {o.commit or head}", f"hardware: {hardware}{shared}"]

@@ -123,6 +123,6 @@ class ClassMatching(ClassBlocks):
                 numbers = (pinned(make_table(transforms).numbers, device),) if transforms else ()
                 return Draws(pinned(rows, device), transforms, numbers, None if weights is None else pinned(weights(t), device))
 
-            return Ahead(choose, threaded=device.type == "cuda", depth=3)
+            return Ahead(choose, threaded=device.type == "cuda", depth=4)
 
         return ctx.cached(("draws", self, block), make)

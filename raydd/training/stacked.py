@@ -16,7 +16,7 @@ from torch import Tensor
 from raydd.core.tensors import Tensors
 from raydd.losses.soft import SoftTargets
 
-STREAMS = 4
+STREAMS = 8
 """How many networks a GPU works on at once."""
 
 Labels = Tensor | SoftTargets

@@ -100,21 +100,20 @@ def _structure(net: nn.Module) -> list[_Block]:
 def fused_features(net: nn.Module, params: Mapping[str, Tensor], x: Tensor, precision: str, convolve: Convolve = F.conv2d) -> Tensor:
     """Return features float32 ``[N, embed_dim]`` of images ``x``; see :func:`fused_call`.
 
-    ``convolve(x, kernel, padding=...)`` runs the convolutions, all of them where kernels are more than one, ``[K, O, I, 3, 3]``.
+    Kernels may be ``K`` equal ones each, ``[K, O, I, 3, 3]``, that have the gradients of ``K`` equal parts of ``x``: a first block that
+    is one kernel knows them, and ``convolve(x, kernel, padding=...)``, which runs the other convolutions, has to.
     """
     return _features(_structure(net), params, x, precision, convolve)
 
 
-def _features(
-    structure: list[_Block], params: Mapping[str, Tensor], x: Tensor, precision: str, convolve: Convolve = F.conv2d
-) -> Tensor:
+def _features(structure: list[_Block], params: Mapping[str, Tensor], x: Tensor, precision: str, convolve: Convolve = F.conv2d) -> Tensor:
     low = torch.bfloat16 if precision == "bf16" else torch.float32
     for i, block in enumerate(structure):
         kernel, bias = params[f"{block.name}.conv.weight"], params.get(f"{block.name}.conv.bias")
         norm = params[f"{block.name}.norm.weight"], params[f"{block.name}.norm.bias"]
         last = i == len(structure) - 1
         dtype = torch.float32 if last else low
-        if i == 0 and kernel.dim() == 4 and _is_one_kernel(x, kernel):
+        if i == 0 and _is_one_kernel(x):
             x = first_block(x, kernel, *norm, block.padding, block.tail, dtype, flat=last, cancelled=bias)
             continue
         # cuDNN's results have its arguments' order. Few channels it convolves in the plain one (as a matrix product).
@@ -125,8 +124,6 @@ def _features(
     return x.flatten(1)
 
 
-def _is_one_kernel(x: Tensor, kernel: Tensor) -> bool:
-    """Return whether the first block is to be one kernel: it has no gradient in the images, nor one of 27 taps in its weights."""
-    if not torch.is_grad_enabled():
-        return x.shape[1] in _FEW_CHANNELS
-    return x.shape[1] in _FEW_CHANNELS and not x.requires_grad and not (kernel.requires_grad and x.shape[1] > 1)
+def _is_one_kernel(x: Tensor) -> bool:
+    """Return whether the first block is to be one kernel: few channels, and no gradient in the images."""
+    return x.shape[1] in _FEW_CHANNELS and not (torch.is_grad_enabled() and x.requires_grad)

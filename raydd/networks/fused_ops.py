@@ -160,12 +160,17 @@ def first_block(
     """Return ``what`` of the convolution of images ``x [N, 1 or 3, H, W]`` (float32, no gradient) with ``kernel [C, 1 or 3, 3, 3]``.
 
     ``padding``: lines and columns of zeros on each side. In exact float32; otherwise as :func:`tail`, and differentiable once in
-    ``kernel``, ``weight``, ``bias`` and ``cancelled``, the bias that the convolution would add.
+    ``kernel``, ``weight``, ``bias`` and ``cancelled``, the bias that the convolution would add. ``kernel`` may be ``K`` equal ones,
+    ``[K, C, 1 or 3, 3, 3]``: each has the gradient of its own of ``K`` equal parts of the images, in their order.
     """
     framed = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous()
     if _has_gradient(kernel, weight, bias, cancelled):
         return _First.apply(framed, kernel, weight, bias, cancelled, what, dtype, flat)
-    return _first_forward(framed, kernel, weight, bias, what, dtype, flat, keep=False)[0]
+    return _first_forward(framed, _one_of(kernel), weight, bias, what, dtype, flat, keep=False)[0]
+
+
+def _one_of(kernel: Tensor) -> Tensor:
+    return (kernel[0] if kernel.dim() == 5 else kernel).contiguous()
 
 
 def patch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +201,7 @@ def _first_forward(
     the taps' mean ``[N, taps]`` and covariance with the outputs ``[N, taps, C]``.
     """
     count, channels = x.shape[0], kernel.shape[0]
-    kernel, shape, module = kernel.contiguous(), _first_shape(x, kernel), kernels()
+    shape, module = _first_shape(x, kernel), kernels()
     taps_mean, covariance = patch_moments(x)
     mean, rstd = torch.empty((2, count, channels), dtype=torch.float32, device=x.device)
     spread = torch.empty((count, shape["TAPS"], channels) if keep else (0,), dtype=torch.float32, device=x.device)
@@ -227,9 +232,10 @@ class _First(torch.autograd.Function):
         dtype: torch.dtype,
         flat: bool,
     ) -> Tensor:
-        out, *rest = _first_forward(x, kernel, weight, bias, what, dtype, flat, keep=True)
-        ctx.save_for_backward(x, kernel, weight, bias, *rest)
-        ctx.what = what
+        one = _one_of(kernel)
+        out, *rest = _first_forward(x, one, weight, bias, what, dtype, flat, keep=True)
+        ctx.save_for_backward(x, one, weight, bias, *rest)
+        ctx.what, ctx.kernel_shape = what, kernel.shape
         return out
 
     @staticmethod
@@ -239,10 +245,13 @@ class _First(torch.autograd.Function):
         grad, strides = _strided(grad)
         channels, taps = kernel.shape[0], 9 * x.shape[1]
         found = torch.empty((len(x), taps + 2, channels), dtype=torch.float32, device=x.device)
-        blocks = _first_blocks(x, kernel, ctx.what, 64)
+        # A sum a tap and channel is kept in registers.
+        blocks = _first_blocks(x, kernel, ctx.what, 64 if taps == 9 else 32)
         grid = (len(x), -(-channels // blocks["BLOCK_C"]))
         saved = (mean, rstd, taps_mean, spread)
-        kernels().first_backward[grid](x, kernel.contiguous(), weight, bias, *saved, grad, found, *strides, **blocks)
-        total = found.sum(0)
+        kernels().first_backward[grid](x, kernel, weight, bias, *saved, grad, found, *strides, **blocks)
+        segments = ctx.kernel_shape[0] if len(ctx.kernel_shape) == 5 else 1
+        parts = found.unflatten(0, (segments, -1)).sum(1)
+        of_gain, of_shift = parts[:, taps:].sum(0)
         of_cancelled = torch.zeros_like(bias) if ctx.needs_input_grad[4] else None
-        return None, total[:taps].t().reshape(kernel.shape), total[taps], total[taps + 1], of_cancelled, None, None, None
+        return None, parts[:, :taps].mT.reshape(ctx.kernel_shape), of_gain, of_shift, of_cancelled, None, None, None

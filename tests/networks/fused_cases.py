@@ -14,6 +14,7 @@ from raydd.core.units import Numerics
 from raydd.networks import Network, create_network
 from raydd.networks.fused import fused_call, fused_embed, fused_forward
 from raydd.networks.fused_ops import Tail, first_block, patch_moments, tail
+from raydd.networks.segments import Segmented
 
 CUDA = os.environ.get("TRITON_INTERPRET") != "1"
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -119,6 +120,28 @@ def test_first_block_and_its_gradients(shape: tuple[int, ...], channels: int, pa
     check(ours, leaves, exact, doubles)
     with torch.no_grad():
         assert torch.equal(first_block(x, *leaves, padding, what, torch.float32, flat=flat), ours)
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+def test_gradients_of_segments_by_the_first_block(planes: int) -> None:
+    x, norm = draw(4, planes, 4, 6), (draw(8, seed=2), draw(8, seed=3))
+    leaves, doubles = leaves_of(draw(8, planes, 3, 3, seed=1).expand(2, -1, -1, -1, -1), *norm)
+    convolved = torch.cat([F.conv2d(part, kernel, padding=1) for part, kernel in zip(x.double().chunk(2), doubles[0], strict=True)])
+    exact = reference(convolved, doubles[1], doubles[2], Tail())
+    check(first_block(x, *leaves, (1, 1), Tail(), torch.float32), leaves, exact, doubles)
+
+
+def test_gradients_of_segments_of_a_network() -> None:
+    net, double = make("convnet2_w8", (1, 8, 8))
+    segmented, x, labels = Segmented(net, "fp32"), draw(4, 1, 8, 8, seed=8), torch.tensor([0, 0, 2, 2], device=DEVICE)
+    segmented.fused = True
+    logits, weights = segmented(x, 2)
+    found = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), weights)
+    for k, part in enumerate((slice(0, 2), slice(2, 4))):
+        wide = [p for p in double.parameters() if p.dim() > 1]
+        right = torch.autograd.grad(F.cross_entropy(double(x[part].double()), labels[part], reduction="sum"), wide)
+        for one, other in zip(found, right, strict=True):
+            assert distance(one[k], other) < 1e-5
 
 
 def make(name: str, shape: tuple[int, int, int]) -> tuple[Network, Network]:

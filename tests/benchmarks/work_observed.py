@@ -15,6 +15,7 @@ from measuring import Side, Step
 from torch import Tensor, nn
 from work import FOREVER, PRECISIONS, Setting, forward_flop, running, stepping
 
+from raydd.core.captured import Captured
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.data.catalog import entry
@@ -49,18 +50,23 @@ class Observed:
 
 
 def taps(s: Setting) -> list[Side]:
-    """Return the sides of a forward pass and the images' gradient: the network alone, and observed."""
+    """Return the sides of a forward pass and the images' gradient: the network alone, and observed; ours recorded, as recovery is."""
     o = Observed.of(s)
     flop = 2 * forward_flop(RESNET, (3, o.size, o.size)) * o.groups * o.each
 
     def make(kind: str) -> Step:
         return bench_taps.MAKERS[kind](bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device))
 
+    def recorded(kind: str) -> Step:
+        step = make(kind)
+        captured, start = Captured(lambda _: step(), s.device), torch.zeros(1, device=s.device)
+        return lambda: captured(start)
+
     sides = [Side(name=f"{o.title}: published", make=partial(make, "published"), flop=flop)]
     for precision in (p for p in PRECISIONS if p != "bf16"):
         numerics, title = Numerics(precision=precision), f"{o.title}: {precision}"  # type: ignore[arg-type]
-        sides.append(Side(name=f"{title}, alone", make=partial(make, "alone"), numerics=numerics, flop=flop))
-        observed = partial(make, "taps")
+        sides.append(Side(name=f"{title}, alone", make=partial(recorded, "alone"), numerics=numerics, flop=flop))
+        observed = partial(recorded, "taps")
         sides.append(Side(name=f"{title}, taps", make=observed, numerics=numerics, flop=flop, target=18, beside=f"{title}, alone"))
     return sides
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from recording import recorded
 from torch import Tensor
-from torch._dynamo import config
+from tracing import traced_gradients
 
 from raydd.augment.dsa import draw
 from raydd.core import captured
@@ -264,6 +264,6 @@ def test_an_update_in_one_piece_compiles_as_one_graph() -> None:
         stage.step(unit, state, 0, desk)
         update = stage.update(unit, desk)
         compiled = torch.compile(update, fullgraph=True, backend="aot_eager")
-        with config.patch(trace_autograd_ops=True):
+        with traced_gradients():
             for ours, eager in zip(compiled(*given[0]), update(*given[0]), strict=True):
                 torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-6)

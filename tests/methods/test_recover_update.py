@@ -14,6 +14,7 @@ from recovering import MicroRecovery, TestContext, micro_stage, micro_teacher
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tracing import traced_gradients
 
 from raydd.core.captured import Captured
 from raydd.core.tensors import Tensors
@@ -87,18 +88,13 @@ def test_updates_do_the_same_work_and_wait_for_nothing(setting: str) -> None:
 
 @every_setting
 def test_an_update_compiles_without_a_break_to_the_same_bytes(setting: str) -> None:
-    import torch._dynamo as dynamo
-
-    if not hasattr(dynamo.config, "trace_autograd_ops"):
-        pytest.skip("this torch cannot trace gradients")
     ((update, given),) = updates(micro_stage(**SETTINGS[setting]), 1)
-    with dynamo.config.patch(trace_autograd_ops=True):
+    with traced_gradients():
         found = torch.compile(update.__call__, fullgraph=True, backend="aot_eager")(given)
     want = update(given)
     assert list(found) == list(want)
     for name, value in want.items():
         assert torch.equal(found[name], value), name
-    dynamo.reset()
 
 
 def test_updates_are_recorded_unless_they_wait_for_the_device() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from recording import recorded
-from torch._dynamo import config
+from tracing import traced_gradients
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.rng import generator
@@ -290,6 +290,6 @@ def test_a_recorded_step_compiles_as_one_graph(stacked: bool) -> None:
         step = training.recorded._flat(tuple(state), False)
         given = (*state.values(), rate, images, numbers, labels)
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-        with config.patch(trace_autograd_ops=True):
+        with traced_gradients():
             for a, b in zip(compiled(*given), step(*given), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from raydd.augment.dsa import DsaTransform
 from raydd.core.errors import ConfigError
+from raydd.core.kernels import kernels_run
 
 # Columns of a table, in pairs (rows, columns) where they belong to an axis.
 _COLOR = slice(0, 5)  # contrast, factors of the image, of its mean over channels, of its mean, and brightness
@@ -213,7 +214,7 @@ def _colored(x: Tensor, color: Tensor, linear: bool) -> Tensor:
 def _gathered(x: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
     """Return ``out[g, …, q] = sum_t weights[g, t, q] x[g, …, pixels[g, t, q]]``; ``pixels`` and ``weights`` are ``[G, T, HW]``."""
     flat = x.reshape(x.shape[0], -1, x.shape[3] * x.shape[4])
-    if flat.is_cuda:
+    if flat.is_cuda and kernels_run():
         from raydd.augment.table_kernels import gather
 
         return gather(flat, pixels, weights).view(x.shape)

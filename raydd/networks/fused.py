@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raydd.core.kernels import kernels_run
 from raydd.core.units import Numerics
 from raydd.networks.base import Network
 from raydd.networks.convnet import ConvBlock, ConvNet
@@ -34,7 +33,8 @@ _FEW_CHANNELS = (1, 3)
 
 def can_be_fused(net: nn.Module) -> bool:
     """Return whether the functions here know the network: a ConvNet with instance norm and (leaky) relu, on CUDA, in float32."""
-    return has_fused_form(net) and _has_triton() and all(p.is_cuda and p.dtype == torch.float32 for p in net.parameters())
+    suited = has_fused_form(net) and all(p.is_cuda and p.dtype == torch.float32 for p in net.parameters())
+    return suited and kernels_run()
 
 
 def has_fused_form(net: nn.Module) -> bool:
@@ -45,11 +45,6 @@ def has_fused_form(net: nn.Module) -> bool:
     normed = all(isinstance(b.norm, nn.GroupNorm) and b.norm.num_groups == b.norm.num_channels for b in blocks)
     active = all(isinstance(b.activation, Activation) and b.activation.kind in _SLOPES for b in blocks)
     return normed and active and len(blocks) == len(net.features)
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def fused_embed(net: Network, numerics: Numerics) -> Callable[[Tensor], Tensor]:

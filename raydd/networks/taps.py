@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from importlib.util import find_spec
+from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydd.core.errors import ConfigError, unknown
+from raydd.core.kernels import kernels_run
 from raydd.losses.statistics import Layer, Layout
 from raydd.networks.base import Shape
 from raydd.networks.tap_grid import Grid, grid_of
@@ -46,7 +46,7 @@ _SMALL = 16
 
 def _by_kernels(x: Tensor) -> bool:
     """Whether sums over ``x`` and their gradient are taken by kernels made for it, in one pass each."""
-    return x.is_cuda and x.dtype in (torch.float32, torch.float64) and _has_triton()
+    return x.is_cuda and x.dtype in (torch.float32, torch.float64) and kernels_run()
 
 
 def _kernels() -> ModuleType:
@@ -54,11 +54,6 @@ def _kernels() -> ModuleType:
     from raydd.networks import tap_kernels
 
     return tap_kernels
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def _in_turn(grouped: Tensor) -> bool:

@@ -163,7 +163,7 @@ def test_a_driver_and_a_worker_ask_again(error: Exception, monkeypatch: pytest.M
 
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    assert RayDesk(Silent(), "rank-0", 1, 1).lease([]) == "lease"
+    assert RayDesk(Silent(), "rank-0", 1, 1, "cpu").lease([]) == "lease"
     answers.append(error)
     assert Post(Silent()).fetch() == []
 
@@ -174,6 +174,6 @@ def test_what_is_wrong_in_the_ledger_is_raised(error: Exception, monkeypatch: py
         raise error
 
     monkeypatch.setattr("ray.get", get)
-    for ask in (lambda: RayDesk(Silent(), "rank-0", 1, 1).lease([]), Post(Silent()).fetch):
+    for ask in (lambda: RayDesk(Silent(), "rank-0", 1, 1, "cpu").lease([]), Post(Silent()).fetch):
         with pytest.raises(type(error)):
             ask()

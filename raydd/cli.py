@@ -30,12 +30,16 @@ class _Verbs(click.Group):
             return None
         return importlib.import_module(f"raydd.{name}").main
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Explain an unknown verb."""
         from raydd.core.errors import nearest
 
         if args and args[0] not in _VERBS and not args[0].startswith("-"):
-            ctx.fail(f"no verb '{args[0]}'{nearest(args[0], _VERBS)}; there are: {', '.join(_VERBS)}")
+            ctx.fail(
+                f"no verb '{args[0]}'{nearest(args[0], _VERBS)}; there are: {', '.join(_VERBS)}"
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -47,7 +51,9 @@ class _Verbs(click.Group):
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raydd")
 def main() -> None:
-    """Dataset distillation on Ray: a large labelled image set in, a tiny synthetic one out, with proof of what it is worth."""
+    """Dataset distillation on Ray: a large labelled image set in, a tiny synthetic one out, with
+    proof of what it is worth.
+    """
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ class ComputeConfig:
     ``same_device``: outputs in the store that another kind of device made are made anew; else they are used, and named.
     """
 
-    workers: Annotated[int, annotated_types.Ge(0)] | tuple[Annotated[int, annotated_types.Ge(1)], Annotated[int, annotated_types.Ge(1)]] = 2
+    workers: (
+        Annotated[int, annotated_types.Ge(0)]
+        | tuple[Annotated[int, annotated_types.Ge(1)], Annotated[int, annotated_types.Ge(1)]]
+    ) = 2
     evaluators: Annotated[int, annotated_types.Ge(0)] = 0
     gpus_per_worker: Annotated[float, annotated_types.Ge(0)] = 0.0
     cpus_per_worker: Annotated[float, annotated_types.Gt(0)] = 1.0
@@ -45,19 +48,30 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
-            raise ConfigError(f"compute.workers: [{self.workers[0]}, {self.workers[1]}]: the minimum is above the maximum")
+            raise ConfigError(
+                f"compute.workers: [{self.workers[0]}, {self.workers[1]}]: the minimum is above the maximum"
+            )
         for name in ("evaluators", "gpus_per_worker"):
             if self.workers == 0 and getattr(self, name):
-                raise ConfigError(f"compute.{name}={getattr(self, name):g} has no effect with compute.workers=0 (no Ray)")
+                raise ConfigError(
+                    f"compute.{name}={getattr(self, name):g} has no effect with compute.workers=0 (no Ray)"
+                )
         if self.workers == 0 and self.wait != WAIT_SECONDS:
-            raise ConfigError(f"compute.wait={self.wait:g} has no effect with compute.workers=0 (no Ray)")
+            raise ConfigError(
+                f"compute.wait={self.wait:g} has no effect with compute.workers=0 (no Ray)"
+            )
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
-            raise ConfigError(f"compute.gpus_per_worker={self.gpus_per_worker:g}: allowed are whole numbers, and parts of one GPU (0.5)")
+            raise ConfigError(
+                f"compute.gpus_per_worker={self.gpus_per_worker:g}: allowed are whole numbers, and parts of one GPU"
+                " (0.5)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """MLflow. ``uri``: server or database (default: ``MLFLOW_TRACKING_URI``, else a file in ``runs/``); ``none``: no tracking."""
+    """MLflow. ``uri``: server or database (default: ``MLFLOW_TRACKING_URI``, else a file in
+    ``runs/``); ``none``: no tracking.
+    """
 
     uri: str | None = None
     experiment: str = "raydd"
@@ -84,7 +98,9 @@ class Job:
         return plain(self)
 
     def stated(self) -> dict[str, Any]:
-        """Return the tree as ``job.yaml`` keeps it: every default written out but the nulls, which the plan says what come to."""
+        """Return the tree as ``job.yaml`` keeps it: every default written out but the nulls, which
+        the plan says what come to.
+        """
         return stated(self)
 
     def to_yaml(self) -> str:
@@ -112,7 +128,8 @@ class _Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob:
-    """What ``raydd evaluate`` runs besides the set itself; ``store`` is absolute, and so is ``output`` (default: by the set).
+    """What ``raydd evaluate`` runs besides the set itself; ``store`` is absolute, and so is
+    ``output`` (default: by the set).
 
     ``tracking.uri``: default ``MLFLOW_TRACKING_URI``, else ``none``.
     """
@@ -144,13 +161,17 @@ class _NoDuplicates(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key '{key}' stands twice")
+                raise ConfigError(
+                    f"line {key_node.start_mark.line + 1}: the key '{key}' stands twice"
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
-    """Return the job of a YAML file with ``key.sub=value`` overrides applied; ``ConfigError`` listing all that is wrong."""
+    """Return the job of a YAML file with ``key.sub=value`` overrides applied; ``ConfigError``
+    listing all that is wrong.
+    """
     tree: dict[str, Any] = {}
     if path is not None:
         tree = _read(path)
@@ -164,7 +185,10 @@ def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
     except ConfigError as error:
         if named in (None, _method_name(tree)) or ": unknown key" not in str(error):
             raise
-        hint = f"settings of method '{named}' that '{_method_name(tree)}' does not have: method=null before method.name drops them all"
+        hint = (
+            f"settings of method '{named}' that '{_method_name(tree)}' does not have: method=null before method.name"
+            " drops them all"
+        )
         raise ConfigError(f"{error}\n{hint}") from error
 
 
@@ -179,7 +203,10 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
         _apply(tree, override)
     given = tree.get("dataset")
     if given is None or (isinstance(given, dict) and given.get("name") is None):
-        raise ConfigError(f"which data set is it to be tested on? Give --dataset NAME ({', '.join(CATALOG)}); a foreign set does not say")
+        raise ConfigError(
+            f"which data set is it to be tested on? Give --dataset NAME ({', '.join(CATALOG)}); a foreign set does"
+            " not say"
+        )
     tree.setdefault("compute", {}).setdefault("workers", 0)
     job = build(EvaluationJob, tree, "evaluate")
     for key, url in (("output", job.output), ("store", job.store)):
@@ -188,7 +215,13 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
     output = absolute(job.output) if job.output is not None else None
     evaluation = _with_baselines(job.evaluation, "evaluate")
     _check_tracking(job.tracking, "evaluate")
-    return dataclasses.replace(job, evaluation=evaluation, dataset=job.dataset.absolute(), store=absolute(job.store), output=output)
+    return dataclasses.replace(
+        job,
+        evaluation=evaluation,
+        dataset=job.dataset.absolute(),
+        store=absolute(job.store),
+        output=output,
+    )
 
 
 def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
@@ -196,7 +229,9 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     if "method" in tree and isinstance(tree["method"], str):
         tree = {**tree, "method": {"name": tree["method"]}}
     if isinstance(tree.get("dataset"), str):
-        raise ConfigError(f"{where}: dataset is a group of keys; write dataset.name={tree['dataset']}")
+        raise ConfigError(
+            f"{where}: dataset is a group of keys; write dataset.name={tree['dataset']}"
+        )
     mistakes: list[str] = []
     tree = _named(tree, where, mistakes)
     method, top, evaluation = _method(tree, where, mistakes), None, None
@@ -208,12 +243,16 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     if top is None or method is None or evaluation is None or mistakes:
         raise ConfigError("\n".join(mistakes))
     if not re.fullmatch(r"[\w.+-]{1,100}", top.name):
-        raise ConfigError(f"{where}: name: '{top.name}' may hold letters, digits, '.', '_', '+' and '-' only (at most 100)")
+        raise ConfigError(
+            f"{where}: name: '{top.name}' may hold letters, digits, '.', '_', '+' and '-' only (at most 100)"
+        )
     if top.seed is not None and top.seeds is not None:
         raise ConfigError(f"{where}: give seed or seeds, not both")
     seeds = top.seeds if top.seeds is not None else (top.seed or 0,)
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{where}: seeds: {list(seeds)} must hold at least one seed and none twice")
+        raise ConfigError(
+            f"{where}: seeds: {list(seeds)} must hold at least one seed and none twice"
+        )
     output = top.output or f"runs/{top.name}"
     for key, url in (("output", output), ("store", top.store)):
         try:
@@ -243,11 +282,15 @@ def _check_tracking(tracking: TrackingConfig, where: str) -> None:
     """Raise ``ConfigError`` for credentials in the address."""
     if re.search(r"://[^/@]*@", tracking.uri or ""):
         variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise ConfigError(f"{where}: tracking.uri: credentials belong in the environment ({variables})")
+        raise ConfigError(
+            f"{where}: tracking.uri: credentials belong in the environment ({variables})"
+        )
 
 
 def _named(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Mapping[str, Any]:
-    """Return the tree; one that names no data set is a mistake, and gets any name, so that its other mistakes are found too."""
+    """Return the tree; one that names no data set is a mistake, and gets any name, so that its
+    other mistakes are found too.
+    """
     given = tree.get("dataset")
     if given is not None and not (isinstance(given, Mapping) and given.get("name") is None):
         return tree
@@ -277,7 +320,9 @@ def _method_of(fields: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -
         raise ConfigError(f"{key} {found}; allowed: {', '.join(METHODS.names())}")
     if name not in METHODS:
         raise ConfigError(f"{key}: {unknown('method', name, METHODS.names())}")
-    return build(METHODS.get(name), {k: v for k, v in fields.items() if k != "name"}, where, prefix=prefix)
+    return build(
+        METHODS.get(name), {k: v for k, v in fields.items() if k != "name"}, where, prefix=prefix
+    )
 
 
 def method_from(fields: Mapping[str, Any], where: str) -> Method:
@@ -286,7 +331,9 @@ def method_from(fields: Mapping[str, Any], where: str) -> Method:
 
 
 def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
-    """Return the evaluation with methods in place of the mappings among its baselines; ``ConfigError`` for what is none."""
+    """Return the evaluation with methods in place of the mappings among its baselines;
+    ``ConfigError`` for what is none.
+    """
     found: list[str | Method] = []
     for place, baseline in enumerate(config.baselines):
         if isinstance(baseline, Mapping):
@@ -294,13 +341,17 @@ def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
             if isinstance(baseline.get("name"), str):
                 check_baseline(baseline["name"], f"{where}: {'.'.join(key)}.name")
             if baseline.get("name") == "whole":
-                raise ConfigError(f"{where}: {'.'.join(key)}: 'whole' is no method and has no settings here; write its name alone")
+                raise ConfigError(
+                    f"{where}: {'.'.join(key)}: 'whole' is no method and has no settings here; write its name alone"
+                )
             found.append(_method_of(baseline, where, key))
         elif isinstance(baseline, str):
             found.append(baseline)
         else:
             wanted = "a method's name or a mapping of its name and settings"
-            raise ConfigError(f"{where}: evaluation.baselines.{place}: Input should be {wanted}, not {baseline!r}")
+            raise ConfigError(
+                f"{where}: evaluation.baselines.{place}: Input should be {wanted}, not {baseline!r}"
+            )
     config = dataclasses.replace(config, baselines=tuple(found))
     try:
         rivals(config)
@@ -315,14 +366,22 @@ def _read(path: str) -> dict[str, Any]:
             tree = yaml.load(file, Loader=_NoDuplicates)  # noqa: S506 - a subclass of the safe loader
     except FileNotFoundError as error:
         folder = os.path.dirname(path) or "."
-        there = [os.path.join(folder, f) for f in os.listdir(folder) if f.endswith((".yaml", ".yml"))] if os.path.isdir(folder) else []
+        there = (
+            [os.path.join(folder, f) for f in os.listdir(folder) if f.endswith((".yaml", ".yml"))]
+            if os.path.isdir(folder)
+            else []
+        )
         raise ConfigError(f"{path}: no such file{nearest(path, there)}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{path}: not a readable YAML file: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a job is a mapping of keys to values, this is a {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}: a job is a mapping of keys to values, this is a {type(tree).__name__}"
+        )
     return tree
 
 
@@ -335,7 +394,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_NoDuplicates)  # noqa: S506
     except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"override '{override}': the value is not YAML: {' '.join(str(error).split())}"
+        ) from error
     if parts[0] in {"seed", "seeds"}:
         tree.pop("seeds" if parts[0] == "seed" else "seed", None)
     for depth, part in enumerate(parts[:-1]):
@@ -345,20 +406,36 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if below is None:
             below = tree[part] = {}
         if not isinstance(below, dict):
-            raise ConfigError(f"override '{override}': {'.'.join(parts[: depth + 1])} is the value {below!r}, not a group of keys")
+            raise ConfigError(
+                f"override '{override}': {'.'.join(parts[: depth + 1])} is the value {below!r}, not a group of keys"
+            )
         tree = below
     whole = ".".join(parts)
-    lost = _lost(tree.get(parts[-1]), {"name": value} if whole == "method" and isinstance(value, str) else value)
+    lost = _lost(
+        tree.get(parts[-1]),
+        {"name": value} if whole == "method" and isinstance(value, str) else value,
+    )
     if lost:
-        keep = f"method.name={value}" if isinstance(value, str) else f"{whole}.KEY=VALUE for what changes"
+        keep = (
+            f"method.name={value}"
+            if isinstance(value, str)
+            else f"{whole}.KEY=VALUE for what changes"
+        )
         named = ", ".join(f"{whole}.{name}" for name in lost)
-        raise ConfigError(f"override '{override}' would drop {named}; write {keep}, or {whole}=null before it if they shall go")
+        raise ConfigError(
+            f"override '{override}' would drop {named}; write {keep}, or {whole}=null before it if they shall go"
+        )
     tree[parts[-1]] = value
 
 
 def _lost(old: Any, new: Any) -> list[str]:
-    """Return the keys below a group that are no more when another takes its place; what is no group is refused elsewhere."""
+    """Return the keys below a group that are no more when another takes its place; what is no group
+    is refused elsewhere.
+    """
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return []
-    lost = [[name] if name not in new else [f"{name}.{deeper}" for deeper in _lost(below, new[name])] for name, below in old.items()]
+    lost = [
+        [name] if name not in new else [f"{name}.{deeper}" for deeper in _lost(below, new[name])]
+        for name, below in old.items()
+    ]
     return [key for keys in lost for key in keys]

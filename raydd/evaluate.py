@@ -14,25 +14,76 @@ from raydd.core.errors import refusing
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
-@click.option("--dataset", metavar="NAME", help="Data set to test on (default: the one a set of ours was made from).")
-@click.option("--protocol", metavar="NAME", help="Published protocol: dc, dsa, dm, edc, gvbsm, sre2l, rded (default: as in its job).")
-@click.option("--networks", metavar="A,B,C", help="Architectures, or pools by letter: S M B W D A P N (default: the set's own network).")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Data set to test on (default: the one a set of ours was made from).",
+)
+@click.option(
+    "--protocol",
+    metavar="NAME",
+    help="Published protocol: dc, dsa, dm, edc, gvbsm, sre2l, rded (default: as in its job).",
+)
+@click.option(
+    "--networks",
+    metavar="A,B,C",
+    help="Architectures, or pools by letter: S M B W D A P N (default: the set's own network).",
+)
 @click.option("--repeats", type=int, help="Students per set and architecture.")
-@click.option("--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so.")
-@click.option("--baselines", metavar="A,B", help="Methods with hard labels (random, herding, dm, …), or whole (default: random).")
-@click.option("--continual", type=int, metavar="STEPS", help="Also learn the classes in so many steps, from a growing memory.")
-@click.option("--experiment", metavar="N|all", help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.")
-@click.option("--space", metavar="SPACE", help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).")
-@click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", help="exif: turn picture files as they say.")
-@click.option("--factor", type=int, default=1, help="Rows and columns of images that each stored one holds (IDC, IDM: 2).")
+@click.option(
+    "--epochs", type=int, help="Epochs instead of the protocol's; the printed name then says so."
+)
+@click.option(
+    "--baselines",
+    metavar="A,B",
+    help="Methods with hard labels (random, herding, dm, …), or whole (default: random).",
+)
+@click.option(
+    "--continual",
+    type=int,
+    metavar="STEPS",
+    help="Also learn the classes in so many steps, from a growing memory.",
+)
+@click.option(
+    "--experiment",
+    metavar="N|all",
+    help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.",
+)
+@click.option(
+    "--space",
+    metavar="SPACE",
+    help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
+)
+@click.option(
+    "--orientation",
+    type=click.Choice(["ignore", "exif"]),
+    default="ignore",
+    help="exif: turn picture files as they say.",
+)
+@click.option(
+    "--factor",
+    type=int,
+    default=1,
+    help="Rows and columns of images that each stored one holds (IDC, IDM: 2).",
+)
 @click.option(
     "--labels",
     metavar="KIND|URL",
-    help="logits or probabilities: what a foreign set's table of labels holds (default: guessed). Anything else: URL of soft labels "
-    "(ours, or FKD's epoch folders) that do not lie beside the set.",
+    help=(
+        "logits or probabilities: what a foreign set's table of labels holds (default: guessed). Anything else: URL of"
+        " soft labels (ours, or FKD's epoch folders) that do not lie beside the set."
+    ),
 )
-@click.option("--output", metavar="URL", help="Folder for report.json and its pictures (default: below runs/evaluate).")
-@click.option("--dry-run", is_flag=True, help="Print the plan, and stop; exit code 3 if data or weights are missing.")
+@click.option(
+    "--output",
+    metavar="URL",
+    help="Folder for report.json and its pictures (default: below runs/evaluate).",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan, and stop; exit code 3 if data or weights are missing.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(
@@ -49,9 +100,10 @@ def main(
 ) -> None:
     """Train students on the set at URL and test them on real images, beside random images of the same number.
 
-    URL is a folder published by raydd, a DC/DSA/DM .pt file, images_<n>.pt with labels_<n>.pt beside it, an image folder, or
-    WebDataset tars. KEY=VALUE sets keys of
-    dataset, evaluation, numerics, compute and tracking, and seed and store, as in a job: dataset.root=/data compute.workers=2
+    URL is a folder published by raydd, a DC/DSA/DM .pt file, images_<n>.pt with labels_<n>.pt
+    beside it, an image folder, or WebDataset tars. KEY=VALUE sets keys of dataset, evaluation,
+    numerics, compute and tracking, and seed and store, as in a job: dataset.root=/data
+    compute.workers=2
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
@@ -64,8 +116,12 @@ def main(
             job = load_evaluation(tree, overrides)
             kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
             pooled, number = experiment == "all", _number(experiment)
-            reading = Reading(space=space, factor=factor, labels=kind, experiment=number, orientation=orientation)
-            subject, plan = evaluating.plan_stored(job, url, reading, where, pooled=pooled, anyway=dry_run)
+            reading = Reading(
+                space=space, factor=factor, labels=kind, experiment=number, orientation=orientation
+            )
+            subject, plan = evaluating.plan_stored(
+                job, url, reading, where, pooled=pooled, anyway=dry_run
+            )
         for line in subject.notes:
             click.echo(line)
         if dry_run:
@@ -86,7 +142,11 @@ def _number(experiment: str | None) -> int | None:
 
 def _tree(options: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options as the tree a job file would hold; what they leave open is as in the job that made the set."""
-    evaluation = {key: options[key] for key in ("protocol", "repeats", "epochs", "continual") if options[key] is not None}
+    evaluation = {
+        key: options[key]
+        for key in ("protocol", "repeats", "epochs", "continual")
+        if options[key] is not None
+    }
     for key in ("networks", "baselines"):
         if options[key] is not None:
             evaluation[key] = [name.strip() for name in options[key].split(",") if name.strip()]

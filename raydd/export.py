@@ -13,13 +13,44 @@ from raydd.core.errors import refusing
 @click.command("export", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source")
 @click.argument("out")
-@click.option("--to", required=True, metavar="FORMAT", help="pt (that DC reads), folder (of PNG by class), webdataset or safetensors.")
-@click.option("--dataset", metavar="NAME", help="Data set that SOURCE stands for, where its format does not say (a name of the catalog).")
-@click.option("--experiment", type=int, help="Repetition to take from a .pt file that lists several (default: -1, the last).")
-@click.option("--space", metavar="SPACE", help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).")
-@click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", help="exif: turn picture files as they say.")
-@click.option("--factor", type=int, default=1, help="Rows and columns of images that each stored one holds (IDC, IDM: 2).")
-@click.option("--labels", metavar="KIND", help="What a foreign set's table of labels holds: logits or probabilities (default: guessed).")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="pt (that DC reads), folder (of PNG by class), webdataset or safetensors.",
+)
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Data set that SOURCE stands for, where its format does not say (a name of the catalog).",
+)
+@click.option(
+    "--experiment",
+    type=int,
+    help="Repetition to take from a .pt file that lists several (default: -1, the last).",
+)
+@click.option(
+    "--space",
+    metavar="SPACE",
+    help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
+)
+@click.option(
+    "--orientation",
+    type=click.Choice(["ignore", "exif"]),
+    default="ignore",
+    help="exif: turn picture files as they say.",
+)
+@click.option(
+    "--factor",
+    type=int,
+    default=1,
+    help="Rows and columns of images that each stored one holds (IDC, IDM: 2).",
+)
+@click.option(
+    "--labels",
+    metavar="KIND",
+    help="What a foreign set's table of labels holds: logits or probabilities (default: guessed).",
+)
 def main(
     source: str,
     out: str,
@@ -33,9 +64,9 @@ def main(
 ) -> None:
     """Read the distilled set SOURCE and write it to OUT as FORMAT.
 
-    SOURCE is a path or URL: raydd's folder (or a run's output), a .safetensors, .pt or .tar file, or a folder of class
-    folders or tar shards. OUT is a file for pt and safetensors, a folder otherwise; what stands there already is refused,
-    unless it is the same.
+    SOURCE is a path or URL: raydd's folder (or a run's output), a .safetensors, .pt or .tar file,
+    or a folder of class folders or tar shards. OUT is a file for pt and safetensors, a folder
+    otherwise; what stands there already is refused, unless it is the same.
     """
     from raydd.artifacts.formats import read_set, write_set
     from raydd.artifacts.reading import Reading
@@ -45,12 +76,21 @@ def main(
     with command_errors():
         with refusing():
             check_target(out, to)
-            reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation)
+            reading = Reading(
+                space=space,
+                factor=factor,
+                labels=labels,
+                experiment=experiment,
+                orientation=orientation,
+            )
             distilled = whitened(read_set(source, info=dataset, reading=reading, tell=click.echo))
         paths = write_set(distilled, out, to, click.echo)
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
     if paths:
-        click.echo(f"wrote {written_images(distilled, to)} images of {distilled.info.classes} classes as {to} to {out} ({files})")
+        click.echo(
+            f"wrote {written_images(distilled, to)} images of {distilled.info.classes} classes as {to} to {out}"
+            f" ({files})"
+        )
 
 
 if __name__ == "__main__":

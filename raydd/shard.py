@@ -15,24 +15,67 @@ if TYPE_CHECKING:
     from raydd.data.config import DatasetConfig
 
 
-_KEY = re.compile(r"\bdataset\.(name|root|shards|size|resize|fit|on_error|orientation|download)\b(?:=(\w+))?")
+_KEY = re.compile(
+    r"\bdataset\.(name|root|shards|size|resize|fit|on_error|orientation|download)\b(?:=(\w+))?"
+)
 
 
 @click.command("shard", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("out_url")
-@click.option("--dataset", "name", required=True, help="Name in the catalog, image_folder or webdataset.")
+@click.option(
+    "--dataset", "name", required=True, help="Name in the catalog, image_folder or webdataset."
+)
 @click.option("--root", help="Folder or URL of the files as their publisher packs them.")
 @click.option("--shards", help="Shards to read instead of --root (to write them anew).")
-@click.option("--split", "splits", multiple=True, help="Split to write; may be repeated. Default: all there are.")
-@click.option("--size", type=click.IntRange(min=1), help="Side of the square images to store. Default: as they are.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="Split to write; may be repeated. Default: all there are.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Side of the square images to store. Default: as they are.",
+)
 @click.option("--resize", type=click.IntRange(min=1), help="Shorter side before the centre crop.")
 @click.option("--fit", type=click.Choice(["crop", "squash"]), help="How images come to --size.")
-@click.option("--encoding", type=click.Choice(["original", "png", "jpg"]), default="original", show_default=True)
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG that is encoded here.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=2048, show_default=True, help="Samples per shard.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Shards written at once. Default: one per core.")
-@click.option("--on-error", type=click.Choice(["raise", "skip"]), default="raise", show_default=True)
-@click.option("--orientation", type=click.Choice(["ignore", "exif"]), default="ignore", show_default=True, help="exif: turn pictures.")
+@click.option(
+    "--encoding",
+    type=click.Choice(["original", "png", "jpg"]),
+    default="original",
+    show_default=True,
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=95,
+    show_default=True,
+    help="Of JPEG that is encoded here.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    help="Samples per shard.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Shards written at once. Default: one per core.",
+)
+@click.option(
+    "--on-error", type=click.Choice(["raise", "skip"]), default="raise", show_default=True
+)
+@click.option(
+    "--orientation",
+    type=click.Choice(["ignore", "exif"]),
+    default="ignore",
+    show_default=True,
+    help="exif: turn pictures.",
+)
 @click.option("--download", is_flag=True, help="Fetch missing files where the publisher allows it.")
 def main(
     out_url: str,
@@ -59,7 +102,12 @@ def main(
     from raydd.data.datasets import Found
     from raydd.data.datasets import download as fetch
 
-    settings = {"shard_size": shard_size, "workers": workers, "encoding": encoding, "quality": quality}
+    settings = {
+        "shard_size": shard_size,
+        "workers": workers,
+        "encoding": encoding,
+        "quality": quality,
+    }
     with command_errors(), _own_options():
         config = DatasetConfig(
             name=name,
@@ -100,11 +148,23 @@ def _own_options() -> Iterator[None]:
 
 def _write(config: DatasetConfig, out_url: str, split: str, settings: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from raydd.data.shards import write_shards
 
-    columns = (TextColumn(split), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
+    columns = (
+        TextColumn(split),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(split)
 
@@ -113,9 +173,14 @@ def _write(config: DatasetConfig, out_url: str, split: str, settings: dict[str, 
 
         manifest = write_shards(config, out_url, split, progress=show, **settings)
     facts = manifest["splits"][split]
-    left_out = f", {facts['skipped']} that could not be decoded left out" if facts["skipped"] else ""
+    left_out = (
+        f", {facts['skipped']} that could not be decoded left out" if facts["skipped"] else ""
+    )
     size = sum(shard["bytes"] for shard in facts["shards"])
-    click.echo(f"{split}: {facts['count']} images in {len(facts['shards'])} shards, {size / 1e6:.1f} MB, in {out_url}{left_out}")
+    click.echo(
+        f"{split}: {facts['count']} images in {len(facts['shards'])} shards, {size / 1e6:.1f} MB, in"
+        f" {out_url}{left_out}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The folders ``data/<name>`` of every data set of the catalog, as their publishers pack them, with the fewest and smallest pictures.
+"""The folders ``data/<name>`` of every data set of the catalog, as their publishers pack them, with
+the fewest and smallest pictures.
 
 And a stage that looks at them all.
 """
@@ -51,7 +52,10 @@ def _svhn(root: Path) -> None:
     root.mkdir(parents=True)
     for split, count in (("train", 40), ("test", 20)):
         pixels = (np.arange(count * 3072) % 251).astype(np.uint8).reshape(32, 32, 3, count)
-        scipy.io.savemat(root / f"{split}_32x32.mat", {"X": pixels, "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]})
+        scipy.io.savemat(
+            root / f"{split}_32x32.mat",
+            {"X": pixels, "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]},
+        )
 
 
 def _rows(count: int) -> np.ndarray:
@@ -60,19 +64,29 @@ def _rows(count: int) -> np.ndarray:
 
 def _cifar10(root: Path) -> None:
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        put(root / "cifar-10-batches-py" / name, pickle.dumps({b"data": _rows(20), b"labels": [i % 10 for i in range(20)]}))
+        put(
+            root / "cifar-10-batches-py" / name,
+            pickle.dumps({b"data": _rows(20), b"labels": [i % 10 for i in range(20)]}),
+        )
 
 
 def _cifar100(root: Path) -> None:
     for name in ("train", "test"):
-        content = {b"data": _rows(200), b"fine_labels": [i % 100 for i in range(200)], b"coarse_labels": [0] * 200}
+        content = {
+            b"data": _rows(200),
+            b"fine_labels": [i % 100 for i in range(200)],
+            b"coarse_labels": [0] * 200,
+        }
         put(root / "cifar-100-python" / name, pickle.dumps(content))
 
 
 def _tiny(root: Path) -> None:
     wnids = [f"n{i:08d}" for i in range(200)]
     put(root / "wnids.txt", "\n".join(wnids).encode())
-    put(root / "val" / "val_annotations.txt", "".join(f"val_{i}.JPEG\t{w}\t0\t0\t62\t62\n" for i, w in enumerate(wnids)).encode())
+    put(
+        root / "val" / "val_annotations.txt",
+        "".join(f"val_{i}.JPEG\t{w}\t0\t0\t62\t62\n" for i, w in enumerate(wnids)).encode(),
+    )
     for i, wnid in enumerate(wnids):
         put(root / "train" / wnid / "images" / f"{wnid}_0.JPEG", jpeg(i, 64))
         put(root / "val" / "images" / f"val_{i}.JPEG", jpeg(i + 1, 64))
@@ -98,11 +112,17 @@ def _image_folder(root: Path) -> None:
 
 
 def _cub(root: Path) -> None:
-    base, names = root / "CUB_200_2011", [f"{c + 1:03d}.Bird/{k}.jpg" for c in range(200) for k in range(2)]
+    base, names = (
+        root / "CUB_200_2011",
+        [f"{c + 1:03d}.Bird/{k}.jpg" for c in range(200) for k in range(2)],
+    )
     for i, name in enumerate(names):
         put(base / "images" / name, jpeg(i % 250))
     put(base / "images.txt", "".join(f"{i + 1} {name}\n" for i, name in enumerate(names)).encode())
-    put(base / "image_class_labels.txt", "".join(f"{i + 1} {i // 2 + 1}\n" for i in range(400)).encode())
+    put(
+        base / "image_class_labels.txt",
+        "".join(f"{i + 1} {i // 2 + 1}\n" for i in range(400)).encode(),
+    )
     put(base / "train_test_split.txt", "".join(f"{i + 1} {i % 2}\n" for i in range(400)).encode())
     put(base / "classes.txt", "".join(f"{c + 1} {c + 1:03d}.Bird\n" for c in range(200)).encode())
 
@@ -162,4 +182,8 @@ class Look(Stage):
 
     def finish(self, unit: str, state: Tensors, ctx: Any) -> Tensors:
         data = ctx.data[unit]
-        return {"labels": data.labels, "sum": data.take(torch.arange(min(20, len(data)))).sum()[None], "pid": torch.tensor([os.getpid()])}
+        return {
+            "labels": data.labels,
+            "sum": data.take(torch.arange(min(20, len(data)))).sum()[None],
+            "pid": torch.tensor([os.getpid()]),
+        }

@@ -71,7 +71,13 @@ class LockedDesk:
             self.ledger.stumbled(self.worker, key, text)
 
 
-def run_group(targets: Sequence[Ref], store: Store, world: int, open_data: Any = dict, checkpoint_every: float = 1e9) -> list[Event]:
+def run_group(
+    targets: Sequence[Ref],
+    store: Store,
+    world: int,
+    open_data: Any = dict,
+    checkpoint_every: float = 1e9,
+) -> list[Event]:
     """Compute the targets with ``world`` worker threads; return the events."""
     ledger, lock = Ledger(targets, store), threading.Lock()
     board, barrier = [None] * world, threading.Barrier(world)
@@ -81,9 +87,14 @@ def run_group(targets: Sequence[Ref], store: Store, world: int, open_data: Any =
         desk = LockedDesk(ledger, lock, f"rank-{rank}", world)
         lanes = ThreadLanes(rank, world, board, barrier)
         try:
-            Worker(store, open_data, desk, device=torch.device("cpu"), checkpoint_every=checkpoint_every, lanes=lanes).work(
-                idle=lambda: time.sleep(0.005)
-            )
+            Worker(
+                store,
+                open_data,
+                desk,
+                device=torch.device("cpu"),
+                checkpoint_every=checkpoint_every,
+                lanes=lanes,
+            ).work(idle=lambda: time.sleep(0.005))
         except BaseException as error:  # noqa: BLE001 - handed to the test's thread
             errors.append(error)
             barrier.abort()

@@ -1,4 +1,6 @@
-"""Methods in settings that take a second, and other values for any of their fields: both follow from names and types alone."""
+"""Methods in settings that take a second, and other values for any of their fields: both follow
+from names and types alone.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ OTHER_TEXTS: dict[str, Any] = {
     "init": {"pool": 4},
     "compat": {"ema_carry": "chain"},
 }
-"""Other values for fields that hold any text, or few of a type's values, and inner values of those that hold a group of fields."""
+"""Other values for fields that hold any text, or few of a type's values, and inner values of those
+that hold a group of fields.
+"""
 
 TOGETHER: dict[str, dict[str, Any]] = {
     "pad": {"crop": None},
@@ -65,7 +69,11 @@ TOGETHER: dict[str, dict[str, Any]] = {
 def small_fields(name: str) -> dict[str, Any]:
     """Return the fields of a method that have a small value."""
     hints = typing.get_type_hints(METHODS.get(name))
-    return {key: value for key, value in SMALL.items() if key in hints and isinstance(value, dict) == dataclasses.is_dataclass(hints[key])}
+    return {
+        key: value
+        for key, value in SMALL.items()
+        if key in hints and isinstance(value, dict) == dataclasses.is_dataclass(hints[key])
+    }
 
 
 def small_method(name: str, **fields: Any) -> Method:
@@ -95,11 +103,17 @@ def changed(method: Method, field: str) -> Method:
             continue
         if getattr(made, field) != getattr(method, field):
             return made
-    raise AssertionError(f"no other value is known for {method.name}.{field} = {value!r}: add one to OTHER_TEXTS in {__file__}")
+    raise AssertionError(
+        f"no other value is known for {method.name}.{field} = {value!r}: add one to OTHER_TEXTS in {__file__}"
+    )
 
 
 def _as_tree(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return (
+        dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        else value
+    )
 
 
 def _others(field: str, value: Any, hint: Any) -> Iterator[Any]:

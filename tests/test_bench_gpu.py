@@ -1,4 +1,6 @@
-"""The benchmark of devices: all of it runs on a CPU in small settings, without the libraries that a GPU host may lack."""
+"""The benchmark of devices: all of it runs on a CPU in small settings, without the libraries that a
+GPU host may lack.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run(*arguments: str) -> str:
     """Return what the benchmark prints."""
     command = [sys.executable, "-c", PROGRAM, "--device", "cpu", "--small", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=550, cwd=BENCHMARKS.parents[1])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=550, cwd=BENCHMARKS.parents[1]
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -58,12 +62,27 @@ def test_the_whole_table_is_made_without_ray_and_mlflow(tmp_path: Path) -> None:
         assert any(name.startswith(kind) and name.endswith(": published") for name in rows), kind
         assert any(name.startswith(kind) and ": fp32" in name for name in rows), kind
     for name, row in rows.items():
-        figures = [row[key] for key in ("ms", "host_ms", "first_update_s", "warm_up_s", "operators", "flop", "tflops", "share_of_peak")]
+        figures = [
+            row[key]
+            for key in (
+                "ms",
+                "host_ms",
+                "first_update_s",
+                "warm_up_s",
+                "operators",
+                "flop",
+                "tflops",
+                "share_of_peak",
+            )
+        ]
         assert min(figures) > 0, name
         assert name in printed
         assert ("speedup" in row) != name.endswith(": published"), name
     assert {row["updates_per_turn"] for name, row in rows.items() if "epochs" in name} == {2}
-    assert rows["student's epoch, 20 images: fp32, 3 at once"]["operators"] < rows["student's epoch, 20 images: published"]["operators"] * 2
+    assert (
+        rows["student's epoch, 20 images: fp32, 3 at once"]["operators"]
+        < rows["student's epoch, 20 images: published"]["operators"] * 2
+    )
 
     assert min(report["peak"].values()) > 0
     assert {"cpu", "torch", "commit", "command"} <= report["machine"].keys()
@@ -78,7 +97,16 @@ def test_the_whole_table_is_made_without_ray_and_mlflow(tmp_path: Path) -> None:
 
 
 def test_what_the_budget_has_no_room_for_is_said_and_a_profile_is_printed(tmp_path: Path) -> None:
-    printed = run("--only", "dm,quick", "--budget", "-1", "--commit", "abc123", "--json", str(tmp_path / "gpu.json"))
+    printed = run(
+        "--only",
+        "dm,quick",
+        "--budget",
+        "-1",
+        "--commit",
+        "abc123",
+        "--json",
+        str(tmp_path / "gpu.json"),
+    )
     report = json.loads((tmp_path / "gpu.json").read_text())
     rows = report["rows"]
     assert report["machine"]["commit"] == "abc123"
@@ -119,24 +147,38 @@ def test_a_side_that_fails_is_recorded_and_the_others_go_on(measuring: ModuleTyp
         side("four", 8, units=4, beside="published"),
     ]
     sides.append(side("cycle", 1, cycle=3))
-    turns = measuring.Turns(sides, torch.device("cpu"), measuring.Clock(60), rounds=3, seconds=0.0, reserve=0.0)
+    turns = measuring.Turns(
+        sides, torch.device("cpu"), measuring.Clock(60), rounds=3, seconds=0.0, reserve=0.0
+    )
     rows = {row["name"]: row for row in turns.run()}
     for name in ("late", "at once"):
         assert rows[name]["error"] == "RuntimeError: no kernel"
         assert rows[name]["warnings"] == ["a step cannot be recorded"]
         assert "ms" not in rows[name]
-    assert calls["late"] == 7, "first, four to warm up, one to see how long it takes, one in the first round"
-    assert rows["four"]["ms"] == pytest.approx(rows["published"]["ms"] / 10, rel=0.5), "8 ms for four units beside 20 for one"
+    assert calls["late"] == 7, (
+        "first, four to warm up, one to see how long it takes, one in the first round"
+    )
+    assert rows["four"]["ms"] == pytest.approx(rows["published"]["ms"] / 10, rel=0.5), (
+        "8 ms for four units beside 20 for one"
+    )
     assert rows["four"]["speedup"]["of_medians"] == pytest.approx(10, rel=0.5)
     assert rows["four"]["times_of"]["published"] == pytest.approx(0.1, rel=0.5)
     assert rows["four"]["tflops"] == pytest.approx(1e6 / rows["four"]["ms"] / 1e9)
     assert rows["cycle"]["updates_per_turn"] == 3
-    assert calls["cycle"] == 3 + 3 + 3 * 3 + 1, "whole cycles, and one update whose operators are counted"
+    assert calls["cycle"] == 3 + 3 + 3 * 3 + 1, (
+        "whole cycles, and one update whose operators are counted"
+    )
 
 
-def test_launches_are_told_from_kernels_and_busy_time_is_counted_once(measuring: ModuleType) -> None:
+def test_launches_are_told_from_kernels_and_busy_time_is_counted_once(
+    measuring: ModuleType,
+) -> None:
     def event(name: str, where: str, start: float = 0, end: float = 0) -> SimpleNamespace:
-        return SimpleNamespace(name=name, device_type=SimpleNamespace(name=where), time_range=SimpleNamespace(start=start, end=end))
+        return SimpleNamespace(
+            name=name,
+            device_type=SimpleNamespace(name=where),
+            time_range=SimpleNamespace(start=start, end=end),
+        )
 
     on_gpu = [
         ("gemm", 0, 100),
@@ -145,7 +187,23 @@ def test_launches_are_told_from_kernels_and_busy_time_is_counted_once(measuring:
         ("pool", 430, 440),
         ("in a graph", 1000, 2000),
     ]
-    asked = ["cudaLaunchKernel"] * 2 + ["cuLaunchKernelEx", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "aten::mm"]
-    events = list(itertools.chain((event(n, "CUDA", a, b) for n, a, b in on_gpu), (event(name, "CPU") for name in asked)))
+    asked = ["cudaLaunchKernel"] * 2 + [
+        "cuLaunchKernelEx",
+        "cudaGraphLaunch",
+        "cudaMemcpyAsync",
+        "cudaMemsetAsync",
+        "aten::mm",
+    ]
+    events = list(
+        itertools.chain(
+            (event(n, "CUDA", a, b) for n, a, b in on_gpu), (event(name, "CPU") for name in asked)
+        )
+    )
     found = measuring.launches(SimpleNamespace(events=lambda: events))
-    assert found == {"launches": 3, "graph_launches": 1, "copies": 2, "kernels": 4, "busy_ms": pytest.approx(1.2)}
+    assert found == {
+        "launches": 3,
+        "graph_launches": 1,
+        "copies": 2,
+        "kernels": 4,
+        "busy_ms": pytest.approx(1.2),
+    }

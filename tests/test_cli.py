@@ -1,4 +1,6 @@
-"""The command line: help, refusals, dry runs, and a tiny job from its file to its published set, evaluated, exported, forgotten."""
+"""The command line: help, refusals, dry runs, and a tiny job from its file to its published set,
+evaluated, exported, forgotten.
+"""
 
 from __future__ import annotations
 
@@ -65,13 +67,25 @@ def raydd(*args: str) -> Result:
 
 
 def distill(folder: Path, *overrides: str, code: int = 0) -> str:
-    result = raydd("distill", "--config", QUICKSTART, *TINY, f"output={folder / 'out'}", f"store={folder / 'store'}", *overrides)
+    result = raydd(
+        "distill",
+        "--config",
+        QUICKSTART,
+        *TINY,
+        f"output={folder / 'out'}",
+        f"store={folder / 'store'}",
+        *overrides,
+    )
     assert result.exit_code == code, result.output
     return result.output
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- help and refusals -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [[], *([verb] for verb in VERBS)], ids=lambda args: " ".join(args) or "raydd")
+@pytest.mark.parametrize(
+    "args", [[], *([verb] for verb in VERBS)], ids=lambda args: " ".join(args) or "raydd"
+)
 def test_help(args: list[str]) -> None:
     for flag in ("--help", "-h"):
         result = raydd(*args, flag)
@@ -105,45 +121,108 @@ def test_version() -> None:
         (["distil"], ["no verb 'distil'", "did you mean 'distill'", "evaluate"]),
         (["distill"], ["--config"]),
         (["distill", "--config", QUICKSTART, "--dryrun"], ["--dryrun", "--dry-run"]),
-        (["distill", "--config", QUICKSTART, "method.lr_imgg=1"], ["method.lr_imgg", "unknown key", "did you mean 'lr_img'"]),
+        (
+            ["distill", "--config", QUICKSTART, "method.lr_imgg=1"],
+            ["method.lr_imgg", "unknown key", "did you mean 'lr_img'"],
+        ),
         (["distill", "--config", QUICKSTART, "ipc=abc"], ["ipc", "'abc'", "integer"]),
         (["distill", "--config", QUICKSTART, "ipc"], ["'ipc'", "key.sub=value"]),
-        (["distill", "--config", QUICKSTART, "ipc=500"], ["class 8", "at most", "method.init=noise with evaluation.baselines=[]"]),
+        (
+            ["distill", "--config", QUICKSTART, "ipc=500"],
+            ["class 8", "at most", "method.init=noise with evaluation.baselines=[]"],
+        ),
         (["distill", "--config", QUICKSTART, "evaluation.networks=convnt3"], ["convnt3"]),
-        (["distill", "--config", QUICKSTART, "dataset.name=cifar10"], ["missing", "cifar-10", "dataset.download=true"]),
-        (["distill", "--config", QUICKSTART, "dataset.name=cifar"], ["unknown data set 'cifar'", "cifar10"]),
-        (["distill", *EDC, "method.labels.mix=none", "method.labels.alpha=0.5"], ["labels.alpha=0.5 has no effect"]),
-        (["distill", "--config", QUICKSTART, "evaluation.split=holdout"], ["holdout", "dataset.holdout"]),
-        (["distill", "--config", QUICKSTART, "tracking.uri=postgres://host/db"], ["tracking.uri", "postgresql"]),
-        (["distill", "--config", str(ROOT / "jobs" / "quickstrat.yaml")], ["no such file", "did you mean", "quickstart.yaml"]),
+        (
+            ["distill", "--config", QUICKSTART, "dataset.name=cifar10"],
+            ["missing", "cifar-10", "dataset.download=true"],
+        ),
+        (
+            ["distill", "--config", QUICKSTART, "dataset.name=cifar"],
+            ["unknown data set 'cifar'", "cifar10"],
+        ),
+        (
+            ["distill", *EDC, "method.labels.mix=none", "method.labels.alpha=0.5"],
+            ["labels.alpha=0.5 has no effect"],
+        ),
+        (
+            ["distill", "--config", QUICKSTART, "evaluation.split=holdout"],
+            ["holdout", "dataset.holdout"],
+        ),
+        (
+            ["distill", "--config", QUICKSTART, "tracking.uri=postgres://host/db"],
+            ["tracking.uri", "postgresql"],
+        ),
+        (
+            ["distill", "--config", str(ROOT / "jobs" / "quickstrat.yaml")],
+            ["no such file", "did you mean", "quickstart.yaml"],
+        ),
         (["evaluate", "nowhere", "--dataset", "digits"], ["nowhere"]),
         (["evaluate", "some.pt"], ["some.pt does not exist"]),
         (["evaluate", "some.pt", "--dataset", "digits"], ["some.pt does not exist"]),
         (["export", "nowhere", "out.pt", "--to", "pt"], ["nowhere"]),
         (["shard", "out", "--dataset", "cifar10"], ["cifar-10", "download", "root"]),
-        (["shard", "out", "--dataset", "digit"], ["unknown data set 'digit'", "did you mean 'digits'"]),
+        (
+            ["shard", "out", "--dataset", "digit"],
+            ["unknown data set 'digit'", "did you mean 'digits'"],
+        ),
         (["shard", "out", "--dataset", "digits", "--split", "val"], ["'val'", "test", "train"]),
-        (["distill", "--config", QUICKSTART, "evaluation.strategy=color_zoom"], ["'zoom'", "cutout"]),
-        (["distill", "--config", QUICKSTART, "ipc=500", "method.init=noise"], ["baselines: random: ipc=500", "class 8", "or leave it out"]),
-        (["distill", "--config", QUICKSTART, "dataset.name=image_folder", "dataset.root=s3://raydd-none/x"], ["s3://raydd-none/x"]),
-        (["distill", "--config", QUICKSTART, "dataset.shards=s3://raydd-none/x", "--dry-run"], ["s3://raydd-none/x"]),
-        (["distill", *EDC, "method.statistics=null", f"method.statistics.files={QUICKSTART}"], ["could not look up", QUICKSTART]),
-        (["distill", *EDC, f"method.statistics={{files: {QUICKSTART}}}"], ["would drop method.statistics.patch", "method.statistics=null"]),
-        (["distill", *EDC, "method.label_networks=[convnet6_w8]"], ["convnet6_w8", "cannot read 1x8x8 images"]),
-        (["distill", *EDC, "method.init={kind: folder, folder: s3://raydd-none/x}"], ["s3://raydd-none/x"]),
+        (
+            ["distill", "--config", QUICKSTART, "evaluation.strategy=color_zoom"],
+            ["'zoom'", "cutout"],
+        ),
+        (
+            ["distill", "--config", QUICKSTART, "ipc=500", "method.init=noise"],
+            ["baselines: random: ipc=500", "class 8", "or leave it out"],
+        ),
+        (
+            [
+                "distill",
+                "--config",
+                QUICKSTART,
+                "dataset.name=image_folder",
+                "dataset.root=s3://raydd-none/x",
+            ],
+            ["s3://raydd-none/x"],
+        ),
+        (
+            ["distill", "--config", QUICKSTART, "dataset.shards=s3://raydd-none/x", "--dry-run"],
+            ["s3://raydd-none/x"],
+        ),
+        (
+            ["distill", *EDC, "method.statistics=null", f"method.statistics.files={QUICKSTART}"],
+            ["could not look up", QUICKSTART],
+        ),
+        (
+            ["distill", *EDC, f"method.statistics={{files: {QUICKSTART}}}"],
+            ["would drop method.statistics.patch", "method.statistics=null"],
+        ),
+        (
+            ["distill", *EDC, "method.label_networks=[convnet6_w8]"],
+            ["convnet6_w8", "cannot read 1x8x8 images"],
+        ),
+        (
+            ["distill", *EDC, "method.init={kind: folder, folder: s3://raydd-none/x}"],
+            ["s3://raydd-none/x"],
+        ),
         (["evaluate", "s3://raydd-none/x"], ["s3://raydd-none/x"]),
         (["export", "s3://raydd-none/x", "out", "--to", "folder"], ["s3://raydd-none/x"]),
         (["gc", "s3://raydd-none/x"], ["s3://raydd-none/x"]),
         (["gc", "empty"], ["empty holds no store"]),
         (["gc", "empty", "--forget", "runs/gone"], ["no run wrote to", "runs/gone"]),
     ],
-    ids=lambda value: " ".join(value).replace(str(ROOT) + "/", "") if isinstance(value[0], str) and len(value) < 8 else "",
+    ids=lambda value: (
+        " ".join(value).replace(str(ROOT) + "/", "")
+        if isinstance(value[0], str) and len(value) < 8
+        else ""
+    ),
 )
 def test_what_cannot_be_is_refused_with_one_message_and_code_2(
     args: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     S3FileSystem.clear_instance_cache()  # of other tests, with credentials
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no credentials, and nobody who is asked for some
+    monkeypatch.setenv(
+        "AWS_EC2_METADATA_DISABLED", "true"
+    )  # no credentials, and nobody who is asked for some
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     result = raydd(*args)
@@ -167,7 +246,9 @@ def test_what_cannot_be_is_refused_with_one_message_and_code_2(
     ],
     ids=lambda value: " ".join(value[2:]),
 )
-def test_what_cannot_be_done_with_a_set_is_refused(args: list[str], parts: list[str], finished: Path) -> None:
+def test_what_cannot_be_done_with_a_set_is_refused(
+    args: list[str], parts: list[str], finished: Path
+) -> None:
     result = raydd(*(str(finished / "out") if arg == "OUT" else arg for arg in args))
     assert result.exit_code == 2, result.output
     assert result.output.count("error: ") == 1
@@ -175,10 +256,16 @@ def test_what_cannot_be_done_with_a_set_is_refused(args: list[str], parts: list[
         assert part in result.output, result.output
 
 
-@pytest.mark.parametrize("start", [["-m", "raydd.distill"], ["-m", "raydd.cli", "distill"]], ids=["module", "console script"])
+@pytest.mark.parametrize(
+    "start",
+    [["-m", "raydd.distill"], ["-m", "raydd.cli", "distill"]],
+    ids=["module", "console script"],
+)
 def test_a_process_refuses_in_the_same_way(start: list[str], tmp_path: Path) -> None:
     command = [sys.executable, *start, "--config", QUICKSTART, "ipc=0", "method.init=rael"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -190,23 +277,39 @@ def test_a_plan_counts_the_images_of_ones_own_folder(tmp_path: Path) -> None:
         (tmp_path / "own" / c).mkdir(parents=True)
         for i in range(count):
             Image.new("L", (8, 8), 40 * i).save(tmp_path / "own" / c / f"{i}.png")
-    own = ("--config", QUICKSTART, "dataset.name=image_folder", f"dataset.root={tmp_path}/own", "dataset.test_split=0.5", "--dry-run")
+    own = (
+        "--config",
+        QUICKSTART,
+        "dataset.name=image_folder",
+        f"dataset.root={tmp_path}/own",
+        "dataset.test_split=0.5",
+        "--dry-run",
+    )
     few = raydd("distill", *own, "ipc=2")
     assert few.exit_code == 2, few.output
     assert "class 1 has only 1 training images" in few.output
     assert raydd("distill", *own).exit_code == 0
-    assert raydd("distill", *own, "ipc=2", "method.init=noise").exit_code == 2, "random images are as many"
+    assert raydd("distill", *own, "ipc=2", "method.init=noise").exit_code == 2, (
+        "random images are as many"
+    )
     for more in (["method.init=noise", "evaluation.baselines=[]"], ["ipc=1"]):
         assert raydd("distill", *own, "ipc=2", *more).exit_code == 0, "what the refusal says helps"
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["method.init=noise"], ["method=null", "method.name=random"], ["method=null", "method.name=herding", "method.epochs=0"],
-     ["method.name=dsa", "method.init=noise", "evaluation.baselines=[]"]],
+    [
+        [],
+        ["method.init=noise"],
+        ["method=null", "method.name=random"],
+        ["method=null", "method.name=herding", "method.epochs=0"],
+        ["method.name=dsa", "method.init=noise", "evaluation.baselines=[]"],
+    ],
     ids=lambda overrides: " ".join(overrides) or "as it stands",
 )
-def test_classes_without_images_are_refused_before_work_starts(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_without_images_are_refused_before_work_starts(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def counted_from_one(info: DatasetInfo, data: object) -> DatasetInfo:
         return replace(with_digests(info, data), train_counts=(0, *[150] * 9))  # type: ignore[arg-type]
 
@@ -219,8 +322,15 @@ def test_classes_without_images_are_refused_before_work_starts(overrides: list[s
 
 
 def test_classes_without_images_matter_only_to_what_reads_images(tmp_path: Path) -> None:
-    info = replace(describe(DatasetConfig(name="digits")), train_counts=(150,) * 9 + (0,), digests=(("test", "a"), ("train", "b")))
-    sre2l, own = str(ROOT / "jobs" / "fashion_mnist_sre2l_small.yaml"), ["dataset.name=digits", "evaluation.baselines=[]"]
+    info = replace(
+        describe(DatasetConfig(name="digits")),
+        train_counts=(150,) * 9 + (0,),
+        digests=(("test", "a"), ("train", "b")),
+    )
+    sre2l, own = (
+        str(ROOT / "jobs" / "fashion_mnist_sre2l_small.yaml"),
+        ["dataset.name=digits", "evaluation.baselines=[]"],
+    )
     job = load_job(sre2l, own)
     with pytest.raises(ConfigError, match=r"no training images of class 9 .*give them images"):
         make_plan(job, info)  # its teachers are trained here
@@ -234,20 +344,33 @@ def test_classes_without_images_matter_only_to_what_reads_images(tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["dataset.name=cifar10", "method.network=convnet3"], ["missing:", "cifar-10-batches-py", "dataset.download=true"]),
-        (["dataset.name=tiny_imagenet", "method.network=convnet4"], ["missing:", "tiny-imagenet-200", "dataset.root"]),
-        (["dataset.name=imagenet10", "method.network=convnet5_w4"], ["missing:", "number of training images is not known"]),
+        (
+            ["dataset.name=cifar10", "method.network=convnet3"],
+            ["missing:", "cifar-10-batches-py", "dataset.download=true"],
+        ),
+        (
+            ["dataset.name=tiny_imagenet", "method.network=convnet4"],
+            ["missing:", "tiny-imagenet-200", "dataset.root"],
+        ),
+        (
+            ["dataset.name=imagenet10", "method.network=convnet5_w4"],
+            ["missing:", "number of training images is not known"],
+        ),
         (["compute.workers=[1,4]"], ["with 4 workers"]),
     ],
     ids=["cifar10", "tiny_imagenet", "imagenet10", "digits"],
 )
-def test_a_dry_run_plans_without_the_data_and_without_a_cluster(overrides: list[str], expected: list[str], tmp_path: Path) -> None:
+def test_a_dry_run_plans_without_the_data_and_without_a_cluster(
+    overrides: list[str], expected: list[str], tmp_path: Path
+) -> None:
     code = (
         "import sys\nfrom raydd.distill import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
         "    print('started:', [name for name in ('ray', 'mlflow') if name in sys.modules])\n"
     )
     command = [sys.executable, "-c", code, "--config", QUICKSTART, "--dry-run", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False
+    )
     assert done.returncode == (3 if "missing:" in expected else 0), done.stderr
     assert "started: []" in done.stdout
     resolved, _, plan = done.stdout.partition("\n\n")
@@ -262,13 +385,27 @@ def test_a_dry_run_plans_without_the_data_and_without_a_cluster(overrides: list[
 @pytest.mark.parametrize(
     ("overrides", "code", "expected"),
     [
-        (["dataset.name=image_folder", "dataset.root=nowhere"], 3, ["no plan:", "missing:", "nowhere"]),
-        (["dataset.name=cifar10", "method.network=convnet3", "ipc=6000"], 2, ["ipc=6000", "at most ipc=5000"]),
-        (["dataset.name=cifar10", "method.network=convnet3", "evaluation.networks=[mlpp]"], 2, ["mlpp"]),
+        (
+            ["dataset.name=image_folder", "dataset.root=nowhere"],
+            3,
+            ["no plan:", "missing:", "nowhere"],
+        ),
+        (
+            ["dataset.name=cifar10", "method.network=convnet3", "ipc=6000"],
+            2,
+            ["ipc=6000", "at most ipc=5000"],
+        ),
+        (
+            ["dataset.name=cifar10", "method.network=convnet3", "evaluation.networks=[mlpp]"],
+            2,
+            ["mlpp"],
+        ),
     ],
     ids=["no plan", "too few", "a wrong job"],
 )
-def test_a_dry_run_tells_missing_files_from_a_wrong_job(overrides: list[str], code: int, expected: list[str]) -> None:
+def test_a_dry_run_tells_missing_files_from_a_wrong_job(
+    overrides: list[str], code: int, expected: list[str]
+) -> None:
     result = raydd("distill", "--config", QUICKSTART, "--dry-run", *overrides)
     assert result.exit_code == code, result.output
     for part in expected:
@@ -278,7 +415,9 @@ def test_a_dry_run_tells_missing_files_from_a_wrong_job(overrides: list[str], co
 def test_a_dry_run_says_whose_the_output_is(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("name: theirs\n")
     result = raydd("distill", "--config", QUICKSTART, "--dry-run", f"output={tmp_path}")
-    assert (result.exit_code, "was made by a different job" in result.output) == (2, True), result.output
+    assert (result.exit_code, "was made by a different job" in result.output) == (2, True), (
+        result.output
+    )
 
 
 def test_a_dry_run_misses_weights_as_it_misses_data(tmp_path: Path) -> None:
@@ -286,15 +425,29 @@ def test_a_dry_run_misses_weights_as_it_misses_data(tmp_path: Path) -> None:
     result = raydd("distill", *EDC, *weights, "method.labels.batch=10", "--dry-run")
     assert result.exit_code == 3, result.output
     assert "missing:\n  - network 'convnet3_w64_batchnorm'" in result.output
-    assert raydd("distill", *EDC, *weights, "method.labels.batch=10").exit_code == 2, "without --dry-run it is refused"
+    assert raydd("distill", *EDC, *weights, "method.labels.batch=10").exit_code == 2, (
+        "without --dry-run it is refused"
+    )
 
 
 def test_a_dry_run_of_an_evaluation_plans_without_the_test_images(tmp_path: Path) -> None:
     torch.save({"data": [[torch.randn(10, 1, 28, 28), torch.arange(10)]]}, tmp_path / "foreign.pt")
-    args = ["evaluate", str(tmp_path / "foreign.pt"), "--dataset", "mnist", "--networks", "mlp", "dataset.root=nowhere"]
+    args = [
+        "evaluate",
+        str(tmp_path / "foreign.pt"),
+        "--dataset",
+        "mnist",
+        "--networks",
+        "mlp",
+        "dataset.root=nowhere",
+    ]
     plan = raydd(*args, "--dry-run")
     assert plan.exit_code == 3, plan.output
-    for part in ("dm (set, random; mlp): 1001 epochs of batches of 256", "evaluate/Evaluate", "missing:\n  - train-images-idx3-ubyte"):
+    for part in (
+        "dm (set, random; mlp): 1001 epochs of batches of 256",
+        "evaluate/Evaluate",
+        "missing:\n  - train-images-idx3-ubyte",
+    ):
         assert part in plan.output
     assert raydd(*args).exit_code == 2
     wrong = raydd(*args, "--dry-run", "--protocol", "edc")
@@ -308,9 +461,22 @@ def test_a_dry_run_of_an_evaluation_plans_without_the_test_images(tmp_path: Path
 def test_a_job_leaves_everything_it_promises(finished: Path) -> None:
     out = finished / "out"
     files = set(content(out))
-    distilled = {"data.safetensors", "grid.png", "recipe.json", "report.json", "README.md", "shards/train-000000.tar"}
+    distilled = {
+        "data.safetensors",
+        "grid.png",
+        "recipe.json",
+        "report.json",
+        "README.md",
+        "shards/train-000000.tar",
+    }
     assert {f"distilled/{name}" for name in distilled} <= files
-    assert {"job.yaml", "report.json", "log.jsonl", "loss.png", *(f"pictures/step-{t:06d}.png" for t in (0, 10))} <= files
+    assert {
+        "job.yaml",
+        "report.json",
+        "log.jsonl",
+        "loss.png",
+        *(f"pictures/step-{t:06d}.png" for t in (0, 10)),
+    } <= files
     assert "lock.json" not in files
     job = yaml.safe_load((out / "job.yaml").read_text())
     assert job["method"]["iterations"] == 20
@@ -321,7 +487,9 @@ def test_a_job_leaves_everything_it_promises(finished: Path) -> None:
     assert (rows["random"]["seeds"], rows["random"]["networks"]) == (3, 2)
     assert rows["dm"]["protocol"] == "dm[epochs=2]"
     assert rows["dm"]["device_seconds"] > 0
-    assert report["ior"] == pytest.approx(rows["dm"]["accuracy_mean"] - rows["random"]["accuracy_mean"])
+    assert report["ior"] == pytest.approx(
+        rows["dm"]["accuracy_mean"] - rows["random"]["accuracy_mean"]
+    )
     assert [point["step"] for point in report["curve"]] == [0, 10, 20]
     recipe = json.loads((out / "distilled" / "recipe.json").read_text())
     assert recipe["method"]["name"] == "dm"
@@ -333,7 +501,11 @@ def test_a_job_leaves_everything_it_promises(finished: Path) -> None:
 
 def test_the_same_job_again_computes_nothing(finished: Path) -> None:
     before = content(finished)
-    times = {path: path.stat().st_mtime_ns for path in (finished / "store" / "units").rglob("*") if path.is_file()}
+    times = {
+        path: path.stat().st_mtime_ns
+        for path in (finished / "store" / "units").rglob("*")
+        if path.is_file()
+    }
     output = distill(finished)
     assert "quickstart: dm on digits, ipc 1 (resumed)" in output
     assert "distill/MatchDistributions: 2 of 2 units already in the store" in output
@@ -343,10 +515,19 @@ def test_the_same_job_again_computes_nothing(finished: Path) -> None:
 
 def test_a_job_elsewhere_on_the_same_store_shares_its_units(finished: Path, tmp_path: Path) -> None:
     before = {path.name for path in (finished / "store" / "units").glob("*/*")}
-    distill(tmp_path, f"store={finished / 'store'}", "evaluation.snapshot_repeats=2", "evaluation.every=5")
+    distill(
+        tmp_path,
+        f"store={finished / 'store'}",
+        "evaluation.snapshot_repeats=2",
+        "evaluation.every=5",
+    )
     new = [path for path in (finished / "store" / "units").glob("*/*") if path.name not in before]
-    made = [json.loads(marker.read_text())["stage"] for path in new for marker in path.glob("*.json")]
-    assert made == ["evaluate/Evaluate"] * 4, "four snapshots with two students each; nothing else is a new unit"
+    made = [
+        json.loads(marker.read_text())["stage"] for path in new for marker in path.glob("*.json")
+    ]
+    assert made == ["evaluate/Evaluate"] * 4, (
+        "four snapshots with two students each; nothing else is a new unit"
+    )
     shared = ("data.safetensors", "grid.png", "shards/train-000000.tar")
     here, there = content(tmp_path / "out" / "distilled"), content(finished / "out" / "distilled")
     assert [here[name] for name in shared] == [there[name] for name in shared]
@@ -364,22 +545,50 @@ def test_a_job_shows_what_its_protocol_comes_to(finished: Path) -> None:
     assert "null" not in (out / "job.yaml").read_text()
     report = json.loads((out / "report.json").read_text())
     (training,) = report["trainings"]
-    assert (training["protocol"], training["sets"], training["networks"]) == ("dm[epochs=2]", ["dm", "random"], ["convnet1_w8"])
+    assert (training["protocol"], training["sets"], training["networks"]) == (
+        "dm[epochs=2]",
+        ["dm", "random"],
+        ["convnet1_w8"],
+    )
     recipe = training["recipe"]
-    assert {key: recipe[key] for key in ("epochs", "batch", "lr", "optimizer", "momentum", "weight_decay", "schedule", "loss")} == {
-        "epochs": 3, "batch": 256, "lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0005, "schedule": "steps",
+    assert {
+        key: recipe[key]
+        for key in (
+            "epochs",
+            "batch",
+            "lr",
+            "optimizer",
+            "momentum",
+            "weight_decay",
+            "schedule",
+            "loss",
+        )
+    } == {
+        "epochs": 3,
+        "batch": 256,
+        "lr": 0.01,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "schedule": "steps",
         "loss": "ce",
     }
     assert recipe["strategy"] == "color_crop_cutout_scale_rotate"
     made = json.loads((out / "distilled" / "recipe.json").read_text())
     assert made["settled"]["MatchDistributions"]["dsa"] == "color_crop_cutout_scale_rotate"
     assert "dsa" not in made["method"]
-    line = "dm[epochs=2] (dm, random; convnet1_w8): 3 epochs of batches of 256; sgd, lr 0.01, momentum 0.9, weight decay 0.0005; "
+    line = (
+        "dm[epochs=2] (dm, random; convnet1_w8): 3 epochs of batches of 256; sgd, lr 0.01, momentum 0.9, weight decay"
+        " 0.0005; "
+    )
     line += "schedule steps, times 0.1 from epoch 3; loss ce; augmentation dsa, strategy color_crop_cutout_scale_rotate"
     assert f"- {line}" in (out / "distilled" / "README.md").read_text().splitlines()
     plan = raydd("distill", "--config", QUICKSTART, *TINY, "--dry-run").output
     assert f"  {line}" in plan.splitlines()
-    assert "  MatchDistributions: init_from real, dsa color_crop_cutout_scale_rotate" in plan.splitlines()
+    assert (
+        "  MatchDistributions: init_from real, dsa color_crop_cutout_scale_rotate"
+        in plan.splitlines()
+    )
     again = raydd("evaluate", str(out), "--networks", "convnet1_w8,mlp", *FEW, "--dry-run").output
     assert "null" not in again
     assert "  dm[epochs=1] (dm, random; convnet1_w8, mlp): 2 epochs of batches of 256; sgd" in again
@@ -391,14 +600,20 @@ def test_a_job_file_of_an_earlier_version_is_resumed(finished: Path) -> None:
     now = path.read_text()
     old = load_job(str(path)).resolved()
     assert "lr" in old["evaluation"]
-    del old["evaluation"]["whole_epochs"], old["dataset"]["on_error"], old["numerics"]["convolution"]
+    del (
+        old["evaluation"]["whole_epochs"],
+        old["dataset"]["on_error"],
+        old["numerics"]["convolution"],
+    )
     path.write_text(yaml.safe_dump(old, sort_keys=False))
     assert "(resumed)" in distill(finished)
     assert path.read_text() == now
     path.write_text(yaml.safe_dump({**old, "dataset": {**old["dataset"], "holdout": 5}}))
     assert "dataset.holdout: 5 there, 0 now" in distill(finished, code=2)
     path.write_text(yaml.safe_dump({**old, "gone": {"since": 1}}))
-    assert "gone.since: 1 there, 'absent' now" in distill(finished, code=2), "a key that no version knows any more is told"
+    assert "gone.since: 1 there, 'absent' now" in distill(finished, code=2), (
+        "a key that no version knows any more is told"
+    )
     path.write_text(now)
 
 
@@ -419,7 +634,9 @@ def test_an_output_of_another_job_is_refused_with_the_difference(finished: Path)
     assert "method.lr_img: 1.0 there, 0.5 now" in output
     assert "seeds: [0] there, [1] now" in output
     assert content(finished) == before
-    assert "resumed" in distill(finished, "compute.checkpoint_every=7"), "where and how it runs may differ"
+    assert "resumed" in distill(finished, "compute.checkpoint_every=7"), (
+        "where and how it runs may differ"
+    )
 
 
 def test_seeds_repeat_the_distillation(tmp_path: Path) -> None:
@@ -428,7 +645,11 @@ def test_seeds_repeat_the_distillation(tmp_path: Path) -> None:
     one, two = (load(str(folder)).tensors()[0] for folder in folders)
     assert one.shape == two.shape == (10, 1, 8, 8)
     assert not torch.equal(one, two)
-    row = next(r for r in json.loads((tmp_path / "out" / "report.json").read_text())["rows"] if r["set"] == "dm")
+    row = next(
+        r
+        for r in json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+        if r["set"] == "dm"
+    )
     assert (row["seeds"], row["networks"]) == (2, 2)
     assert "2 × 2" in output
 
@@ -441,13 +662,23 @@ def rows_of(output: Path) -> list[dict[str, object]]:
 
 
 def test_a_set_of_ours_is_evaluated_on_any_networks(finished: Path, tmp_path: Path) -> None:
-    args = ["evaluate", str(finished / "out" / "distilled"), "--networks", "convnet1_w8,mlp", *FEW, "--output", str(tmp_path / "report")]
+    args = [
+        "evaluate",
+        str(finished / "out" / "distilled"),
+        "--networks",
+        "convnet1_w8,mlp",
+        *FEW,
+        "--output",
+        str(tmp_path / "report"),
+    ]
     plan = raydd(*args, "--dry-run", f"store={tmp_path / 'store'}")
     assert plan.exit_code == 0, plan.output
     assert "evaluate/Evaluate" in plan.output
     assert not (tmp_path / "store").exists()
     away = raydd(*args, "--dry-run", "dataset.root=nowhere", "dataset.name=mnist")
-    assert away.exit_code == 2, "8x8 images are none of that set's, whether its files are here or not"
+    assert away.exit_code == 2, (
+        "8x8 images are none of that set's, whether its files are here or not"
+    )
     result = raydd(*args, f"store={tmp_path / 'store'}")
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "report")
@@ -464,26 +695,54 @@ def test_a_set_of_ours_is_evaluated_on_any_networks(finished: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("to", ["pt", "folder", "webdataset", "safetensors"])
-def test_what_is_exported_is_evaluated_and_loaded_as_foreign(finished: Path, to: str, tmp_path: Path) -> None:
+def test_what_is_exported_is_evaluated_and_loaded_as_foreign(
+    finished: Path, to: str, tmp_path: Path
+) -> None:
     place = str(tmp_path / {"pt": "res.pt", "safetensors": "set.safetensors"}.get(to, "set"))
     written = raydd("export", str(finished / "out"), place, "--to", to)
     assert written.exit_code == 0, written.output
     assert f"wrote 10 images of 10 classes as {to}" in written.output
-    args = ["--dataset", "digits", "--networks", "convnet1_w8", *FEW, "--output", str(tmp_path / "report"), f"store={tmp_path / 'store'}"]
+    args = [
+        "--dataset",
+        "digits",
+        "--networks",
+        "convnet1_w8",
+        *FEW,
+        "--output",
+        str(tmp_path / "report"),
+        f"store={tmp_path / 'store'}",
+    ]
     if to == "pt":
-        unsaid = raydd("evaluate", place, "--dry-run", "--networks", "convnet1_w8", f"store={tmp_path / 'store'}")
+        unsaid = raydd(
+            "evaluate",
+            place,
+            "--dry-run",
+            "--networks",
+            "convnet1_w8",
+            f"store={tmp_path / 'store'}",
+        )
         assert unsaid.exit_code == 0, "an export says what its data set is"
         assert "name: digits" in unsaid.output
     result = raydd("evaluate", place, *args)
     assert result.exit_code == 0, result.output
-    assert [row["set"] for row in rows_of(tmp_path / "report")] == [rows_of(tmp_path / "report")[0]["set"], "random"]
+    assert [row["set"] for row in rows_of(tmp_path / "report")] == [
+        rows_of(tmp_path / "report")[0]["set"],
+        "random",
+    ]
     ours, theirs = load(str(finished / "out" / "distilled")), load(place, info="digits")
     assert torch.equal(torch.as_tensor([label for _, label in theirs]), torch.arange(10))  # type: ignore[attr-defined]
     if to in ("pt", "safetensors"):
         assert torch.equal(theirs.tensors()[0], ours.tensors()[0])
     else:
-        step = float(ours.distilled.to_pixels().max() - ours.distilled.to_pixels().min().clamp_max(0)) / 255
-        assert torch.allclose(theirs.distilled.to_pixels(), ours.distilled.to_pixels(), atol=max(step, 1 / 255) / 2 + 1e-6)
+        step = (
+            float(ours.distilled.to_pixels().max() - ours.distilled.to_pixels().min().clamp_max(0))
+            / 255
+        )
+        assert torch.allclose(
+            theirs.distilled.to_pixels(),
+            ours.distilled.to_pixels(),
+            atol=max(step, 1 / 255) / 2 + 1e-6,
+        )
 
 
 # -- gc --------------------------------------------------------------------------------------------------------------
@@ -491,7 +750,10 @@ def test_what_is_exported_is_evaluated_and_loaded_as_foreign(finished: Path, to:
 
 def test_gc_removes_what_no_unfinished_run_needs(tmp_path: Path) -> None:
     distill(tmp_path, "evaluation.every=null")
-    before, units = content(tmp_path / "out" / "distilled"), list((tmp_path / "store" / "units").glob("*/*"))
+    before, units = (
+        content(tmp_path / "out" / "distilled"),
+        list((tmp_path / "store" / "units").glob("*/*")),
+    )
     keys, store = [unit.name for unit in units], Store(str(tmp_path / "store"))
     register_run(store, str(tmp_path / "unfinished"), keys[:2], finished=False)
     would = raydd("gc", str(tmp_path / "store"), "--dry-run")
@@ -501,15 +763,21 @@ def test_gc_removes_what_no_unfinished_run_needs(tmp_path: Path) -> None:
     assert all(unit.exists() for unit in units)
     done = raydd("gc", str(tmp_path / "store"))
     assert f"removed {len(units) - 2} units" in done.output
-    left = {path.parent.name for path in (tmp_path / "store" / "units").rglob("*") if path.is_file()}
+    left = {
+        path.parent.name for path in (tmp_path / "store" / "units").rglob("*") if path.is_file()
+    }
     assert left == set(keys[:2])
     forgotten = raydd("gc", str(tmp_path / "store"), "--forget", "unfinished")
     assert "removed 2 units" in forgotten.output
     assert not [path for path in (tmp_path / "store" / "units").rglob("*") if path.is_file()]
-    assert content(tmp_path / "out" / "distilled") == before, "published sets do not depend on the store"
+    assert content(tmp_path / "out" / "distilled") == before, (
+        "published sets do not depend on the store"
+    )
     assert "removed 0 units" in raydd("gc", str(tmp_path / "store")).output
     distill(tmp_path, "evaluation.every=null")
-    assert content(tmp_path / "out" / "distilled")["data.safetensors"] == before["data.safetensors"], "and what is gone is computed again"
+    assert (
+        content(tmp_path / "out" / "distilled")["data.safetensors"] == before["data.safetensors"]
+    ), "and what is gone is computed again"
 
 
 def test_a_dry_run_refuses_an_output_that_is_a_file(tmp_path: Path) -> None:

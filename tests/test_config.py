@@ -29,7 +29,9 @@ def defaults_of(name: str, *but: str) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(cls) if f.name not in but}
 
 
-def load(tmp_path: Path, *overrides: str, text: str = "dataset: {name: digits}\nmethod: {name: dm}\n") -> Job:
+def load(
+    tmp_path: Path, *overrides: str, text: str = "dataset: {name: digits}\nmethod: {name: dm}\n"
+) -> Job:
     return load_job(job_file(tmp_path, text), overrides)
 
 
@@ -55,7 +57,12 @@ def test_defaults_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_overrides_win_and_read_yaml(tmp_path: Path) -> None:
     job = load(
-        tmp_path, "method.lr_img=5e-2", "compute.workers=[1,4]", "seeds=[3,5]", "output=s3://bucket/run", "evaluation.networks=ConvNet,MLP"
+        tmp_path,
+        "method.lr_img=5e-2",
+        "compute.workers=[1,4]",
+        "seeds=[3,5]",
+        "output=s3://bucket/run",
+        "evaluation.networks=ConvNet,MLP",
     )
     assert job.method.lr_img == 0.05  # type: ignore[attr-defined]
     assert job.compute.workers == (1, 4)
@@ -65,7 +72,9 @@ def test_overrides_win_and_read_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_what_a_job_states_reads_back_as_itself_without_the_nulls_of_defaults(path: Path, tmp_path: Path) -> None:
+def test_what_a_job_states_reads_back_as_itself_without_the_nulls_of_defaults(
+    path: Path, tmp_path: Path
+) -> None:
     job = load_job(str(path))
     again = load(tmp_path, text=job.to_yaml())
     assert again == job
@@ -73,7 +82,11 @@ def test_what_a_job_states_reads_back_as_itself_without_the_nulls_of_defaults(pa
     nulls = [key for key, value in flatten(job.stated()).items() if value is None]
     assert not [key for key in nulls if key.startswith(("evaluation.", "dataset.", "tracking."))]
     left_out = flatten(job.resolved()).keys() - flatten(job.stated()).keys()
-    assert left_out >= {f"evaluation.{name}" for name in ("lr", "optimizer") if getattr(job.evaluation, name) is None}
+    assert left_out >= {
+        f"evaluation.{name}"
+        for name in ("lr", "optimizer")
+        if getattr(job.evaluation, name) is None
+    }
     assert [flatten(job.resolved())[key] for key in left_out] == [None] * len(left_out)
 
 
@@ -95,9 +108,15 @@ def test_the_resolved_job_reads_back_as_itself(tmp_path: Path) -> None:
 def test_baselines_are_methods_by_name_or_with_settings(tmp_path: Path) -> None:
     job = load(tmp_path, "evaluation.baselines=[whole,dsa,{name: herding, epochs: 3}]")
     assert job.evaluation.baselines == ("whole", "dsa", METHODS.get("herding")(epochs=3))  # type: ignore[call-arg]
-    assert job.resolved()["evaluation"]["baselines"][2] == {"name": "herding", "epochs": 3, **defaults_of("herding", "epochs")}
+    assert job.resolved()["evaluation"]["baselines"][2] == {
+        "name": "herding",
+        "epochs": 3,
+        **defaults_of("herding", "epochs"),
+    }
     assert load(tmp_path, text=yaml.safe_dump(job.resolved())) == job
-    assert load_evaluation({"dataset": {"name": "digits"}}, ["evaluation.baselines=random,dm"]).evaluation.baselines == ("random", "dm")
+    assert load_evaluation(
+        {"dataset": {"name": "digits"}}, ["evaluation.baselines=random,dm"]
+    ).evaluation.baselines == ("random", "dm")
 
 
 GROUPS = """
@@ -111,19 +130,33 @@ compute: {workers: 0}
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["method=dm"], ["would drop method.network, method.lr_img", "method.name=dm", "method=null before it"]),
+        (
+            ["method=dm"],
+            ["would drop method.network, method.lr_img", "method.name=dm", "method=null before it"],
+        ),
         (["method=random"], ["would drop method.network, method.lr_img", "method.name=random"]),
         (["method={name: dsa, lr_img: 1}"], ["would drop method.network;", "method.KEY=VALUE"]),
-        (["evaluation={epochs: 5}"], ["would drop evaluation.protocol;", "evaluation=null before it"]),
+        (
+            ["evaluation={epochs: 5}"],
+            ["would drop evaluation.protocol;", "evaluation=null before it"],
+        ),
         (["dataset={name: mnist}"], ["would drop dataset.size"]),
         (["dataset=mnist"], ["dataset is a group of keys; write dataset.name=mnist"]),
         (["evaluation=dm"], ["evaluation: Input should be a group of keys, not 'dm'"]),
-        (["method.init=noise", "method={name: dsa, network: a, lr_img: 1}"], ["would drop method.init"]),
-        (["method.name=random"], ["method.network: unknown key", "method=null before method.name drops them all"]),
+        (
+            ["method.init=noise", "method={name: dsa, network: a, lr_img: 1}"],
+            ["would drop method.init"],
+        ),
+        (
+            ["method.name=random"],
+            ["method.network: unknown key", "method=null before method.name drops them all"],
+        ),
     ],
     ids=lambda value: " ".join(value) if len(value[0]) < 50 and "=" in value[0] else "",
 )
-def test_an_override_drops_no_setting_of_the_file_unasked(tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
+def test_an_override_drops_no_setting_of_the_file_unasked(
+    tmp_path: Path, overrides: list[str], parts: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, *overrides, text=GROUPS)
     for part in parts:
@@ -131,31 +164,75 @@ def test_an_override_drops_no_setting_of_the_file_unasked(tmp_path: Path, overri
 
 
 def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path) -> None:
-    assert load(tmp_path, "method=null", "method=random", text=GROUPS).method == METHODS.get("random")()
-    assert load(tmp_path, "method={name: dsa, network: mlp, lr_img: 1}", text=GROUPS).method.name == "dsa"
+    assert (
+        load(tmp_path, "method=null", "method=random", text=GROUPS).method
+        == METHODS.get("random")()
+    )
+    assert (
+        load(tmp_path, "method={name: dsa, network: mlp, lr_img: 1}", text=GROUPS).method.name
+        == "dsa"
+    )
     kept = load(tmp_path, "method.name=dsa", text=GROUPS).method
     assert (kept.name, kept.lr_img) == ("dsa", 2.0)  # type: ignore[attr-defined]
     assert load(tmp_path, "evaluation=null", text=GROUPS).evaluation.protocol == "dm"
-    assert load(tmp_path, "method=random", text="dataset: {name: digits}\nmethod: {name: dm}\n").method.name == "random"
+    assert (
+        load(
+            tmp_path, "method=random", text="dataset: {name: digits}\nmethod: {name: dm}\n"
+        ).method.name
+        == "random"
+    )
     with pytest.raises(ConfigError, match=r"would drop evaluation\.repeats"):
-        load_evaluation({"dataset": {"name": "digits"}, "evaluation": {"repeats": 2}}, ["evaluation={epochs: 1}"])
+        load_evaluation(
+            {"dataset": {"name": "digits"}, "evaluation": {"repeats": 2}},
+            ["evaluation={epochs: 1}"],
+        )
 
 
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("evaluation.baselines=[rdm]", ["evaluation.baselines: unknown baseline 'rdm'", "did you mean", "whole"]),
-        ("evaluation.baselines=[edc]", ["evaluation.baselines", "'edc' have soft labels of their own", "allowed: dc, dm, dsa"]),
-        ("evaluation.baselines=[3]", ["evaluation.baselines.0: Input should be a method's name or a mapping", "not 3"]),
+        (
+            "evaluation.baselines=[rdm]",
+            ["evaluation.baselines: unknown baseline 'rdm'", "did you mean", "whole"],
+        ),
+        (
+            "evaluation.baselines=[edc]",
+            ["evaluation.baselines", "'edc' have soft labels of their own", "allowed: dc, dm, dsa"],
+        ),
+        (
+            "evaluation.baselines=[3]",
+            ["evaluation.baselines.0: Input should be a method's name or a mapping", "not 3"],
+        ),
         ("evaluation.baselines={name: dm}", ["evaluation.baselines: Input should be a list"]),
-        ("evaluation.baselines=[{name: dsb}]", ["evaluation.baselines.0.name", "'dsb'", "did you mean 'dsa'"]),
-        ("evaluation.baselines=[{name: edc}]", ["evaluation.baselines.0.name: the sets of 'edc' have soft labels", "allowed: dc, dm, dsa"]),
-        ("evaluation.baselines=[{name: whole}]", ["evaluation.baselines.0", "'whole' is no method", "its name alone"]),
+        (
+            "evaluation.baselines=[{name: dsb}]",
+            ["evaluation.baselines.0.name", "'dsb'", "did you mean 'dsa'"],
+        ),
+        (
+            "evaluation.baselines=[{name: edc}]",
+            [
+                "evaluation.baselines.0.name: the sets of 'edc' have soft labels",
+                "allowed: dc, dm, dsa",
+            ],
+        ),
+        (
+            "evaluation.baselines=[{name: whole}]",
+            ["evaluation.baselines.0", "'whole' is no method", "its name alone"],
+        ),
         ("evaluation.baselines=[{epochs: 1}]", ["evaluation.baselines.0.name is missing"]),
-        ("evaluation.baselines=[random,{name: dsa, lr_imgg: 1}]", ["evaluation.baselines.1.lr_imgg", "did you mean 'lr_img'"]),
-        ("evaluation.baselines=[{name: dsa, ipc: 1}]", ["evaluation.baselines.0.ipc", "unknown key"]),
+        (
+            "evaluation.baselines=[random,{name: dsa, lr_imgg: 1}]",
+            ["evaluation.baselines.1.lr_imgg", "did you mean 'lr_img'"],
+        ),
+        (
+            "evaluation.baselines=[{name: dsa, ipc: 1}]",
+            ["evaluation.baselines.0.ipc", "unknown key"],
+        ),
         ("evaluation.baselines=[dsa,{name: dsa, iterations: 1}]", ["'dsa' stands there twice"]),
-        ("method.lr_imgg=1", ["method.lr_imgg", "unknown key", "did you mean 'lr_img'", "momentum"]),
+        (
+            "method.lr_imgg=1",
+            ["method.lr_imgg", "unknown key", "did you mean 'lr_img'", "momentum"],
+        ),
         ("method.name=dn", ["method.name", "'dn'", "did you mean 'dm'", "kcenter"]),
         ("datset.name=mnist", ["datset", "did you mean 'dataset'"]),
         ("ipc=2.5", ["ipc", "2.5", "integer"]),
@@ -164,17 +241,44 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
         ("method.lr_img=abc", ["method.lr_img", "'abc'", "number"]),
         ("method.lr_img=.nan", ["method.lr_img", "finite"]),
         ("method.init=rael", ["method.init", "'rael'", "did you mean 'real'"]),
-        ("numerics.threads=0", ["numerics.threads: Input should be greater than or equal to 1, not 0"]),
+        (
+            "numerics.threads=0",
+            ["numerics.threads: Input should be greater than or equal to 1, not 0"],
+        ),
         ("numerics.precision=fp16", ["numerics.precision", "'fp16'", "bf16"]),
-        ("numerics.cudnn_search=true", ["numerics.cudnn_search=true needs numerics.deterministic=false", "next run"]),
-        ("compute={workers: 0, evaluators: 1}", ["compute.evaluators=1 has no effect with compute.workers=0"]),
-        ("compute={workers: 0, wait: 60}", ["compute.wait=60 has no effect with compute.workers=0"]),
-        ("compute.gpus_per_worker=1.5", ["compute.gpus_per_worker=1.5: allowed are whole numbers, and parts of one GPU"]),
-        ("compute={workers: 0, gpus_per_worker: 0.5}", ["compute.gpus_per_worker=0.5 has no effect with compute.workers=0"]),
+        (
+            "numerics.cudnn_search=true",
+            ["numerics.cudnn_search=true needs numerics.deterministic=false", "next run"],
+        ),
+        (
+            "compute={workers: 0, evaluators: 1}",
+            ["compute.evaluators=1 has no effect with compute.workers=0"],
+        ),
+        (
+            "compute={workers: 0, wait: 60}",
+            ["compute.wait=60 has no effect with compute.workers=0"],
+        ),
+        (
+            "compute.gpus_per_worker=1.5",
+            ["compute.gpus_per_worker=1.5: allowed are whole numbers, and parts of one GPU"],
+        ),
+        (
+            "compute={workers: 0, gpus_per_worker: 0.5}",
+            ["compute.gpus_per_worker=0.5 has no effect with compute.workers=0"],
+        ),
         ("compute.workers=[3,2]", ["compute.workers", "minimum"]),
-        ("compute.workers=-1", ["compute.workers: Input should be greater than or equal to 0, not -1"]),
-        ("compute.workers=[0,2]", ["compute.workers.0: Input should be greater than or equal to 1, not 0"]),
-        ("compute.workers=[1,2,3]", ["compute.workers: Input should be a list of 2 values, not [1, 2, 3]"]),
+        (
+            "compute.workers=-1",
+            ["compute.workers: Input should be greater than or equal to 0, not -1"],
+        ),
+        (
+            "compute.workers=[0,2]",
+            ["compute.workers.0: Input should be greater than or equal to 1, not 0"],
+        ),
+        (
+            "compute.workers=[1,2,3]",
+            ["compute.workers: Input should be a list of 2 values, not [1, 2, 3]"],
+        ),
         ("compute.workers=many", ["compute.workers", "'many'", "integer"]),
         ("dataset.holdout=1.5", ["dataset.holdout", "1.5", "integer", "less than 1"]),
         ("dataset.fit=cop", ["dataset.fit", "did you mean 'crop'"]),
@@ -253,6 +357,11 @@ def test_a_job_without_the_name_of_its_data_set_is_refused(tmp_path: Path) -> No
         (tmp_path / "job.yaml").write_text(f"method: dm\n{dataset}")
         with pytest.raises(ConfigError, match=r"dataset\.name: is missing; allowed names"):
             load_job(str(tmp_path / "job.yaml"))
-    assert load_job(str(tmp_path / "job.yaml"), ["dataset.name=digits", "method.network=convnet2_w16"]).dataset.name == "digits"
+    assert (
+        load_job(
+            str(tmp_path / "job.yaml"), ["dataset.name=digits", "method.network=convnet2_w16"]
+        ).dataset.name
+        == "digits"
+    )
     with pytest.raises(ConfigError, match=r"--dataset NAME \(mnist, "):
         load_evaluation({"dataset": {"root": "data"}})

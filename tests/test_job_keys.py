@@ -1,7 +1,8 @@
 """What has been computed is found again: the keys of every job file are those that were written down once.
 
-``python tests/test_job_keys.py`` writes down the keys of job files that are new. It changes none that are there: a key changes only
-where bytes do, and then its lines are taken out of the file by hand, in the commit that says why.
+``python tests/test_job_keys.py`` writes down the keys of job files that are new. It changes none
+that are there: a key changes only where bytes do, and then its lines are taken out of the file by
+hand, in the commit that says why.
 """
 
 from __future__ import annotations
@@ -28,17 +29,26 @@ WRITTEN = Path(__file__).parent / "golden" / "job_keys.json"
 def keys_of(job_file: Path) -> dict[str, str]:
     """Return a hash of the keys of each kind of stage behind a job, planned without the data and without weights."""
     job = load_job(str(job_file))
-    info = replace(describe(job.dataset), digests=(("test", "test's digest"), ("train", "train's digest")))
+    info = replace(
+        describe(job.dataset), digests=(("test", "test's digest"), ("train", "train's digest"))
+    )
     if not info.train_counts and (published := entry(job.dataset.name).train_count):
         info = replace(info, train_counts=(published // info.classes,) * info.classes)
     found: dict[str, list[str]] = {}
     for stage, units, outputs in stages_of(make_plan(job, info).targets):
-        found.setdefault(stage.name, []).extend(f"{unit_key(stage, unit)} {sorted(outputs)}" for unit in units)
-    return {name: hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16] for name, keys in sorted(found.items())}
+        found.setdefault(stage.name, []).extend(
+            f"{unit_key(stage, unit)} {sorted(outputs)}" for unit in units
+        )
+    return {
+        name: hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+        for name, keys in sorted(found.items())
+    }
 
 
 @pytest.mark.parametrize("job_file", JOBS, ids=[path.stem for path in JOBS])
-def test_the_keys_of_a_job_stay(job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keys_of_a_job_stay(
+    job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # weights that lie there are part of the keys
     assert keys_of(job_file) == json.loads(WRITTEN.read_text())[job_file.stem]
 

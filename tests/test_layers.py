@@ -1,4 +1,6 @@
-"""The house's rules, read from the source: imports point downwards, heavy libraries stay where they belong, nothing prints or exits."""
+"""The house's rules, read from the source: imports point downwards, heavy libraries stay where they
+belong, nothing prints or exits.
+"""
 
 from __future__ import annotations
 
@@ -53,16 +55,26 @@ MODULES = {module_of(path) for path in SOURCES}
 
 def typing_only(tree: ast.Module) -> set[ast.AST]:
     """Return the nodes that run for type checkers alone."""
-    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    blocks = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+    ]
     return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
 
 
 def imports(path: Path, *, at_import: bool = False) -> Iterator[tuple[str, int]]:
-    """Yield ``(module, line)`` of all a file imports when it runs; with ``at_import`` only what its own import imports."""
+    """Yield ``(module, line)`` of all a file imports when it runs; with ``at_import`` only what its
+    own import imports.
+    """
     tree = tree_of(path)
     left_out = typing_only(tree)
     if at_import:
-        functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+        functions = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        ]
         left_out |= {inner for function in functions for inner in ast.walk(function)}
     for node in ast.walk(tree):
         if node in left_out:
@@ -88,7 +100,11 @@ def test_imports_point_downwards(path: Path) -> None:
     own = module_of(path)
     if own == "raydd":
         return
-    upwards = [(line, name) for name, line in imports(path) if name.split(".")[0] == "raydd" and level(name) > level(own)]
+    upwards = [
+        (line, name)
+        for name, line in imports(path)
+        if name.split(".")[0] == "raydd" and level(name) > level(own)
+    ]
     assert not upwards, f"{own} (level {level(own)}) imports from above: {upwards}"
 
 
@@ -106,7 +122,10 @@ def test_only_the_runtime_imports_ray_or_mlflow(path: Path) -> None:
 
 
 def test_no_import_cycles() -> None:
-    graph = {module_of(p): {name for name, _ in imports(p, at_import=True) if name in MODULES} for p in SOURCES}
+    graph = {
+        module_of(p): {name for name, _ in imports(p, at_import=True) if name in MODULES}
+        for p in SOURCES
+    }
     seen: dict[str, int] = {}
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
@@ -124,16 +143,33 @@ def test_no_import_cycles() -> None:
 
 @every_file
 def test_library_code_neither_prints_nor_exits(path: Path) -> None:
-    may_exit = path.relative_to(PACKAGE).as_posix() in {"core/cli.py"} or level(module_of(path)) == TOP
+    may_exit = (
+        path.relative_to(PACKAGE).as_posix() in {"core/cli.py"} or level(module_of(path)) == TOP
+    )
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in {"print", "exit", "quit", "os._exit", "pdb.set_trace", "breakpoint"}, f"{path}:{node.lineno}: {name}()"
+            assert name not in {
+                "print",
+                "exit",
+                "quit",
+                "os._exit",
+                "pdb.set_trace",
+                "breakpoint",
+            }, f"{path}:{node.lineno}: {name}()"
             assert may_exit or name != "sys.exit", f"{path}:{node.lineno}: sys.exit()"
-            assert name not in {"pickle.load", "pickle.loads", "eval", "exec", "os.system"}, f"{path}:{node.lineno}: {name}()"
+            assert name not in {
+                "pickle.load",
+                "pickle.loads",
+                "eval",
+                "exec",
+                "os.system",
+            }, f"{path}:{node.lineno}: {name}()"
             if name == "torch.load":
                 options = {k.arg: ast.unparse(k.value) for k in node.keywords}
-                assert options.get("weights_only") == "True", f"{path}:{node.lineno}: torch.load without weights_only=True"
+                assert options.get("weights_only") == "True", (
+                    f"{path}:{node.lineno}: torch.load without weights_only=True"
+                )
 
 
 def branches(path: Path) -> Iterator[tuple[int, str]]:
@@ -165,18 +201,41 @@ def test_catalog_names_stand_in_the_catalog_alone(path: Path) -> None:
     if where == "data/catalog.py" or where.startswith("data/sources/"):
         return
     defaults = {"data/config.py": {"digits"}}.get(where, set())
-    constants = {n.value for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    constants = {
+        n.value
+        for n in ast.walk(tree_of(path))
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
     assert constants & (set(CATALOG) - OWN_DATA) <= defaults
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_algorithms_run_where_ray_mlflow_and_webdataset_are_absent() -> None:
-    absent = ["ray", "mlflow", "webdataset", "timm", "torchvision", "sklearn", "matplotlib", "pydantic", "rich", "s3fs", "boto3"]
+    absent = [
+        "ray",
+        "mlflow",
+        "webdataset",
+        "timm",
+        "torchvision",
+        "sklearn",
+        "matplotlib",
+        "pydantic",
+        "rich",
+        "s3fs",
+        "boto3",
+    ]
     code = f"""
 import sys
 
@@ -186,14 +245,18 @@ class Refuse:
             raise ImportError(name + " is absent")
 
 sys.meta_path.insert(0, Refuse())
-import raydd.methods, raydd.evaluation, raydd.evaluation.plan, raydd.artifacts.folder, raydd.training.students, raydd.data.datasets
+import raydd.methods, raydd.evaluation, raydd.evaluation.plan, raydd.artifacts.folder
+import raydd.training.students, raydd.data.datasets
 print(len(raydd.methods.METHODS))
 """
     assert int(run(code)) == len(METHODS)
 
 
 def test_importing_raydd_is_quick_and_brings_no_torch() -> None:
-    code = "import sys, time; t = time.perf_counter(); import raydd, raydd.cli; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    code = (
+        "import sys, time; t = time.perf_counter(); import raydd, raydd.cli; print(time.perf_counter() - t, 'torch' in"
+        " sys.modules)"
+    )
     seconds = []
     for _ in range(3):
         took, torch_too = run(code).split()

@@ -54,7 +54,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = [[line for line in block.splitlines() if line.strip() and not line.startswith("#")] for block in blocks("bash")]
+BLOCKS = [
+    [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    for block in blocks("bash")
+]
 COMMANDS = [line for block in BLOCKS for line in block]
 
 
@@ -88,7 +91,12 @@ def distill(line: str) -> None:
     small = list(SMALL_SOFT if any("_edc" in arg for arg in args) else SMALL)
     if not any(arg.startswith("dataset.") for arg in [*args, *small]):
         small.append("dataset.name=digits")  # no downloads here
-    args = [f"{arg.split('=')[0]}=runs/{arg.rsplit('/', 1)[1]}_here" if "s3://" in arg or "$PWD" in arg else arg for arg in args]
+    args = [
+        f"{arg.split('=')[0]}=runs/{arg.rsplit('/', 1)[1]}_here"
+        if "s3://" in arg or "$PWD" in arg
+        else arg
+        for arg in args
+    ]
     assert "accuracy, %" in raydd(["distill", *args, *small])
 
 
@@ -112,7 +120,9 @@ def ray_command(line: str) -> None:
 
     verb, *options = words_of(line.rpartition(" && ")[2])[1:]
     name = verb.replace("-", "_")
-    (command,) = {command for known, command in cli.commands.items() if known.replace("-", "_") == name}
+    (command,) = {
+        command for known, command in cli.commands.items() if known.replace("-", "_") == name
+    }
     command.make_context(verb, options)
 
 
@@ -143,7 +153,13 @@ def track(line: str) -> None:
 
 def suite(line: str) -> None:
     """Running the tests within the tests would not end: the options are read, and CI runs this very line."""
-    help_text = subprocess.run([sys.executable, "-m", "pytest", "--version"], capture_output=True, text=True, check=True, cwd=ROOT)
+    help_text = subprocess.run(
+        [sys.executable, "-m", "pytest", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     assert help_text.stdout.startswith("pytest ")
     if "nightly" not in line:
         assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
@@ -187,7 +203,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "docs" / "results").symlink_to(ROOT / "docs" / "results")
     (folder / "README.md").write_text(README, encoding="utf-8")
     digits = open_data(DatasetConfig(name="digits"))["train"]
-    for number, (image, label) in enumerate(zip(digits.take(torch.arange(120)), digits.labels[:120].tolist(), strict=True)):
+    for number, (image, label) in enumerate(
+        zip(digits.take(torch.arange(120)), digits.labels[:120].tolist(), strict=True)
+    ):
         place = folder / "my_photos" / f"class-{label % 4}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).resize((40, 36)).save(place / f"{number}.png")
@@ -215,7 +233,9 @@ def test_the_lines_that_load_a_set_work(here: Path) -> None:
 
 
 def test_every_rule_is_used() -> None:
-    assert [pattern for pattern, _ in RULES if not any(re.match(pattern, line) for line in COMMANDS)] == []
+    assert [
+        pattern for pattern, _ in RULES if not any(re.match(pattern, line) for line in COMMANDS)
+    ] == []
 
 
 def test_the_first_screen_holds_the_two_commands_alone() -> None:

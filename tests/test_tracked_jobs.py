@@ -35,23 +35,37 @@ def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, uri: str) -> list[str]:
     """Run the tiny job tracked at ``uri``; return the lines it told."""
     told: list[str] = []
-    job = load_job(QUICKSTART, [*TINY, f"output={folder / 'out'}", f"store={folder / 'store'}", f"tracking.uri={uri}"])
+    job = load_job(
+        QUICKSTART,
+        [*TINY, f"output={folder / 'out'}", f"store={folder / 'store'}", f"tracking.uri={uri}"],
+    )
     told.append(run_job(job, told.append).places["tracking"])
     return told
 
 
 def runs(client: MlflowClient) -> list[Run]:
-    return [found for e in client.search_experiments() for found in client.search_runs([e.experiment_id])]
+    return [
+        found
+        for e in client.search_experiments()
+        for found in client.search_runs([e.experiment_id])
+    ]
 
 
 def history(client: MlflowClient, found: Run) -> dict[str, list[int]]:
     """Return the steps of every metric, in the order they were logged."""
-    return {name: [m.step for m in client.get_metric_history(found.info.run_id, name)] for name in found.data.metrics}
+    return {
+        name: [m.step for m in client.get_metric_history(found.info.run_id, name)]
+        for name in found.data.metrics
+    }
 
 
 def artifacts(client: MlflowClient, found: Run, path: str = "") -> list[str]:
     listed = client.list_artifacts(found.info.run_id, path)
-    return [name for item in listed for name in (artifacts(client, found, item.path) if item.is_dir else [item.path])]
+    return [
+        name
+        for item in listed
+        for name in (artifacts(client, found, item.path) if item.is_dir else [item.path])
+    ]
 
 
 def check_whole(client: MlflowClient, output: Path) -> Run:
@@ -63,7 +77,15 @@ def check_whole(client: MlflowClient, output: Path) -> Run:
     assert (params["method.name"], params["method.lr_img"], params["ipc"]) == ("dm", "1.0", "1")
     assert not [name for name in params if name.startswith("tracking")]
     assert "None" not in params.values()
-    protocol = {"name": "dm[epochs=2]", "epochs": "3", "batch": "256", "lr": "0.01", "optimizer": "sgd", "schedule": "steps", "loss": "ce"}
+    protocol = {
+        "name": "dm[epochs=2]",
+        "epochs": "3",
+        "batch": "256",
+        "lr": "0.01",
+        "optimizer": "sgd",
+        "schedule": "steps",
+        "loss": "ce",
+    }
     assert {name: params[f"protocol.{name}"] for name in protocol} == protocol
     assert params["settled.MatchDistributions.dsa"] == "color_crop_cutout_scale_rotate"
     assert found.data.tags["mlflow.source.name"] == "raydd distill quickstart"
@@ -76,20 +98,34 @@ def check_whole(client: MlflowClient, output: Path) -> Run:
     steps = history(client, found)
     for name, logged in steps.items():
         assert len(set(logged)) == len(logged), f"{name} holds a step twice"
-    loss = next(name for name in steps if name.startswith("distill/MatchDistributions") and name.endswith("loss"))
+    loss = next(
+        name
+        for name in steps
+        if name.startswith("distill/MatchDistributions") and name.endswith("loss")
+    )
     assert sorted(steps[loss]) == list(range(20))
     assert sorted(steps["accuracy/snapshot"]) == [0, 10, 20]
     report = json.loads((output / "report.json").read_text())
     for row in report["rows"]:
-        assert found.data.metrics[f"accuracy/{row['set']}/{row['network']}"] == pytest.approx(row["accuracy_mean"])
+        assert found.data.metrics[f"accuracy/{row['set']}/{row['network']}"] == pytest.approx(
+            row["accuracy_mean"]
+        )
     assert found.data.metrics["ior"] == pytest.approx(report["ior"])
     files = artifacts(client, found)
-    assert {f"distilled/{name}" for name in ("data.safetensors", "README.md", "grid.png", "shards/train-000000.tar")} <= set(files)
+    assert {
+        f"distilled/{name}"
+        for name in ("data.safetensors", "README.md", "grid.png", "shards/train-000000.tar")
+    } <= set(files)
     pictures = [name for name in files if name.startswith("images/") and name.endswith(".png")]
-    assert sorted(int(name.split("step")[1].split("timestamp")[0].strip("+%")) for name in pictures) == [0, 10, 20]
+    assert sorted(
+        int(name.split("step")[1].split("timestamp")[0].strip("+%")) for name in pictures
+    ) == [0, 10, 20]
     inputs = {tag.value for entry in found.inputs.dataset_inputs for tag in entry.tags}
     assert inputs == {"train", "test"}
-    assert {entry.dataset.name for entry in found.inputs.dataset_inputs} == {"digits-train", "digits-test"}
+    assert {entry.dataset.name for entry in found.inputs.dataset_inputs} == {
+        "digits-train",
+        "digits-test",
+    }
     return found
 
 
@@ -109,7 +145,10 @@ def test_one_run_holds_everything_and_a_second_run_of_the_job_adds_nothing(tmp_p
 def test_an_evaluation_is_described_like_a_job(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'tracked.db'}"
     run(tmp_path, "none")
-    job = load_evaluation({"dataset": {"name": "digits"}}, [f"tracking.uri={uri}", "evaluation.epochs=1", "evaluation.repeats=1"])
+    job = load_evaluation(
+        {"dataset": {"name": "digits"}},
+        [f"tracking.uri={uri}", "evaluation.epochs=1", "evaluation.repeats=1"],
+    )
     subject, plan = plan_stored(job, str(tmp_path / "out"))
     places = run_stored(job, subject, plan, lambda _: None).places
     client = MlflowClient(uri)
@@ -117,13 +156,18 @@ def test_an_evaluation_is_described_like_a_job(tmp_path: Path) -> None:
     assert places["MLflow"] == f"mlflow ui --backend-store-uri {uri}"
     assert found.info.run_id in places["tracking"]
     assert found.data.tags["mlflow.source.name"] == "raydd evaluate dm"
-    assert f"get-artifact?path=evaluation%2Fgrid.png&run_uuid={found.info.run_id})" in found.data.tags["mlflow.note.content"]
+    assert (
+        f"get-artifact?path=evaluation%2Fgrid.png&run_uuid={found.info.run_id})"
+        in found.data.tags["mlflow.note.content"]
+    )
     assert "evaluation/grid.png" in artifacts(client, found)
     assert found.data.params["protocol.epochs"] == "2"
     assert "None" not in found.data.params.values()
 
 
-def test_a_dead_server_neither_stops_nor_holds_up_a_job_and_a_good_one_gets_everything_later(tmp_path: Path) -> None:
+def test_a_dead_server_neither_stops_nor_holds_up_a_job_and_a_good_one_gets_everything_later(
+    tmp_path: Path,
+) -> None:
     begun = time.monotonic()
     run(tmp_path / "untracked", "none")
     alone = time.monotonic() - begun

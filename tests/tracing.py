@@ -31,7 +31,9 @@ def _traces() -> bool:
 
 @contextmanager
 def traced_gradients() -> Iterator[None]:
-    """Let ``torch.compile`` trace gradients; skip the test where it cannot trace those of tensors made inside (torch 2.11)."""
+    """Let ``torch.compile`` trace gradients; skip the test where it cannot trace those of tensors
+    made inside (torch 2.11).
+    """
     import torch._dynamo as dynamo
 
     if not _traces():

@@ -11,7 +11,13 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.pictures import Range
 from raydd.artifacts.report import Report, format_bytes, render_markdown
 
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
 
 
 def method_name(recipe: Mapping[str, Any]) -> str:
@@ -43,7 +49,9 @@ def header(distilled: DistilledSet, license_id: str, *, shards: bool) -> str:
         "tags": ["dataset-distillation", "dataset-condensation", f"ipc-{ipc}", method],
     }
     if shards:
-        values["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]}]
+        values["configs"] = [
+            {"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.tar"}]}
+        ]
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
 
 
@@ -55,7 +63,10 @@ def _space(distilled: DistilledSet) -> str:
             text += ", then whitened (`whitening_matrix`, `whitening_mean`)"
         text += ". Values may lie outside the range of pixels; only pictures are clamped."
     else:
-        text = f"Images are uint8 pixels; networks expect them divided by 255, then normalised with mean ({mean}) and standard "
+        text = (
+            f"Images are uint8 pixels; networks expect them divided by 255, then normalised with mean ({mean}) and"
+            " standard "
+        )
         text += f"deviation ({std})."
     if distilled.decoding.name != "identity":
         text += f" Students see them decoded by `{distilled.decoding.name}`."
@@ -65,7 +76,11 @@ def _space(distilled: DistilledSet) -> str:
 def _labels(distilled: DistilledSet, records: int) -> str:
     kind = "hard labels" if distilled.soft_labels is None else "hard and soft labels"
     sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
-    views = f" Soft labels of views of the images are in `labels/` ({format_bytes(records)})." if records else ""
+    views = (
+        f" Soft labels of views of the images are in `labels/` ({format_bytes(records)})."
+        if records
+        else ""
+    )
     return f"{len(distilled):,} images, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
 
 
@@ -80,11 +95,15 @@ parts = [load_file(f"data-{{i:05d}}-of-{len(parts):05d}.safetensors") for i in r
 images, labels = (torch.cat([part[name] for part in parts]) for name in ("images", "labels"))"""
 
 
-_LOCAL = re.compile(r"(?<![\w:/.])(?:file://)?(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`,;)\]]+[/\\])+([^\s/\\'\"`,;)\]]*)")
+_LOCAL = re.compile(
+    r"(?<![\w:/.])(?:file://)?(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"`,;)\]]+[/\\])+([^\s/\\'\"`,;)\]]*)"
+)
 
 
 def without_places(value: Any) -> Any:
-    """Return JSON values in which a path of the machine that a set was made on is its last part: where files lie is nobody's business."""
+    """Return JSON values in which a path of the machine that a set was made on is its last part:
+    where files lie is nobody's business.
+    """
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -100,9 +119,13 @@ def _scaled(view: Range | None) -> str:
     """Return how the 8 bits of the shards are read where they stand for more than pixels."""
     if view is None:
         return ""
-    low, high = min(view.offset), max(offset + scale for offset, scale in zip(view.offset, view.scale))
-    return f"""Values reach from {low:.2f} to {high:.2f} where pixels reach from 0 to 1, so the 8 bits of `shards/` are on a scale, by
-channel, which raydd undoes. Without raydd, `png` being the decoded `[H, W, C]` picture of a sample:
+    low, high = (
+        min(view.offset),
+        max(offset + scale for offset, scale in zip(view.offset, view.scale)),
+    )
+    return f"""Values reach from {low:.2f} to {high:.2f} where pixels reach from 0 to 1, so the
+8 bits of `shards/` are on a scale, by channel, which raydd undoes. Without raydd,
+`png` being the decoded `[H, W, C]` picture of a sample:
 
 ```python
 view = json.load(open("shards/dataset.json"))["view"]
@@ -133,22 +156,33 @@ def card(
 ) -> str:
     """Return the card: what the set is, how to load it, what it is worth, how it was made.
 
-    ``parts``: names of the safetensors files. ``shards``: whether the folder holds them. ``charts``: files of the report.
-    ``records``: bytes of the soft labels beside the set. ``view``: what the 8 bits of the shards stand for, where these are no pixels.
+    ``parts``: names of the safetensors files. ``shards``: whether the folder holds them.
+    ``charts``: files of the report. ``records``: bytes of the soft labels beside the set. ``view``:
+    what the 8 bits of the shards stand for, where these are no pixels.
     """
     info, recipe = distilled.info, distilled.recipe
     shape = "×".join(map(str, distilled.images.shape[1:]))
     if report is None:
         worth = "This set was published without an evaluation.\n"
     else:
-        worth = without_places(render_markdown(report)) + "".join(f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES)
+        worth = without_places(render_markdown(report)) + "".join(
+            f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES
+        )
     more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
     worth_file = "" if report is None else "- `report.json`: what it is worth\n"
     scaled = "" if view is None else ", on the scale that `shards/dataset.json` holds"
-    views = f"- `shards/*.tar`: the same images in 8 bits{scaled} as WebDataset shards (`.png`, `.cls`)\n" if shards else ""
-    soft = "- `labels/`: the teachers' soft labels, a file for each epoch of views; `labels/manifest.json` says how views are drawn\n"
+    views = (
+        f"- `shards/*.tar`: the same images in 8 bits{scaled} as WebDataset shards (`.png`, `.cls`)\n"
+        if shards
+        else ""
+    )
+    per_class = f"{ipc_text(distilled)} image{'s' * (ipc_text(distilled) != '1')} per class"
+    soft = (
+        "- `labels/`: the teachers' soft labels, a file for each epoch of views; `labels/manifest.json` says how views"
+        " are drawn\n"
+    )
     return f"""{header(distilled, license_id, shards=shards)}
-# {info.name}, {ipc_text(distilled)} image{'s' * (ipc_text(distilled) != '1')} per class, distilled by {method_name(recipe)}
+# {info.name}, {per_class}, distilled by {method_name(recipe)}
 
 A small training set that stands in for {info.name} (images of {shape}, C×H×W), made by dataset distillation with
 raydd. {_labels(distilled, records)}
@@ -163,8 +197,8 @@ dataset = raydd.load("path/or/url/of/this/folder")
 image, label = dataset[0]
 ```
 
-`dataset` is a `torch.utils.data.Dataset` in the space a network expects; `dataset.tensors()` gives all of it at once and
-`dataset.to_rgb()` pictures. Without raydd:
+`dataset` is a `torch.utils.data.Dataset` in the space a network expects; `dataset.tensors()` gives
+all of it at once and `dataset.to_rgb()` pictures. Without raydd:
 
 ```python
 {_by_hand(parts)}

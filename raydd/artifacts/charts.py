@@ -28,23 +28,35 @@ def report_files(report: Report) -> dict[str, bytes]:
 
 
 def matrix(crossed: Crossed, title: str = "") -> bytes:
-    """Return a matrix of accuracies as PNG bytes: a row per network, a column per set, darker where it is more accurate."""
+    """Return a matrix of accuracies as PNG bytes: a row per network, a column per set, darker where
+    it is more accurate.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, columns = len(crossed.networks), len(crossed.sets)
     known = [cell.accuracy_mean for line in crossed.cells for cell in line if cell is not None]
     reach = max(max(known) - min(known), 1.0)
-    low, high = min(known) - 0.25 * reach, min(known) + reach  # a little room below: the palest cell is still a cell
-    figure = Figure(figsize=(max(6.5, 2.6 + 1.5 * columns), 1.5 + 0.34 * rows), dpi=150, layout="constrained")
+    low, high = (
+        min(known) - 0.25 * reach,
+        min(known) + reach,
+    )  # a little room below: the palest cell is still a cell
+    figure = Figure(
+        figsize=(max(6.5, 2.6 + 1.5 * columns), 1.5 + 0.34 * rows), dpi=150, layout="constrained"
+    )
     axes = figure.add_subplot()
-    values = [[float("nan") if cell is None else cell.accuracy_mean for cell in of] for of in zip(*crossed.cells, strict=True)]
+    values = [
+        [float("nan") if cell is None else cell.accuracy_mean for cell in of]
+        for of in zip(*crossed.cells, strict=True)
+    ]
     axes.imshow(values, cmap="Blues", aspect="auto", vmin=low, vmax=high)
     for i, j in itertools.product(range(rows), range(columns)):
         cell = crossed.cells[j][i]
         text = "–" if cell is None else f"{cell.accuracy_mean:.1f} ± {cell.accuracy_std:.1f}"
         dark = values[i][j] > low + 0.6 * (high - low)
-        axes.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "#202020")
+        axes.text(
+            j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "#202020"
+        )
     axes.set_xticks(range(columns), [name.replace(", ", "\n") for name in crossed.sets])
     axes.xaxis.tick_top()
     axes.set_yticks(range(rows), crossed.networks)
@@ -75,7 +87,9 @@ def continual_chart(report: Report) -> bytes:
 def continual_csv(report: Report) -> bytes:
     """Return the continual experiment's rows as CSV, a column per field of :class:`MemoryRow`."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in dataclasses.fields(MemoryRow)], lineterminator="\n")
+    writer = csv.DictWriter(
+        out, [field.name for field in dataclasses.fields(MemoryRow)], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in report.continual)
     return out.getvalue().encode()

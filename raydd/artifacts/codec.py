@@ -1,4 +1,6 @@
-"""What saving as JPEG does to images: published sets of patches and of recovered images were saved so, and trained on decoded."""
+"""What saving as JPEG does to images: published sets of patches and of recovered images were saved
+so, and trained on decoded.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ QUALITY = 75
 
 
 def jpeg_round_trip(images: Tensor) -> Tensor:
-    """Return uint8 images ``[N, C, H, W]`` (grey or RGB, on the CPU) as they are after JPEG encoding and decoding by Pillow.
+    """Return uint8 images ``[N, C, H, W]`` (grey or RGB, on the CPU) as they are after JPEG
+    encoding and decoding by Pillow.
 
     Pillow's defaults: quality 75, colour at half the resolution (4:2:0), standard tables (specification
     edc_sre2l_gvbsm_rded, section 2.8). ``ConfigError`` for other kinds of images.
@@ -26,7 +29,9 @@ def jpeg_round_trip(images: Tensor) -> Tensor:
     from PIL import Image
 
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ConfigError(f"JPEG holds uint8 images [N, C, H, W] of 1 or 3 channels, not {images.dtype} {list(images.shape)}")
+        raise ConfigError(
+            f"JPEG holds uint8 images [N, C, H, W] of 1 or 3 channels, not {images.dtype} {list(images.shape)}"
+        )
     grey = images.shape[1] == 1
     pixels = images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
     made = np.empty_like(pixels)

@@ -16,7 +16,8 @@ from raydd.data.images import Orientation
 
 
 class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
-    """Samples ``(image, label)``: float32 ``[C, H, W]``, normalised (whitened, decoded) as networks expect; an int or soft ``[classes]``.
+    """Samples ``(image, label)``: float32 ``[C, H, W]``, normalised (whitened, decoded) as networks
+    expect; an int or soft ``[classes]``.
 
     ``distilled``: the set behind it. ``classes``: their number; ``class_names``: their names. ``mean``/``std``: the
     normalisation, per channel, of pixels in [0, 1].
@@ -34,10 +35,16 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
         """Return what the set is: data set, images, classes, images per class, space, labels, method."""
         of, recipe = self.distilled, self.distilled.recipe
         low, high = min(of.ipc), max(of.ipc)
-        count = f"{len(of)} images of {self.classes} classes" + (f" ({low if low == high else f'{low} to {high}'} per class)")
+        count = f"{len(of)} images of {self.classes} classes" + (
+            f" ({low if low == high else f'{low} to {high}'} per class)"
+        )
         count += f", decoded to {len(self)}" if len(self) != len(of) else ""
         space = "whitened" if of.whitening is not None else "normalised"
-        stored = f", stored as {recipe['space']}" if recipe.get("space") not in (None, "normalised") else ""
+        stored = (
+            f", stored as {recipe['space']}"
+            if recipe.get("space") not in (None, "normalised")
+            else ""
+        )
         labels = "hard" if of.soft_labels is None else "soft"
         shape = "×".join(map(str, of.images.shape[1:]))
         return (
@@ -53,7 +60,10 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
             raise IndexError(f"sample {index} of {len(self)}")
         index %= len(self)
         if self._decoded is None:
-            image, label = self.distilled.normalised(self.distilled.images[index : index + 1])[0], self.distilled.targets[index]
+            image, label = (
+                self.distilled.normalised(self.distilled.images[index : index + 1])[0],
+                self.distilled.targets[index],
+            )
         else:
             image, label = self._decoded[0][index], self._decoded[1][index]
         return image, label if label.is_floating_point() else int(label)
@@ -83,14 +93,17 @@ def load(
 ) -> DistilledDataset:
     """Return the distilled set at a path or URL (``s3://…``) as a dataset.
 
-    Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the data set it stands for
-    (its name in the catalog, or its facts), where the format does not say. ``experiment``: which repetition of a
-    DC/DSA/DM ``.pt`` file, the last by default. ``space`` of the images (``pixels``, ``pixels255``, ``normalised``, ``zca``),
-    ``factor`` of several images in one, and whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
-    :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca`` needs the data set's files.
-    ``orientation="exif"`` turns picture files of others as they say they are to be shown.
-    Raises ``DataError`` for what is not a set and ``TornFileError``, naming the file, for what is broken; ``ConfigError`` for
-    what cannot be.
+    Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the
+    data set it stands for (its name in the catalog, or its facts), where the format does not say.
+    ``experiment``: which repetition of a DC/DSA/DM ``.pt`` file, the last by default. ``space`` of
+    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``), ``factor`` of several images in
+    one, and whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
+    :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca``
+    needs the data set's files. ``orientation="exif"`` turns picture files of others as they say
+    they are to be shown. Raises ``DataError`` for what is not a set and ``TornFileError``, naming
+    the file, for what is broken; ``ConfigError`` for what cannot be.
     """
-    reading = Reading(space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation)
+    reading = Reading(
+        space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation
+    )
     return DistilledDataset(whitened(read_set(url, info=info, reading=reading)))

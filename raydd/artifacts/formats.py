@@ -1,4 +1,5 @@
-"""Distilled sets of others, read, so that published sets are evaluated here (:mod:`raydd.artifacts.writing` writes ours for others).
+"""Distilled sets of others, read, so that published sets are evaluated here
+(:mod:`raydd.artifacts.writing` writes ours for others).
 
 ============  ==========================================================================================================
 format        what it is
@@ -7,14 +8,15 @@ distilled     raydd's own folder (:mod:`raydd.artifacts.folder`), or a run's out
 safetensors   one ``data.safetensors`` of raydd, with how to read it in its header
 pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per experiment, or per step of
               continual learning; also a pair ``(images, labels)`` or a dict of them (IDC, IDM)
-mtt           ``images_<n>.pt`` with ``labels_<n>.pt`` beside it (MTT and its descendants): one of the two, or their folder
-folder        a folder per class of pictures (SRe2L, EDC, RDED, any image folder)
-webdataset    tar shards with ``.png``/``.jpg`` and ``.cls``
-============  ==========================================================================================================
+mtt           ``images_<n>.pt`` with ``labels_<n>.pt`` beside it (MTT and its descendants): one of
+the two, or their folder folder        a folder per class of pictures (SRe2L, EDC, RDED, any image
+folder) webdataset    tar shards with ``.png``/``.jpg`` and ``.cls`` ============
+==========================================================================================================
 
-Formats of others say neither what data set they stand for nor how it is normalised: ``info`` does, or a ``dataset.json``
-that raydd wrote beside them; nor in which space their values are: a :class:`Reading` does, or it is guessed, and told
-(:mod:`raydd.artifacts.reading`). Nothing is unpickled but tensors and plain numbers.
+Formats of others say neither what data set they stand for nor how it is normalised: ``info`` does,
+or a ``dataset.json`` that raydd wrote beside them; nor in which space their values are: a
+:class:`Reading` does, or it is guessed, and told (:mod:`raydd.artifacts.reading`). Nothing is
+unpickled but tensors and plain numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +36,14 @@ from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.pt import Experiments, experiments_of
 from raydd.artifacts.pt import load_pt as load_pt
-from raydd.artifacts.reading import WHITENED, Reading, Tell, images_in_space, targets_of, tell_counted_from_1
+from raydd.artifacts.reading import (
+    WHITENED,
+    Reading,
+    Tell,
+    images_in_space,
+    targets_of,
+    tell_counted_from_1,
+)
 from raydd.artifacts.sources import Source
 from raydd.artifacts.sources import detect as detect
 from raydd.artifacts.views import read_folder, read_tars
@@ -48,15 +57,20 @@ log = logging.getLogger(__name__)
 
 
 def read_set(
-    url: str, *, info: DatasetInfo | str | None = None, reading: Reading | None = None, tell: Tell = log.warning
+    url: str,
+    *,
+    info: DatasetInfo | str | None = None,
+    reading: Reading | None = None,
+    tell: Tell = log.warning,
 ) -> DistilledSet:
     """Return the distilled set at ``url``, of any format in the table above.
 
-    ``info``: the data set it stands for (its facts, or its name in the catalog), needed where the format does not say.
-    ``reading``: what its values mean, as far as that is known. ``tell`` gets a line for each guess, and for what was left out.
-    A set in a whitened space is returned without its whitening, which :mod:`raydd.artifacts.whitening` fits.
-    Raises ``DataError`` for what is not a set or does not fit ``info``, ``TornFileError`` for what is broken, ``ConfigError`` for
-    an ``info`` that is missing or unknown and for a reading that cannot be.
+    ``info``: the data set it stands for (its facts, or its name in the catalog), needed where the
+    format does not say. ``reading``: what its values mean, as far as that is known. ``tell`` gets a
+    line for each guess, and for what was left out. A set in a whitened space is returned without
+    its whitening, which :mod:`raydd.artifacts.whitening` fits. Raises ``DataError`` for what is not
+    a set or does not fit ``info``, ``TornFileError`` for what is broken, ``ConfigError`` for an
+    ``info`` that is missing or unknown and for a reading that cannot be.
     """
     info = entry(info).info if isinstance(info, str) else info
     reading = reading or Reading()
@@ -71,15 +85,27 @@ def read_set(
         reading.refuse(source.url, "says itself how it is read")
         data = source.storage.get(source.paths[0])
         tensors = load_tensors(data, source.url)
-        distilled = folder.from_tensors(tensors, load_metadata(data), {"source": source.url, "format": "safetensors"}, source.url)
+        distilled = folder.from_tensors(
+            tensors,
+            load_metadata(data),
+            {"source": source.url, "format": "safetensors"},
+            source.url,
+        )
     else:
         distilled = _read_foreign(source, info, reading, tell)
         absent = [label for label, count in enumerate(distilled.ipc) if not count]
         if absent and distilled.soft_labels is None:
             names = distilled.info.class_names
-            shown = ", ".join(names[c] if c < len(names) else str(c) for c in absent[:5]) + (", …" if len(absent) > 5 else "")
-            tell(f"{source.url}: {len(absent)} of {distilled.info.classes} classes have no image: {shown}")
-    if info is not None and (distilled.info.classes, distilled.info.channels) != (info.classes, info.channels):
+            shown = ", ".join(names[c] if c < len(names) else str(c) for c in absent[:5]) + (
+                ", …" if len(absent) > 5 else ""
+            )
+            tell(
+                f"{source.url}: {len(absent)} of {distilled.info.classes} classes have no image: {shown}"
+            )
+    if info is not None and (distilled.info.classes, distilled.info.channels) != (
+        info.classes,
+        info.channels,
+    ):
         raise DataError(f"{source.url} has {_kind(distilled.info)}; {info.name} has {_kind(info)}")
     return distilled
 
@@ -88,31 +114,44 @@ def _kind(info: DatasetInfo) -> str:
     return f"{info.classes} classes and {info.channels} channel{'s' if info.channels != 1 else ''}"
 
 
-def _read_foreign(source: Source, info: DatasetInfo | None, reading: Reading, tell: Tell) -> DistilledSet:
+def _read_foreign(
+    source: Source, info: DatasetInfo | None, reading: Reading, tell: Tell
+) -> DistilledSet:
     if source.chosen:
         tell(f"{source.storage.url}: read {source.chosen}")
     recipe: dict[str, Any] = {"source": source.url, "format": source.format}
     whitening, soft = None, None
     if source.format in ("pt", "mtt"):
-        value = tuple(load_pt(source.storage.get(path), join(source.storage.url, path)) for path in source.paths)
+        value = tuple(
+            load_pt(source.storage.get(path), join(source.storage.url, path))
+            for path in source.paths
+        )
         value = value[0] if source.format == "pt" else value
         if isinstance(value, Mapping) and isinstance(value.get("raydd"), str):
             reading.refuse(source.url, "was written by raydd and says itself how it is read")
-            info, whitening = _own_facts(value, source)  # the images are in its space, whatever the given one's
+            info, whitening = _own_facts(
+                value, source
+            )  # the images are in its space, whatever the given one's
             reading = replace(reading, space="normalised")
             tell = _nothing
         if reading.orientation != "ignore":
-            raise ConfigError(f"orientation={reading.orientation} has no effect: {source.url} holds no picture files")
+            raise ConfigError(
+                f"orientation={reading.orientation} has no effect: {source.url} holds no picture files"
+            )
         info = _needed(info, source)
         images, labels = _pt(value, reading, source, recipe, tell)
         _check_shape(images, info, source)
         hint = (source.space, source.why) if source.space is not None else None
         if whitening is None:
-            images, recipe["space"] = images_in_space(images, info, reading.space, source.url, tell, hint)
+            images, recipe["space"] = images_in_space(
+                images, info, reading.space, source.url, tell, hint
+            )
         labels, soft = targets_of(labels, info.classes, reading.labels, source.url, tell)
     else:
         if reading.labels is not None or reading.space is not None:
-            raise ConfigError(f"{source.url}: pictures are pixels, and their labels are known: only a factor can be stated")
+            raise ConfigError(
+                f"{source.url}: pictures are pixels, and their labels are known: only a factor can be stated"
+            )
         side = _side(source)
         own = side["info"] is not None
         info = _needed(info or side.pop("info"), source)
@@ -122,9 +161,17 @@ def _read_foreign(source: Source, info: DatasetInfo | None, reading: Reading, te
             _tell_labels(labels, soft, info, source, tell)
         recipe["space"] = "pixels255"
         _check_shape(images, info, source)
-    decoding = _grid(reading.factor, info, recipe.get("space", "normalised")) if reading.factor > 1 else Decoding()
+    decoding = (
+        _grid(reading.factor, info, recipe.get("space", "normalised"))
+        if reading.factor > 1
+        else Decoding()
+    )
     # Whitening is of pixels in [0, 1], not of normalised ones.
-    plain = {"mean": (0.0,) * info.channels, "std": (1.0,) * info.channels} if recipe.get("space") in WHITENED else {}
+    plain = (
+        {"mean": (0.0,) * info.channels, "std": (1.0,) * info.channels}
+        if recipe.get("space") in WHITENED
+        else {}
+    )
     try:
         return DistilledSet(
             images=images.to(images.dtype if images.dtype == torch.uint8 else torch.float32),
@@ -144,40 +191,63 @@ def _nothing(line: str) -> None:
     """Tell nobody: what raydd wrote is no guess."""
 
 
-def _pt(value: Any, reading: Reading, source: Source, recipe: dict[str, Any], tell: Tell) -> tuple[Tensor, Tensor]:
+def _pt(
+    value: Any, reading: Reading, source: Source, recipe: dict[str, Any], tell: Tell
+) -> tuple[Tensor, Tensor]:
     """Return the images and labels of a file as it holds them, and add to the recipe which of its sets they are."""
     if isinstance(value, Tensor) and source.partner:
-        raise DataError(f"{source.url} needs its {source.partner.split('_')[0]} beside it, in {source.partner}")
+        raise DataError(
+            f"{source.url} needs its {source.partner.split('_')[0]} beside it, in {source.partner}"
+        )
     held: Experiments = experiments_of(value, source.url)
     if held.unread:
-        tell(f"labels: {source.url}: '{held.labels}' (guessed: {', '.join(held.unread)} beside it not read)")
+        tell(
+            f"labels: {source.url}: '{held.labels}' (guessed: {', '.join(held.unread)} beside it not read)"
+        )
     if source.format == "pt":
         recipe["experiment"] = "all steps" if held.steps and reading.experiment is None else -1
-        recipe["experiment"] = recipe["experiment"] if reading.experiment is None else reading.experiment
+        recipe["experiment"] = (
+            recipe["experiment"] if reading.experiment is None else reading.experiment
+        )
         recipe["experiments"] = len(held.sets)
         published = held.published_of(-1 if reading.experiment is None else reading.experiment)
-        recipe |= {"published": {name: list(values) for name, values in published.items()}} if published else {}
+        recipe |= (
+            {"published": {name: list(values) for name, values in published.items()}}
+            if published
+            else {}
+        )
     if held.steps and reading.experiment is None:
-        tell(f"{source.url}: {len(held.sets)} steps of other classes each (continual learning), read as one set")
+        tell(
+            f"{source.url}: {len(held.sets)} steps of other classes each (continual learning), read as one set"
+        )
     return held.chosen(reading.experiment, source.url)
 
 
-def _tell_labels(labels: Tensor, soft: Tensor | None, info: DatasetInfo, source: Source, tell: Tell) -> None:
+def _tell_labels(
+    labels: Tensor, soft: Tensor | None, info: DatasetInfo, source: Source, tell: Tell
+) -> None:
     """Tell what in the labels of a tar of others may be meant otherwise."""
     tell_counted_from_1(labels, info.classes, source.url, tell)
     other = (soft.argmax(1) != labels).nonzero().flatten().tolist() if soft is not None else []
     if other:
-        first = f"first: image {other[0]}, {int(labels[other[0]])} and {int(soft[other[0]].argmax()) if soft is not None else ''}"
+        first = (
+            f"first: image {other[0]}, {int(labels[other[0]])} and"
+            f" {int(soft[other[0]].argmax()) if soft is not None else ''}"
+        )
         tell(
-            f"labels: {source.url}: soft_label is learned (guessed), although in {len(other)} of {len(labels)} samples the class beside it "
-            f"is not its likeliest ({first})"
+            f"labels: {source.url}: soft_label is learned (guessed), although in {len(other)} of {len(labels)} samples"
+            f" the class beside it is not its likeliest ({first})"
         )
 
 
 def experiments_at(url: str) -> Experiments | None:
     """Return the sets that a ``.pt`` file lists; ``None`` for any other format."""
     source = detect(url)
-    return experiments_of(load_pt(source.storage.get(source.paths[0]), source.url), source.url) if source.format == "pt" else None
+    return (
+        experiments_of(load_pt(source.storage.get(source.paths[0]), source.url), source.url)
+        if source.format == "pt"
+        else None
+    )
 
 
 def data_set_at(url: str) -> str:
@@ -205,37 +275,50 @@ def _own_facts(value: Mapping[str, Any], source: Source) -> tuple[DatasetInfo, W
     if "whitening_matrix" not in value:
         return folder.info_from(facts), None
     per_image = bool(facts.pop("per_image"))
-    whitening = Whitening(matrix=value["whitening_matrix"], mean=value["whitening_mean"], per_image=per_image)
+    whitening = Whitening(
+        matrix=value["whitening_matrix"], mean=value["whitening_mean"], per_image=per_image
+    )
     return folder.info_from(facts), whitening
 
 
 def _grid(factor: int, info: DatasetInfo, space: str) -> Decoding:
     if factor > min(info.height, info.width):
-        raise ConfigError(f"factor={factor}: images of {info.height}×{info.width} pixels cannot be cut into so many rows and columns")
+        raise ConfigError(
+            f"factor={factor}: images of {info.height}×{info.width} pixels cannot be cut into so many rows and columns"
+        )
     parameters: dict[str, Any] = {"factor": factor}
     if info.height % factor or info.width % factor:  # filled up with grey
-        parameters["padding"] = [0.0 if space.startswith("zca") else (0.5 - m) / s for m, s in zip(info.mean, info.std)]
+        parameters["padding"] = [
+            0.0 if space.startswith("zca") else (0.5 - m) / s for m, s in zip(info.mean, info.std)
+        ]
     return Decoding("grid", parameters)
 
 
 def _check_shape(images: Tensor, info: DatasetInfo, source: Source) -> None:
     if images.ndim != 4 or tuple(images.shape[1:]) != info.shape:
-        shape, wanted = (("×".join(map(str, v))) for v in (images.shape[1:], info.shape))
+        shape, wanted = ("×".join(map(str, v)) for v in (images.shape[1:], info.shape))
         turned = images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == info.shape
         hint = "; bring the channels to the front: images.permute(0, 3, 1, 2)" if turned else ""
-        raise DataError(f"{source.url}: images are {shape}; those of {info.name} are {wanted} (C×H×W){hint}")
+        raise DataError(
+            f"{source.url}: images are {shape}; those of {info.name} are {wanted} (C×H×W){hint}"
+        )
 
 
 def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:
     if info is None:
-        raise ConfigError(f"{source.url} ({source.format}) does not say of which data set it is: give its name, or its facts, as `info`")
+        raise ConfigError(
+            f"{source.url} ({source.format}) does not say of which data set it is: give its name, or its facts, as"
+            " `info`"
+        )
     return info
 
 
 def _side(source: Source) -> dict[str, Any]:
     """Return what raydd wrote beside a view: its data set's facts as ``info``, and what else there is."""
     values = read_side(source.storage)
-    extra: dict[str, Any] = {name: values.pop(name) for name in ("view", "folders") if name in values}
+    extra: dict[str, Any] = {
+        name: values.pop(name) for name in ("view", "folders") if name in values
+    }
     if not values:
         return {"info": None}
     try:
@@ -244,17 +327,30 @@ def _side(source: Source) -> dict[str, Any]:
         raise DataError(f"{join(source.storage.url, SIDE_FILE)} cannot be read: {error}") from error
 
 
-def _read_pictures(source: Source, info: DatasetInfo, side: Mapping[str, Any], reading: Reading, tell: Tell) -> Pictures:
+def _read_pictures(
+    source: Source, info: DatasetInfo, side: Mapping[str, Any], reading: Reading, tell: Tell
+) -> Pictures:
     storage = source.storage
     if source.format == "webdataset":
-        return read_tars(((join(storage.url, path), storage.get(path)) for path in source.paths), info.channels, reading.orientation)
+        return read_tars(
+            ((join(storage.url, path), storage.get(path)) for path in source.paths),
+            info.channels,
+            reading.orientation,
+        )
     empty = [path.rstrip("/") for path in source.unread if path.endswith("/")]
     unread = [path for path in source.unread if not path.endswith("/")]
     if unread:
         kinds = Counter(path.rsplit("/", 1)[1].rpartition(".")[2].lower() for path in unread)
         counted = ", ".join(f"{count} .{kind}" for kind, count in kinds.most_common(5))
-        tell(f"{storage.url}: {len(unread)} file{'s' * (len(unread) != 1)} in class folders not read ({counted}), first: {unread[0]}")
+        tell(
+            f"{storage.url}: {len(unread)} file{'s' * (len(unread) != 1)} in class folders not read ({counted}), first:"
+            f" {unread[0]}"
+        )
     if empty:
-        tell(f"{storage.url}: no picture is read in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}")
-    files = ((path.split("/")[0], join(storage.url, path), storage.get(path)) for path in source.paths)
+        tell(
+            f"{storage.url}: no picture is read in {', '.join(empty[:5])}{', …' * (len(empty) > 5)}"
+        )
+    files = (
+        (path.split("/")[0], join(storage.url, path), storage.get(path)) for path in source.paths
+    )
     return read_folder(files, info, side, empty, reading.orientation, tell)

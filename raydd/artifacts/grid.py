@@ -25,11 +25,15 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def to_image(pixels: Tensor) -> Image:
-    """Return a uint8 tensor ``[C, H, W]``, C from 1 to 4, as a Pillow image; ``ConfigError`` for other channel counts."""
+    """Return a uint8 tensor ``[C, H, W]``, C from 1 to 4, as a Pillow image; ``ConfigError`` for
+    other channel counts.
+    """
     from PIL import Image
 
     if pixels.shape[0] not in MODES:
-        raise ConfigError(f"images of {pixels.shape[0]} channels cannot be written as pictures; allowed: 1 to 4 channels")
+        raise ConfigError(
+            f"images of {pixels.shape[0]} channels cannot be written as pictures; allowed: 1 to 4 channels"
+        )
     array = pixels.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[:, :, 0] if pixels.shape[0] == 1 else array)
 
@@ -83,14 +87,18 @@ def _glyphs(path: str) -> frozenset[int]:
 
 
 def font_for(text: str) -> FreeTypeFont | None:
-    """Return a font that draws every character of a text: matplotlib's, else one of the system's; ``None`` if none does."""
+    """Return a font that draws every character of a text: matplotlib's, else one of the system's;
+    ``None`` if none does.
+    """
     needed = {ord(character) for character in text if not character.isspace()}
     if needed <= _glyphs(_letters()):
         return _font()
     from matplotlib import font_manager
 
     for path in sorted(font_manager.findSystemFonts()):
-        if "lastresort" not in path.lower() and needed <= _glyphs(path):  # that one draws a box for everything
+        if "lastresort" not in path.lower() and needed <= _glyphs(
+            path
+        ):  # that one draws a box for everything
             return _font(path)
     return None
 
@@ -104,31 +112,50 @@ def _shorten(text: str, font: FreeTypeFont, limit: float) -> str:
 
 
 def _blocks(rows: int, row_height: int, block_width: int, limit: int) -> int:
-    """Return into how many side-by-side blocks the rows are cut: a picture about 4:3, not too wide, with few empty places."""
+    """Return into how many side-by-side blocks the rows are cut: a picture about 4:3, not too wide,
+    with few empty places.
+    """
 
     def misfit(blocks: int) -> float:
         width = blocks * block_width + (blocks - 1) * BLOCK_GAP
         per_block = math.ceil(rows / blocks)
         shape = abs(math.log(width / (per_block * row_height) / 1.33))
-        return shape + 2.0 * (blocks * per_block / rows - 1) + (100.0 if width > limit and blocks > 1 else 0.0)
+        return (
+            shape
+            + 2.0 * (blocks * per_block / rows - 1)
+            + (100.0 if width > limit and blocks > 1 else 0.0)
+        )
 
     return min(range(1, rows + 1), key=misfit)
 
 
 def grid(
-    images: Tensor, labels: Tensor, class_names: Sequence[str] = (), *, max_rows: int = 100, max_columns: int = 20, max_width: int = 1800
+    images: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str] = (),
+    *,
+    max_rows: int = 100,
+    max_columns: int = 20,
+    max_width: int = 1800,
 ) -> Image:
     """Return a picture with a class per row, its name at the left and its images in their order.
 
-    ``images``: pictures ``[N, C, H, W]``, float in [0, 1] or uint8; ``labels``: int ``[N]``; classes without a name, or with
-    one that no font here draws, show their number. Classes past ``max_rows`` and images past ``max_columns`` are left out and
-    counted in a line below. Few columns are set in several blocks side by side. Equal arguments give equal pixels.
+    ``images``: pictures ``[N, C, H, W]``, float in [0, 1] or uint8; ``labels``: int ``[N]``;
+    classes without a name, or with one that no font here draws, show their number. Classes past
+    ``max_rows`` and images past ``max_columns`` are left out and counted in a line below. Few
+    columns are set in several blocks side by side. Equal arguments give equal pixels.
     """
     from PIL import Image, ImageDraw
 
     if len(images) != len(labels) or images.ndim != 4 or not len(images):
-        raise ConfigError(f"a grid needs images [N, C, H, W] and labels [N], not {list(images.shape)} and {list(labels.shape)}")
-    pixels = images if images.dtype == torch.uint8 else (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        raise ConfigError(
+            f"a grid needs images [N, C, H, W] and labels [N], not {list(images.shape)} and {list(labels.shape)}"
+        )
+    pixels = (
+        images
+        if images.dtype == torch.uint8
+        else (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    )
     present = sorted(set(labels.tolist()))
     shown = present[:max_rows]
     of_class = {c: (labels == c).nonzero().flatten().tolist() for c in shown}
@@ -136,19 +163,26 @@ def grid(
     width, height = tile_size(images.shape[2], images.shape[3], len(shown), columns)
     font = _font()
     wanted = [class_names[c] if c < len(class_names) else str(c) for c in shown]
-    drawn = [(name, found) if (found := font_for(name)) else (str(c), font) for c, name in zip(shown, wanted)]
+    drawn = [
+        (name, found) if (found := font_for(name)) else (str(c), font)
+        for c, name in zip(shown, wanted)
+    ]
     fonts = [found for _, found in drawn]
     names = [_shorten(name, found, 150) for name, found in drawn]
     label_widths = [math.ceil(found.getlength(name)) + 10 for name, found in zip(names, fonts)]
     row_height = max(height + GAP, FONT_SIZE + 5)
     images_width = columns * (width + GAP) - GAP
-    blocks = _blocks(len(shown), row_height, max(label_widths) + images_width, max_width - 2 * MARGIN)
+    blocks = _blocks(
+        len(shown), row_height, max(label_widths) + images_width, max_width - 2 * MARGIN
+    )
     per_block = math.ceil(len(shown) / blocks)
     starts = [MARGIN]  # of the images of each block, and one past the last
     for first in range(0, len(shown), per_block):
         starts[-1] += max(label_widths[first : first + per_block])
         starts.append(starts[-1] + images_width + BLOCK_GAP)
-    note = _left_out(len(present) - len(shown), sum(max(0, len(ids) - columns) for ids in of_class.values()))
+    note = _left_out(
+        len(present) - len(shown), sum(max(0, len(ids) - columns) for ids in of_class.values())
+    )
     full_width = max(starts[-1] - BLOCK_GAP + MARGIN, math.ceil(font.getlength(note)) + 2 * MARGIN)
     full_height = 2 * MARGIN + per_block * row_height - GAP + (FONT_SIZE + 12 if note else 0)
     picture = Image.new("RGB", (full_width, full_height), BACKGROUND)
@@ -158,7 +192,9 @@ def grid(
         top = MARGIN + (i % per_block) * row_height
         draw.text((left - 10, top + height / 2), names[i], INK, fonts[i], anchor="rm")
         for column, index in enumerate(of_class[c][:columns]):
-            picture.paste(_tile(pixels[index], (width, height)), (left + column * (width + GAP), top))
+            picture.paste(
+                _tile(pixels[index], (width, height)), (left + column * (width + GAP), top)
+            )
     if note:
         draw.text((MARGIN, full_height - MARGIN), note, FAINT, font, anchor="ls")
     return picture
@@ -204,16 +240,28 @@ def curve(
     axes = figure.add_subplot()
     for name, points in series.items():
         x, y = [point[0] for point in points], [point[1] for point in points]
-        (line,) = axes.plot(x, y, label=name, linewidth=1.8, marker="o" if len(points) <= 40 else "", markersize=4)
+        (line,) = axes.plot(
+            x, y, label=name, linewidth=1.8, marker="o" if len(points) <= 40 else "", markersize=4
+        )
         if points and len(points[0]) > 2:
             low, high = [p[1] - p[2] for p in points], [p[1] + p[2] for p in points]
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1.2)
         across = axes.get_yaxis_transform()
-        axes.annotate(name, (1, level), (-4, 4), xycoords=across, textcoords="offset points", ha="right", color="#555555")
+        axes.annotate(
+            name,
+            (1, level),
+            (-4, 4),
+            xycoords=across,
+            textcoords="offset points",
+            ha="right",
+            color="#555555",
+        )
     if all(float(point[0]).is_integer() for points in series.values() for point in points):
-        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True)
+        )
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11)

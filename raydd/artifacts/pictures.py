@@ -16,7 +16,9 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 
 SIDE_FILE = "dataset.json"
-"""Beside a view: the data set's facts, the :class:`Range` (``view``) and, of an image folder, the ``folders`` in label order."""
+"""Beside a view: the data set's facts, the :class:`Range` (``view``) and, of an image folder, the
+``folders`` in label order.
+"""
 HALF_STEP = 0.5 / 255
 
 
@@ -29,11 +31,19 @@ class Range:
 
     @classmethod
     def of(cls, distilled: DistilledSet, images: Tensor) -> Range | None:
-        """Return the range that images in network space need; ``None`` if rounding them to pixels loses nothing but fractions."""
+        """Return the range that images in network space need; ``None`` if rounding them to pixels
+        loses nothing but fractions.
+        """
         if not images.is_floating_point() or not len(images):
             return None
-        bounds = [distilled.to_pixels(piece).transpose(0, 1).flatten(1).aminmax(dim=1) for piece in pieces_of(distilled, images)]
-        low, high = torch.stack([b.min for b in bounds]).amin(0).double(), torch.stack([b.max for b in bounds]).amax(0).double()
+        bounds = [
+            distilled.to_pixels(piece).transpose(0, 1).flatten(1).aminmax(dim=1)
+            for piece in pieces_of(distilled, images)
+        ]
+        low, high = (
+            torch.stack([b.min for b in bounds]).amin(0).double(),
+            torch.stack([b.max for b in bounds]).amax(0).double(),
+        )
         if float(low.min()) >= -HALF_STEP and float(high.max()) <= 1 + HALF_STEP:
             return None
         offset = low.clamp_max(0)
@@ -45,9 +55,14 @@ class Range:
         try:
             found = cls(tuple(map(float, values["offset"])), tuple(map(float, values["scale"])))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: the range of an 8-bit view (offset, scale) cannot be read: {error!r}") from error
+            raise DataError(
+                f"{where}: the range of an 8-bit view (offset, scale) cannot be read: {error!r}"
+            ) from error
         if not len(found.offset) == len(found.scale) == channels or min(found.scale) <= 0:
-            raise DataError(f"{where}: the range of an 8-bit view needs offset and scale, above 0, of {channels} channels, not {values}")
+            raise DataError(
+                f"{where}: the range of an 8-bit view needs offset and scale, above 0, of {channels} channels, not"
+                f" {values}"
+            )
         return found
 
     def to_json(self) -> dict[str, list[float]]:
@@ -55,7 +70,10 @@ class Range:
         return {name: list(values) for name, values in asdict(self).items()}
 
     def _channels(self) -> tuple[Tensor, Tensor]:
-        offset, scale = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (self.offset, self.scale))
+        offset, scale = (
+            torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1)
+            for v in (self.offset, self.scale)
+        )
         return offset, scale
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -70,13 +88,17 @@ class Range:
 
 
 def pieces_of(distilled: DistilledSet, images: Tensor) -> Sequence[Tensor]:
-    """Return images in pieces, since the floats of a large set need not exist three times; undoing a whitening is dear per call."""
+    """Return images in pieces, since the floats of a large set need not exist three times; undoing
+    a whitening is dear per call.
+    """
     return images.split(1024) if distilled.whitening is None else [images]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """8 bits ``[N, C, H, W]``, hard labels int64 ``[N]`` and, where there are some, soft ones ``[N, classes]``; see :class:`Range`."""
+    """8 bits ``[N, C, H, W]``, hard labels int64 ``[N]`` and, where there are some, soft ones ``[N,
+    classes]``; see :class:`Range`.
+    """
 
     pixels: Tensor
     labels: Tensor
@@ -84,18 +106,30 @@ class Pictures:
     range: Range | None = None
 
     def images(self, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-        """Return the pixels as they are, or, of a view with a range, float32 images normalised by ``mean`` and ``std``."""
+        """Return the pixels as they are, or, of a view with a range, float32 images normalised by
+        ``mean`` and ``std``.
+        """
         if self.range is None:
             return self.pixels
         centre, spread = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-        return torch.cat([(self.range.decode(piece) - centre) / spread for piece in self.pixels.split(1024)])
+        return torch.cat(
+            [(self.range.decode(piece) - centre) / spread for piece in self.pixels.split(1024)]
+        )
 
 
 def pictures(distilled: DistilledSet) -> Pictures:
     """Return what students see of a set, in 8 bits."""
-    images, targets = (distilled.images, distilled.targets) if distilled.decoding.name == "identity" else distilled.tensors()
+    images, targets = (
+        (distilled.images, distilled.targets)
+        if distilled.decoding.name == "identity"
+        else distilled.tensors()
+    )
     soft = targets if targets.is_floating_point() else None
-    hard = distilled.labels if distilled.decoding.name == "identity" or soft is None else soft.argmax(1)
+    hard = (
+        distilled.labels
+        if distilled.decoding.name == "identity" or soft is None
+        else soft.argmax(1)
+    )
     hard = targets if soft is None else hard
     found = Range.of(distilled, images)
     if found is None:
@@ -115,7 +149,9 @@ def side_file(distilled: DistilledSet, shown: Pictures, *, folders: bool = False
 
 
 def read_side(storage: Storage) -> dict[str, Any]:
-    """Return what :data:`SIDE_FILE` in a folder holds, nothing if there is none of ours; ``DataError`` if it cannot be read."""
+    """Return what :data:`SIDE_FILE` in a folder holds, nothing if there is none of ours;
+    ``DataError`` if it cannot be read.
+    """
     if not storage.exists(SIDE_FILE):
         return {}
     try:
@@ -130,7 +166,10 @@ def outside(distilled: DistilledSet, shown: Pictures) -> str:
     if shown.range is None:
         return ""
     images = distilled.images if distilled.decoding.name == "identity" else distilled.tensors()[0]
-    counts = [((p < -HALF_STEP) | (p > 1 + HALF_STEP)).sum() for p in map(distilled.to_pixels, pieces_of(distilled, images))]
+    counts = [
+        ((p < -HALF_STEP) | (p > 1 + HALF_STEP)).sum()
+        for p in map(distilled.to_pixels, pieces_of(distilled, images))
+    ]
     share = int(torch.stack(counts).sum()) / images.numel()
     low = min(shown.range.offset)
     high = max(o + s for o, s in zip(shown.range.offset, shown.range.scale))

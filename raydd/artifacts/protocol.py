@@ -32,14 +32,20 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     """Return a recipe's values for people: ``151 epochs of batches of 256; sgd, lr 0.01, momentum 0.9; …``."""
 
     def of(*names: str) -> str:
-        return "".join(f", {name.replace('_', ' ')} {_plain(recipe[name])}" for name in names if name in recipe)
+        return "".join(
+            f", {name.replace('_', ' ')} {_plain(recipe[name])}" for name in names if name in recipe
+        )
 
     slices = f" in {recipe['accumulate']} slices" if "accumulate" in recipe else ""
     parts = [f"{recipe['epochs']} epochs of batches of {recipe['batch']}{slices}"]
     decay = " of matrices only" if recipe.get("decay") == "matrices_only" else ""
     parts.append(f"{recipe['optimizer']}{of('lr', 'momentum', 'betas', 'weight_decay')}{decay}")
     falls = [*recipe.get("drops", ()), *recipe.get("milestones", ())]
-    drops = f", times {recipe['drop_factor']:g} from epoch {', '.join(map(str, falls))}" if falls else ""
+    drops = (
+        f", times {recipe['drop_factor']:g} from epoch {', '.join(map(str, falls))}"
+        if falls
+        else ""
+    )
     parts.append(f"schedule {recipe['schedule']}{drops}{of('st')}")
     parts.append(f"loss {recipe['loss']}{of('ce_weight', 'temperature')}")
     if "ema" in recipe:

@@ -14,14 +14,30 @@ from torch import Tensor
 
 from raydd.core.errors import ConfigError, DataError, TornFileError
 
-_PAIRS = (("images", "labels"), ("image", "label"), ("data", "labels"), ("data", "targets"), ("data", "target"), ("x", "y"))
+_PAIRS = (
+    ("images", "labels"),
+    ("image", "label"),
+    ("data", "labels"),
+    ("data", "targets"),
+    ("data", "target"),
+    ("x", "y"),
+)
 _MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 """With what files begin that torch.save wrote before it wrote zip archives."""
-_WEIGHTS = ("state_dict", "model_state_dict", "model", "net", "optimizer", "pytorch-lightning_version")
+_WEIGHTS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "optimizer",
+    "pytorch-lightning_version",
+)
 
 
 def load_pt(data: bytes, what: str) -> Any:
-    """Return the tensors and plain values of a ``.pt`` file; ``DataError`` naming ``what`` if it holds anything else."""
+    """Return the tensors and plain values of a ``.pt`` file; ``DataError`` naming ``what`` if it
+    holds anything else.
+    """
     import numpy as np
 
     # Lists of accuracies hold NumPy's float64 scalars: what rebuilds one stands under the module name of NumPy 1 or 2.
@@ -32,11 +48,18 @@ def load_pt(data: bytes, what: str) -> Any:
         with torch.serialization.safe_globals(allowed):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"WeightsUnpickler error: (.+?)(?: was not an allowed global|\n|$)", str(error))  # the rest is how to allow it
+        found = re.search(
+            r"WeightsUnpickler error: (.+?)(?: was not an allowed global|\n|$)", str(error)
+        )  # the rest is how to allow it
         reason = f": {found[1]}" if found else ""
         if data[:1] == b"\x80" and _MAGIC not in data[:32]:
-            reason = "; pickle.dump wrote it, not torch.save: where you trust it, load it and write torch.save((images, labels), 'set.pt')"
-        raise DataError(f"{what} holds more than tensors and numbers, or is no .pt file; nothing else is ever unpickled{reason}") from error
+            reason = (
+                "; pickle.dump wrote it, not torch.save: where you trust it, load it and write torch.save((images,"
+                " labels), 'set.pt')"
+            )
+        raise DataError(
+            f"{what} holds more than tensors and numbers, or is no .pt file; nothing else is ever unpickled{reason}"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise TornFileError(f"{what} is torn or not a .pt file: {error}") from error
 
@@ -45,9 +68,10 @@ def load_pt(data: bytes, what: str) -> Any:
 class Experiments:
     """The sets of a file, each ``(images, labels)``.
 
-    ``steps``: whether they are parts of one set, the classes of successive steps of continual learning. ``published``: accuracies
-    in percent by network, of all experiments one after the other, where the file has them.
-    ``unread``: keys of tensors beside a pair's, which may be other labels than those read, ``labels``.
+    ``steps``: whether they are parts of one set, the classes of successive steps of continual
+    learning. ``published``: accuracies in percent by network, of all experiments one after the
+    other, where the file has them. ``unread``: keys of tensors beside a pair's, which may be other
+    labels than those read, ``labels``.
     """
 
     sets: tuple[tuple[Tensor, Tensor], ...]
@@ -57,21 +81,33 @@ class Experiments:
     labels: str = ""
 
     def chosen(self, experiment: int | None, where: str) -> tuple[Tensor, Tensor]:
-        """Return one experiment's images and labels: by default the last, or all steps as one set; ``ConfigError`` if it is not there."""
+        """Return one experiment's images and labels: by default the last, or all steps as one set;
+        ``ConfigError`` if it is not there.
+        """
         count, what = len(self.sets), "steps" if self.steps else "experiments"
         if experiment is None and self.steps:
-            return torch.cat([images for images, _ in self.sets]), torch.cat([labels for _, labels in self.sets])
+            return torch.cat([images for images, _ in self.sets]), torch.cat(
+                [labels for _, labels in self.sets]
+            )
         experiment = -1 if experiment is None else experiment
         if not -count <= experiment < count:
-            raise ConfigError(f"{where} holds {count} {what}; {experiment} is none of them (0 to {count - 1})")
+            raise ConfigError(
+                f"{where} holds {count} {what}; {experiment} is none of them (0 to {count - 1})"
+            )
         return self.sets[experiment]
 
     def published_of(self, experiment: int | None) -> dict[str, tuple[float, ...]]:
-        """Return the accuracies of one experiment by network, or of all with ``None``; all where they cannot be told apart."""
+        """Return the accuracies of one experiment by network, or of all with ``None``; all where
+        they cannot be told apart.
+        """
         count = len(self.sets)
         if experiment is None or self.steps:
             return dict(self.published)
-        cut = {name: len(values) // count for name, values in self.published.items() if len(values) % count == 0}
+        cut = {
+            name: len(values) // count
+            for name, values in self.published.items()
+            if len(values) % count == 0
+        }
         first = experiment % count
         return {
             name: values[first * cut[name] : (first + 1) * cut[name]] if cut.get(name) else values
@@ -83,15 +119,31 @@ def experiments_of(value: Any, where: str) -> Experiments:
     """Return the sets that a file's value holds; ``DataError`` saying what was found if there is none."""
     if isinstance(value, Mapping) and isinstance(value.get("data"), (list, tuple, Mapping)):
         entries = value["data"]
-        entries = [entries[key] for key in sorted(entries)] if isinstance(entries, Mapping) else list(entries)
+        entries = (
+            [entries[key] for key in sorted(entries)]
+            if isinstance(entries, Mapping)
+            else list(entries)
+        )
         if len(entries) == 2 and all(isinstance(part, Tensor) for part in entries):
             entries = [entries]
         if not entries:
             raise DataError(f"{where}: its list of experiments (`data`) is empty")
-        sets = tuple(_pair(entry, f"{where}: experiment {place}") for place, entry in enumerate(entries))
+        sets = tuple(
+            _pair(entry, f"{where}: experiment {place}") for place, entry in enumerate(entries)
+        )
         return Experiments(sets, _are_steps(sets), _accuracies(value.get("accs_all_exps")))
-    pair = next((pair for pair in _PAIRS if isinstance(value, Mapping) and set(pair) <= set(value)), ())
-    unread = sorted(f"'{key}'" for key, held in value.items() if key not in pair and isinstance(held, Tensor)) if pair else []
+    pair = next(
+        (pair for pair in _PAIRS if isinstance(value, Mapping) and set(pair) <= set(value)), ()
+    )
+    unread = (
+        sorted(
+            f"'{key}'"
+            for key, held in value.items()
+            if key not in pair and isinstance(held, Tensor)
+        )
+        if pair
+        else []
+    )
     return Experiments((_pair(value, where),), unread=tuple(unread), labels=pair[1] if pair else "")
 
 
@@ -101,21 +153,38 @@ def _pair(value: Any, where: str) -> tuple[Tensor, Tensor]:
             if set(pair) <= set(value):
                 value = tuple(value[name] for name in pair)
                 break
-    if isinstance(value, Mapping) and (set(value) & set(_WEIGHTS) or (value and all(isinstance(v, Tensor) for v in value.values()))):
+    if isinstance(value, Mapping) and (
+        set(value) & set(_WEIGHTS) or (value and all(isinstance(v, Tensor) for v in value.values()))
+    ):
         raise DataError(
-            f"{where} holds keys {sorted(map(str, value))[:8]}: a network's weights, no set of images; expected `data`, a list of "
-            "[images, labels], or a pair (images, labels). A job reads weights as method.teachers.weights"
+            f"{where} holds keys {sorted(map(str, value))[:8]}: a network's weights, no set of images; expected `data`,"
+            " a list of [images, labels], or a pair (images, labels). A job reads weights as method.teachers.weights"
         )
     if isinstance(value, Tensor):
-        raise DataError(f"{where} holds one tensor {list(value.shape)}; its labels belong beside it: images_<n>.pt with labels_<n>.pt")
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(part, Tensor) for part in value):
-        found = f"keys {sorted(map(str, value))[:8]}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
-        raise DataError(f"{where} holds {found}; expected `data`, a list of [images, labels], or a pair (images, labels)")
+        raise DataError(
+            f"{where} holds one tensor {list(value.shape)}; its labels belong beside it: images_<n>.pt with"
+            " labels_<n>.pt"
+        )
+    if (
+        not isinstance(value, (list, tuple))
+        or len(value) != 2
+        or not all(isinstance(part, Tensor) for part in value)
+    ):
+        found = (
+            f"keys {sorted(map(str, value))[:8]}"
+            if isinstance(value, Mapping)
+            else f"a {type(value).__name__}"
+        )
+        raise DataError(
+            f"{where} holds {found}; expected `data`, a list of [images, labels], or a pair (images, labels)"
+        )
     return value[0].detach(), value[1].detach()
 
 
 def _are_steps(sets: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Return whether several sets have no class in common: experiments repeat the same classes, steps bring new ones."""
+    """Return whether several sets have no class in common: experiments repeat the same classes,
+    steps bring new ones.
+    """
     if len(sets) < 2 or any(labels.ndim != 1 for _, labels in sets):
         return False
     classes = [set(labels.tolist()) for _, labels in sets]
@@ -140,4 +209,6 @@ def _accuracies(value: Any) -> dict[str, tuple[float, ...]]:
 def _flat(value: Any) -> list[Any]:
     if isinstance(value, Tensor):
         return list(value.flatten().tolist())
-    return [v for part in value for v in _flat(part)] if isinstance(value, (list, tuple)) else [value]
+    return (
+        [v for part in value for v in _flat(part)] if isinstance(value, (list, tuple)) else [value]
+    )

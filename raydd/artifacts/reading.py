@@ -1,4 +1,6 @@
-"""What the values of a set of others mean: stated by whoever reads it, else guessed aloud; what cannot be is refused."""
+"""What the values of a set of others mean: stated by whoever reads it, else guessed aloud; what
+cannot be is refused.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ from raydd.data.images import Orientation
 
 Tell = Callable[[str], None]
 SPACES = ("pixels", "pixels255", "normalised", "zca", "zca_per_image")
-"""``pixels``: in [0, 1]; ``pixels255``: 0 to 255; ``normalised``: by the data set's mean and deviation. Whitened by the training
-images: ``zca`` as in MTT and its descendants, ``zca_per_image`` as in KIP, RaT-BPTT and PoDD (:mod:`raydd.artifacts.whitening`)."""
+"""``pixels``: in [0, 1]; ``pixels255``: 0 to 255; ``normalised``: by the data set's mean and
+deviation. Whitened by the training images: ``zca`` as in MTT and its descendants, ``zca_per_image``
+as in KIP, RaT-BPTT and PoDD (:mod:`raydd.artifacts.whitening`).
+"""
 LABEL_KINDS = ("logits", "probabilities")
 WHITENED = ("zca", "zca_per_image")
 
@@ -34,11 +38,12 @@ ROW_SUM = 0.01
 class Reading:
     """How a set of others is read, as far as whoever reads it says so.
 
-    ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``factor``: each stored image is a grid of so many
-    rows and columns of images, cut out and enlarged for training (IDC, IDM). ``labels``: what a table ``[N, classes]`` holds,
-    one of :data:`LABEL_KINDS`; ``None``: guessed. ``experiment``: which set of a file that lists several; ``None``: the last, or
-    all steps of a file of continual learning. ``orientation``: ``exif`` turns picture files as they say. Raises ``ConfigError``
-    for values that are not allowed.
+    ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``factor``: each stored
+    image is a grid of so many rows and columns of images, cut out and enlarged for training (IDC,
+    IDM). ``labels``: what a table ``[N, classes]`` holds, one of :data:`LABEL_KINDS`; ``None``:
+    guessed. ``experiment``: which set of a file that lists several; ``None``: the last, or all
+    steps of a file of continual learning. ``orientation``: ``exif`` turns picture files as they
+    say. Raises ``ConfigError`` for values that are not allowed.
     """
 
     space: str | None = None
@@ -55,13 +60,21 @@ class Reading:
         if self.labels is not None and self.labels not in LABEL_KINDS:
             raise unknown("kind of labels", self.labels, LABEL_KINDS)
         if self.experiment is not None and self.experiment < -1:
-            raise ConfigError(f"experiment: {self.experiment} must be a number from 0 on, or -1, the last")
+            raise ConfigError(
+                f"experiment: {self.experiment} must be a number from 0 on, or -1, the last"
+            )
         if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
-            raise ConfigError(f"factor: {self.factor!r} must be a whole number of at least 1: images per side of a stored one")
+            raise ConfigError(
+                f"factor: {self.factor!r} must be a whole number of at least 1: images per side of a stored one"
+            )
 
     def refuse(self, where: str, why: str) -> None:
         """Raise ``ConfigError`` if anything is stated, for a set that says itself how it is read."""
-        stated = {"space": self.space, "factor": None if self.factor == 1 else self.factor, "labels": self.labels}
+        stated = {
+            "space": self.space,
+            "factor": None if self.factor == 1 else self.factor,
+            "labels": self.labels,
+        }
         stated |= {"orientation": None if self.orientation == "ignore" else self.orientation}
         for name, value in stated.items():
             if value is not None:
@@ -73,16 +86,25 @@ def _span(low: float, high: float) -> str:
 
 
 def images_in_space(
-    images: Tensor, info: DatasetInfo, space: str | None, where: str, tell: Tell, hint: tuple[str, str] | None = None
+    images: Tensor,
+    info: DatasetInfo,
+    space: str | None,
+    where: str,
+    tell: Tell,
+    hint: tuple[str, str] | None = None,
 ) -> tuple[Tensor, str]:
-    """Return images as :class:`DistilledSet` takes them (uint8, or float32 in network space), and the space they were in.
+    """Return images as :class:`DistilledSet` takes them (uint8, or float32 in network space), and
+    the space they were in.
 
-    ``images``: as the file holds them, ``[N, C, H, W]``. ``space``: stated, or ``None``; then a guess is told. ``hint``: the space
-    that file names speak for, and how. Whitened images are returned as they are. Raises ``DataError`` for images that are in no
-    space, and ``ConfigError`` for a stated space in which they cannot be, and for a guess that fits them no better.
+    ``images``: as the file holds them, ``[N, C, H, W]``. ``space``: stated, or ``None``; then a
+    guess is told. ``hint``: the space that file names speak for, and how. Whitened images are
+    returned as they are. Raises ``DataError`` for images that are in no space, and ``ConfigError``
+    for a stated space in which they cannot be, and for a guess that fits them no better.
     """
     if images.dtype == torch.bool or images.is_complex():
-        raise DataError(f"{where}: images are {images.dtype}; expected whole numbers from 0 to 255 or floats")
+        raise DataError(
+            f"{where}: images are {images.dtype}; expected whole numbers from 0 to 255 or floats"
+        )
     if not images.numel():
         raise DataError(f"{where}: holds no image ({list(images.shape)})")
     if not images.is_floating_point():
@@ -90,15 +112,23 @@ def images_in_space(
     images = images.float()
     if not bool(torch.isfinite(images).all()):
         bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
-        raise DataError(f"{where}: NaN or infinity in {len(bad)} of {len(images)} images, first: image {bad[0]}")
+        raise DataError(
+            f"{where}: NaN or infinity in {len(bad)} of {len(images)} images, first: image {bad[0]}"
+        )
     found, guessed = _Values.of(images), ""
     if space is None:
         space = hint[0] if hint else found.guess(info)
         why = hint[1] if hint else f"values range from {_span(found.low, found.high)}"
         tell(f"space: {space} (guessed: {why}; say --space {'|'.join(SPACES)} to be sure)")
         guessed = f" (guessed: {why})" if hint else " (guessed)"
-        if space == "normalised" and found.signed and (set(info.mean), set(info.std)) != ({0.5}, {0.5}):
-            tell("if these images were scaled to [-1, 1], save (images + 1) / 2 and say --space pixels")
+        if (
+            space == "normalised"
+            and found.signed
+            and (set(info.mean), set(info.std)) != ({0.5}, {0.5})
+        ):
+            tell(
+                "if these images were scaled to [-1, 1], save (images + 1) / 2 and say --space pixels"
+            )
     reason = found.against(space, info)
     if reason:
         raise ConfigError(f"space={space}{guessed} cannot be: {where}: {reason}")
@@ -113,14 +143,23 @@ def images_in_space(
 def _whole_numbers(images: Tensor, space: str | None, where: str, tell: Tell) -> tuple[Tensor, str]:
     low, high = int(images.min()), int(images.max())
     if low < 0 or high > 255:
-        raise DataError(f"{where}: images are whole numbers from {low} to {high}; those of pixels are 0 to 255")
+        raise DataError(
+            f"{where}: images are whole numbers from {low} to {high}; those of pixels are 0 to 255"
+        )
     if space not in (None, "pixels", "pixels255"):
-        raise ConfigError(f"space={space} cannot be: {where}: images are whole numbers from {low} to {high}: pixels")
+        raise ConfigError(
+            f"space={space} cannot be: {where}: images are whole numbers from {low} to {high}: pixels"
+        )
     two_valued = low == 0 and high == 1
     if space == "pixels" and high > 1:
-        raise ConfigError(f"space=pixels cannot be: {where}: values range from {_span(low, high)}, pixels in [0, 1]: say --space pixels255")
+        raise ConfigError(
+            f"space=pixels cannot be: {where}: values range from {_span(low, high)}, pixels in [0, 1]: say --space"
+            " pixels255"
+        )
     if space == "pixels255" and two_valued:
-        raise ConfigError(f"space=pixels255 cannot be: {where}: whole numbers of 0 and 1 would be black pictures: say --space pixels")
+        raise ConfigError(
+            f"space=pixels255 cannot be: {where}: whole numbers of 0 and 1 would be black pictures: say --space pixels"
+        )
     if space is None and two_valued:
         tell("space: pixels (guessed: whole numbers of 0 and 1; say --space pixels to be sure)")
     pixels = images.to(torch.uint8)
@@ -129,7 +168,9 @@ def _whole_numbers(images: Tensor, space: str | None, where: str, tell: Tell) ->
 
 @dataclass(frozen=True)
 class _Values:
-    """What tells spaces apart: the least and the greatest value, the share outside of pixels, whether all are whole numbers."""
+    """What tells spaces apart: the least and the greatest value, the share outside of pixels,
+    whether all are whole numbers.
+    """
 
     low: float
     high: float
@@ -140,7 +181,9 @@ class _Values:
     @classmethod
     def of(cls, images: Tensor) -> _Values:
         def outside(scale: float) -> float:
-            return float(((images < -SLACK * scale) | (images > (1 + SLACK) * scale)).float().mean())
+            return float(
+                ((images < -SLACK * scale) | (images > (1 + SLACK) * scale)).float().mean()
+            )
 
         whole = bool((images == images.round()).all())
         return cls(float(images.min()), float(images.max()), outside(1), outside(255), whole)
@@ -173,7 +216,11 @@ class _Values:
             return "normalised"
         if self.outside255 <= OUTSIDE and not self.dark and self.high > 16 and self.low > -64:
             return "pixels255"
-        return "pixels" if self.within or (self.outside <= 0.1 and max(info.mean) > 0.1) else "normalised"
+        return (
+            "pixels"
+            if self.within or (self.outside <= 0.1 and max(info.mean) > 0.1)
+            else "normalised"
+        )
 
     def against(self, space: str, info: DatasetInfo) -> str:
         """Return what speaks so strongly against a space that it cannot be; empty if nothing does."""
@@ -185,12 +232,18 @@ class _Values:
         if space == "normalised" and not self.constant:
             low = min(-m / s for m, s in zip(info.mean, info.std))
             high = max((1 - m) / s for m, s in zip(info.mean, info.std))
-            needed = f"normalised images of {info.name} lie around 0, pixels from {_span(low, high)}"
+            needed = (
+                f"normalised images of {info.name} lie around 0, pixels from {_span(low, high)}"
+            )
             if self.within and min(info.mean) > 0.02:
                 return f"{span}, all in [0, 1]; {needed}: say --space pixels"
             white = 4 * high if min(info.mean) > 0.02 else max(16.0, 4 * high)
             if self.low >= -0.01 and self.high > white:
-                way = "scale them to [0, 1] and say --space pixels" if self.dark else "say --space pixels255"
+                way = (
+                    "scale them to [0, 1] and say --space pixels"
+                    if self.dark
+                    else "say --space pixels255"
+                )
                 return f"{span}; {needed}: {way}"
             if max(-self.low, self.high) > FAR:
                 return f"{span}; {needed}"
@@ -199,39 +252,58 @@ class _Values:
         return ""
 
 
-def targets_of(labels: Any, classes: int, kind: str | None, where: str, tell: Tell) -> tuple[Tensor, Tensor | None]:
-    """Return hard labels int64 ``[N]`` and, of a table, probabilities float32 ``[N, classes]``; of logits, their softmax.
+def targets_of(
+    labels: Any, classes: int, kind: str | None, where: str, tell: Tell
+) -> tuple[Tensor, Tensor | None]:
+    """Return hard labels int64 ``[N]`` and, of a table, probabilities float32 ``[N, classes]``; of
+    logits, their softmax.
 
-    ``kind``: what a table holds, stated, or ``None``; then it is guessed, and a guess told. Raises ``DataError`` for what is no
-    labels, and ``ConfigError`` for a stated kind that cannot be.
+    ``kind``: what a table holds, stated, or ``None``; then it is guessed, and a guess told. Raises
+    ``DataError`` for what is no labels, and ``ConfigError`` for a stated kind that cannot be.
     """
     labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.ndim == 2 and not labels.is_complex():
         return _table(labels, classes, kind, where, tell)
-    whole = not labels.is_complex() and (not labels.is_floating_point() or bool((labels == labels.round()).all()))
+    whole = not labels.is_complex() and (
+        not labels.is_floating_point() or bool((labels == labels.round()).all())
+    )
     if labels.ndim != 1 or not whole or labels.dtype == torch.bool:
         raise DataError(
-            f"{where}: labels must be whole numbers [N] or probabilities or logits [N, classes], not {labels.dtype} {list(labels.shape)}"
+            f"{where}: labels must be whole numbers [N] or probabilities or logits [N, classes], not {labels.dtype}"
+            f" {list(labels.shape)}"
         )
     if kind is not None:
-        raise ConfigError(f"labels={kind} has no effect: {where}: labels are one number for each image")
+        raise ConfigError(
+            f"labels={kind} has no effect: {where}: labels are one number for each image"
+        )
     hard = labels.long()
     if hard.numel() and int(hard.min()) == 1 and int(hard.max()) == classes:
-        raise DataError(f"{where}: labels are 1 to {classes}; those of {classes} classes are 0 to {classes - 1}: save labels - 1")
+        raise DataError(
+            f"{where}: labels are 1 to {classes}; those of {classes} classes are 0 to {classes - 1}: save labels - 1"
+        )
     tell_counted_from_1(hard, classes, where, tell)
     return hard, None
 
 
 def tell_counted_from_1(labels: Tensor, classes: int, where: str, tell: Tell) -> None:
-    """Tell it where labels are 1 to some number below that of classes, as those of a part of the classes that count from 1 are."""
+    """Tell it where labels are 1 to some number below that of classes, as those of a part of the
+    classes that count from 1 are.
+    """
     found = sorted(set(labels.tolist()))
     if 2 <= len(found) < classes and found == list(range(1, len(found) + 1)):
-        tell(f"labels: {where}: 1 to {found[-1]}, none is 0, read as they are (guessed: if they count from 1, save labels - 1)")
+        tell(
+            f"labels: {where}: 1 to {found[-1]}, none is 0, read as they are (guessed: if they count from 1, save"
+            " labels - 1)"
+        )
 
 
-def _table(labels: Tensor, classes: int, kind: str | None, where: str, tell: Tell) -> tuple[Tensor, Tensor | None]:
+def _table(
+    labels: Tensor, classes: int, kind: str | None, where: str, tell: Tell
+) -> tuple[Tensor, Tensor | None]:
     if labels.shape[1] != classes:
-        raise DataError(f"{where}: labels are a table of {labels.shape[1]} classes; the data set has {classes}")
+        raise DataError(
+            f"{where}: labels are a table of {labels.shape[1]} classes; the data set has {classes}"
+        )
     values = labels.float()
     if not bool(torch.isfinite(values).all()):
         raise DataError(f"{where}: NaN or infinity in the labels")
@@ -241,10 +313,15 @@ def _table(labels: Tensor, classes: int, kind: str | None, where: str, tell: Tel
     rows = f"values range from {_span(low, high)}, rows sum to {_span(float(sums.min()), float(sums.max()))}"
     if kind is None:
         if not sums_to_one and low >= 0 and high <= 1:
-            raise DataError(f"{where}: labels are neither probabilities nor, it seems, logits: {rows}; say --labels logits if they are")
+            raise DataError(
+                f"{where}: labels are neither probabilities nor, it seems, logits: {rows}; say --labels logits if"
+                " they are"
+            )
         kind = "probabilities" if sums_to_one else "logits"
         if kind == "logits":
-            tell(f"labels: logits, of which students learn the softmax (guessed: {rows}; say --labels logits to be sure)")
+            tell(
+                f"labels: logits, of which students learn the softmax (guessed: {rows}; say --labels logits to be sure)"
+            )
     if kind == "probabilities" and not sums_to_one:
         raise ConfigError(f"labels=probabilities cannot be: {where}: {rows}, not to 1")
     if kind == "logits" and sums_to_one:

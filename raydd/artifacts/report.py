@@ -28,10 +28,11 @@ DDOF = 0
 class Row:
     """What one set reached under one protocol.
 
-    ``set``: the method's name, or ``random``, ``herding``, ``kcenter``, ``whole``. ``accuracy_mean``/``accuracy_std``:
-    percent, over ``seeds`` × ``networks`` (repeats of the distillation or draws of the subset × networks trained on each).
-    ``best_accuracy``: mean of each network's best epoch, chosen on the split that is reported, in percent, where a paper
-    reports it. ``device_seconds``: what making the set cost; ``None`` if not measured.
+    ``set``: the method's name, or ``random``, ``herding``, ``kcenter``, ``whole``.
+    ``accuracy_mean``/``accuracy_std``: percent, over ``seeds`` × ``networks`` (repeats of the
+    distillation or draws of the subset × networks trained on each). ``best_accuracy``: mean of each
+    network's best epoch, chosen on the split that is reported, in percent, where a paper reports
+    it. ``device_seconds``: what making the set cost; ``None`` if not measured.
     """
 
     set: str
@@ -50,14 +51,20 @@ class Row:
         for name in ("accuracy_mean", "best_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
-                raise ConfigError(f"{self.set}: {name} must be a percentage from 0 to 100, not {value}")
+                raise ConfigError(
+                    f"{self.set}: {name} must be a percentage from 0 to 100, not {value}"
+                )
         if self.seeds < 1 or self.networks < 1:
-            raise ConfigError(f"{self.set}: seeds and networks must be at least 1, not {self.seeds} and {self.networks}")
+            raise ConfigError(
+                f"{self.set}: seeds and networks must be at least 1, not {self.seeds} and {self.networks}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The accuracy of a snapshot: after ``step`` updates and ``device_seconds``, in percent, over ``networks`` networks."""
+    """The accuracy of a snapshot: after ``step`` updates and ``device_seconds``, in percent, over
+    ``networks`` networks.
+    """
 
     step: int
     device_seconds: float
@@ -70,8 +77,9 @@ class Point:
 class MemoryRow:
     """What students of a growing memory reached after one step of the continual experiment (from 1).
 
-    ``classes``: how many have been seen, of which all test images are tested; ``images``: how many are kept of them (the
-    most, where orders differ). Percent, over ``orders`` of the classes × ``networks`` trained on each.
+    ``classes``: how many have been seen, of which all test images are tested; ``images``: how many
+    are kept of them (the most, where orders differ). Percent, over ``orders`` of the classes ×
+    ``networks`` trained on each.
     """
 
     set: str
@@ -88,7 +96,9 @@ class MemoryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the file of a set of others says that it reached: percent, over ``networks`` networks of one architecture."""
+    """What the file of a set of others says that it reached: percent, over ``networks`` networks of
+    one architecture.
+    """
 
     network: str
     accuracy_mean: float
@@ -100,14 +110,16 @@ class Published:
 class Report:
     """The rows of one distilled set and its baselines, with their context.
 
-    ``hlr``: hard-label recovery, accuracy on the whole data minus accuracy on the set, both under hard labels (lower is
-    better). ``ior``: improvement over random, accuracy on the set minus accuracy on random images of the same number
-    under the same protocol (higher is better). Both in percentage points, ``None`` if not computed. ``split``: the split
-    that accuracies are of. ``curve``: accuracy over the distillation, under ``curve_protocol``. ``notes``: what a
-    reader has to know besides, such as samples that were skipped. ``continual``: the continual experiment, if it was asked for.
-    ``trainings``: what the rows' protocols come to (none in the reports of earlier versions).
-    ``size``: what the set holds, where that is not ``ipc`` images of each class. ``published``: accuracies that came with the set.
-    ``inventory``: what was read as the data set, and what of its files was left out and why, as plain values.
+    ``hlr``: hard-label recovery, accuracy on the whole data minus accuracy on the set, both under
+    hard labels (lower is better). ``ior``: improvement over random, accuracy on the set minus
+    accuracy on random images of the same number under the same protocol (higher is better). Both in
+    percentage points, ``None`` if not computed. ``split``: the split that accuracies are of.
+    ``curve``: accuracy over the distillation, under ``curve_protocol``. ``notes``: what a reader
+    has to know besides, such as samples that were skipped. ``continual``: the continual experiment,
+    if it was asked for. ``trainings``: what the rows' protocols come to (none in the reports of
+    earlier versions). ``size``: what the set holds, where that is not ``ipc`` images of each class.
+    ``published``: accuracies that came with the set. ``inventory``: what was read as the data set,
+    and what of its files was left out and why, as plain values.
     """
 
     dataset: str
@@ -128,7 +140,9 @@ class Report:
     inventory: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values; with several networks, ``table`` shows the rows as set × network once more."""
+        """Return the report as JSON values; with several networks, ``table`` shows the rows as set
+        × network once more.
+        """
         values = dataclasses.asdict(self)
         for name in ("continual", "trainings", "size", "published", "inventory"):
             if not values[name]:
@@ -153,7 +167,9 @@ def _build(kind: type[T], values: T | Mapping[str, Any]) -> T:
     if isinstance(values, kind):
         return values
     if not isinstance(values, Mapping):
-        raise ConfigError(f"a {kind.__name__.lower()} must be a mapping, not {type(values).__name__}")
+        raise ConfigError(
+            f"a {kind.__name__.lower()} must be a mapping, not {type(values).__name__}"
+        )
     allowed = {field.name for field in dataclasses.fields(cast(Any, kind))}
     for key in values:
         if key not in allowed:
@@ -165,7 +181,9 @@ def _build(kind: type[T], values: T | Mapping[str, Any]) -> T:
 
 
 def summarise(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return mean and standard deviation (``DDOF``), in percent, of accuracies in [0, 1] by seed and network, pooled."""
+    """Return mean and standard deviation (``DDOF``), in percent, of accuracies in [0, 1] by seed
+    and network, pooled.
+    """
     pooled = [100.0 * value for networks in accuracies for value in networks]
     if not pooled:
         raise ConfigError("no accuracies to summarise")
@@ -208,13 +226,30 @@ def signed(points: float) -> str:
 
 
 def _random_beside(report: Report, row: Row) -> Row | None:
-    return next((r for r in report.rows if r.set == "random" and (r.protocol, r.network) == (row.protocol, row.network)), None)
+    return next(
+        (
+            r
+            for r in report.rows
+            if r.set == "random" and (r.protocol, r.network) == (row.protocol, row.network)
+        ),
+        None,
+    )
 
 
 def _cells(report: Report) -> Table:
     best = any(row.best_accuracy is not None for row in report.rows)
     published = {(report.rows[0].set, item.network): item for item in report.published}
-    header = ["set", "protocol", "network", "accuracy, %", "vs random", "seeds × networks", "images", "labels", "device time"]
+    header = [
+        "set",
+        "protocol",
+        "network",
+        "accuracy, %",
+        "vs random",
+        "seeds × networks",
+        "images",
+        "labels",
+        "device time",
+    ]
     if best:
         header.insert(5, "best epoch, %")
     if published:
@@ -222,7 +257,13 @@ def _cells(report: Report) -> Table:
     lines = []
     for row in report.rows:
         random = _random_beside(report, row)
-        gain = "–" if row.set == "random" else "not run" if random is None else signed(row.accuracy_mean - random.accuracy_mean)
+        gain = (
+            "–"
+            if row.set == "random"
+            else "not run"
+            if random is None
+            else signed(row.accuracy_mean - random.accuracy_mean)
+        )
         line = [
             row.set,
             row.protocol,
@@ -238,7 +279,12 @@ def _cells(report: Report) -> Table:
             line.insert(5, "–" if row.best_accuracy is None else f"{row.best_accuracy:.2f}")
         if published:
             theirs = published.get((row.set, row.network))
-            line.insert(4, "–" if theirs is None else f"{theirs.accuracy_mean:.2f} ± {theirs.accuracy_std:.2f}")
+            line.insert(
+                4,
+                "–"
+                if theirs is None
+                else f"{theirs.accuracy_mean:.2f} ± {theirs.accuracy_std:.2f}",
+            )
         lines.append(line)
     return Table("", header, lines, left=3)
 
@@ -254,19 +300,35 @@ def _context(report: Report) -> str:
 def _remarks(report: Report) -> list[str]:
     remarks = []
     if report.hlr is not None:
-        remarks.append(f"HLR {signed(report.hlr)} points (whole data minus this set, hard labels; lower is better).")
+        remarks.append(
+            f"HLR {signed(report.hlr)} points (whole data minus this set, hard labels; lower is better)."
+        )
     if report.ior is not None:
-        remarks.append(f"IOR {signed(report.ior)} points (this set minus random, same protocol; higher is better).")
+        remarks.append(
+            f"IOR {signed(report.ior)} points (this set minus random, same protocol; higher is better)."
+        )
     if any(row.best_accuracy is not None for row in report.rows):
-        remarks.append(f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a result.")
+        remarks.append(
+            f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a"
+            " result."
+        )
     if not any(row.set == "random" for row in report.rows):
-        remarks.append("Random images of the same number were not evaluated: these accuracies have no baseline.")
+        remarks.append(
+            "Random images of the same number were not evaluated: these accuracies have no baseline."
+        )
     if report.published:
-        shown = (f"{p.network} {p.accuracy_mean:.2f} ± {p.accuracy_std:.2f} % ({p.networks})" for p in report.published)
-        remarks.append(f"Published in the set's own file, under its makers' protocol (networks): {', '.join(shown)}.")
+        shown = (
+            f"{p.network} {p.accuracy_mean:.2f} ± {p.accuracy_std:.2f} % ({p.networks})"
+            for p in report.published
+        )
+        remarks.append(
+            f"Published in the set's own file, under its makers' protocol (networks): {', '.join(shown)}."
+        )
     few = [row.set for row in report.rows if row.set == "random" and row.seeds < 3]
     if few:
-        remarks.append("Random was drawn fewer than three times: its accuracy varies by several points between draws.")
+        remarks.append(
+            "Random was drawn fewer than three times: its accuracy varies by several points between draws."
+        )
     return [*remarks, *report.notes]
 
 
@@ -275,9 +337,14 @@ def _as_report(report: Report | Mapping[str, Any]) -> Report:
 
 
 def _sections(report: Report) -> list[Table]:
-    """Return what is shown below the rows: the table set × network, where there are several, and the continual experiment."""
+    """Return what is shown below the rows: the table set × network, where there are several, and
+    the continual experiment.
+    """
     crossed = cross(report)
-    return [*([] if crossed is None else [crossed.table()]), *([continual_table(report)] if report.continual else [])]
+    return [
+        *([] if crossed is None else [crossed.table()]),
+        *([continual_table(report)] if report.continual else []),
+    ]
 
 
 def render_table(report: Report | Mapping[str, Any]) -> str:
@@ -294,7 +361,13 @@ def render_table(report: Report | Mapping[str, Any]) -> str:
 def render_markdown(report: Report | Mapping[str, Any]) -> str:
     """Return the report as Markdown: context, table, remarks, further tables."""
     report = _as_report(report)
-    parts = [_context(report), "", *as_markdown(_cells(report)), "", *(f"- {remark}" for remark in _remarks(report))]
+    parts = [
+        _context(report),
+        "",
+        *as_markdown(_cells(report)),
+        "",
+        *(f"- {remark}" for remark in _remarks(report)),
+    ]
     for section in _sections(report):
         parts += ["", f"{section.title}:", "", *as_markdown(section)]
     if report.trainings:

@@ -19,7 +19,9 @@ CLASSES = 1000
 
 
 def contact_sheet(info: DatasetInfo, train: Data) -> bytes:
-    """Return a picture of a few training images of each class, evenly spread over them; of very many classes the first."""
+    """Return a picture of a few training images of each class, evenly spread over them; of very
+    many classes the first.
+    """
     classes = torch.unique(train.labels)[:CLASSES]
     few = IMAGES if len(classes) <= 100 else IMAGES // 2
     chosen = []
@@ -40,4 +42,6 @@ def write_sheet(url: str, info: DatasetInfo, train: Data) -> None:
 def check_sheet(url: str) -> None:
     """Raise ``ConfigError`` for a name that is no picture's."""
     if not url.lower().endswith(".png"):
-        raise ConfigError(f"--contact-sheet {url}: a picture is written; give a name that ends in .png")
+        raise ConfigError(
+            f"--contact-sheet {url}: a picture is written; give a name that ends in .png"
+        )

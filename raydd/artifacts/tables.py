@@ -22,11 +22,15 @@ class Table:
 
 def as_text(table: Table) -> list[str]:
     """Return the table's lines for a terminal: header, rule, rows."""
-    widths = [max(len(line[i]) for line in [table.header, *table.lines]) for i in range(len(table.header))]
+    widths = [
+        max(len(line[i]) for line in [table.header, *table.lines]) for i in range(len(table.header))
+    ]
 
     def text(line: Sequence[str]) -> str:
         sides = enumerate(zip(line, widths, strict=True))
-        return "  ".join(cell.ljust(width) if i < table.left else cell.rjust(width) for i, (cell, width) in sides).rstrip()
+        return "  ".join(
+            cell.ljust(width) if i < table.left else cell.rjust(width) for i, (cell, width) in sides
+        ).rstrip()
 
     return [text(table.header), "─" * len(text(table.header)), *map(text, table.lines)]
 
@@ -37,7 +41,9 @@ def as_markdown(table: Table) -> list[str]:
     def text(line: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
 
-    rule = "|" + "|".join("---" if i < table.left else "--:" for i in range(len(table.header))) + "|"
+    rule = (
+        "|" + "|".join("---" if i < table.left else "--:" for i in range(len(table.header))) + "|"
+    )
     return [text(table.header), rule, *map(text, table.lines)]
 
 
@@ -56,13 +62,23 @@ class Crossed:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the accuracies as JSON values, ``[set][network]``."""
-        means, deviations = ([[pick(row) for row in line] for line in self.cells] for pick in (_mean, _deviation))
-        return {"sets": list(self.sets), "networks": list(self.networks), "accuracy_mean": means, "accuracy_std": deviations}
+        means, deviations = (
+            [[pick(row) for row in line] for line in self.cells] for pick in (_mean, _deviation)
+        )
+        return {
+            "sets": list(self.sets),
+            "networks": list(self.networks),
+            "accuracy_mean": means,
+            "accuracy_std": deviations,
+        }
 
     def table(self) -> Table:
         """Return the table, with a line per network since these are many."""
         by_network = zip(self.networks, zip(*self.cells, strict=True), strict=True)
-        lines = [[name, *("–" if r is None else spread(r.accuracy_mean, r.accuracy_std) for r in rows)] for name, rows in by_network]
+        lines = [
+            [name, *("–" if r is None else spread(r.accuracy_mean, r.accuracy_std) for r in rows)]
+            for name, rows in by_network
+        ]
         return Table("Accuracy of every set on every network, %", ["network", *self.sets], lines)
 
 
@@ -79,7 +95,12 @@ def cross(report: Report) -> Crossed | None:
 
     A set under another protocol than the first row's is named with it: ``whole, dm[epochs=60]``.
     """
-    names = {(r.set, r.protocol): r.set if r.protocol == report.rows[0].protocol else f"{r.set}, {r.protocol}" for r in report.rows}
+    names = {
+        (r.set, r.protocol): r.set
+        if r.protocol == report.rows[0].protocol
+        else f"{r.set}, {r.protocol}"
+        for r in report.rows
+    }
     networks = tuple(dict.fromkeys(row.network for row in report.rows))
     if len(networks) < 2:
         return None
@@ -108,6 +129,12 @@ def continual_table(report: Report) -> Table:
     sets = dict.fromkeys(row.set for row in report.continual)
     of_set = {name: [row for row in report.continual if row.set == name] for name in sets}
     header = ["set", *(_count(row.classes, "class") for row in next(iter(of_set.values())))]
-    lines = [[name, *(spread(row.accuracy_mean, row.accuracy_std) for row in rows)] for name, rows in of_set.items()]
-    title = f"Continual learning, {', '.join(continual_context(report))}: accuracy on the images of the classes seen so far, %"
+    lines = [
+        [name, *(spread(row.accuracy_mean, row.accuracy_std) for row in rows)]
+        for name, rows in of_set.items()
+    ]
+    title = (
+        f"Continual learning, {', '.join(continual_context(report))}: accuracy on the images of the classes seen so"
+        " far, %"
+    )
     return Table(title, header, lines)

@@ -3,9 +3,9 @@
 Views cannot say how images are decoded, so they hold the decoded ones, as students see them. Written by raydd, they are
 lossless PNG, the same bytes for the same set; read, they may be pictures of others in any format that is read.
 
-What a method made may lie outside the range of pixels. A view keeps it: its 8 bits then stand for ``offset + scale * value / 255``,
-by channel (:class:`Range`), which is written beside the view and into every sample of a tar, and undone when it is read. A set
-inside the range is written as it is.
+What a method made may lie outside the range of pixels. A view keeps it: its 8 bits then stand for
+``offset + scale * value / 255``, by channel (:class:`Range`), which is written beside the view and
+into every sample of a tar, and undone when it is read. A set inside the range is written as it is.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str,
         key = f"{i:06d}"
         _add(tar, f"{key}.png", png(to_image(shown.pixels[i])))
         _add(tar, f"{key}.cls", str(int(shown.labels[i])).encode())
-        values: dict[str, Any] = {} if shown.soft_labels is None else {"soft_label": shown.soft_labels[i].tolist()}
+        values: dict[str, Any] = (
+            {} if shown.soft_labels is None else {"soft_label": shown.soft_labels[i].tolist()}
+        )
         if shown.range is not None:
             values["view"] = shown.range.to_json()
         if values:
@@ -78,7 +80,9 @@ def folder_files(shown: Pictures, info: DatasetInfo) -> Iterator[tuple[str, byte
         seen[label] += 1
 
 
-def decode_picture(data: bytes, channels: int, what: str, orientation: Orientation = "ignore") -> Tensor:
+def decode_picture(
+    data: bytes, channels: int, what: str, orientation: Orientation = "ignore"
+) -> Tensor:
     """Return a picture file's pixels, uint8 ``[C, H, W]``; ``DataError`` naming ``what`` if it cannot be decoded.
 
     ``orientation``: ``exif`` turns it as it says it is to be shown.
@@ -92,7 +96,9 @@ def decode_picture(data: bytes, channels: int, what: str, orientation: Orientati
         if channels in (1, 3) and data[:2] != JPEG:
             array = decode(data, channels, orientation)
         else:  # of JPEG, training code that is compared with sees what Pillow makes
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF", "GIF")) as image:
+            with Image.open(
+                io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "TIFF", "GIF")
+            ) as image:
                 array = np.array(image.convert(MODES[channels]))
             array = turned(array, orientation_of(data)) if orientation == "exif" else array
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -105,7 +111,9 @@ def _stack(items: Sequence[tuple[str, Tensor]]) -> Tensor:
     first_name, first = items[0]
     for name, pixels in items:
         if pixels.shape != first.shape:
-            raise DataError(f"{name} is {_size(pixels)} pixels but {first_name} is {_size(first)}; a set has images of one size")
+            raise DataError(
+                f"{name} is {_size(pixels)} pixels but {first_name} is {_size(first)}; a set has images of one size"
+            )
     return torch.stack([pixels for _, pixels in items])
 
 
@@ -131,24 +139,39 @@ class _Sample:
         return self.pixels is None and self.label is None and self.soft is None
 
 
-def read_tars(shards: Iterable[tuple[str, bytes]], channels: int, orientation: Orientation = "ignore") -> Pictures:
+def read_tars(
+    shards: Iterable[tuple[str, bytes]], channels: int, orientation: Orientation = "ignore"
+) -> Pictures:
     """Read ``(URL, bytes)`` of WebDataset tars: a picture and a label per sample, others ignored.
 
-    A label is ``.cls``, or ``.json`` with ``soft_label`` or one of :data:`LABEL_KEYS`. The two share their name up to the first dot, or,
-    where none do, up to the last (``img.0001.jpg``, ``img.0001.cls``).
-    Raises ``TornFileError`` for a broken tar and ``DataError``, naming shard and key, for a broken or incomplete sample.
+    A label is ``.cls``, or ``.json`` with ``soft_label`` or one of :data:`LABEL_KEYS`. The two
+    share their name up to the first dot, or, where none do, up to the last (``img.0001.jpg``,
+    ``img.0001.cls``). Raises ``TornFileError`` for a broken tar and ``DataError``, naming shard and
+    key, for a broken or incomplete sample.
     """
-    members = [(url, name, content) for url, data in shards for name, content in _members(url, data)]
+    members = [
+        (url, name, content) for url, data in shards for name, content in _members(url, data)
+    ]
     for split in (str.partition, str.rpartition):
         samples: dict[tuple[str, str], _Sample] = {}
         for url, name, content in members:
             folder, _, base = name.rpartition("/")
             stem, _, kind = split(base, ".")
-            _take(samples, (url, f"{folder}/{stem}".lstrip("/")), kind.lower(), content, channels, orientation)
+            _take(
+                samples,
+                (url, f"{folder}/{stem}".lstrip("/")),
+                kind.lower(),
+                content,
+                channels,
+                orientation,
+            )
         kept = {key: sample for key, sample in samples.items() if not sample.empty}
         if kept:
             return _assemble(kept)
-    raise DataError("no sample with a picture and a label in " + (", ".join(sorted({url for url, _, _ in members})) or "an empty tar"))
+    raise DataError(
+        "no sample with a picture and a label in "
+        + (", ".join(sorted({url for url, _, _ in members})) or "an empty tar")
+    )
 
 
 def _members(url: str, data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -164,13 +187,20 @@ def _members(url: str, data: bytes) -> Iterator[tuple[str, bytes]]:
                     yield member.name, content.read()
             # A tar cut between two members reads like a shorter one, but for the missing block of zeros at its end.
             if data[end : end + 512] != bytes(512):
-                raise TornFileError(f"{url} is torn: it ends after {len(data)} bytes without the mark of a tar's end")
+                raise TornFileError(
+                    f"{url} is torn: it ends after {len(data)} bytes without the mark of a tar's end"
+                )
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise TornFileError(f"{url} is torn or not a tar file: {error}") from error
 
 
 def _take(
-    samples: dict[tuple[str, str], _Sample], key: tuple[str, str], kind: str, data: bytes, channels: int, orientation: Orientation
+    samples: dict[tuple[str, str], _Sample],
+    key: tuple[str, str],
+    kind: str,
+    data: bytes,
+    channels: int,
+    orientation: Orientation,
 ) -> None:
     sample = samples.setdefault(key, _Sample())
     what = f"{key[0]}: sample '{key[1]}' (.{kind})"
@@ -184,8 +214,14 @@ def _take(
         elif kind == "json":
             values = json.loads(data)
             values = values if isinstance(values, dict) else {}
-            sample.soft = [float(v) for v in values["soft_label"]] if "soft_label" in values else None
-            sample.range = Range.from_json(values["view"], channels, what) if _is_range(values.get("view")) else None
+            sample.soft = (
+                [float(v) for v in values["soft_label"]] if "soft_label" in values else None
+            )
+            sample.range = (
+                Range.from_json(values["view"], channels, what)
+                if _is_range(values.get("view"))
+                else None
+            )
             named = [values[name] for name in LABEL_KEYS if isinstance(values.get(name), int)]
             sample.labelled(named, f"{key[0]}: sample '{key[1]}'")
     except (ValueError, TypeError) as error:
@@ -201,17 +237,25 @@ def _assemble(samples: dict[tuple[str, str], _Sample]) -> Pictures:
     images, labels, softs = [], [], []
     for (url, key), sample in samples.items():
         if sample.pixels is None or (sample.label is None and sample.soft is None):
-            raise DataError(f"{url}: sample '{key}' has no {'picture' if sample.pixels is None else 'label (.cls)'}")
+            raise DataError(
+                f"{url}: sample '{key}' has no {'picture' if sample.pixels is None else 'label (.cls)'}"
+            )
         images.append((f"{url}: sample '{key}'", sample.pixels))
         if sample.soft is not None:
             softs.append(sample.soft)
-        labels.append(sample.label if sample.label is not None else max(range(len(softs[-1])), key=softs[-1].__getitem__))
+        labels.append(
+            sample.label
+            if sample.label is not None
+            else max(range(len(softs[-1])), key=softs[-1].__getitem__)
+        )
     ranges = {sample.range for sample in samples.values()}
     if len(ranges) > 1:
         raise DataError("samples are 8-bit views of different ranges: they are of different sets")
     if softs and (len(softs) != len(images) or len({len(soft) for soft in softs}) != 1):
         raise DataError("soft labels are missing from some samples, or differ in length")
-    return Pictures(_stack(images), torch.tensor(labels), torch.tensor(softs) if softs else None, ranges.pop())
+    return Pictures(
+        _stack(images), torch.tensor(labels), torch.tensor(softs) if softs else None, ranges.pop()
+    )
 
 
 def read_folder(
@@ -222,10 +266,11 @@ def read_folder(
     orientation: Orientation = "ignore",
     tell: Tell | None = None,
 ) -> Pictures:
-    """Read ``(class folder, name to show, bytes)`` of picture files; labels by :func:`class_of_folders`, images by label then file.
+    """Read ``(class folder, name to show, bytes)`` of picture files; labels by
+    :func:`class_of_folders`, images by label then file.
 
-    ``side``: what :data:`SIDE_FILE` holds beside the data set's facts. ``empty``: class folders without a picture, which count
-    where folders are numbered in sorted order.
+    ``side``: what :data:`SIDE_FILE` holds beside the data set's facts. ``empty``: class folders
+    without a picture, which count where folders are numbered in sorted order.
     """
     items, side = list(files), side or {}
     names = sorted({folder for folder, _, _ in items})
@@ -236,6 +281,14 @@ def read_folder(
             raise
         labels = class_of_folders(sorted({*names, *empty}), info, tell=tell)
     items.sort(key=lambda item: (labels[item[0]], item[1]))
-    images = [(name, decode_picture(data, info.channels, name, orientation)) for _, name, data in items]
-    found = Range.from_json(side["view"], info.channels, SIDE_FILE) if side.get("view") is not None else None
-    return Pictures(_stack(images), torch.tensor([labels[folder] for folder, _, _ in items]), range=found)
+    images = [
+        (name, decode_picture(data, info.channels, name, orientation)) for _, name, data in items
+    ]
+    found = (
+        Range.from_json(side["view"], info.channels, SIDE_FILE)
+        if side.get("view") is not None
+        else None
+    )
+    return Pictures(
+        _stack(images), torch.tensor([labels[folder] for folder, _, _ in items]), range=found
+    )

@@ -1,6 +1,7 @@
 """DSA's six operations on groups of images that share their numbers (specification of DC, section 1.2.3).
 
-All take ``x [G, n, C, H, W]`` and ``values [G, k]`` (CPU, float64): group g's n images share row g. Outside the image is 0.
+All take ``x [G, n, C, H, W]`` and ``values [G, k]`` (CPU, float64): group g's n images share row g.
+Outside the image is 0.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def _column(values: Tensor, i: int, x: Tensor) -> Tensor | float:
 
 
 def color(x: Tensor, values: Tensor) -> Tensor:
-    """Brightness (added), saturation (distance from the mean over channels), contrast (from the image's mean), in this order.
+    """Brightness (added), saturation (distance from the mean over channels), contrast (from the
+    image's mean), in this order.
 
     Brightness moves both means and saturation neither, so the three are one affine map of the pixel and its two means.
     """
@@ -51,7 +53,11 @@ def color(x: Tensor, values: Tensor) -> Tensor:
 
 def _scaled(x: Tensor, factor: Tensor | float, offset: Tensor) -> Tensor:
     """Return ``x * factor + offset`` in one pass."""
-    return torch.addcmul(offset, x, factor) if isinstance(factor, Tensor) else torch.add(offset, x, alpha=factor)
+    return (
+        torch.addcmul(offset, x, factor)
+        if isinstance(factor, Tensor)
+        else torch.add(offset, x, alpha=factor)
+    )
 
 
 def crop(x: Tensor, values: Tensor) -> Tensor:
@@ -59,7 +65,12 @@ def crop(x: Tensor, values: Tensor) -> Tensor:
     if len(values) == 1:
         return shift_all(x, int(values[0, 0]), int(values[0, 1]))
     if len(values) <= 64 and x.shape[1] > 1:
-        return torch.cat([shift_all(part, int(v[0]), int(v[1])) for part, v in zip(x.split(1), values, strict=True)])
+        return torch.cat(
+            [
+                shift_all(part, int(v[0]), int(v[1]))
+                for part, v in zip(x.split(1), values, strict=True)
+            ]
+        )
     return sampling.shift(x, values.to(x.device, torch.int64))
 
 
@@ -95,15 +106,25 @@ def flip(x: Tensor, values: Tensor) -> Tensor:
 
 
 def scale(x: Tensor, values: Tensor) -> Tensor:
-    """Sample bilinearly at ``centre + s * (pixel - centre)``, s for x and for y: a small matrix product along each axis."""
+    """Sample bilinearly at ``centre + s * (pixel - centre)``, s for x and for y: a small matrix
+    product along each axis.
+    """
     groups, n, channels, height, width = x.shape
     along_x, along_y = _scale_matrices(values.to(x.device), height, width, x.dtype)
-    x = torch.bmm(x.reshape(groups, n * channels * height, width), along_x).view(groups, n * channels, height, width)
-    return torch.matmul(along_y.transpose(1, 2).unsqueeze(1), x).view(groups, n, channels, height, width)
+    x = torch.bmm(x.reshape(groups, n * channels * height, width), along_x).view(
+        groups, n * channels, height, width
+    )
+    return torch.matmul(along_y.transpose(1, 2).unsqueeze(1), x).view(
+        groups, n, channels, height, width
+    )
 
 
-def _scale_matrices(factors: Tensor, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return ``[G, W, W]`` and ``[G, H, H]``: column j holds the bilinear weights of the pixels that output pixel j reads."""
+def _scale_matrices(
+    factors: Tensor, height: int, width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return ``[G, W, W]`` and ``[G, H, H]``: column j holds the bilinear weights of the pixels
+    that output pixel j reads.
+    """
     if height == width:
         both = _triangles(factors, width).to(dtype)
         return both[:, 0], both[:, 1]

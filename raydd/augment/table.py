@@ -1,17 +1,19 @@
 """DSA's operations as a table of numbers: every class's own operation, for all classes and images at once.
 
-Each operation is one linear map of an image, plus a brightness: colour multiplies the image, its mean over channels and its mean by
-numbers; crop, flip, scale and rotation read each pixel at an affine function of its place, bilinearly; cutout keeps or drops a
-pixel. The numbers of an operation that was not drawn are those of the identity, so that shapes and kernels never depend on what
-was drawn: the same kernels can be recorded once and run on new numbers. The results are those of
-:func:`raydd.augment.dsa.apply_classes`, which runs fewer operations on fewer images and is the faster one on a CPU.
+Each operation is one linear map of an image, plus a brightness: colour multiplies the image, its
+mean over channels and its mean by numbers; crop, flip, scale and rotation read each pixel at an
+affine function of its place, bilinearly; cutout keeps or drops a pixel. The numbers of an operation
+that was not drawn are those of the identity, so that shapes and kernels never depend on what was
+drawn: the same kernels can be recorded once and run on new numbers. The results are those of
+:func:`raydd.augment.dsa.apply_classes`, which runs fewer operations on fewer images and is the
+faster one on a CPU.
 
     table = make_table([draw(strategy, rng_of(c), size=(28, 28)) for c in classes])    # on the CPU, ahead of its use
     taps = spread(table.to(device), torch.float32)                                     # on the device, once per table
     real, synthetic = apply_taps(real, taps), apply_taps(synthetic, taps)              # [K, B, C, H, W]
 
-The derivative reads through the transposed map, so it is a gather, too: no atomics, the same bytes each time. On CUDA a gather is
-one kernel of Triton's.
+The derivative reads through the transposed map, so it is a gather, too: no atomics, the same bytes
+each time. On CUDA a gather is one kernel of Triton's.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from raydd.core.errors import ConfigError
 from raydd.core.kernels import kernels_run
 
 # Columns of a table, in pairs (rows, columns) where they belong to an axis.
-_COLOR = slice(0, 5)  # contrast, factors of the image, of its mean over channels, of its mean, and brightness
+_COLOR = slice(
+    0, 5
+)  # contrast, factors of the image, of its mean over channels, of its mean, and brightness
 _THERE = slice(5, 11)  # where a pixel is read from: place 0, and the matrix of places
 _BACK = slice(11, 17)  # where a pixel is read at: the inverse map
 _REACH = slice(17, 19)  # how far from there, at most
@@ -36,11 +40,15 @@ _LOW, _HIGH = slice(19, 21), slice(21, 23)  # the image's first and last place
 _MIDDLE, _HALF = slice(23, 25), slice(25, 27)  # the hole of a cutout
 _WIDTH = 27
 
-_WINDOW = 3  # places along an axis that lie less than the reach away; the reach is at most half of it
+_WINDOW = (
+    3  # places along an axis that lie less than the reach away; the reach is at most half of it
+)
 
 
 class Table(NamedTuple):
-    """``numbers`` ``[P, G, 27]`` for images of ``size`` ``(H, W)``: P operations one after another, of G groups of images."""
+    """``numbers`` ``[P, G, 27]`` for images of ``size`` ``(H, W)``: P operations one after another,
+    of G groups of images.
+    """
 
     numbers: Tensor
     size: tuple[int, int]
@@ -51,8 +59,9 @@ class Table(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """A table spread out: ``color`` ``[P, G, 5]``, ``pixels`` and their ``weights`` ``[P, G, 4, HW]``, ``kept`` ``[P, G, HW]``
-    outside holes."""
+    """A table spread out: ``color`` ``[P, G, 5]``, ``pixels`` and their ``weights`` ``[P, G, 4,
+    HW]``, ``kept`` ``[P, G, HW]`` outside holes.
+    """
 
     table: Table
     color: Tensor
@@ -64,9 +73,10 @@ class Taps(NamedTuple):
 def make_table(transforms: Sequence[DsaTransform], dtype: torch.dtype = torch.float64) -> Table:
     """Return the numbers (on the CPU) of one transform per class, or per network, in order.
 
-    Siamese transforms are a group each; if any has numbers per image, each image of each class is a group. Places and weights of
-    pixels are computed in ``dtype``. Raises ``ConfigError`` if sizes or counts differ, or if a scale factor is below 2/3, whose
-    derivative reads more than 3 x 3 pixels.
+    Siamese transforms are a group each; if any has numbers per image, each image of each class is a
+    group. Places and weights of pixels are computed in ``dtype``. Raises ``ConfigError`` if sizes
+    or counts differ, or if a scale factor is below 2/3, whose derivative reads more than 3 x 3
+    pixels.
     """
     if not transforms:
         raise ConfigError("a table needs one transform or more, got none")
@@ -74,9 +84,13 @@ def make_table(transforms: Sequence[DsaTransform], dtype: torch.dtype = torch.fl
     count = max(counts)
     for t, own in zip(transforms, counts, strict=True):
         if t.size != size:
-            raise ConfigError(f"the transforms of a table must be for one size of images, got {size} and {t.size}")
+            raise ConfigError(
+                f"the transforms of a table must be for one size of images, got {size} and {t.size}"
+            )
         if own not in (1, count):
-            raise ConfigError(f"the transforms of a table must have numbers for one number of images, got {own} and {count}")
+            raise ConfigError(
+                f"the transforms of a table must have numbers for one number of images, got {own} and {count}"
+            )
     passes = max(len(t.operations) for t in transforms)
     numbers = np.empty((passes, len(transforms) * count, _WIDTH))
     for i in range(passes):
@@ -144,7 +158,8 @@ def spread(table: Table, dtype: torch.dtype) -> Taps:
 
 
 def apply_table(x: Tensor, table: Table) -> Tensor:
-    """Return the images ``x [K, B, C, H, W]``, each class's (or network's) after its own operations; the table is where they are.
+    """Return the images ``x [K, B, C, H, W]``, each class's (or network's) after its own
+    operations; the table is where they are.
 
     Where several batches go through one table, :func:`spread` it once and use :func:`apply_taps`.
     """
@@ -154,26 +169,47 @@ def apply_table(x: Tensor, table: Table) -> Tensor:
 def apply_taps(x: Tensor, taps: Taps) -> Tensor:
     """Return the images ``x [K, B, C, H, W]`` after the operations of a table.
 
-    A pure function of tensors, differentiable in ``x`` any number of times. Raises ``ConfigError`` if sizes or counts do not fit.
+    A pure function of tensors, differentiable in ``x`` any number of times. Raises ``ConfigError``
+    if sizes or counts do not fit.
     """
     numbers, size = taps.table
     groups, shape = numbers.shape[1], x.shape
     if x.dim() != 5 or groups not in (shape[0], shape[0] * shape[1]):
-        raise ConfigError(f"a table of {groups} groups needs images [K, B, C, H, W] with K or K * B = {groups}, got {list(shape)}")
+        raise ConfigError(
+            f"a table of {groups} groups needs images [K, B, C, H, W] with K or K * B = {groups}, got {list(shape)}"
+        )
     if tuple(shape[3:]) != size:
         raise ConfigError(f"a table for {size[0]}x{size[1]} images got {shape[3]}x{shape[4]}")
     y = x.reshape(groups, -1, *shape[2:]).to(taps.weights.dtype)
     for p in range(len(numbers)):
-        y = _Pass.apply(y, numbers[p], taps.color[p], taps.pixels[p], taps.weights[p], taps.kept[p], False, False)
+        y = _Pass.apply(
+            y,
+            numbers[p],
+            taps.color[p],
+            taps.pixels[p],
+            taps.weights[p],
+            taps.kept[p],
+            False,
+            False,
+        )
     return y.reshape(shape).to(x.dtype)
 
 
 class _Pass(torch.autograd.Function):
-    """One operation of each group on ``x [G, n, C, H, W]``; ``transposed``: its transpose; ``linear``: without the brightness."""
+    """One operation of each group on ``x [G, n, C, H, W]``; ``transposed``: its transpose;
+    ``linear``: without the brightness.
+    """
 
     @staticmethod
     def forward(
-        x: Tensor, numbers: Tensor, color: Tensor, pixels: Tensor, weights: Tensor, kept: Tensor, transposed: bool, linear: bool
+        x: Tensor,
+        numbers: Tensor,
+        color: Tensor,
+        pixels: Tensor,
+        weights: Tensor,
+        kept: Tensor,
+        transposed: bool,
+        linear: bool,
     ) -> Tensor:
         if not transposed:
             return _gathered(_colored(x, color, linear), pixels, weights)
@@ -189,11 +225,21 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Pass.apply(grad, *ctx.saved_tensors, not ctx.transposed, True), None, None, None, None, None, None, None
-
+        return (
+            _Pass.apply(grad, *ctx.saved_tensors, not ctx.transposed, True),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rest: Any
+    ) -> tuple[Tensor, int]:
         """Take a batch of images as more images of each group; a batch of tables is not taken."""
         if in_dims[0] is None or any(dim is not None for dim in in_dims[1:6]):
             raise NotImplementedError("torch.func.vmap over the numbers of a table")
@@ -202,8 +248,12 @@ class _Pass(torch.autograd.Function):
 
 
 def _colored(x: Tensor, color: Tensor, linear: bool) -> Tensor:
-    """Brightness, saturation and contrast: the image, its mean over channels and its mean times numbers; its own transpose."""
-    contrast, factor, grey, mean, brightness = (column.view(-1, 1, 1, 1, 1) for column in color.unbind(1))
+    """Brightness, saturation and contrast: the image, its mean over channels and its mean times
+    numbers; its own transpose.
+    """
+    contrast, factor, grey, mean, brightness = (
+        column.view(-1, 1, 1, 1, 1) for column in color.unbind(1)
+    )
     means = x.flatten(2).mean(2).view(*x.shape[:2], 1, 1, 1)
     offset = means * mean if linear else torch.addcmul(brightness, means, mean)
     if x.shape[2] == 1:
@@ -212,7 +262,9 @@ def _colored(x: Tensor, color: Tensor, linear: bool) -> Tensor:
 
 
 def _gathered(x: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
-    """Return ``out[g, …, q] = sum_t weights[g, t, q] x[g, …, pixels[g, t, q]]``; ``pixels`` and ``weights`` are ``[G, T, HW]``."""
+    """Return ``out[g, …, q] = sum_t weights[g, t, q] x[g, …, pixels[g, t, q]]``; ``pixels`` and
+    ``weights`` are ``[G, T, HW]``.
+    """
     flat = x.reshape(x.shape[0], -1, x.shape[3] * x.shape[4])
     if flat.is_cuda and kernels_run():
         from raydd.augment.table_kernels import gather
@@ -240,7 +292,12 @@ def _column(numbers: Tensor, columns: slice) -> Tensor:
 
 def _index(places: Tensor, width: int) -> Tensor:
     """Return the numbers ``[G, T * T, HW]`` of pixels from their rows and columns ``[G, 2, T, H, W]``."""
-    return torch.add(places[:, 1].unsqueeze(1), places[:, 0].unsqueeze(2), alpha=width).long().flatten(3).flatten(1, 2)
+    return (
+        torch.add(places[:, 1].unsqueeze(1), places[:, 0].unsqueeze(2), alpha=width)
+        .long()
+        .flatten(3)
+        .flatten(1, 2)
+    )
 
 
 def _taps(numbers: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,8 +314,10 @@ def _taps(numbers: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tenso
 
 
 def _transposed_taps(numbers: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the pixels that read a given one, and their weights: those in a 3 x 3 window, since the image of the four unit
-    squares around a pixel is less than 3 wide. Holes are not looked at: what lies in them must be zero."""
+    """Return the pixels that read a given one, and their weights: those in a 3 x 3 window, since
+    the image of the four unit squares around a pixel is less than 3 wide. Holes are not looked at:
+    what lies in them must be zero.
+    """
     axis = _axis(size, numbers)
     places = _places(numbers[:, _BACK], axis, size).unsqueeze(2)
     near = (places - _column(numbers, _REACH)).ceil() + axis[:_WINDOW].view(_WINDOW, 1, 1)
@@ -266,6 +325,8 @@ def _transposed_taps(numbers: Tensor, size: tuple[int, int]) -> tuple[Tensor, Te
     # Away from the image is so far away that the pixel is out of reach, however turned.
     away = (near - places).masked_fill(inside != near, 1e3)
     matrix = numbers[:, 7:11].view(-1, 2, 2, 1, 1, 1, 1)
-    distance = torch.addcmul(matrix[:, :, 0] * away[:, :1].unsqueeze(3), matrix[:, :, 1], away[:, 1:].unsqueeze(2))
+    distance = torch.addcmul(
+        matrix[:, :, 0] * away[:, :1].unsqueeze(3), matrix[:, :, 1], away[:, 1:].unsqueeze(2)
+    )
     weights = (1 - distance.abs()).clamp(min=0)
     return _index(inside, size[1]), (weights[:, 0] * weights[:, 1]).flatten(3).flatten(1, 2)

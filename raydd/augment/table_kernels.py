@@ -1,4 +1,6 @@
-"""The weighted gather of :mod:`raydd.augment.table` as one Triton kernel for CUDA: each image is read and written once, with no atomics."""
+"""The weighted gather of :mod:`raydd.augment.table` as one Triton kernel for CUDA: each image is
+read and written once, with no atomics.
+"""
 
 # Arguments of kernels have no types: they are addresses and numbers.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -15,7 +17,19 @@ _ROWS, _PIXELS = 8, 256
 
 
 @triton.jit(do_not_specialize=("maps", "size", "parts", "pieces"))
-def _gather(x, pixels, weights, out, maps, size, parts, pieces, TAPS: tl.constexpr, ROWS: tl.constexpr, PIXELS: tl.constexpr):
+def _gather(
+    x,
+    pixels,
+    weights,
+    out,
+    maps,
+    size,
+    parts,
+    pieces,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
     """Write ``PIXELS`` pixels of ``ROWS`` maps of a group."""
     program = tl.program_id(0)
     group = (program // (parts * pieces)).to(tl.int64)
@@ -33,7 +47,9 @@ def _gather(x, pixels, weights, out, maps, size, parts, pieces, TAPS: tl.constex
 
 
 def gather(x: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
-    """Return ``out[g, m, q] = sum_t weights[g, t, q] x[g, m, pixels[g, t, q]]``: ``x [G, M, Q]``, the others ``[G, T, Q]``."""
+    """Return ``out[g, m, q] = sum_t weights[g, t, q] x[g, m, pixels[g, t, q]]``: ``x [G, M, Q]``,
+    the others ``[G, T, Q]``.
+    """
     groups, maps, size = x.shape
     out = torch.empty(groups, maps, size, dtype=x.dtype, device=x.device)
     rows = min(_ROWS, triton.next_power_of_2(maps))

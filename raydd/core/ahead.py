@@ -10,12 +10,15 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """``ahead(t)`` returns ``draw(t)``; with ``threaded``, the next ``depth`` draws are begun meanwhile. Same values either way.
+    """``ahead(t)`` returns ``draw(t)``; with ``threaded``, the next ``depth`` draws are begun
+    meanwhile. Same values either way.
 
     ``draw`` runs in as many threads at once; it is asked for no number from ``end`` on.
     """
 
-    def __init__(self, draw: Callable[[int], T], *, threaded: bool, depth: int = 1, end: int | None = None) -> None:
+    def __init__(
+        self, draw: Callable[[int], T], *, threaded: bool, depth: int = 1, end: int | None = None
+    ) -> None:
         self._draw, self._depth, self._end = draw, depth, end
         self._pool = ThreadPoolExecutor(depth, thread_name_prefix="draws") if threaded else None
         self._begun: dict[int, Future[T]] = {}
@@ -26,8 +29,12 @@ class Ahead(Generic[T]):
             return self._draw(t)
         ready = self._begun.pop(t, None)
         value = self._draw(t) if ready is None else ready.result()
-        wanted = range(t + 1, t + 1 + self._depth if self._end is None else min(t + 1 + self._depth, self._end))
-        for left in [i for i in self._begun if i not in wanted]:  # after a jump, what was begun is of no use
+        wanted = range(
+            t + 1, t + 1 + self._depth if self._end is None else min(t + 1 + self._depth, self._end)
+        )
+        for left in [
+            i for i in self._begun if i not in wanted
+        ]:  # after a jump, what was begun is of no use
             self._begun.pop(left).cancel()
         for i in wanted:
             if i not in self._begun:

@@ -1,10 +1,12 @@
-"""Pure functions of tensors, which a GPU repeats as one recorded graph of kernels: no Python and no launches in between.
+"""Pure functions of tensors, which a GPU repeats as one recorded graph of kernels: no Python and no
+launches in between.
 
     update = Captured(function, device)
     images, momentum, loss = update(images, momentum, rows, weights)        # tensors in, a tuple of tensors out
 
-What a recorded function reads beside its arguments (tables, images that stay on the device, a network's weights) is read again
-at each replay, at the place where it was when the function was recorded.
+What a recorded function reads beside its arguments (tables, images that stay on the device, a
+network's weights) is read again at each replay, at the place where it was when the function was
+recorded.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ Signature = tuple[tuple[torch.Size, torch.dtype], ...]
 
 @lru_cache(maxsize=8)
 def _pool(device: torch.device) -> Any:
-    """Return an empty recording whose memory all others of a device share: they run one after another, and what they return is copied.
+    """Return an empty recording whose memory all others of a device share: they run one after
+    another, and what they return is copied.
 
     It is kept for good: memory that no recording holds any more cannot be recorded into again.
     """
@@ -47,7 +50,9 @@ def _pool(device: torch.device) -> Any:
 
 
 def recordable(device: torch.device) -> bool:
-    """Return whether a step is to be one pure function of tensors: on a GPU; a CPU is as fast in small pieces, with less memory."""
+    """Return whether a step is to be one pure function of tensors: on a GPU; a CPU is as fast in
+    small pieces, with less memory.
+    """
     return device.type == "cuda" or ANYWHERE
 
 
@@ -59,11 +64,13 @@ class _Recording:
 
 
 class Captured:
-    """``captured(*tensors)`` is ``tuple(function(*tensors))``, on a GPU as one graph recorded at the first call with such shapes.
+    """``captured(*tensors)`` is ``tuple(function(*tensors))``, on a GPU as one graph recorded at
+    the first call with such shapes.
 
-    ``function``: pure in its tensors; it must not wait for the device (``.item()``, ``.cpu()``), copy from the host, or make
-    shapes of what tensors hold. Tensors may be on the CPU, best in pinned memory: they are copied to ``device`` without waiting.
-    What is returned belongs to the caller. A function that cannot be recorded is called as it is, with a warning.
+    ``function``: pure in its tensors; it must not wait for the device (``.item()``, ``.cpu()``),
+    copy from the host, or make shapes of what tensors hold. Tensors may be on the CPU, best in
+    pinned memory: they are copied to ``device`` without waiting. What is returned belongs to the
+    caller. A function that cannot be recorded is called as it is, with a warning.
     """
 
     def __init__(self, function: Function, device: torch.device) -> None:
@@ -89,7 +96,9 @@ class Captured:
         return results
 
     def _record(self, tensors: Sequence[Tensor]) -> _Recording | None:
-        inputs = tuple(torch.empty(x.shape, dtype=x.dtype, device=self.device).copy_(x) for x in tensors)
+        inputs = tuple(
+            torch.empty(x.shape, dtype=x.dtype, device=self.device).copy_(x) for x in tensors
+        )
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -99,10 +108,15 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         try:
             # A thread beside this one draws the next update's numbers into pinned memory meanwhile.
-            with torch.cuda.graph(graph, pool=_pool(self.device).pool(), capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=_pool(self.device).pool(), capture_error_mode="thread_local"
+            ):
                 outputs = tuple(self.function(*inputs))
         except RuntimeError as error:
-            log.warning("a step cannot be recorded and runs kernel by kernel: %s", str(error).splitlines()[0])
+            log.warning(
+                "a step cannot be recorded and runs kernel by kernel: %s",
+                str(error).splitlines()[0],
+            )
             return None
         return _Recording(graph, inputs, outputs)
 
@@ -122,5 +136,7 @@ def _copy(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a CPU tensor in memory from which a GPU copies while the host goes on; itself where ``device`` is a CPU."""
+    """Return a CPU tensor in memory from which a GPU copies while the host goes on; itself where
+    ``device`` is a CPU.
+    """
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor

@@ -17,7 +17,8 @@ EXIT_CONFIG, EXIT_FAILED, EXIT_MISSING, EXIT_INTERRUPTED = 2, 1, 3, 130
 
 @contextmanager
 def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[None]:
-    """Turn raydd's errors into one clear message and an exit code: 2 for what never started, 1 for what failed, 130 for a stop.
+    """Turn raydd's errors into one clear message and an exit code: 2 for what never started, 1 for
+    what failed, 130 for a stop.
 
     With ``dry_run``, 3 for data or weights that are missing.
     """
@@ -30,7 +31,13 @@ def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[Non
         click.echo(f"{kind}: {error}", err=True)
         if dry_run and isinstance(error, Missing):
             sys.exit(EXIT_MISSING)
-        sys.exit(EXIT_INTERRUPTED if kind == "stopped" else EXIT_CONFIG if isinstance(error, (ConfigError, DataError)) else EXIT_FAILED)
+        sys.exit(
+            EXIT_INTERRUPTED
+            if kind == "stopped"
+            else EXIT_CONFIG
+            if isinstance(error, (ConfigError, DataError))
+            else EXIT_FAILED
+        )
     except KeyboardInterrupt:
         click.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
         sys.exit(EXIT_INTERRUPTED)
@@ -38,7 +45,9 @@ def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[Non
 
 def setup_logging(verbose: bool = False) -> None:
     """Send raydd's warnings (with ``verbose`` everything) to stderr, and keep libraries quiet."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     logging.getLogger("raydd").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         warnings.filterwarnings("ignore")

@@ -20,7 +20,9 @@ class Missing(ConfigError):
 
 
 class TooFew(ConfigError):
-    """A class with fewer real images than are needed: ``found``, what there is; ``most``, what is possible; ``advice``, what else helps."""
+    """A class with fewer real images than are needed: ``found``, what there is; ``most``, what is
+    possible; ``advice``, what else helps.
+    """
 
     def __init__(self, found: str, most: str, advice: str = "") -> None:
         self.found, self.most = found, most
@@ -37,7 +39,8 @@ class StorageError(RayddError):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn a storage that cannot be read into a ``ConfigError``: used before work starts, when it is the job's address that is wrong.
+    """Turn a storage that cannot be read into a ``ConfigError``: used before work starts, when it
+    is the job's address that is wrong.
 
     Meanwhile a storage that fails is tried for a shorter time.
     """

@@ -47,25 +47,38 @@ class Removal:
 def collect(store: Store, *, forget: Collection[str] = (), dry_run: bool = False) -> Removal:
     """Remove every unit that no unfinished run needs; ``forget`` names outputs whose runs will not be finished.
 
-    Raises ``ConfigError`` for an output in ``forget`` that no run has registered, and for a place that holds no store or cannot be written.
+    Raises ``ConfigError`` for an output in ``forget`` that no run has registered, and for a place
+    that holds no store or cannot be written.
     """
     check_url(store.url, "store", write=True)
     known = runs(store)
     for output in forget:
         if output not in {run["output"] for run in known}:
-            raise ConfigError(f"forget: no run wrote to {output}; known: {', '.join(sorted(run['output'] for run in known)) or 'none'}")
-    needed = {key for run in known if not run["finished"] and run["output"] not in forget for key in run["keys"]}
+            raise ConfigError(
+                f"forget: no run wrote to {output}; known:"
+                f" {', '.join(sorted(run['output'] for run in known)) or 'none'}"
+            )
+    needed = {
+        key
+        for run in known
+        if not run["finished"] and run["output"] not in forget
+        for key in run["keys"]
+    }
     units: dict[str, list[str]] = {}
     for path in store.storage.list("units"):
         if path.count("/") >= 3:  # units/<k>/<key>/<file>; what else lies there is nobody's unit
             units.setdefault(path.split("/")[2], []).append(path)
     if not known and not units:
-        raise ConfigError(f"{store.url} holds no store: no run has registered there, and it has no units")
+        raise ConfigError(
+            f"{store.url} holds no store: no run has registered there, and it has no units"
+        )
     doomed = {key: paths for key, paths in units.items() if key not in needed}
     paths = [path for key in doomed for path in doomed[key]]
     size = sum(store.storage.size(path) for path in paths)
     if not dry_run:
-        for path in sorted(paths, key=lambda p: not p.endswith(".json")):  # markers first: never a marker without its file
+        for path in sorted(
+            paths, key=lambda p: not p.endswith(".json")
+        ):  # markers first: never a marker without its file
             store.storage.delete(path)
         for output in forget:
             store.storage.delete(_path(output))

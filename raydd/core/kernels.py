@@ -1,4 +1,6 @@
-"""Whether kernels of our own can be built and run here: Triton compiles them, and needs a C compiler and Python's headers for that."""
+"""Whether kernels of our own can be built and run here: Triton compiles them, and needs a C
+compiler and Python's headers for that.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def kernels_run() -> bool:
         reason = "" if runs else "a kernel of one line wrote nothing"
     if reason:
         log.warning(
-            "kernels made for this work cannot be used, torch's own take their place, which is slower: %s (Triton needs a C compiler "
-            "and Python's headers)",
+            "kernels made for this work cannot be used, torch's own take their place, which is slower: %s (Triton needs"
+            " a C compiler and Python's headers)",
             reason,
         )
     return not reason

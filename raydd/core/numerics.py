@@ -16,7 +16,9 @@ ALLOCATOR_ENV = {
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-"""What a worker process is started with: large blocks are kept instead of being returned to the kernel and zeroed again."""
+"""What a worker process is started with: large blocks are kept instead of being returned to the
+kernel and zeroed again.
+"""
 
 
 def tune_allocator() -> None:
@@ -44,12 +46,15 @@ def apply_numerics(numerics: Numerics, device: torch.device) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = numerics.precision != "fp32_strict"
     torch.backends.cudnn.benchmark = numerics.cudnn_search
-    # Under deterministic algorithms every `torch.empty` would be filled, by a kernel of its own; nothing here reads what it did not write.
+    # Under deterministic algorithms every `torch.empty` would be filled, by a kernel of its own;
+    # nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if numerics.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     wanted = numerics.deterministic and device.type == "cuda"
-    if torch.are_deterministic_algorithms_enabled() != wanted:  # the call imports the compiler: seconds, where nothing changes
+    if (
+        torch.are_deterministic_algorithms_enabled() != wanted
+    ):  # the call imports the compiler: seconds, where nothing changes
         torch.use_deterministic_algorithms(wanted)
 
 

@@ -52,8 +52,12 @@ class Storage:
             raise ConfigError(
                 f"{self.url} cannot be opened: {scheme} URLs need settings that an address does not hold ({error})"
             ) from error
-        except Exception as error:  # each kind has errors of its own where server, account or settings lack
-            raise ConfigError(f"{self.url} cannot be opened: {type(error).__name__}: {first_line(error)}") from error
+        except (
+            Exception
+        ) as error:  # each kind has errors of its own where server, account or settings lack
+            raise ConfigError(
+                f"{self.url} cannot be opened: {type(error).__name__}: {first_line(error)}"
+            ) from error
         self.local = isinstance(self.fs, LocalFileSystem)
         self.writable = scheme in WRITTEN
         self._place = "/".join(self.url.split("/")[:3]) if "://" in self.url else self.url
@@ -80,10 +84,13 @@ class Storage:
         except NotImplementedError as error:
             raise StorageError(f"could not {what} {url}: its file system cannot") from error
         except Exception as error:  # whatever a file system's libraries raise
-            raise StorageError(f"could not {what} {url}: {type(error).__name__}: {error}{endpoint_hint(self.url, error)}") from error
+            raise StorageError(
+                f"could not {what} {url}: {type(error).__name__}: {error}{endpoint_hint(self.url, error)}"
+            ) from error
 
     def _found(self, prefix: str) -> dict[str, dict[str, Any]]:
-        """Return what lies below ``prefix``, by path below this storage, sorted. Folders are no objects, however a server keeps them:
+        """Return what lies below ``prefix``, by path below this storage, sorted. Folders are no
+        objects, however a server keeps them:
 
         as an object whose name ends in a slash, as an empty one beside those below it, or (SeaweedFS, once all below is
         deleted) as an empty object that has the name of the prefix asked for.
@@ -96,21 +103,29 @@ class Storage:
             return {
                 path[cut:]: info
                 for path, info in sorted(found.items())
-                if info.get("type") != "directory" and path.startswith(f"{base}/") and not path.endswith(("/", _HADOOP))
+                if info.get("type") != "directory"
+                and path.startswith(f"{base}/")
+                and not path.endswith(("/", _HADOOP))
             }
 
         found = self._call("list", prefix, find)
         paths = list(found)
-        for path in [path for path, info in found.items() if not info.get("size") and not self.local]:
+        for path in [
+            path for path, info in found.items() if not info.get("size") and not self.local
+        ]:
             below = bisect_left(paths, f"{path}/")
             if below < len(paths) and paths[below].startswith(f"{path}/"):
                 del found[path]
         return found
 
     def _holds(self, path: str) -> bool:
-        """Return whether some object lies below the folder at the file system's ``path``: a server may list an emptied one."""
+        """Return whether some object lies below the folder at the file system's ``path``: a server
+        may list an emptied one.
+        """
         try:
-            return any(name for _, _, files in self.fs.walk(path, on_error="raise") for name in files)
+            return any(
+                name for _, _, files in self.fs.walk(path, on_error="raise") for name in files
+            )
         except FileNotFoundError:
             return False
 
@@ -120,7 +135,9 @@ class Storage:
 
         def local() -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp")
+            temporary = os.path.join(
+                os.path.dirname(target), f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
+            )
             try:
                 with open(temporary, "wb") as file:
                     file.write(data)
@@ -130,19 +147,28 @@ class Storage:
                     os.unlink(temporary)
 
         if not self.writable:
-            raise StorageError(f"could not write {join(self.url, path)}: {protocol(self.url)} URLs cannot be written")
+            raise StorageError(
+                f"could not write {join(self.url, path)}: {protocol(self.url)} URLs cannot be written"
+            )
         self._call("write", path, local if self.local else lambda: self.fs.pipe_file(target, data))
 
     def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return an object's bytes, or bytes ``start:end`` of it; ``FileNotFoundError`` if there is none."""
         target = self._path(path)
-        data: bytes = self._call("read", path, lambda: bytes(self.fs.cat_file(target, start=start, end=end)))
+        data: bytes = self._call(
+            "read", path, lambda: bytes(self.fs.cat_file(target, start=start, end=end))
+        )
         if end is not None and len(data) > max(0, end - (start or 0)):
-            raise StorageError(f"could not read bytes {start or 0} to {end} of {join(self.url, path)}: its server sends whole files only")
+            raise StorageError(
+                f"could not read bytes {start or 0} to {end} of {join(self.url, path)}: its server sends whole files"
+                " only"
+            )
         return data
 
     def fill(self, path: str, start: int, buffer: memoryview) -> int:
-        """Read an object's bytes from ``start`` on into ``buffer``; return how many there were. As :meth:`get` otherwise."""
+        """Read an object's bytes from ``start`` on into ``buffer``; return how many there were. As
+        :meth:`get` otherwise.
+        """
         target = self._path(path)
 
         def local() -> int:
@@ -184,11 +210,15 @@ class Storage:
             return list(pool.map(self.exists, paths))
 
     def sizes(self, prefix: str = "") -> builtins.list[tuple[str, int]]:
-        """Return ``(path, bytes)`` of all objects below ``prefix``, sorted by path; ``StorageError`` for a bucket that is not there."""
+        """Return ``(path, bytes)`` of all objects below ``prefix``, sorted by path;
+        ``StorageError`` for a bucket that is not there.
+        """
         return [(path, int(info.get("size") or 0)) for path, info in self._found(prefix).items()]
 
     def stamps(self, prefix: str = "") -> dict[str, str]:
-        """Return, by path, what tells that an object below ``prefix`` changed: its size and a checksum, or else a time; sorted by path."""
+        """Return, by path, what tells that an object below ``prefix`` changed: its size and a
+        checksum, or else a time; sorted by path.
+        """
         return {path: _stamp(info) for path, info in self._found_or_none(prefix).items()}
 
     def stamp(self, path: str) -> str:
@@ -214,10 +244,13 @@ class Storage:
         """Return the names of the objects directly below ``prefix``, sorted; none if there is no such folder."""
         return [name for name, folder in self.children(prefix) if not folder]
 
-    def children(self, prefix: str = "", *, emptied: bool = False) -> builtins.list[tuple[str, bool]]:
+    def children(
+        self, prefix: str = "", *, emptied: bool = False
+    ) -> builtins.list[tuple[str, bool]]:
         """Return ``(name, whether it is a folder)`` of what lies directly below ``prefix``, sorted by name.
 
-        ``emptied``: also folders that some object storage lists though nothing is left below them, which saves a request for each.
+        ``emptied``: also folders that some object storage lists though nothing is left below them,
+        which saves a request for each.
         """
         base = self._path(prefix).rstrip("/")
 
@@ -226,13 +259,25 @@ class Storage:
                 found = self.fs.ls(base, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            items = [(item["name"].rstrip("/"), item["type"]) for item in found if not item["name"].endswith(_HADOOP)]
+            items = [
+                (item["name"].rstrip("/"), item["type"])
+                for item in found
+                if not item["name"].endswith(_HADOOP)
+            ]
             marked = {name for name, kind in items if kind == "directory"}
-            below = [(name, kind) for name, kind in items if name != base and (kind == "directory" or name not in marked)]
+            below = [
+                (name, kind)
+                for name, kind in items
+                if name != base and (kind == "directory" or name not in marked)
+            ]
             folders = [name for name, kind in below if kind == "directory"]
             if folders and not self.local and not emptied:
                 with ThreadPoolExecutor(16) as pool:
-                    empty = {name for name, holds in zip(folders, pool.map(self._holds, folders)) if not holds}
+                    empty = {
+                        name
+                        for name, holds in zip(folders, pool.map(self._holds, folders))
+                        if not holds
+                    }
                 below = [(name, kind) for name, kind in below if name not in empty]
             return sorted((name.rsplit("/", 1)[-1], kind == "directory") for name, kind in below)
 
@@ -259,7 +304,9 @@ class Storage:
             self.put(path, file.read())
 
     def check_writable(self, what: str) -> None:
-        """Raise ``ConfigError`` now if nothing can be written here (missing bucket, no permission, no credentials, no server)."""
+        """Raise ``ConfigError`` now if nothing can be written here (missing bucket, no permission,
+        no credentials, no server).
+        """
         check_url(self.url, what, write=True)
         probe = f".raydd-probe-{uuid.uuid4().hex[:8]}"
         started = time.monotonic()
@@ -269,7 +316,9 @@ class Storage:
                 self.delete(probe)
         except (StorageError, FileNotFoundError) as error:
             waited = time.monotonic() - started
-            raise ConfigError(f"{what}: cannot write to {self.url} (tried for {waited:.0f} s): {error}") from error
+            raise ConfigError(
+                f"{what}: cannot write to {self.url} (tried for {waited:.0f} s): {error}"
+            ) from error
 
 
 def _stamp(info: dict[str, Any]) -> str:

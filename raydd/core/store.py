@@ -3,8 +3,9 @@
 Layout, below the store's URL::
 
     units/<k>/<key>/<output>.safetensors     an output: "final", or a snapshot such as "step-002000"
-    units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device, precision, versions, log
-    units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put whole, its own marker inside
+    units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device,
+    precision, versions, log units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put
+    whole, its own marker inside
 
 Outputs of stages that have a place of their own (label records, which go straight into the distilled set) lie there as
 ``<unit>.safetensors`` and ``<unit>.json``; a marker of another key counts as none.
@@ -39,7 +40,12 @@ def versions() -> dict[str, str]:
 
     import raydd
 
-    return {"raydd": raydd.__version__, "torch": torch.__version__, "numpy": numpy.__version__, "python": platform.python_version()}
+    return {
+        "raydd": raydd.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def device_kind(device: torch.device) -> str:
@@ -81,7 +87,11 @@ class Store:
     def place(self, ref: Ref) -> tuple[Storage, str]:
         """Return where an output lies, and its path there without the ending."""
         own = self._elsewhere.get(stage_digest(ref.stage)) if self._elsewhere else None
-        return (self.storage, f"{self.folder(ref.key)}/{ref.output}") if own is None else (own, ref.unit)
+        return (
+            (self.storage, f"{self.folder(ref.key)}/{ref.output}")
+            if own is None
+            else (own, ref.unit)
+        )
 
     def has(self, refs: list[Ref]) -> list[bool]:
         """Return, for each output, whether its marker exists."""
@@ -89,7 +99,9 @@ class Store:
         found = [False] * len(refs)
         for storage in {id(storage): storage for storage, _ in placed}.values():
             mine = [i for i, (where, _) in enumerate(placed) if where is storage]
-            for i, there in zip(mine, storage.exist(f"{placed[i][1]}.json" for i in mine), strict=True):
+            for i, there in zip(
+                mine, storage.exist(f"{placed[i][1]}.json" for i in mine), strict=True
+            ):
                 found[i] = there and (storage is self.storage or self._is_of(refs[i]))
         return found
 
@@ -100,9 +112,18 @@ class Store:
             return False
 
     def save(
-        self, ref: Ref, tensors: Tensors, *, device: torch.device, seconds: float, rows: Rows, skipped: Mapping[str, str] | None = None
+        self,
+        ref: Ref,
+        tensors: Tensors,
+        *,
+        device: torch.device,
+        seconds: float,
+        rows: Rows,
+        skipped: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Write an output, then its marker; return the marker. ``skipped``: samples that could not be decoded meanwhile, and why."""
+        """Write an output, then its marker; return the marker. ``skipped``: samples that could not
+        be decoded meanwhile, and why.
+        """
         data = dump_tensors(tensors)
         storage, path = self.place(ref)
         name = f"{path.rsplit('/', 1)[-1]}.safetensors"
@@ -145,7 +166,9 @@ class Store:
         except FileNotFoundError as error:
             raise TornFileError(f"{where} is missing although its marker is there") from error
         if len(data) != facts["size"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise TornFileError(f"{where} is torn: {len(data)} bytes, its marker says {facts['size']}, or other content")
+            raise TornFileError(
+                f"{where} is torn: {len(data)} bytes, its marker says {facts['size']}, or other content"
+            )
         return load_tensors(data, where)
 
     def verify(self, ref: Ref) -> bool:
@@ -153,8 +176,13 @@ class Store:
         storage, path = self.place(ref)
         try:
             size = next(iter(self.marker(ref)["files"].values()))["size"]
-            if not storage.exists(f"{path}.safetensors") or storage.size(f"{path}.safetensors") != size:
-                raise TornFileError(f"{storage.url}/{path}.safetensors is torn or missing although its marker is there")
+            if (
+                not storage.exists(f"{path}.safetensors")
+                or storage.size(f"{path}.safetensors") != size
+            ):
+                raise TornFileError(
+                    f"{storage.url}/{path}.safetensors is torn or missing although its marker is there"
+                )
         except FileNotFoundError:
             return False
         except TornFileError as error:
@@ -177,11 +205,16 @@ class Store:
             "log": json.dumps(checkpoint.log),
             "sha256": digest(checkpoint.state),
         }
-        self.storage.put(f"{self.folder(key)}/state-{checkpoint.t:09d}.safetensors", dump_tensors(checkpoint.state, metadata))
+        self.storage.put(
+            f"{self.folder(key)}/state-{checkpoint.t:09d}.safetensors",
+            dump_tensors(checkpoint.state, metadata),
+        )
         for path in self._checkpoints(key)[:-2]:
             self._try_delete(path)
 
-    def load_checkpoint(self, key: str, at_most: int, device: str | None = None) -> Checkpoint | None:
+    def load_checkpoint(
+        self, key: str, at_most: int, device: str | None = None
+    ) -> Checkpoint | None:
         """Return the newest whole checkpoint of at most ``at_most`` updates; torn ones are named and passed over.
 
         ``device``: passes over those that were not made on that kind of device.
@@ -208,10 +241,14 @@ class Store:
 
     def note_skipped(self, key: str, rank: int, skipped: Mapping[str, str]) -> None:
         """Write what one worker of a group skipped in a unit whose marker another writes."""
-        self.storage.put(f"{self.folder(key)}/skipped-{rank}.json", json.dumps(dict(skipped)).encode())
+        self.storage.put(
+            f"{self.folder(key)}/skipped-{rank}.json", json.dumps(dict(skipped)).encode()
+        )
 
     def skipped(self, ref: Ref) -> dict[str, str]:
-        """Return the samples that could not be decoded while an output was made, with the reasons; of units of groups, by all workers."""
+        """Return the samples that could not be decoded while an output was made, with the reasons;
+        of units of groups, by all workers.
+        """
         found = dict(self.marker(ref).get("skipped", {}))
         if ref.stage.lanes:
             for path in self.storage.list(self.folder(ref.key)):
@@ -225,7 +262,11 @@ class Store:
             self._try_delete(path)
 
     def _checkpoints(self, key: str) -> list[str]:
-        return [path for path in self.storage.list(self.folder(key)) if "/state-" in path and path.endswith(".safetensors")]
+        return [
+            path
+            for path in self.storage.list(self.folder(key))
+            if "/state-" in path and path.endswith(".safetensors")
+        ]
 
     def _try_delete(self, path: str) -> None:
         try:

@@ -34,21 +34,33 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What the format calls types, in the order in which their tensors lie in a file: the widest first, so that all are aligned."""
+"""What the format calls types, in the order in which their tensors lie in a file: the widest first,
+so that all are aligned.
+"""
 
 
-def dump_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def dump_tensors(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Serialise named tensors; equal tensors and metadata give equal bytes on every machine.
 
-    These are the bytes of the safetensors library, which puts metadata in an order drawn anew each time; here they are sorted.
+    These are the bytes of the safetensors library, which puts metadata in an order drawn anew each
+    time; here they are sorted.
     """
     order = list(_DTYPES)
-    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors, key=lambda n: (order.index(tensors[n].dtype), n))}
+    plain = {
+        name: tensors[name].detach().cpu().contiguous()
+        for name in sorted(tensors, key=lambda n: (order.index(tensors[n].dtype), n))
+    }
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, tensor in plain.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     parts = (tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in plain.values())

@@ -1,4 +1,6 @@
-"""Frozen dataclasses from plain trees, checked by pydantic, and back; errors name key, value, what is allowed, the nearest match."""
+"""Frozen dataclasses from plain trees, checked by pydantic, and back; errors name key, value, what
+is allowed, the nearest match.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ T = TypeVar("T")
 
 def build(cls: type[T], tree: Mapping[str, Any], where: str, prefix: tuple[str, ...] = ()) -> T:
     """Return a frozen dataclass from a plain tree; ``ConfigError`` with one line per mistake."""
-    none_to_empty = {k: {} if v is None and dataclasses.is_dataclass(typing.get_type_hints(cls).get(k)) else v for k, v in tree.items()}
+    none_to_empty = {
+        k: {} if v is None and dataclasses.is_dataclass(typing.get_type_hints(cls).get(k)) else v
+        for k, v in tree.items()
+    }
     try:
         values = _model(cls).model_validate(none_to_empty)
     except ValidationError as error:
@@ -54,9 +59,11 @@ def _strict_numbers(hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(_strict_numbers(a) for a in typing.get_args(hint))]  # noqa: UP007
     if origin is tuple and typing.get_args(hint)[-1] is Ellipsis:
-        return Annotated[tuple[_strict_numbers(typing.get_args(hint)[0]), ...], BeforeValidator(_listed)]  # type: ignore[misc]
+        entry = _strict_numbers(typing.get_args(hint)[0])
+        return Annotated[tuple[entry, ...], BeforeValidator(_listed)]  # type: ignore[valid-type]
     if origin is tuple:
-        return tuple[tuple(_strict_numbers(a) if a is not Ellipsis else a for a in typing.get_args(hint))]  # type: ignore[misc]
+        entries = tuple(_strict_numbers(a) for a in typing.get_args(hint))
+        return tuple[entries]  # type: ignore[valid-type]
     return hint
 
 
@@ -76,7 +83,10 @@ def _model(cls: type, given: Any = None) -> type[BaseModel]:
             default = _default(f) if given is None else getattr(given, f.name)
             if dataclasses.is_dataclass(hint):
                 nested = _model(typing.cast(type, hint), None if default is ... else default)
-                members[f.name] = (nested, ... if default is ... and given is None else Field(default_factory=nested))
+                members[f.name] = (
+                    nested,
+                    ... if default is ... and given is None else Field(default_factory=nested),
+                )
             else:
                 members[f.name] = (_strict_numbers(hint), default)
         config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -96,14 +106,21 @@ def _instance(cls: type[T], values: BaseModel) -> T:
     made = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         value = getattr(values, f.name)
-        made[f.name] = _instance(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
+        made[f.name] = (
+            _instance(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
+        )
     return cls(**made)
 
 
 def plain(value: Any) -> Any:
-    """Return a configuration as plain values, every field written out; a class that is told by its ``name`` begins with it."""
+    """Return a configuration as plain values, every field written out; a class that is told by its
+    ``name`` begins with it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {**_name(value), **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        return {
+            **_name(value),
+            **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)},
+        }
     if isinstance(value, (tuple, list)):
         return [plain(v) for v in value]
     return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
@@ -118,7 +135,10 @@ def stated(value: Any, given: Any = None) -> Any:
         return [stated(v) for v in value] if isinstance(value, (tuple, list)) else plain(value)
     tree: dict[str, Any] = _name(value)
     for f in dataclasses.fields(value):
-        found, default = getattr(value, f.name), getattr(given, f.name) if type(given) is type(value) else _default(f)
+        found, default = (
+            getattr(value, f.name),
+            getattr(given, f.name) if type(given) is type(value) else _default(f),
+        )
         if found is not None or default is not None:
             tree[f.name] = stated(found, default)
     return tree
@@ -126,7 +146,9 @@ def stated(value: Any, given: Any = None) -> Any:
 
 def _name(value: Any) -> dict[str, Any]:
     """Return the name of a method, which is its class's and no field."""
-    named = "name" not in {f.name for f in dataclasses.fields(value)} and isinstance(getattr(value, "name", None), str)
+    named = "name" not in {f.name for f in dataclasses.fields(value)} and isinstance(
+        getattr(value, "name", None), str
+    )
     return {"name": value.name} if named else {}
 
 
@@ -164,15 +186,21 @@ def _explain(cls: type, prefix: tuple[str, ...], errors: Sequence[dict[str, Any]
     for key, reasons in found.items():
         if any(other.startswith(f"{key}.") for other in found):  # a list, judged by its values
             continue
-        judged = [reason for reason in reasons if not reason[0]["type"].endswith("_type")] or reasons
+        judged = [
+            reason for reason in reasons if not reason[0]["type"].endswith("_type")
+        ] or reasons
         messages = list(dict.fromkeys(message for _, message, _ in judged))
-        text = " or ".join([messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])])
+        text = " or ".join(
+            [messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])]
+        )
         lines.append(f"{key}: {text}{judged[0][2]}")
     return lines
 
 
 def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the key of a pydantic error, what is wrong or allowed, and the end of its line: value and nearest match."""
+    """Return the key of a pydantic error, what is wrong or allowed, and the end of its line: value
+    and nearest match.
+    """
     here: Any = cls
     keys: list[str] = []
     for part in error["loc"]:
@@ -185,11 +213,19 @@ def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[
     key = ".".join([*prefix, *keys])
     if error["type"] == "extra_forbidden":
         options = [f.name for f in dataclasses.fields(here)]
-        return key, f"unknown key{nearest(keys[-1], options)}; allowed: {', '.join(sorted(options))}", ""
+        return (
+            key,
+            f"unknown key{nearest(keys[-1], options)}; allowed: {', '.join(sorted(options))}",
+            "",
+        )
     if error["type"] == "missing":
         return key, "is missing", ""
     field_name = next((name for name in reversed(keys) if not name.isdigit()), "")
-    hint = nearest(str(error["input"]), _choices(typing.get_type_hints(here).get(field_name))) if error["type"] == "literal_error" else ""
+    hint = (
+        nearest(str(error["input"]), _choices(typing.get_type_hints(here).get(field_name)))
+        if error["type"] == "literal_error"
+        else ""
+    )
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in _KINDS:
         message = f"Input should be {_KINDS[error['type']]}"
@@ -201,4 +237,8 @@ def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[
 def _choices(hint: Any) -> list[str]:
     """Return the words of the literals in a type."""
     parts = typing.get_args(hint)
-    return [str(part) for part in parts] if typing.get_origin(hint) is Literal else [word for part in parts for word in _choices(part)]
+    return (
+        [str(part) for part in parts]
+        if typing.get_origin(hint) is Literal
+        else [word for part in parts for word in _choices(part)]
+    )

@@ -29,8 +29,9 @@ def unkeyed(**kwargs: Any) -> Any:
 def added(before: Any, **kwargs: Any) -> Any:
     """Return a dataclass field that came after its class had keys: left out of the key while its value is ``before``.
 
-    ``before``: the value with which all bytes are as they were without the field; also the default, unless another is given. It
-    stays when the default changes: what was made without the field was made with this value.
+    ``before``: the value with which all bytes are as they were without the field; also the default,
+    unless another is given. It stays when the default changes: what was made without the field was
+    made with this value.
     """
     if "default" not in kwargs and "default_factory" not in kwargs:
         kwargs["default"] = before
@@ -41,16 +42,17 @@ def added(before: Any, **kwargs: Any) -> Any:
 class Numerics:
     """How numbers are computed; part of every key.
 
-    ``precision``: ``fp32``; ``fp32_strict``; or ``bf16`` for the convolutions of sides that need no second derivative. On a GPU
-    ``fp32`` is what published code runs there: convolutions in TF32 (10 bits of mantissa), matrix products in fp32; under
-    ``fp32_strict`` convolutions are in fp32, too. On a CPU both compute the same, under keys of their own.
-    ``convolution``: ``direct``, or ``winograd`` for wide 3x3 convolutions of images that need no gradient (DM's real side,
-    tests of students): a quarter of the multiplications, a relative error of 2e-6 in place of 4e-7; no effect beside ``bf16``,
-    so refused there.
-    ``compile``: fuse first-order paths with ``torch.compile``. ``threads``: CPU threads inside one unit.
-    ``deterministic``: no atomics in any kernel (always so on CPUs; costs speed on GPUs).
-    ``cudnn_search``: let cuDNN try its convolutions and keep the fastest; which one that is may change from run to run, and
-    with it the last bits of a result, so refused beside ``deterministic``.
+    ``precision``: ``fp32``; ``fp32_strict``; or ``bf16`` for the convolutions of sides that need no
+    second derivative. On a GPU ``fp32`` is what published code runs there: convolutions in TF32 (10
+    bits of mantissa), matrix products in fp32; under ``fp32_strict`` convolutions are in fp32, too.
+    On a CPU both compute the same, under keys of their own. ``convolution``: ``direct``, or
+    ``winograd`` for wide 3x3 convolutions of images that need no gradient (DM's real side, tests of
+    students): a quarter of the multiplications, a relative error of 2e-6 in place of 4e-7; no
+    effect beside ``bf16``, so refused there. ``compile``: fuse first-order paths with
+    ``torch.compile``. ``threads``: CPU threads inside one unit. ``deterministic``: no atomics in
+    any kernel (always so on CPUs; costs speed on GPUs). ``cudnn_search``: let cuDNN try its
+    convolutions and keep the fastest; which one that is may change from run to run, and with it the
+    last bits of a result, so refused beside ``deterministic``.
     """
 
     precision: Literal["fp32", "fp32_strict", "bf16"] = "fp32"
@@ -67,16 +69,20 @@ class Numerics:
 
     @property
     def plain(self) -> Numerics:
-        """The same without bf16 and eager: for stages that compute in no other way, so that what has no effect is in no key."""
+        """The same without bf16 and eager: for stages that compute in no other way, so that what
+        has no effect is in no key.
+        """
         return dataclasses.replace(self.full, convolution="direct", compile=False)
 
     def __post_init__(self) -> None:
         if self.convolution == "winograd" and self.precision == "bf16":
-            raise ConfigError(f"numerics.convolution=winograd needs numerics.precision=fp32 or fp32_strict, not {self.precision}")
+            raise ConfigError(
+                f"numerics.convolution=winograd needs numerics.precision=fp32 or fp32_strict, not {self.precision}"
+            )
         if self.cudnn_search and self.deterministic:
             raise ConfigError(
-                "numerics.cudnn_search=true needs numerics.deterministic=false: the convolution that a search finds the fastest "
-                "may be another in the next run, and its last bits are"
+                "numerics.cudnn_search=true needs numerics.deterministic=false: the convolution that a search finds the"
+                " fastest may be another in the next run, and its last bits are"
             )
 
 
@@ -154,7 +160,9 @@ class Context(Protocol):
         ...
 
     def each_lane(self, fn: Callable[[int], Tensors]) -> list[Tensors]:
-        """Run ``fn(lane)`` for every lane, over all workers of the group; every worker gets all results, in lane order."""
+        """Run ``fn(lane)`` for every lane, over all workers of the group; every worker gets all
+        results, in lane order.
+        """
         ...
 
     def log(self, t: int, **scalars: float | torch.Tensor) -> None:
@@ -165,7 +173,9 @@ class Context(Protocol):
 def _hash_once(stage: Stage) -> int:
     kept: int | None = stage.__dict__.get("_hash")
     if kept is None:
-        kept = hash((type(stage), *(getattr(stage, f.name) for f in dataclasses.fields(stage) if f.compare)))
+        kept = hash(
+            (type(stage), *(getattr(stage, f.name) for f in dataclasses.fields(stage) if f.compare))
+        )
         stage.__dict__["_hash"] = kept
     return kept
 
@@ -174,13 +184,15 @@ def _hash_once(stage: Stage) -> int:
 class Stage:
     """One kind of work, cut into units. Subclasses are frozen, keyword-only dataclasses.
 
-    Any step's state may be asked for as an output (``Ref(stage, unit, snapshot(2000))``); which ones are changes no byte and
-    is in no key. ``version`` is raised when the same fields give other bytes.
+    Any step's state may be asked for as an output (``Ref(stage, unit, snapshot(2000))``); which
+    ones are changes no byte and is in no key. ``version`` is raised when the same fields give other
+    bytes.
 
-    A class that is renamed states the name under which it is keyed, ``keyed_as: ClassVar[str]``, and a field that comes later is
-    :func:`added`: so the keys of what was made before stay.
+    A class that is renamed states the name under which it is keyed, ``keyed_as: ClassVar[str]``,
+    and a field that comes later is :func:`added`: so the keys of what was made before stay.
 
-    A stage's hash is computed once: plans look their stages up again and again, and some hold a number for each of ImageNet's classes.
+    A stage's hash is computed once: plans look their stages up again and again, and some hold a
+    number for each of ImageNet's classes.
     """
 
     phase: ClassVar[str] = ""
@@ -260,7 +272,9 @@ def canonical(value: Any) -> Any:
 
 
 def key_name(cls: type) -> str:
-    """Return the name under which a dataclass is keyed: its ``keyed_as`` (its own, no base's), else the class's name."""
+    """Return the name under which a dataclass is keyed: its ``keyed_as`` (its own, no base's), else
+    the class's name.
+    """
     return str(vars(cls).get("keyed_as", cls.__name__))
 
 
@@ -274,7 +288,9 @@ def _keyed_fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:40]
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()[:40]
 
 
 @lru_cache(maxsize=100_000)

@@ -16,7 +16,10 @@ class ArrayData(BaseData):
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, what: str = "data") -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
-            raise DataError(f"{what}: {len(labels)} labels for images {tuple(images.shape)} of {images.dtype}; expected uint8 [N, C, H, W]")
+            raise DataError(
+                f"{what}: {len(labels)} labels for images {tuple(images.shape)} of {images.dtype}; expected uint8 [N,"
+                " C, H, W]"
+            )
         self.images = images.contiguous()
         self.labels = labels.to(torch.int64)
         channels, height, width = images.shape[1:]

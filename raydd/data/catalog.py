@@ -24,10 +24,11 @@ _IMAGENET_HINT = "register at https://image-net.org, and unpack so that train/<w
 class DatasetInfo:
     """Facts of a data set as a job uses it; a field of every stage that reads it (``only`` narrows the digests).
 
-    ``mean``/``std``: per channel, of pixels in [0, 1]. ``digests``: ``(split, sha256)`` pairs of the splits that exist
-    (``train``, ``test``, and ``holdout`` if asked for), empty for a plan made without the data. ``train_counts``: images
-    per class of ``train``. ``dsa_strategy``, ``dc_strategy``: the augmentations that published experiments of DSA and DM use
-    on it, and those of DC's evaluation.
+    ``mean``/``std``: per channel, of pixels in [0, 1]. ``digests``: ``(split, sha256)`` pairs of
+    the splits that exist (``train``, ``test``, and ``holdout`` if asked for), empty for a plan made
+    without the data. ``train_counts``: images per class of ``train``. ``dsa_strategy``,
+    ``dc_strategy``: the augmentations that published experiments of DSA and DM use on it, and those
+    of DC's evaluation.
     """
 
     name: str = unkeyed()
@@ -46,7 +47,9 @@ class DatasetInfo:
 
     def only(self, *splits: str) -> DatasetInfo:
         """Return the facts with the digests of these splits alone: what a stage that reads only them depends on."""
-        return replace(self, digests=tuple((name, value) for name, value in self.digests if name in splits))
+        return replace(
+            self, digests=tuple((name, value) for name, value in self.digests if name in splits)
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,11 +61,12 @@ class DatasetInfo:
 class Entry:
     """A data set of the catalog: its facts (before it is read) and how its files are read.
 
-    ``source``: the reader among ``data.sources.SOURCES``. ``roots``: where the files are looked for, the first also being
-    where a download goes. ``train_count``/``test_count``: published sizes, 0 where they depend on the data.
-    ``resize``/``fit``: how pictures come to the catalog's size (``None``: stored at that size). ``classes``: folders that
-    are the classes, in label order, where they are a choice among more. ``downloader``: torchvision's class.
-    ``hint``: what a person does to get the files.
+    ``source``: the reader among ``data.sources.SOURCES``. ``roots``: where the files are looked
+    for, the first also being where a download goes. ``train_count``/``test_count``: published
+    sizes, 0 where they depend on the data. ``resize``/``fit``: how pictures come to the catalog's
+    size (``None``: stored at that size). ``classes``: folders that are the classes, in label order,
+    where they are a choice among more. ``downloader``: torchvision's class. ``hint``: what a person
+    does to get the files.
     """
 
     info: DatasetInfo
@@ -117,62 +121,172 @@ def _catalog() -> dict[str, Entry]:
     rgb32 = (3, 32, 32)
     entries = [
         Entry(
-            info=_info("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), flip=False, test_count=10_000, dc="crop_scale_rotate",
-                       train_counts=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)),
-            source="idx", roots=("data/mnist",), train_count=60_000, test_count=10_000, downloader="MNIST",
+            info=_info(
+                "mnist",
+                (1, 28, 28),
+                10,
+                (0.1307,),
+                (0.3081,),
+                flip=False,
+                test_count=10_000,
+                dc="crop_scale_rotate",
+                train_counts=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+            ),
+            source="idx",
+            roots=("data/mnist",),
+            train_count=60_000,
+            test_count=10_000,
+            downloader="MNIST",
         ),
         Entry(
-            info=_info("fashion_mnist", (1, 28, 28), 10, (0.2861,), (0.3530,), train_counts=(6000,) * 10, test_count=10_000),
-            source="idx", roots=("data/fashion_mnist", "/usr/share/datasets/fashion-mnist"), train_count=60_000, test_count=10_000,
-            downloader="FashionMNIST", hint="on Debian, the package dataset-fashion-mnist installs the four files",
+            info=_info(
+                "fashion_mnist",
+                (1, 28, 28),
+                10,
+                (0.2861,),
+                (0.3530,),
+                train_counts=(6000,) * 10,
+                test_count=10_000,
+            ),
+            source="idx",
+            roots=("data/fashion_mnist", "/usr/share/datasets/fashion-mnist"),
+            train_count=60_000,
+            test_count=10_000,
+            downloader="FashionMNIST",
+            hint="on Debian, the package dataset-fashion-mnist installs the four files",
         ),
         Entry(
-            info=_info("svhn", rgb32, 10, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), flip=False, test_count=26_032,
-                       train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)),
-            source="svhn", roots=("data/svhn",), train_count=73_257, test_count=26_032, downloader="SVHN",
+            info=_info(
+                "svhn",
+                rgb32,
+                10,
+                (0.4377, 0.4438, 0.4728),
+                (0.1980, 0.2010, 0.1970),
+                flip=False,
+                test_count=26_032,
+                train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+            ),
+            source="svhn",
+            roots=("data/svhn",),
+            train_count=73_257,
+            test_count=26_032,
+            downloader="SVHN",
         ),
         Entry(
-            info=_info("cifar10", rgb32, 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010),
-                       train_counts=(5000,) * 10, test_count=10_000),
-            source="cifar", roots=("data/cifar10",), train_count=50_000, test_count=10_000, downloader="CIFAR10",
+            info=_info(
+                "cifar10",
+                rgb32,
+                10,
+                (0.4914, 0.4822, 0.4465),
+                (0.2023, 0.1994, 0.2010),
+                train_counts=(5000,) * 10,
+                test_count=10_000,
+            ),
+            source="cifar",
+            roots=("data/cifar10",),
+            train_count=50_000,
+            test_count=10_000,
+            downloader="CIFAR10",
         ),
         Entry(
-            info=_info("cifar100", rgb32, 100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762),
-                       train_counts=(500,) * 100, test_count=10_000),
-            source="cifar", roots=("data/cifar100",), train_count=50_000, test_count=10_000, downloader="CIFAR100",
+            info=_info(
+                "cifar100",
+                rgb32,
+                100,
+                (0.5071, 0.4866, 0.4409),
+                (0.2673, 0.2564, 0.2762),
+                train_counts=(500,) * 100,
+                test_count=10_000,
+            ),
+            source="cifar",
+            roots=("data/cifar100",),
+            train_count=50_000,
+            test_count=10_000,
+            downloader="CIFAR100",
         ),
         Entry(
-            info=_info("tiny_imagenet", (3, 64, 64), 200, IMAGENET_MEAN, IMAGENET_STD, train_counts=(500,) * 200, test_count=10_000),
-            source="tiny", roots=("data/tiny_imagenet", "data/tiny-imagenet-200"), train_count=100_000, test_count=10_000,
-            hint="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in data/ or in data/tiny_imagenet/, or put tinyimagenet.pt there",
+            info=_info(
+                "tiny_imagenet",
+                (3, 64, 64),
+                200,
+                IMAGENET_MEAN,
+                IMAGENET_STD,
+                train_counts=(500,) * 200,
+                test_count=10_000,
+            ),
+            source="tiny",
+            roots=("data/tiny_imagenet", "data/tiny-imagenet-200"),
+            train_count=100_000,
+            test_count=10_000,
+            hint=(
+                "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in data/ or in data/tiny_imagenet/, or put"
+                " tinyimagenet.pt there"
+            ),
         ),
         Entry(
-            info=_info("imagenet", (3, 224, 224), 1000, IMAGENET_MEAN, IMAGENET_STD, test_count=50_000),
-            source="folder", roots=("data/imagenet",), train_count=1_281_167, test_count=50_000, resize=256, fit="crop",
+            info=_info(
+                "imagenet", (3, 224, 224), 1000, IMAGENET_MEAN, IMAGENET_STD, test_count=50_000
+            ),
+            source="folder",
+            roots=("data/imagenet",),
+            train_count=1_281_167,
+            test_count=50_000,
+            resize=256,
+            fit="crop",
             hint=_IMAGENET_HINT,
         ),
         Entry(
-            info=_info("imagenet10", (3, 224, 224), 10, IMAGENET_MEAN, IMAGENET_STD, test_count=500),
-            source="folder", roots=("data/imagenet10", "data/imagenet"), test_count=500, resize=256, fit="crop",
+            info=_info(
+                "imagenet10", (3, 224, 224), 10, IMAGENET_MEAN, IMAGENET_STD, test_count=500
+            ),
+            source="folder",
+            roots=("data/imagenet10", "data/imagenet"),
+            test_count=500,
+            resize=256,
+            fit="crop",
             hint=_IMAGENET_HINT + " (ten of its classes are read; those of data/imagenet do)",
-            classes=("n02869837", "n01749939", "n02488291", "n02107142", "n13037406",
-                     "n02091831", "n04517823", "n04589890", "n03062245", "n01773797"),
+            classes=(
+                "n02869837",
+                "n01749939",
+                "n02488291",
+                "n02107142",
+                "n13037406",
+                "n02091831",
+                "n04517823",
+                "n04589890",
+                "n03062245",
+                "n01773797",
+            ),
         ),
         Entry(
             info=_info("cub200", rgb32, 200, IMAGENET_MEAN, IMAGENET_STD, test_count=5794),
-            source="cub", roots=("data/cub200",), train_count=5994, test_count=5794, fit="squash",
+            source="cub",
+            roots=("data/cub200",),
+            train_count=5994,
+            test_count=5794,
+            fit="squash",
             hint="unpack CUB_200_2011.tgz from https://www.vision.caltech.edu/datasets/cub_200_2011/ there",
         ),
         Entry(
             info=_info("digits", (1, 8, 8), 10, DIGITS_MEAN, DIGITS_STD, flip=False),
-            source="digits", roots=(), train_count=1438, test_count=359,
+            source="digits",
+            roots=(),
+            train_count=1438,
+            test_count=359,
         ),
         Entry(
-            info=_info("image_folder", (3, 0, 0), 0, (), ()), source="folder", roots=("data/image_folder",),
-            hint="set dataset.root to a folder with train/<class>/* (and test/<class>/* or val/<class>/*), or with <class>/*",
+            info=_info("image_folder", (3, 0, 0), 0, (), ()),
+            source="folder",
+            roots=("data/image_folder",),
+            hint=(
+                "set dataset.root to a folder with train/<class>/* (and test/<class>/* or val/<class>/*), or with"
+                " <class>/*"
+            ),
         ),
         Entry(
-            info=_info("webdataset", (3, 0, 0), 0, (), ()), source="shards", roots=(),
+            info=_info("webdataset", (3, 0, 0), 0, (), ()),
+            source="shards",
+            roots=(),
             hint="set dataset.shards to a folder of tars, or to a URL such as s3://bucket/train-{000000..000099}.tar",
         ),
     ]
@@ -182,13 +296,21 @@ def _catalog() -> dict[str, Entry]:
 CATALOG: dict[str, Entry] = _catalog()
 
 
-def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, key: str) -> None:
-    """Raise ``ConfigError`` for means or deviations of pixels on another scale than [0, 1]; ``key``: the job's, ``dataset``."""
+def check_normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, key: str
+) -> None:
+    """Raise ``ConfigError`` for means or deviations of pixels on another scale than [0, 1];
+    ``key``: the job's, ``dataset``.
+    """
     for name, values in (("mean", mean or ()), ("std", std or ())):
         strange = [value for value in values if not 0 <= value <= 1]
         if strange:
-            hint = f" (of pixels up to 255: {strange[0] / 255:.4g})" if 1 < strange[0] <= 255 else ""
-            raise ConfigError(f"{key}.{name}: {list(values)}; means and deviations are of pixels in [0, 1]{hint}")
+            hint = (
+                f" (of pixels up to 255: {strange[0] / 255:.4g})" if 1 < strange[0] <= 255 else ""
+            )
+            raise ConfigError(
+                f"{key}.{name}: {list(values)}; means and deviations are of pixels in [0, 1]{hint}"
+            )
 
 
 def entry(name: str) -> Entry:

@@ -36,13 +36,29 @@ _LOOKED_AT = 48
 
 def decode_threads() -> int:
     """Return how many threads decode: the cores this process may use, at most 32. It changes no byte."""
-    return max(1, min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return max(
+        1,
+        min(
+            32,
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1,
+        ),
+    )
 
 
 class EncodedData(BaseData):
     """Base of splits that decode on demand. A subclass gives the encoded bytes of samples, their sizes and titles."""
 
-    def __init__(self, labels: torch.Tensor, sizes: np.ndarray, transform: Transform, digest: str, skip: bool, threads: int = 0) -> None:
+    def __init__(
+        self,
+        labels: torch.Tensor,
+        sizes: np.ndarray,
+        transform: Transform,
+        digest: str,
+        skip: bool,
+        threads: int = 0,
+    ) -> None:
         self.labels = labels
         self.sizes = sizes.astype(np.int64)
         self.transform = transform
@@ -69,7 +85,9 @@ class EncodedData(BaseData):
         """Return what an error calls a sample: its file, or its shard and key."""
 
     def remarks(self) -> tuple[str, ...]:
-        """Return the notes, and how many images carry an EXIF orientation: of all where that is known, else of a sample."""
+        """Return the notes, and how many images carry an EXIF orientation: of all where that is
+        known, else of a sample.
+        """
         if self.oriented is None:
             ids = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(np.int64))
             self.oriented = len(ids), sum(orientation_of(blob) != 1 for blob in self.blobs(ids))
@@ -77,12 +95,23 @@ class EncodedData(BaseData):
         if not found:
             return self.notes
         sample = "" if looked == len(self) else "a sample of "
-        done = "turned as it says" if self.transform.orientation == "exif" else "ignored; dataset.orientation=exif turns them"
+        done = (
+            "turned as it says"
+            if self.transform.orientation == "exif"
+            else "ignored; dataset.orientation=exif turns them"
+        )
         where = f" in {self.place}" if self.place else ""
-        return (*self.notes, f"{found} of {sample}{looked} images{where} carry an EXIF orientation, which is {done}")
+        return (
+            *self.notes,
+            f"{found} of {sample}{looked} images{where} carry an EXIF orientation, which is {done}",
+        )
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_pools", "_lock", "_buffers", "_encoded")}
+        return {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in ("_pools", "_lock", "_buffers", "_encoded")
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -98,7 +127,11 @@ class EncodedData(BaseData):
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         wanted = self.checked(ids)
         batches = list(self.iterate(wanted, max(1, len(wanted))))
-        return batches[0][0].contiguous() if batches else torch.empty((0, *self.shape), dtype=torch.uint8)
+        return (
+            batches[0][0].contiguous()
+            if batches
+            else torch.empty((0, *self.shape), dtype=torch.uint8)
+        )
 
     def iterate(self, ids: torch.Tensor, batch: int) -> Iterator[Batch]:
         """Yield ``(uint8 images [<=batch, C, H, W], labels)``; reads and decodes ahead of the consumer.
@@ -116,7 +149,13 @@ class EncodedData(BaseData):
                 chosen = order[start : start + block]
                 images, rows = self._buffers.images((len(chosen), height, width, channels))
                 futures = self._decode(images, rows, chosen, stream)
-                pending.append((torch.from_numpy(images).permute(0, 3, 1, 2), labels[start : start + block], futures))
+                pending.append(
+                    (
+                        torch.from_numpy(images).permute(0, 3, 1, 2),
+                        labels[start : start + block],
+                        futures,
+                    )
+                )
                 if len(pending) > 2:
                     yield from _batches(*pending.popleft(), batch)
             while pending:
@@ -127,20 +166,30 @@ class EncodedData(BaseData):
                 for future in futures:
                     future.cancel()
 
-    def _decode(self, images: Pixels, rows: list[Pixels], ids: Ids, stream: _Stream) -> list[Future[None]]:
+    def _decode(
+        self, images: Pixels, rows: list[Pixels], ids: Ids, stream: _Stream
+    ) -> list[Future[None]]:
         pool = self.pool("decode", self.threads)
         pieces = self.threads * -(-images.nbytes // (self.threads * _PIECE_BYTES))
         step = max(4, -(-len(ids) // pieces))
         futures = []
         for start in range(0, len(ids), step):
             here = slice(start, start + step)
-            futures.append(pool.submit(self._decode_piece, images, rows[here], ids[here], stream.take(len(rows[here]))))
+            futures.append(
+                pool.submit(
+                    self._decode_piece, images, rows[here], ids[here], stream.take(len(rows[here]))
+                )
+            )
         return futures
 
-    def _decode_piece(self, images: Pixels, rows: list[Pixels], ids: Ids, blobs: Sequence[Blob]) -> None:
+    def _decode_piece(
+        self, images: Pixels, rows: list[Pixels], ids: Ids, blobs: Sequence[Blob]
+    ) -> None:
         """Decode some samples into ``rows`` of ``images``; those that are JPEGs of the right size go the short way."""
         exact = self.transform.fit == "exact"
-        others = decode_jpegs_into(rows, blobs, self.transform.orientation) if exact else range(len(ids))
+        others = (
+            decode_jpegs_into(rows, blobs, self.transform.orientation) if exact else range(len(ids))
+        )
         for place in others:
             self._decode_one(rows[place].transpose(2, 0, 1), int(ids[place]), blobs[place])
 
@@ -154,7 +203,9 @@ class EncodedData(BaseData):
                 return
             except DataError as error:
                 if not self.skip:
-                    raise DataError(f"{error}; dataset.on_error=skip takes the next sample of its class instead, and counts") from error
+                    raise DataError(
+                        f"{error}; dataset.on_error=skip takes the next sample of its class instead, and counts"
+                    ) from error
                 if title not in self.skipped:
                     log.warning("%s; replaced by the next sample of its class", error)
                     self.skipped[title] = str(error)
@@ -163,7 +214,9 @@ class EncodedData(BaseData):
             blob = self.blobs(np.array([current]))[0]
 
     def _read_ahead(self, ids: Ids) -> Generator[Sequence[Blob]]:
-        """Yield the encoded samples in order and in groups, as they are read: ``read_ahead`` groups before they are needed."""
+        """Yield the encoded samples in order and in groups, as they are read: ``read_ahead`` groups
+        before they are needed.
+        """
         pool = self.pool("read", self.read_ahead)
         ahead: deque[Future[Sequence[Blob]]] = deque()
         groups = self._groups(ids)
@@ -247,8 +300,9 @@ class Cuts(Sequence[Blob]):
 class Buffers:
     """Arrays whose memory is used again once nobody holds them.
 
-    Fresh memory for every batch cost a third of the decoding time in page faults. A tensor made with ``from_numpy`` keeps
-    the very array it was given; when that dies, so has every tensor on it, and its memory is free.
+    Fresh memory for every batch cost a third of the decoding time in page faults. A tensor made
+    with ``from_numpy`` keeps the very array it was given; when that dies, so has every tensor on
+    it, and its memory is free.
 
     An array starts at an address that 16 divides and 32 does not: libjpeg-turbo writes rows at multiples of 32 past the
     cache, which made decoding of 64-pixel images a sixth slower.
@@ -263,7 +317,9 @@ class Buffers:
         return self._held(shape)[0]
 
     def images(self, shape: tuple[int, ...]) -> tuple[Pixels, list[Pixels]]:
-        """Return :meth:`array` and a view of each image in it. The views are made once for the memory and do not hold the array."""
+        """Return :meth:`array` and a view of each image in it. The views are made once for the
+        memory and do not hold the array.
+        """
         array, memory = self._held(shape)
         if memory.shape != shape:
             memory.shape, memory.rows = shape, list(memory.cut(shape))
@@ -284,7 +340,10 @@ class Buffers:
         return array, memory
 
     def _give_back(self, memory: _Memory) -> None:
-        if len(self._free) < self._most and (len(self._free) + 1) * memory.data.size <= self._most_bytes:
+        if (
+            len(self._free) < self._most
+            and (len(self._free) + 1) * memory.data.size <= self._most_bytes
+        ):
             self._free.append(memory)
 
 
@@ -301,7 +360,9 @@ class _Memory:
         return self.data[first : first + math.prod(shape)].reshape(shape)
 
 
-def _batches(images: torch.Tensor, labels: torch.Tensor, futures: list[Future[None]], batch: int) -> Iterator[Batch]:
+def _batches(
+    images: torch.Tensor, labels: torch.Tensor, futures: list[Future[None]], batch: int
+) -> Iterator[Batch]:
     for future in futures:
         future.result()
     yield from zip(images.split(batch), labels.split(batch))

@@ -21,7 +21,9 @@ HASHED_BYTES = 256 << 20
 
 
 def _read(files: Storage, path: str) -> bytes:
-    """Return a local file's bytes: of a hundred thousand small files the storage's care for each takes longer than reading it."""
+    """Return a local file's bytes: of a hundred thousand small files the storage's care for each
+    takes longer than reading it.
+    """
     try:
         with open(os.path.join(files.root, path), "rb", buffering=0) as file:
             return file.read()
@@ -32,11 +34,19 @@ def _read(files: Storage, path: str) -> bytes:
 class FolderData(EncodedData):
     """Image files ``paths`` below ``files`` with a label each; decoded when asked for.
 
-    The digest covers paths, labels, the transform and the sizes (see ``HASHED_BYTES`` for when it covers the content). What is
-    read for it must have the transform's size where that is ``exact``: ``DataError`` for a picture of another, unless ``skip``.
+    The digest covers paths, labels, the transform and the sizes (see ``HASHED_BYTES`` for when it
+    covers the content). What is read for it must have the transform's size where that is ``exact``:
+    ``DataError`` for a picture of another, unless ``skip``.
     """
 
-    def __init__(self, files: Storage, found: Sequence[tuple[str, int]], labels: torch.Tensor, transform: Transform, skip: bool) -> None:
+    def __init__(
+        self,
+        files: Storage,
+        found: Sequence[tuple[str, int]],
+        labels: torch.Tensor,
+        transform: Transform,
+        skip: bool,
+    ) -> None:
         if not found:
             raise DataError(f"no images in {files.url}")
         self.files = files
@@ -77,4 +87,6 @@ class FolderData(EncodedData):
         try:
             return self.files.get(self.paths[sample])
         except FileNotFoundError as error:
-            raise DataError(f"{self.title(sample)} was there when the folder was listed and is gone") from error
+            raise DataError(
+                f"{self.title(sample)} was there when the folder was listed and is gone"
+            ) from error

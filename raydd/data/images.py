@@ -35,23 +35,28 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "SGI": ("sgi",),
     "SUN": ("ras",),
 }
-"""Still pictures that Pillow reads by itself and knows by their first bytes, with the endings of their files; of several frames the first.
+"""Still pictures that Pillow reads by itself and knows by their first bytes, with the endings of
+their files; of several frames the first.
 
-Left out on purpose: what is drawn by another program (EPS, PDF, WMF), films, formats of programs (PSD, ICO), and TGA, which has no mark.
+Left out on purpose: what is drawn by another program (EPS, PDF, WMF), films, formats of programs
+(PSD, ICO), and TGA, which has no mark.
 """
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
 _JPEG = b"\xff\xd8"
 _ORIENTED = (b"EXIF", b"eXIf", b"irot", b"imir", b"Raw profile type")
-"""What stands in the bytes of pictures other than JPEGs that may say how they are to be turned, beside what JPEGs have."""
+"""What stands in the bytes of pictures other than JPEGs that may say how they are to be turned,
+beside what JPEGs have.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
     """How a decoded picture becomes ``(channels, height, width)``.
 
-    ``fit``: ``exact`` refuses any other shape; ``crop`` scales the shorter side to ``resize`` (bilinear, antialiased) and
-    cuts the centre, as torchvision's Resize and CenterCrop do; ``squash`` scales both sides. ``orientation``: ``exif`` turns
-    pictures as their EXIF orientation says, before all else. The text of a transform is part of digests.
+    ``fit``: ``exact`` refuses any other shape; ``crop`` scales the shorter side to ``resize``
+    (bilinear, antialiased) and cuts the centre, as torchvision's Resize and CenterCrop do;
+    ``squash`` scales both sides. ``orientation``: ``exif`` turns pictures as their EXIF orientation
+    says, before all else. The text of a transform is part of digests.
     """
 
     channels: int
@@ -62,7 +67,9 @@ class Transform:
     orientation: Orientation = "ignore"
 
     def __repr__(self) -> str:
-        """Return the fields; the orientation, which came later, only where it is not ignored: digests of before stay."""
+        """Return the fields; the orientation, which came later, only where it is not ignored:
+        digests of before stay.
+        """
         turned = "" if self.orientation == "ignore" else f", orientation={self.orientation!r}"
         size = f"channels={self.channels!r}, height={self.height!r}, width={self.width!r}"
         return f"Transform({size}, fit={self.fit!r}, resize={self.resize!r}{turned})"
@@ -76,16 +83,19 @@ class Transform:
 def decode(data: bytes | memoryview, channels: int, orientation: Orientation = "ignore") -> Pixels:
     """Return the pixels ``[H, W, C]`` of an encoded picture, converted to grey (1) or RGB (3 channels).
 
-    The content decides how, not a name. JPEG by simplejpeg, CMYK too; what that refuses (damaged ends) and other formats by Pillow.
-    16 bits become 8 by their upper half. ``ValueError`` if it cannot be decoded, or its values have no known range (floats,
-    32 bits). The EXIF orientation is ignored, as in the field's loaders, unless ``orientation`` is ``exif``.
+    The content decides how, not a name. JPEG by simplejpeg, CMYK too; what that refuses (damaged
+    ends) and other formats by Pillow. 16 bits become 8 by their upper half. ``ValueError`` if it
+    cannot be decoded, or its values have no known range (floats, 32 bits). The EXIF orientation is
+    ignored, as in the field's loaders, unless ``orientation`` is ``exif``.
     """
     import simplejpeg
 
     turn = orientation_of(data) if orientation == "exif" else 1
     if bytes(data[:2]) == _JPEG:
         try:
-            pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == 1 else "RGB")
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                data, colorspace="GRAY" if channels == 1 else "RGB"
+            )
             return turned(pixels, turn)
         except ValueError:
             pass
@@ -106,50 +116,77 @@ def _decode_pillow(data: bytes | memoryview, channels: int) -> Pixels:
 
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            deep = image.mode == "F" or image.mode.startswith("I")  # Pillow's own conversion would clip
+            deep = image.mode == "F" or image.mode.startswith(
+                "I"
+            )  # Pillow's own conversion would clip
             shallow = Image.fromarray(_upper_byte(image)) if deep else image
             pixels = np.array(shallow.convert("L" if channels == 1 else "RGB"))
             bits = int(getattr(image, "tag_v2", {}).get(258, (8,))[0])
-        if bits > 8 and not deep and not pixels.any():  # of colours Pillow itself keeps the upper bytes
+        if (
+            bits > 8 and not deep and not pixels.any()
+        ):  # of colours Pillow itself keeps the upper bytes
             raise ValueError(f"it has {bits} bits, whose upper 8 are black; save it in 8 bits")
     except UnidentifiedImageError as error:
         tiff = bytes(data[:4]) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
         known = "a TIFF of a kind that is not read (its bits, colours or compression)"
-        raise ValueError(known if tiff else f"not a picture of a format that is read ({', '.join(FORMATS)})") from error
+        raise ValueError(
+            known if tiff else f"not a picture of a format that is read ({', '.join(FORMATS)})"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
     return pixels[:, :, None] if channels == 1 else pixels
 
 
 def _upper_byte(image: Image.Image) -> Pixels:
-    """Return a grey picture of up to 16 bits in 8; ``ValueError`` where the range is not known, or all of it would be black."""
+    """Return a grey picture of up to 16 bits in 8; ``ValueError`` where the range is not known, or
+    all of it would be black.
+    """
     tags = getattr(image, "tag_v2", {})  # of TIFF
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         what = "floating point" if image.mode == "F" else "32 bits, or signed"
-        raise ValueError(f"its pixels are of {what}, whose range is not known; save them in 8 or 16 bits")
+        raise ValueError(
+            f"its pixels are of {what}, whose range is not known; save them in 8 or 16 bits"
+        )
     bits = int(tags.get(258, (16,))[0])  # 12 of the 16 are used in some
     values = np.asarray(image).astype(np.int64)
     if tags.get(262) == 0:  # white is zero, which Pillow leaves so
         values = (1 << bits) - 1 - values
     if 0 < int(values.max(initial=0)) < 1 << (bits - 8):
-        raise ValueError(f"it has {bits} bits, but no value above {int(values.max())}: in 8 bits it would be black; save it in 8 bits")
+        raise ValueError(
+            f"it has {bits} bits, but no value above {int(values.max())}: in 8 bits it would be black; save it in 8"
+            " bits"
+        )
     return (values >> (bits - 8)).astype(np.uint8)
 
 
 def orientation_of(data: bytes | memoryview) -> int:
-    """Return the EXIF orientation of an encoded picture, 1 (as it is) to 8; 1 where there is none, or none that can be read.
+    """Return the EXIF orientation of an encoded picture, 1 (as it is) to 8; 1 where there is none,
+    or none that can be read.
 
     A TIFF's is 1: its tag belongs to the format, and every reader applies it.
     """
     whole = bytes(data)
-    if b"Exif" not in whole and b"tiff:Orientation" not in whole and (whole[:2] == _JPEG or not any(m in whole for m in _ORIENTED)):
+    if (
+        b"Exif" not in whole
+        and b"tiff:Orientation" not in whole
+        and (whole[:2] == _JPEG or not any(m in whole for m in _ORIENTED))
+    ):
         return 1
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(whole), formats=_formats()) as image:
             found = 1 if image.format == "TIFF" else image.getexif().get(274, 1)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, struct.error, Image.DecompressionBombError):
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        struct.error,
+        Image.DecompressionBombError,
+    ):
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
@@ -158,7 +195,12 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
     """Return pixels ``[H, W, C]`` as an EXIF orientation from 1 to 8 wants them shown; 5 to 8 exchange the sides."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):  # 5: the diagonal alone; 6: a quarter clockwise; 7: the other diagonal; 8: a quarter back
+    if orientation in (
+        3,
+        4,
+        7,
+        8,
+    ):  # 5: the diagonal alone; 6: a quarter clockwise; 7: the other diagonal; 8: a quarter back
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
@@ -172,9 +214,16 @@ def size_of(data: bytes, orientation: Orientation = "ignore") -> tuple[int, int]
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             height, width = image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # told when it is decoded
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ):  # told when it is decoded
         return None
-    return (width, height) if orientation == "exif" and orientation_of(data) >= 5 else (height, width)
+    return (
+        (width, height) if orientation == "exif" and orientation_of(data) >= 5 else (height, width)
+    )
 
 
 def misfit(height: int, width: int, transform: Transform) -> str:
@@ -192,7 +241,9 @@ def fit(pixels: Pixels, transform: Transform) -> Pixels:
     if transform.fit == "squash":
         return _scale(pixels, transform.height, transform.width)
     short = min(height, width)
-    pixels = _scale(pixels, int(transform.resize * height / short), int(transform.resize * width / short))
+    pixels = _scale(
+        pixels, int(transform.resize * height / short), int(transform.resize * width / short)
+    )
     top = round((pixels.shape[0] - transform.height) / 2)
     left = round((pixels.shape[1] - transform.width) / 2)
     return pixels[top : top + transform.height, left : left + transform.width]
@@ -214,12 +265,17 @@ def decode_into(out: Pixels, data: bytes | memoryview, title: str, transform: Tr
     try:
         pixels = fit(decode(data, transform.channels, transform.orientation), transform)
     except ValueError as error:
-        raise DataError(f"{title} cannot be decoded: {error or 'not a picture'} ({len(data)} bytes)") from error
+        raise DataError(
+            f"{title} cannot be decoded: {error or 'not a picture'} ({len(data)} bytes)"
+        ) from error
     out[...] = pixels.transpose(2, 0, 1)
 
 
-def decode_jpegs_into(rows: Sequence[Pixels], blobs: Iterable[bytes | memoryview], orientation: Orientation = "ignore") -> list[int]:
-    """Decode JPEGs straight into contiguous ``rows``, each ``[H, W, C]``; return the places of those that are none of that size.
+def decode_jpegs_into(
+    rows: Sequence[Pixels], blobs: Iterable[bytes | memoryview], orientation: Orientation = "ignore"
+) -> list[int]:
+    """Decode JPEGs straight into contiguous ``rows``, each ``[H, W, C]``; return the places of
+    those that are none of that size.
 
     ``orientation``: with ``exif`` those that are to be turned are among the places returned.
     """
@@ -250,5 +306,7 @@ def encode(pixels: Pixels, encoding: Literal["png", "jpg"], quality: int = 95) -
     from PIL import Image
 
     target = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(target, "PNG", compress_level=6)
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+        target, "PNG", compress_level=6
+    )
     return target.getvalue()

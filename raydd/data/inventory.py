@@ -1,4 +1,6 @@
-"""What a data set's files hold: splits, classes, samples, and what was left out and why, so that nothing is without a word."""
+"""What a data set's files hold: splits, classes, samples, and what was left out and why, so that
+nothing is without a word.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +55,20 @@ class LeftOut:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as reports and shard manifests keep them."""
-        return {reason: {"count": found.count, "examples": found.examples} for reason, found in self.reasons.items()}
+        return {
+            reason: {"count": found.count, "examples": found.examples}
+            for reason, found in self.reasons.items()
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> LeftOut:
         """Return what :meth:`to_dict` made plain."""
-        return cls({reason: Reason(int(found["count"]), [str(name) for name in found["examples"]]) for reason, found in value.items()})
+        return cls(
+            {
+                reason: Reason(int(found["count"]), [str(name) for name in found["examples"]])
+                for reason, found in value.items()
+            }
+        )
 
     def lines(self) -> list[str]:
         """Return a line for each reason: count, reason, names."""
@@ -71,7 +81,9 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInventory:
-    """One split: where it is below the data set's place, its samples, and those of each class (empty where only their sum is known)."""
+    """One split: where it is below the data set's place, its samples, and those of each class
+    (empty where only their sum is known).
+    """
 
     split: str
     place: str
@@ -89,7 +101,9 @@ class SplitInventory:
             return ""
         if min(counts) == max(counts):
             return f", {counts[0]} per class"
-        called = [names[label] if label < len(names) else str(label) for label in range(len(counts))]
+        called = [
+            names[label] if label < len(names) else str(label) for label in range(len(counts))
+        ]
         if len(counts) <= LISTED:
             return ": " + ", ".join(f"{name} {count}" for name, count in zip(called, counts))
         few, many = counts.index(min(counts)), counts.index(max(counts))
@@ -98,7 +112,9 @@ class SplitInventory:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """What a job reads as its data set, at ``where``. ``notes``: how it was understood where it could have been otherwise."""
+    """What a job reads as its data set, at ``where``. ``notes``: how it was understood where it
+    could have been otherwise.
+    """
 
     name: str
     where: str
@@ -109,26 +125,47 @@ class Inventory:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Return it as lines for a person: the splits, then what was left out, then notes; short for any number of classes."""
+        """Return it as lines for a person: the splits, then what was left out, then notes; short
+        for any number of classes.
+        """
         first, *rest = self.class_names[:LISTED] or ("",)
-        named = f" ({', '.join((first, *rest))}{', …' if self.classes > LISTED else ''})" if first else ""
+        named = (
+            f" ({', '.join((first, *rest))}{', …' if self.classes > LISTED else ''})"
+            if first
+            else ""
+        )
         place = f" in {self.where}" if self.where else ""
         shown = [f"{self.name}{place}: {self.classes} classes{named}"]
         shown += [split.line(self.class_names) for split in self.splits]
         return [*shown, *self.left_out.lines(), *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as reports keep them: every class's images, every reason; not where it lies, which is nobody's business."""
-        splits = [{"split": s.split, "place": s.place, "images": s.count, "per_class": list(s.per_class)} for s in self.splits]
-        facts = {"dataset": self.name, "classes": self.classes, "class_names": list(self.class_names), "splits": splits}
+        """Return plain values, as reports keep them: every class's images, every reason; not where
+        it lies, which is nobody's business.
+        """
+        splits = [
+            {"split": s.split, "place": s.place, "images": s.count, "per_class": list(s.per_class)}
+            for s in self.splits
+        ]
+        facts = {
+            "dataset": self.name,
+            "classes": self.classes,
+            "class_names": list(self.class_names),
+            "splits": splits,
+        }
         return facts | {"left_out": self.left_out.to_dict(), "notes": list(self.notes)}
 
 
 def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
-    """Return what a report says of samples that could not be decoded (by name, the reason): their number, and the first names."""
+    """Return what a report says of samples that could not be decoded (by name, the reason): their
+    number, and the first names.
+    """
     if not skipped:
         return []
     names = sorted(skipped)
     more = f", … ({len(names) - NAMED} more)" if len(names) > NAMED else ""
-    count = f"{len(names)} sample{'s' * (len(names) != 1)} could not be decoded and {'were' if len(names) != 1 else 'was'} replaced"
+    count = (
+        f"{len(names)} sample{'s' * (len(names) != 1)} could not be decoded and {'were' if len(names) != 1 else 'was'}"
+        " replaced"
+    )
     return [f"{count} by the next of the same class: {', '.join(names[:NAMED])}{more}"]

@@ -15,7 +15,14 @@ from raydd.data.inventory import LeftOut
 Pictures = list[tuple[str, int]]
 """Path below the storage, and bytes, of each picture; sorted by path."""
 
-_SYSTEM = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+_SYSTEM = {
+    "__MACOSX",
+    "__pycache__",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+}
 """Folders that programs leave among people's own: no classes, whatever lies in them."""
 _LISTERS = 16
 
@@ -52,11 +59,19 @@ def reason_against(name: str) -> str:
 
 def hidden(name: str) -> str:
     """Return why a folder of this name holds no data, ``""`` if it may."""
-    return "hidden folder" if name.startswith(".") else "folder of the system" if name in _SYSTEM else ""
+    return (
+        "hidden folder"
+        if name.startswith(".")
+        else "folder of the system"
+        if name in _SYSTEM
+        else ""
+    )
 
 
 class Tree(Storage):
-    """A storage whose folders are listed once: what :meth:`entries` and :meth:`below` found is kept as long as this object."""
+    """A storage whose folders are listed once: what :meth:`entries` and :meth:`below` found is kept
+    as long as this object.
+    """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -64,9 +79,13 @@ class Tree(Storage):
         self._below: dict[str, Below] = {}
 
     def entries(self, prefix: str = "") -> Entries:
-        """Return what lies directly in a folder; nothing if there is none. Links are followed, unless they lead back."""
+        """Return what lies directly in a folder; nothing if there is none. Links are followed,
+        unless they lead back.
+        """
         if prefix not in self._entries:
-            self._entries[prefix] = _local_entries(self, prefix) if self.local else _remote_entries(self, prefix)
+            self._entries[prefix] = (
+                _local_entries(self, prefix) if self.local else _remote_entries(self, prefix)
+            )
         return self._entries[prefix]
 
     def below(self, prefix: str) -> Below:
@@ -86,7 +105,9 @@ class Tree(Storage):
 
 
 def walk(files: Storage, prefix: str = "") -> Below:
-    """Return all pictures below a folder, and what was left out; hidden folders are not entered, links are followed but not in circles."""
+    """Return all pictures below a folder, and what was left out; hidden folders are not entered,
+    links are followed but not in circles.
+    """
     return _local_walk(files, prefix) if files.local else _remote_walk(files, prefix)
 
 
@@ -104,7 +125,9 @@ def _place(path: str) -> Place:
 
 
 def _way(files: Storage, prefix: str) -> frozenset[Place]:
-    """Return the places of a folder, of those it was reached through, and of those that hold the root: a link to one is a circle."""
+    """Return the places of a folder, of those it was reached through, and of those that hold the
+    root: a link to one is a circle.
+    """
     root = os.path.realpath(files.root)
     held = [root]
     while os.path.dirname(held[-1]) != held[-1]:
@@ -114,7 +137,9 @@ def _way(files: Storage, prefix: str) -> frozenset[Place]:
     return frozenset(_place(path) for path in (*held, *through) if os.path.isdir(path))
 
 
-def _scan(files: Storage, prefix: str, way: frozenset[Place], left_out: LeftOut) -> tuple[list[tuple[str, frozenset[Place]]], Pictures]:
+def _scan(
+    files: Storage, prefix: str, way: frozenset[Place], left_out: LeftOut
+) -> tuple[list[tuple[str, frozenset[Place]]], Pictures]:
     """Return the folders (with the way to each) and pictures directly in a local folder, by name; count the rest."""
     try:
         with os.scandir(os.path.join(files.root, prefix)) as found:
@@ -180,7 +205,9 @@ def _file(entry: os.DirEntry[str]) -> tuple[str, int]:
 def _local_entries(files: Storage, prefix: str) -> Entries:
     left_out = LeftOut()
     folders, pictures = _scan(files, prefix, _way(files, prefix), left_out)
-    return Entries(_names(path for path, _ in folders), _names(path for path, _ in pictures), left_out)
+    return Entries(
+        _names(path for path, _ in folders), _names(path for path, _ in pictures), left_out
+    )
 
 
 def _names(paths: Iterable[str]) -> tuple[str, ...]:
@@ -202,7 +229,9 @@ def _local_walk(files: Storage, prefix: str) -> Below:
 def _remote_entries(files: Storage, prefix: str) -> Entries:
     left_out = LeftOut()
     folders, pictures = [], []
-    for name, is_folder in files.children(prefix, emptied=bool(prefix)):  # an emptied class is told when its pictures are looked for
+    for name, is_folder in files.children(
+        prefix, emptied=bool(prefix)
+    ):  # an emptied class is told when its pictures are looked for
         reason = hidden(name) if is_folder else reason_against(name)
         if reason:
             left_out.add(reason, _joined(prefix, name))

@@ -27,7 +27,15 @@ class ShardData(EncodedData):
     mixed the classes over the blocks.
     """
 
-    def __init__(self, files: Storage, index: Index, digest: str, transform: Transform, skip: bool, threads: int = 0) -> None:
+    def __init__(
+        self,
+        files: Storage,
+        index: Index,
+        digest: str,
+        transform: Transform,
+        skip: bool,
+        threads: int = 0,
+    ) -> None:
         if not len(index):
             raise DataError(f"no samples in the shards of {files.url}")
         self.files = files
@@ -52,7 +60,8 @@ class ShardData(EncodedData):
         return mixed[torch.argsort(rank[torch.from_numpy(self._block)[mixed]], stable=True)]
 
     def _groups(self, ids: Ids) -> Iterator[Ids]:
-        """Cut ``ids`` where the block changes, so that a shuffled block is one read; join small runs, as of single samples.
+        """Cut ``ids`` where the block changes, so that a shuffled block is one read; join small
+        runs, as of single samples.
 
         Local blocks are joined as well, and read side by side: the fewer groups, the less the decoders are disturbed.
         """
@@ -80,7 +89,11 @@ class ShardData(EncodedData):
         shard, first = self.index.shard[ids[order]], self.index.offset[ids[order]]
         last = first + self.index.size[ids[order]]
         far = first[1:] - last[:-1] > _GAP
-        apart = far | (shard[1:] != shard[:-1]) | (first[1:] // (2 * READ_BYTES) != first[:-1] // (2 * READ_BYTES))
+        apart = (
+            far
+            | (shard[1:] != shard[:-1])
+            | (first[1:] // (2 * READ_BYTES) != first[:-1] // (2 * READ_BYTES))
+        )
         edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
         spans = list(itertools.pairwise(edges))
 
@@ -89,12 +102,20 @@ class ShardData(EncodedData):
             return self._read(int(shard[span[0]]), int(first[span[0]]), int(last[here].max()))
 
         few = len(spans) == 1 or (self.files.local and len(ids) < 8)
-        pieces = list(map(read, spans) if few else self.pool("fetch", 4 if self.files.local else 32).map(read, spans))
+        pieces = list(
+            map(read, spans)
+            if few
+            else self.pool("fetch", 4 if self.files.local else 32).map(read, spans)
+        )
         lengths = np.diff(edges)
         place = np.argsort(order)
         begins = (first - np.repeat(first[edges[:-1]], lengths))[place]
         source = np.repeat(np.arange(len(spans)), lengths)[place]
-        return Cuts([pieces[i] for i in source.tolist()], begins.tolist(), (begins + self.index.size[ids]).tolist())
+        return Cuts(
+            [pieces[i] for i in source.tolist()],
+            begins.tolist(),
+            (begins + self.index.size[ids]).tolist(),
+        )
 
     def _read(self, shard: int, start: int, stop: int) -> memoryview:
         name = self.index.names[shard]
@@ -104,5 +125,7 @@ class ShardData(EncodedData):
         except FileNotFoundError as error:
             raise DataError(f"shard {join(self.files.url, name)} is missing") from error
         if count != stop - start:
-            raise DataError(f"shard {join(self.files.url, name)} is torn: {count} bytes at {start}, {stop - start} were written")
+            raise DataError(
+                f"shard {join(self.files.url, name)} is torn: {count} bytes at {start}, {stop - start} were written"
+            )
         return data

@@ -29,7 +29,9 @@ FORMAT = 1
 
 @dataclass
 class Index:
-    """Where every sample of a split lies. Arrays of length N; ``names``: the shards; ``keys``: the samples' tar keys."""
+    """Where every sample of a split lies. Arrays of length N; ``names``: the shards; ``keys``: the
+    samples' tar keys.
+    """
 
     names: list[str]
     shard: np.ndarray
@@ -43,7 +45,9 @@ class Index:
         return len(self.label)
 
     def dump(self, metadata: dict[str, str] | None = None) -> bytes:
-        """Return the index as a safetensors file; equal indices give equal bytes. ``metadata``: texts to keep in its header."""
+        """Return the index as a safetensors file; equal indices give equal bytes. ``metadata``:
+        texts to keep in its header.
+        """
         encoded = [key.encode(errors="surrogateescape") for key in self.keys]
         names = "\n".join(self.names).encode()
         arrays: dict[str, np.ndarray] = {
@@ -56,7 +60,9 @@ class Index:
             "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
             "names": np.frombuffer(names, np.uint8),
         }
-        return dump_tensors({name: torch.from_numpy(value.copy()) for name, value in arrays.items()}, metadata)
+        return dump_tensors(
+            {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}, metadata
+        )
 
     @classmethod
     def parse(cls, data: bytes, what: str) -> Index:
@@ -64,7 +70,10 @@ class Index:
         arrays = {name: value.numpy() for name, value in load_tensors(data, what).items()}
         try:
             flat, ends = arrays["keys"].tobytes(), arrays["key_ends"].tolist()
-            keys = [flat[start:end].decode(errors="surrogateescape") for start, end in zip([0, *ends], ends)]
+            keys = [
+                flat[start:end].decode(errors="surrogateescape")
+                for start, end in zip([0, *ends], ends)
+            ]
             names = arrays["names"].tobytes().decode().split("\n")
             index = cls(
                 names=names,
@@ -77,7 +86,13 @@ class Index:
             )
         except (KeyError, UnicodeDecodeError) as error:
             raise DataError(f"{what} is not a shard index: {error}") from error
-        if {len(index.shard), len(index.offset), len(index.size), len(index.identity), len(index.keys)} != {len(index.label)}:
+        if {
+            len(index.shard),
+            len(index.offset),
+            len(index.size),
+            len(index.identity),
+            len(index.keys),
+        } != {len(index.label)}:
             raise DataError(f"{what} is torn: its columns differ in length")
         return index
 
@@ -86,7 +101,9 @@ UNDECODED = "sample that could not be decoded"
 
 
 def left_out_of(facts: dict[str, Any], what: str) -> LeftOut:
-    """Return what a split's source left out and its writing skipped, as the manifest ``what`` says; older ones have a count only."""
+    """Return what a split's source left out and its writing skipped, as the manifest ``what`` says;
+    older ones have a count only.
+    """
     try:
         left_out = LeftOut.from_dict(facts.get("left_out", {}))
         skipped = int(facts.get("skipped", 0))
@@ -98,7 +115,9 @@ def left_out_of(facts: dict[str, Any], what: str) -> LeftOut:
 
 
 def read_manifest(files: Storage) -> dict[str, Any] | None:
-    """Return the manifest of a shard folder, or ``None`` if there is none of ours; ``DataError`` if it is torn or too new."""
+    """Return the manifest of a shard folder, or ``None`` if there is none of ours; ``DataError`` if
+    it is torn or too new.
+    """
     try:
         data = files.get(MANIFEST)
     except FileNotFoundError:
@@ -111,7 +130,11 @@ def read_manifest(files: Storage) -> dict[str, Any] | None:
         version, splits = int(manifest["format"]), dict(manifest["splits"])
         for split in splits.values():
             lacking = {"count", "index_sha256", "shards"} - split.keys()
-            lacking |= {key for shard in split.get("shards", ()) for key in {"name", "count", "sha256"} - shard.keys()}
+            lacking |= {
+                key
+                for shard in split.get("shards", ())
+                for key in {"name", "count", "sha256"} - shard.keys()
+            }
             if lacking:
                 raise ValueError(f"a split lacks {', '.join(sorted(lacking))}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -122,7 +145,9 @@ def read_manifest(files: Storage) -> dict[str, Any] | None:
 
 
 def read_index(files: Storage, split: str, facts: dict[str, Any]) -> Index:
-    """Return a split's index after checking it against the manifest: checksum, shards, and the count of samples in each."""
+    """Return a split's index after checking it against the manifest: checksum, shards, and the
+    count of samples in each.
+    """
     path = f"index-{split}.safetensors"
     what = join(files.url, path)
     try:
@@ -136,7 +161,12 @@ def read_index(files: Storage, split: str, facts: dict[str, Any]) -> Index:
     listed = [(shard["name"], int(shard["count"])) for shard in facts["shards"]]
     for (name, count), (there, found) in zip(listed, zip(index.names, counts)):
         if (name, count) != (there, found):
-            raise DataError(f"{what}: {found} samples in {there}, the manifest says {count} in {name}")
+            raise DataError(
+                f"{what}: {found} samples in {there}, the manifest says {count} in {name}"
+            )
     if len(listed) != len(index.names) or len(index) != int(facts["count"]):
-        raise DataError(f"{what}: {len(index)} samples in {len(index.names)} shards, the manifest says {facts['count']} in {len(listed)}")
+        raise DataError(
+            f"{what}: {len(index)} samples in {len(index.names)} shards, the manifest says {facts['count']} in"
+            f" {len(listed)}"
+        )
     return index

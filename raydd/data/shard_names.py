@@ -1,4 +1,6 @@
-"""Which tar shards of others ``dataset.shards`` names: a URL with braces or wildcards, or a folder, and the split of each shard."""
+"""Which tar shards of others ``dataset.shards`` names: a URL with braces or wildcards, or a folder,
+and the split of each shard.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from raydd.data.inventory import LeftOut
 from raydd.data.layout import split_of
 
 _PACKERS = {
-    "gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "tbz2": "bunzip2", "tbz": "bunzip2", "xz": "unxz", "txz": "unxz", "lzma": "unlzma",
+    "gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "tbz2": "bunzip2", "tbz": "bunzip2", "xz": "unxz",
+    "txz": "unxz", "lzma": "unlzma",
     "zst": "unzstd", "tzst": "unzstd", "lz4": "unlz4", "z": "uncompress", "br": "brotli -d",
 }  # fmt: skip
 _SHORT = ("tgz", "tbz2", "tbz", "txz", "tzst")
@@ -37,19 +40,26 @@ def check_packed(url: str, what: str) -> None:
     command = packer(re.sub(r"[{}]", "", name))
     if command is not None:
         how = f"unpack it to a .tar first, such as with '{command} {name}'"
-        raise ConfigError(f"{what}: '{url}' is compressed; shards are read sample by sample, so {how} (pictures are compressed already)")
+        raise ConfigError(
+            f"{what}: '{url}' is compressed; shards are read sample by sample, so {how} (pictures are compressed"
+            " already)"
+        )
 
 
 def split_pattern(url: str, what: str) -> tuple[str, list[str]]:
-    """Return the folder and the tar names of a URL such as ``s3://bucket/train-{000000..000099}.tar``, or with ``*`` and ``?``.
+    """Return the folder and the tar names of a URL such as
+    ``s3://bucket/train-{000000..000099}.tar``, or with ``*`` and ``?``.
 
-    Names with wildcards are those that are there. ``ConfigError`` for braces or wildcards elsewhere, or names that stand twice.
+    Names with wildcards are those that are there. ``ConfigError`` for braces or wildcards
+    elsewhere, or names that stand twice.
     """
     from braceexpand import braceexpand
 
     folder, _, name = url.rpartition("/")
     if any(mark in folder for mark in "{}*"):
-        raise ConfigError(f"{what}: '{url}' has braces or wildcards in a folder; they are allowed in the file name")
+        raise ConfigError(
+            f"{what}: '{url}' has braces or wildcards in a folder; they are allowed in the file name"
+        )
     try:
         names = list(braceexpand(name))
     except ValueError as error:
@@ -57,7 +67,11 @@ def split_pattern(url: str, what: str) -> tuple[str, list[str]]:
     if any(mark in name for mark in "*?"):
         there = [found for found in Storage(folder or ".").files() if not found.startswith(".")]
         names = [found for found in there if any(fnmatch.fnmatchcase(found, one) for one in names)]
-    twice = next((one for one in names if names.count(one) > 1), None) if len(set(names)) < len(names) else None
+    twice = (
+        next((one for one in names if names.count(one) > 1), None)
+        if len(set(names)) < len(names)
+        else None
+    )
     if twice:
         raise ConfigError(f"{what}: '{url}' names {twice} twice")
     return folder or ".", names
@@ -65,7 +79,9 @@ def split_pattern(url: str, what: str) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class Found:
-    """The shards of a folder: names below it of each split (``test`` may be missing), or the ``problem`` why it is refused."""
+    """The shards of a folder: names below it of each split (``test`` may be missing), or the
+    ``problem`` why it is refused.
+    """
 
     train: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
@@ -77,19 +93,33 @@ class Found:
 def find_shards(files: Storage) -> Found:
     """Return the tars directly in a folder, or in the folders directly in it, by split; which that is, their names say.
 
-    Without a name of a split all of them are the training split. What may be meant in two ways is refused with what was found.
+    Without a name of a split all of them are the training split. What may be meant in two ways is
+    refused with what was found.
     """
     left_out = LeftOut()
     here = _tars(files, "", left_out)
-    below = {folder: _tars(files, folder, left_out) for folder in files.folders() if not folder.startswith(".")}
+    below = {
+        folder: _tars(files, folder, left_out)
+        for folder in files.folders()
+        if not folder.startswith(".")
+    }
     below = {folder: tars for folder, tars in below.items() if tars}
-    packed = [name for name in (*here, *(name for tars in below.values() for name in tars)) if packer(name)]
+    packed = [
+        name
+        for name in (*here, *(name for tars in below.values() for name in tars))
+        if packer(name)
+    ]
     plain = [name for name in here if not packer(name)]
     inside = {folder: [name for name in tars if not packer(name)] for folder, tars in below.items()}
     if packed:
         return Found(problem=_packed(files, packed))
     if plain and inside:
-        return Found(problem=f"{files.url} has tars ({_few(plain)}) beside folders with tars ({_few(list(inside))}); give one of them")
+        return Found(
+            problem=(
+                f"{files.url} has tars ({_few(plain)}) beside folders with tars ({_few(list(inside))}); give one of"
+                " them"
+            )
+        )
     if not plain and not inside:
         return Found(left_out=left_out)
     groups = _by_split(plain) if plain else _by_folder(inside)
@@ -116,13 +146,21 @@ def _packed(files: Storage, packed: Sequence[str]) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ", ".join(names[:_SHOWN]) + (
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    )
 
 
 def _split_of_tar(path: str) -> str | None:
-    """Return the split that a tar's name tells, by one of its words: ``train-000000-of-000010.tar``, ``cifar10_val_3.tar``."""
+    """Return the split that a tar's name tells, by one of its words:
+    ``train-000000-of-000010.tar``, ``cifar10_val_3.tar``.
+    """
     stem = path.rsplit("/", 1)[-1][: -len(".tar")]
-    kinds = {kind for word in re.split(r"[^A-Za-z]+", stem) if word and (kind := split_of(word)) is not None}
+    kinds = {
+        kind
+        for word in re.split(r"[^A-Za-z]+", stem)
+        if word and (kind := split_of(word)) is not None
+    }
     return kinds.pop() if len(kinds) == 1 else None
 
 
@@ -147,10 +185,15 @@ def _by_folder(inside: dict[str, list[str]]) -> dict[str, list[str]]:
 def _sorted(files: Storage, groups: dict[str, list[str]], left_out: LeftOut) -> Found:
     if set(groups) == {""}:
         return Found(groups[""], left_out=left_out)
-    counts = "; ".join(f"{kind or 'no split by name'}: {_few(tars)}" for kind, tars in sorted(groups.items(), reverse=True))
+    counts = "; ".join(
+        f"{kind or 'no split by name'}: {_few(tars)}"
+        for kind, tars in sorted(groups.items(), reverse=True)
+    )
     remedy = "name the splits: dataset.shards=FOLDER/train-{000..009}.tar dataset.test_shards=FOLDER/val-{000..001}.tar"
     if "train" not in groups or "" in groups:
-        return Found(problem=f"{files.url}: which of its shards are the training split cannot be told ({counts}); {remedy}")
+        return Found(
+            problem=f"{files.url}: which of its shards are the training split cannot be told ({counts}); {remedy}"
+        )
     test = next((kind for kind in ("test", "val") if kind in groups), None)
     notes = tuple(
         f"{len(tars)} shards of '{kind}' are not used ({_few(tars)}): the test split is {_few(groups[test or ''])}"

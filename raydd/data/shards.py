@@ -51,7 +51,16 @@ class _Job:
     def fingerprint(self) -> str:
         """What decides the shards' bytes."""
         quality = self.quality if self.kind == "jpg" and not self.keep else 0
-        facts = [FORMAT, self.data.digest, self.split, self.shard_size, self.keep, self.kind, quality, self.skip]
+        facts = [
+            FORMAT,
+            self.data.digest,
+            self.split,
+            self.shard_size,
+            self.keep,
+            self.kind,
+            quality,
+            self.skip,
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
@@ -78,11 +87,12 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write a split below ``url`` and return the folder's manifest; started again, it does only what is missing.
 
-    ``shard_size``: samples per shard. ``workers``: shards written at once (0: one per core). ``encoding``: ``original``
-    keeps the bytes of image files where no resize is asked, and is PNG elsewhere; ``jpg`` has a ``quality``. Samples are
-    permuted over the whole split by a keyed draw, so every shard mixes the classes. A shard counts as done when its
-    marker, written after it, says so. With ``on_error: skip`` what cannot be decoded is left out, and counted.
-    ``progress`` is called with ``(shards done, shards)``.
+    ``shard_size``: samples per shard. ``workers``: shards written at once (0: one per core).
+    ``encoding``: ``original`` keeps the bytes of image files where no resize is asked, and is PNG
+    elsewhere; ``jpg`` has a ``quality``. Samples are permuted over the whole split by a keyed draw,
+    so every shard mixes the classes. A shard counts as done when its marker, written after it, says
+    so. With ``on_error: skip`` what cannot be decoded is left out, and counted. ``progress`` is
+    called with ``(shards done, shards)``.
 
     Raises:
         ConfigError: a folder that holds shards of something else, an unknown split or encoding.
@@ -91,7 +101,9 @@ def write_shards(
     if encoding not in ("original", "png", "jpg"):
         raise unknown("encoding", encoding, ("original", "png", "jpg"))
     if shard_size < 1 or not 1 <= quality <= 100:
-        raise ConfigError(f"shard_size {shard_size}, quality {quality}; allowed: at least 1, and 1 to 100")
+        raise ConfigError(
+            f"shard_size {shard_size}, quality {quality}; allowed: at least 1, and 1 to 100"
+        )
     splits = open_data(config)
     if split not in splits:
         raise unknown("split", split, splits)
@@ -102,12 +114,20 @@ def write_shards(
     facts = _facts(info, exact) | _turning(job)
     _claim(job, job.split in _compatible(files, facts, job))
     parts = _write_missing(job, workers or decode_threads(), progress)
-    before = _compatible(files, facts, job)  # once more: another split may have been finished beside this one
+    before = _compatible(
+        files, facts, job
+    )  # once more: another split may have been finished beside this one
     return _publish(job, facts, before, parts)
 
 
 def _plan(
-    config: DatasetConfig, files: Storage, data: BaseData, split: str, shard_size: int, encoding: Encoding, quality: int
+    config: DatasetConfig,
+    files: Storage,
+    data: BaseData,
+    split: str,
+    shard_size: int,
+    encoding: Encoding,
+    quality: int,
 ) -> tuple[_Job, bool]:
     """Return the job, and whether every stored image has exactly the data set's size."""
     base = data.base if isinstance(data, Subset) else data
@@ -116,7 +136,14 @@ def _plan(
     exact = not keep or (isinstance(base, EncodedData) and base.transform.fit == "exact")
     kind: Literal["png", "jpg"] = "jpg" if encoding == "jpg" else "png"
     job = _Job(
-        files=files, data=data, split=split, shard_size=shard_size, keep=keep, kind=kind, quality=quality, skip=config.on_error == "skip"
+        files=files,
+        data=data,
+        split=split,
+        shard_size=shard_size,
+        keep=keep,
+        kind=kind,
+        quality=quality,
+        skip=config.on_error == "skip",
     )
     return job, exact
 
@@ -124,13 +151,23 @@ def _plan(
 def _facts(info: DatasetInfo, exact: bool) -> dict[str, Any]:
     keys = ("name", "classes", "channels", "height", "width", "mean", "std", "class_names")
     facts = {key: getattr(info, key) for key in keys}
-    return {"format": FORMAT, **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()}, "exact": exact}
+    return {
+        "format": FORMAT,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()},
+        "exact": exact,
+    }
 
 
 def _turning(job: _Job) -> dict[str, Any]:
-    """Return what the manifest says of pictures that are to be turned when they are read: those whose own bytes are kept."""
+    """Return what the manifest says of pictures that are to be turned when they are read: those
+    whose own bytes are kept.
+    """
     base = job.data.base if isinstance(job.data, Subset) else job.data
-    return {"orientation": "exif"} if job.keep and isinstance(base, EncodedData) and base.transform.orientation == "exif" else {}
+    return (
+        {"orientation": "exif"}
+        if job.keep and isinstance(base, EncodedData) and base.transform.orientation == "exif"
+        else {}
+    )
 
 
 def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, Any]:
@@ -142,32 +179,47 @@ def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, A
     differs = [key for key in (*facts, "orientation") if manifest.get(key) != facts.get(key)]
     if differs:
         key = differs[0]
-        raise ConfigError(f"{files.url} holds shards with {key} {manifest.get(key)!r}, not {facts.get(key)!r}; choose an empty folder")
+        raise ConfigError(
+            f"{files.url} holds shards with {key} {manifest.get(key)!r}, not {facts.get(key)!r}; choose an empty folder"
+        )
     if job.split in splits and splits[job.split]["fingerprint"] != job.fingerprint:
-        raise ConfigError(f"{files.url} holds '{job.split}' shards of other data or settings; choose an empty folder")
+        raise ConfigError(
+            f"{files.url} holds '{job.split}' shards of other data or settings; choose an empty folder"
+        )
     return splits
 
 
 def _claim(job: _Job, published: bool) -> None:
-    """Write down whose the split's shards are, before the first; ``ConfigError`` for tars of the same names that are another's."""
+    """Write down whose the split's shards are, before the first; ``ConfigError`` for tars of the
+    same names that are another's.
+    """
     claim = f"parts/{job.split}.json"
     foreign = _foreign(job)
     if foreign:
-        raise ConfigError(f"{job.files.url} holds {foreign}, which was not written by raydd shard; choose an empty folder")
+        raise ConfigError(
+            f"{job.files.url} holds {foreign}, which was not written by raydd shard; choose an empty folder"
+        )
     try:
         owner = json.loads(job.files.get(claim))["fingerprint"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         listed = set(job.files.list())
         there = [number for number in range(job.shards) if job.tar_path(number) in listed]
-        ours = published or not there or any(job.part_path(number) in listed and _done(job, number) for number in there)
+        ours = (
+            published
+            or not there
+            or any(job.part_path(number) in listed and _done(job, number) for number in there)
+        )
         owner = job.fingerprint if ours else None
     if owner != job.fingerprint:
-        raise ConfigError(f"{job.files.url} holds {job.tar_path(0)} or others like it, of another run; choose an empty folder")
+        raise ConfigError(
+            f"{job.files.url} holds {job.tar_path(0)} or others like it, of another run; choose an empty folder"
+        )
     job.files.put(claim, json.dumps({"fingerprint": job.fingerprint}).encode())
 
 
 def _foreign(job: _Job) -> str:
-    """Return a tar of the folder that neither its manifest nor a claim on a split's shards accounts for; ``""`` if there is none.
+    """Return a tar of the folder that neither its manifest nor a claim on a split's shards accounts
+    for; ``""`` if there is none.
 
     Tars that are called like the split's own are left to its claim.
     """
@@ -178,11 +230,17 @@ def _foreign(job: _Job) -> str:
     known = {shard["name"] for facts in published.values() for shard in facts["shards"]}
     known |= {job.tar_path(number) for number in range(job.shards)}
     markers = set(job.files.list("parts"))
-    claimed = lambda name: f"parts/{name[:-4]}.json" in markers or f"parts/{name.rpartition('-')[0]}.json" in markers  # noqa: E731
+
+    def claimed(name: str) -> bool:
+        parts = (name[:-4], name.rpartition("-")[0])
+        return any(f"parts/{part}.json" in markers for part in parts)
+
     return next((name for name in tars if name not in known and not claimed(name)), "")
 
 
-def _write_missing(job: _Job, workers: int, progress: Callable[[int, int], None] | None) -> list[dict[str, Any]]:
+def _write_missing(
+    job: _Job, workers: int, progress: Callable[[int, int], None] | None
+) -> list[dict[str, Any]]:
     order = torch.randperm(len(job.data), generator=generator(0, "shards")).numpy()
     identity = job.data.identities()
     parts: dict[int, dict[str, Any]] = {}
@@ -211,7 +269,10 @@ def _done(job: _Job, number: int) -> dict[str, Any] | None:
     """Return a shard's marker if it belongs to this job and the shard is as long as it says."""
     try:
         part: dict[str, Any] = json.loads(job.files.get(job.part_path(number)))
-        if part["fingerprint"] == job.fingerprint and job.files.size(job.tar_path(number)) == part["bytes"]:
+        if (
+            part["fingerprint"] == job.fingerprint
+            and job.files.size(job.tar_path(number)) == part["bytes"]
+        ):
             return part
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
@@ -232,7 +293,9 @@ def _samples(job: _Job, ids: np.ndarray) -> Iterator[tuple[int, bytes, str]]:
             yield sample, *_stored(job, base, source, bytes(blob))
         except DataError as error:
             if not job.skip:
-                raise DataError(f"{error}; --on-error skip leaves out and counts what cannot be decoded") from error
+                raise DataError(
+                    f"{error}; --on-error skip leaves out and counts what cannot be decoded"
+                ) from error
             log.warning("%s; left out", error)
 
 
@@ -245,7 +308,9 @@ def _stored(job: _Job, base: EncodedData, source: int, blob: bytes) -> tuple[byt
         try:
             out = decode(blob, transform.channels, transform.orientation).transpose(2, 0, 1)
         except ValueError as error:
-            raise DataError(f"{base.title(source)} cannot be decoded: {error} ({len(blob)} bytes)") from error
+            raise DataError(
+                f"{base.title(source)} cannot be decoded: {error} ({len(blob)} bytes)"
+            ) from error
     return (blob, kind) if job.keep and kind else (encode(out, job.kind, job.quality), job.kind)
 
 
@@ -276,7 +341,9 @@ def _write_shard(job: _Job, number: int, ids: np.ndarray, identity: np.ndarray) 
                 _add(tar, f"{key}.cls", str(label).encode())
                 origin = _origin(job.data, sample)
                 if origin is not None:
-                    _add(tar, f"{key}.json", json.dumps({"label": label, "source": origin}).encode())
+                    _add(
+                        tar, f"{key}.json", json.dumps({"label": label, "source": origin}).encode()
+                    )
                 rows.append([key, offset, len(content), label, identity[sample].tobytes().hex()])
     data = buffer.getvalue()
     part = {
@@ -290,7 +357,9 @@ def _write_shard(job: _Job, number: int, ids: np.ndarray, identity: np.ndarray) 
     if len(rows) < len(ids):
         written = {row[0] for row in rows}
         lost = [int(sample) for sample in ids if f"{sample:09d}" not in written]
-        part["lost"] = [_origin(job.data, sample) or f"sample {sample}" for sample in lost[:EXAMPLES]]
+        part["lost"] = [
+            _origin(job.data, sample) or f"sample {sample}" for sample in lost[:EXAMPLES]
+        ]
     job.files.put(job.tar_path(number), data)
     job.files.put(job.part_path(number), json.dumps(part).encode())
     return part
@@ -305,7 +374,9 @@ def _lost(part: dict[str, Any]) -> LeftOut:
     return lost
 
 
-def _publish(job: _Job, facts: dict[str, Any], before: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def _publish(
+    job: _Job, facts: dict[str, Any], before: dict[str, Any], parts: list[dict[str, Any]]
+) -> dict[str, Any]:
     rows = [row for part in parts for row in part["rows"]]
     if not rows:
         raise DataError(f"{job.files.url}: no sample of '{job.split}' could be decoded")
@@ -315,12 +386,17 @@ def _publish(job: _Job, facts: dict[str, Any], before: dict[str, Any], parts: li
         offset=np.array([row[1] for row in rows]),
         size=np.array([row[2] for row in rows]),
         label=np.array([row[3] for row in rows]),
-        identity=np.frombuffer(bytes.fromhex("".join(row[4] for row in rows)), np.uint8).reshape(-1, 16),
+        identity=np.frombuffer(bytes.fromhex("".join(row[4] for row in rows)), np.uint8).reshape(
+            -1, 16
+        ),
         keys=[row[0] for row in rows],
     )
     data = index.dump()
     job.files.put(f"index-{job.split}.safetensors", data)
-    described = [{**{key: part[key] for key in ("name", "bytes", "sha256")}, "count": len(part["rows"])} for part in parts]
+    described = [
+        {**{key: part[key] for key in ("name", "bytes", "sha256")}, "count": len(part["rows"])}
+        for part in parts
+    ]
     split = {
         "count": len(rows),
         "skipped": sum(part["skipped"] for part in parts),

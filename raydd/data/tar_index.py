@@ -1,4 +1,6 @@
-"""An index for WebDataset shards that others wrote: one pass over the tar headers, kept beside them for the next time."""
+"""An index for WebDataset shards that others wrote: one pass over the tar headers, kept beside them
+for the next time.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,11 @@ class Scanned:
 
 
 def scan_shards(files: Storage, names: Sequence[str], skip: bool = False) -> Scanned:
-    """Return what tar shards hold. The index is kept beside them where that can be written, and made anew when one of them changed.
+    """Return what tar shards hold. The index is kept beside them where that can be written, and
+    made anew when one of them changed.
 
-    Damage (a torn shard, a sample with two images or a label that is none) raises ``DataError``, or with ``skip`` is among
-    what is left out; of a torn shard that is what comes behind its tear.
+    Damage (a torn shard, a sample with two images or a label that is none) raises ``DataError``, or
+    with ``skip`` is among what is left out; of a torn shard that is what comes behind its tear.
     """
     facts, path = _facts(files, names)
     found = _known.get((files.url, facts)) or _kept(files, path, facts)
@@ -64,7 +67,9 @@ def is_indexed(files: Storage, names: Sequence[str]) -> bool:
 
 
 def glimpse(files: Storage, names: Sequence[str]) -> tuple[Index, int]:
-    """Return an index of what the first and the last shard begin with (or more, if those hold nothing), and how many they are."""
+    """Return an index of what the first and the last shard begin with (or more, if those hold
+    nothing), and how many they are.
+    """
     names = list(dict.fromkeys((names[0], names[-1], *names)))
     scans: list[Scan] = _side_by_side(lambda name: scan(files, name, _GLIMPSE), names[:2])
     while len(scans) < len(names) and not any(found.samples for found in scans):
@@ -76,7 +81,10 @@ def _facts(files: Storage, names: Sequence[str]) -> tuple[str, str]:
     """Return what says of which bytes an index is, and its path."""
     stamps = _side_by_side(lambda name: _stamp(files, name), names)
     facts = hashlib.sha256(json.dumps([_RULES, list(names), stamps]).encode()).hexdigest()
-    return facts, f".raydd-index-{hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:20]}.safetensors"
+    return (
+        facts,
+        f".raydd-index-{hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:20]}.safetensors",
+    )
 
 
 def _side_by_side(what: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
@@ -104,32 +112,55 @@ def _put_together(files: Storage, names: Sequence[str], scans: Sequence[Scan]) -
         size=np.array([sample.size for sample in samples]),
         label=np.array([sample.label for sample in samples]),
         identity=hashed(
-            f"{name}/{sample.key}".encode(errors="surrogateescape") for name, found in zip(names, scans) for sample in found.samples
+            f"{name}/{sample.key}".encode(errors="surrogateescape")
+            for name, found in zip(names, scans)
+            for sample in found.samples
         ),
         keys=[sample.key for sample in samples],
     )
     return Scanned(index, hashlib.sha256(index.dump()).hexdigest(), left_out, damage)
 
 
-def _nothing(files: Storage, names: Sequence[str], scans: Sequence[Scan], damage: Sequence[Damage], left_out: LeftOut) -> str:
+def _nothing(
+    files: Storage,
+    names: Sequence[str],
+    scans: Sequence[Scan],
+    damage: Sequence[Damage],
+    left_out: LeftOut,
+) -> str:
     """Return why shards hold no sample at all."""
     if damage:
         return damage[0].message
     place = join(files.url, names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     if left_out.reasons.keys() == {"picture without a label"}:
         first = left_out.reasons["picture without a label"].examples[0].partition(": ")[2]
-        return f"{place}: sample '{first}' has no label (.cls, or .json with one of {', '.join(LABEL_KEYS)}), nor has any other"
+        return (
+            f"{place}: sample '{first}' has no label (.cls, or .json with one of {', '.join(LABEL_KEYS)}), nor has any"
+            " other"
+        )
     formats = sum((found.formats for found in scans), Counter[str]())
-    members = ", ".join(f"{count} × .{ending}" if ending else f"{count} without an ending" for ending, count in formats.most_common(8))
-    need = f"a sample is a picture (.jpg, .png, …) and a label of the same name (.cls, or .json with one of {', '.join(LABEL_KEYS)})"
-    return "; ".join([f"{place} holds no labelled images: {members or 'no members'}", *left_out.lines(), need])
+    members = ", ".join(
+        f"{count} × .{ending}" if ending else f"{count} without an ending"
+        for ending, count in formats.most_common(8)
+    )
+    need = (
+        "a sample is a picture (.jpg, .png, …) and a label of the same name (.cls, or .json with one of"
+        f" {', '.join(LABEL_KEYS)})"
+    )
+    return "; ".join(
+        [f"{place} holds no labelled images: {members or 'no members'}", *left_out.lines(), need]
+    )
 
 
 def _keep(files: Storage, path: str, facts: str, found: Scanned) -> None:
     if not files.writable:
         return
     damage = [[one.reason, one.name, one.message] for one in found.damage]
-    metadata = {"facts": facts, "left_out": json.dumps(found.left_out.to_dict()), "damage": json.dumps(damage)}
+    metadata = {
+        "facts": facts,
+        "left_out": json.dumps(found.left_out.to_dict()),
+        "damage": json.dumps(damage),
+    }
     try:
         files.put(path, found.index.dump(metadata))
     except StorageError as error:  # nothing may be written there
@@ -156,8 +187,12 @@ def _checked(found: Scanned, skip: bool) -> Scanned:
         return found
     if not skip:
         more = f" (and {len(found.damage) - 1} more)" if len(found.damage) > 1 else ""
-        raise DataError(f"{found.damage[0].message}{more}; dataset.on_error=skip leaves out and counts what cannot be read")
+        raise DataError(
+            f"{found.damage[0].message}{more}; dataset.on_error=skip leaves out and counts what cannot be read"
+        )
     left_out = LeftOut().merge([found.left_out])
     for one in found.damage:
-        left_out.add(f"{one.reason}, read up to its tear" if one.reason == TORN else one.reason, one.name)
+        left_out.add(
+            f"{one.reason}, read up to its tear" if one.reason == TORN else one.reason, one.name
+        )
     return Scanned(found.index, found.digest, left_out, found.damage)

@@ -30,7 +30,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Damage:
-    """What makes a shard or a sample unusable: why it is left out if the job skips damage, and what is said if it does not."""
+    """What makes a shard or a sample unusable: why it is left out if the job skips damage, and what
+    is said if it does not.
+    """
 
     reason: str
     name: str
@@ -49,7 +51,9 @@ class Scan:
 
 @dataclass
 class Label:
-    """What says the class of a sample: a value, or why there is none, or JSON that is read only if nothing else says it."""
+    """What says the class of a sample: a value, or why there is none, or JSON that is read only if
+    nothing else says it.
+    """
 
     member: str
     value: int | None = None
@@ -73,7 +77,9 @@ def spoil(found: Scan, members: Members, key: str, reason: str, where: str, what
     """Note why the sample of a key cannot be read; ``where``: URL of the shard."""
     members.spoilt.add(key)
     raw = members.order[key]
-    found.damage.append(Damage(reason, f"{where.rsplit('/', 1)[-1]}: {raw}", f"{where}: sample '{raw}' {what}"))
+    found.damage.append(
+        Damage(reason, f"{where.rsplit('/', 1)[-1]}: {raw}", f"{where}: sample '{raw}' {what}")
+    )
 
 
 def parsed(name: str, content: bytes) -> Label:
@@ -81,7 +87,11 @@ def parsed(name: str, content: bytes) -> Label:
         values = json.loads(content)
     except ValueError as error:  # of its encoding, too
         return Label(name, mistake=str(error))
-    found = next((values[key] for key in LABEL_KEYS if values.get(key) is not None), None) if isinstance(values, dict) else None
+    found = (
+        next((values[key] for key in LABEL_KEYS if values.get(key) is not None), None)
+        if isinstance(values, dict)
+        else None
+    )
     return Label(name) if found is None else number(name, found)
 
 
@@ -93,7 +103,10 @@ def number(name: str, value: Any) -> Label:
     if isinstance(text, (bool, int)) or (isinstance(text, float) and text.is_integer()):
         return Label(name, value=int(text))
     if isinstance(text, str) and re.search(r"[^\W\d_]", text) and len(text) < 200:
-        way = "number the classes from 0, or sort the pictures into folders named after them (dataset.name=image_folder)"
+        way = (
+            "number the classes from 0, or sort the pictures into folders named after them "
+            "(dataset.name=image_folder)"
+        )
         return Label(name, mistake=f"'{text[:40]}' is a name; {way}")
     return Label(name, mistake=f"{str(text)[:40]!r} is no whole number")
 
@@ -113,9 +126,15 @@ def _shorter(key: str) -> Iterator[str]:
 
 
 def match(files: Storage, shard: str, found: Scan, members: Members) -> None:
-    """Make samples of the members: first those of equal keys, then those of one picture and one label whose keys begin alike."""
+    """Make samples of the members: first those of equal keys, then those of one picture and one
+    label whose keys begin alike.
+    """
     labels = dict.fromkeys((*members.classes, *members.metadata))
-    paired = {key: key for key in labels if key in members.pictures and _label(files, shard, members, key) is not None}
+    paired = {
+        key: key
+        for key in labels
+        if key in members.pictures and _label(files, shard, members, key) is not None
+    }
     whole = {stem_of(key) for key in paired}
     rest: dict[str, tuple[list[str], list[str]]] = {}
     for place, keys in enumerate(([*members.pictures], [*labels])):
@@ -123,7 +142,11 @@ def match(files: Storage, shard: str, found: Scan, members: Members) -> None:
             if key not in paired and (stem := stem_of(key)) not in whole:
                 rest.setdefault(stem, ([], []))[place].append(key)
     for stem, (pictures, loose) in rest.items():
-        said = [key for key in loose if key not in members.pictures and _label(files, shard, members, key) is not None]
+        said = [
+            key
+            for key in loose
+            if key not in members.pictures and _label(files, shard, members, key) is not None
+        ]
         near = [key for key in pictures if any(_belong(key, label, stem) for label in said)]
         if len(near) == len(said) == 1:
             paired[near[0]] = said[0]
@@ -137,7 +160,9 @@ def match(files: Storage, shard: str, found: Scan, members: Members) -> None:
 
 
 def _belong(picture: str, label: str, stem: str) -> bool:
-    """Return whether two keys of one stem are of one sample: one goes on where the other ends, or they differ in words, not in numbers."""
+    """Return whether two keys of one stem are of one sample: one goes on where the other ends, or
+    they differ in words, not in numbers.
+    """
     if picture.startswith(f"{label}.") or label.startswith(f"{picture}."):
         return True
     return not re.search(r"\d", picture[len(stem) :] + label[len(stem) :])
@@ -154,17 +179,25 @@ def _label(files: Storage, shard: str, members: Members, key: str) -> Label | No
     return label if label is not None and (label.value is not None or label.mistake) else None
 
 
-def _collect(files: Storage, shard: str, found: Scan, members: Members, paired: dict[str, str]) -> None:
+def _collect(
+    files: Storage, shard: str, found: Scan, members: Members, paired: dict[str, str]
+) -> None:
     where = join(files.url, shard)
     for key, raw in members.order.items():
-        label = _label(files, shard, members, paired[key]) if key in paired and key not in members.spoilt else None
+        label = (
+            _label(files, shard, members, paired[key])
+            if key in paired and key not in members.spoilt
+            else None
+        )
         if label is None:
             continue
         if label.value is None:
             what = f"{where}: '{label.member}' holds no label: {label.mistake}"
             found.damage.append(Damage("sample with an unreadable label", f"{shard}: {raw}", what))
         elif not 0 <= label.value <= _LARGEST:
-            what = f"{where}: sample '{raw}' has the label {label.value}; classes are numbered from 0"
+            what = (
+                f"{where}: sample '{raw}' has the label {label.value}; classes are numbered from 0"
+            )
             found.damage.append(Damage("sample with an impossible label", f"{shard}: {raw}", what))
         else:
             found.samples.append(Sample(raw, *members.pictures[key], label.value))
@@ -176,11 +209,20 @@ def _count(found: Scan, shard: str, members: Members, paired: dict[str, str]) ->
     for key in members.pictures:
         if key not in paired and key not in members.spoilt:
             further = any(shorter in paired for shorter in _shorter(key))
-            found.left_out.add("further picture of a sample" if further else "picture without a label", f"{shard}: {members.order[key]}")
+            found.left_out.add(
+                "further picture of a sample" if further else "picture without a label",
+                f"{shard}: {members.order[key]}",
+            )
     for key in dict.fromkeys((*members.classes, *members.metadata)):
-        part = any(shorter in paired for shorter in _shorter(key)) or any(stem in members.spoilt for stem in (key, stem_of(key)))
+        part = any(shorter in paired for shorter in _shorter(key)) or any(
+            stem in members.spoilt for stem in (key, stem_of(key))
+        )
         says = key in members.classes or members.metadata[key].value is not None
         if key not in used and not part and says:
             other = members.beside.get(stem_of(key)) if stem_of(key) not in whole else None
-            reason = f"labelled sample of format {other}, which is no picture" if other else "label without a picture"
+            reason = (
+                f"labelled sample of format {other}, which is no picture"
+                if other
+                else "label without a picture"
+            )
             found.left_out.add(reason, f"{shard}: {members.order[key]}")

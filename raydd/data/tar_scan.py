@@ -8,11 +8,28 @@ import tarfile
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.images import EXTENSIONS
-from raydd.data.tar_samples import Damage, Label, Members, Scan, match, number, parsed, spoil, stem_of
+from raydd.data.tar_samples import (
+    Damage,
+    Label,
+    Members,
+    Scan,
+    match,
+    number,
+    parsed,
+    spoil,
+    stem_of,
+)
 
 _WINDOW = 4 << 20
 _LABEL_BYTES = 1 << 16
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"PK": "zip"}
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK": "zip",
+}
 _POINTER = b"version https://git-lfs"
 TORN = "torn shard"
 
@@ -54,16 +71,19 @@ class RangeFile(io.RawIOBase):
 def scan(files: Storage, name: str, most: int = 0) -> Scan:
     """Return what a shard holds (``most``: what its first bytes hold, as if the rest were cut off).
 
-    Member names are only names: nothing is written, and no other type is looked at. Members of one sample share their path up to
-    the last dot of the name (``img.0001.jpg``, ``img.0001.cls``). Where none do that share it up to the first dot (WebDataset's
-    key), one picture and one label of that key are a sample (``0001.rgb.jpg``, ``0001.cls``). So no two samples become one, and
-    none is lost without a word.
+    Member names are only names: nothing is written, and no other type is looked at. Members of one
+    sample share their path up to the last dot of the name (``img.0001.jpg``, ``img.0001.cls``).
+    Where none do that share it up to the first dot (WebDataset's key), one picture and one label of
+    that key are a sample (``0001.rgb.jpg``, ``0001.cls``). So no two samples become one, and none
+    is lost without a word.
     """
     found, members = Scan(), Members()
     try:
         raw = RangeFile(files, name, most)
         file: io.BufferedReader = io.BufferedReader(raw, _WINDOW)
-        torn = _other_format(file.peek(512)[:512]) or _read(file, raw.size, join(files.url, name), found, members)
+        torn = _other_format(file.peek(512)[:512]) or _read(
+            file, raw.size, join(files.url, name), found, members
+        )
     except FileNotFoundError as error:
         raise DataError(f"shard {join(files.url, name)} is missing") from error
     if torn:
@@ -81,7 +101,11 @@ def _other_format(start: bytes) -> str:
     packed = next((kind for mark, kind in _PACKED.items() if start.startswith(mark)), None)
     if packed:
         return f"it is compressed ({packed}), although its name says tar; unpack it to a tar file"
-    return "it is a pointer of Git LFS; fetch the file with 'git lfs pull'" if start.startswith(_POINTER) else ""
+    return (
+        "it is a pointer of Git LFS; fetch the file with 'git lfs pull'"
+        if start.startswith(_POINTER)
+        else ""
+    )
 
 
 def _read(file: io.BufferedReader, size: int, where: str, found: Scan, members: Members) -> str:
@@ -100,9 +124,17 @@ def _read(file: io.BufferedReader, size: int, where: str, found: Scan, members: 
                     links.append(member)
             end = int(tar.offset)
         for link in links:
-            target = seen.get(_plain(link.linkname if link.islnk() else f"{link.name.rpartition('/')[0]}/{link.linkname}"))
+            target = seen.get(
+                _plain(
+                    link.linkname
+                    if link.islnk()
+                    else f"{link.name.rpartition('/')[0]}/{link.linkname}"
+                )
+            )
             if target is None:
-                found.left_out.add("link to nothing in the shard", f"{where.rsplit('/', 1)[-1]}: {link.name}")
+                found.left_out.add(
+                    "link to nothing in the shard", f"{where.rsplit('/', 1)[-1]}: {link.name}"
+                )
             else:
                 target.name, kept = link.name, target.name
                 _sort(target, where, file, found, members)
@@ -113,7 +145,9 @@ def _read(file: io.BufferedReader, size: int, where: str, found: Scan, members: 
 
 
 def _end(file: io.BufferedReader, at: int, size: int, count: int) -> str:
-    """Return what is wrong with the end of a tar whose last member ends at byte ``at``: a block of zeros and nothing else comes there."""
+    """Return what is wrong with the end of a tar whose last member ends at byte ``at``: a block of
+    zeros and nothing else comes there.
+    """
     file.seek(at)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
@@ -122,7 +156,10 @@ def _end(file: io.BufferedReader, at: int, size: int, count: int) -> str:
         return f"no member begins at byte {at}, after {count} members, nor does the tar end there"
     while rest := file.read(_WINDOW):
         if rest.strip(b"\0"):
-            return f"it goes on behind its end mark at byte {at} (tars put one after another?); write them as files of their own"
+            return (
+                f"it goes on behind its end mark at byte {at} (tars put one after another?); write them as files of"
+                " their own"
+            )
     return ""
 
 
@@ -139,10 +176,20 @@ def _plain(path: str) -> str:
     return "/".join(parts)
 
 
-def _sort(member: tarfile.TarInfo, where: str, file: io.BufferedReader, found: Scan, members: Members) -> None:
+def _sort(
+    member: tarfile.TarInfo, where: str, file: io.BufferedReader, found: Scan, members: Members
+) -> None:
     """Note a member among those of its kind; ``where``: URL of the shard."""
-    title, folders, base = f"{where.rsplit('/', 1)[-1]}: {member.name}", member.name.split("/")[:-1], member.name.rsplit("/", 1)[-1]
-    if base.startswith(".") or "__MACOSX" in folders or any(part.startswith(".") and part.strip(".") for part in folders):
+    title, folders, base = (
+        f"{where.rsplit('/', 1)[-1]}: {member.name}",
+        member.name.split("/")[:-1],
+        member.name.rsplit("/", 1)[-1],
+    )
+    if (
+        base.startswith(".")
+        or "__MACOSX" in folders
+        or any(part.startswith(".") and part.strip(".") for part in folders)
+    ):
         found.left_out.add("hidden file", title)
         return
     ending = base.rpartition(".")[2].lower() if "." in base else ""
@@ -154,7 +201,14 @@ def _sort(member: tarfile.TarInfo, where: str, file: io.BufferedReader, found: S
     if ending in EXTENSIONS:
         members.order.setdefault(key, raw)
         if member.sparse is not None:
-            spoil(found, members, key, "sample in a sparse file", where, "is stored as a sparse file; pack the tar without --sparse")
+            spoil(
+                found,
+                members,
+                key,
+                "sample in a sparse file",
+                where,
+                "is stored as a sparse file; pack the tar without --sparse",
+            )
         elif key in members.pictures:
             spoil(found, members, key, "sample with several images", where, "has two images")
         else:
@@ -164,7 +218,14 @@ def _sort(member: tarfile.TarInfo, where: str, file: io.BufferedReader, found: S
         label = _class(member, file)
         before = members.classes.setdefault(key, label)
         if before.value != label.value:
-            spoil(found, members, key, "sample with several labels", where, f"has two labels, {before.value} and {label.value}")
+            spoil(
+                found,
+                members,
+                key,
+                "sample with several labels",
+                where,
+                f"has two labels, {before.value} and {label.value}",
+            )
     elif ending == "json":
         members.order.setdefault(key, raw)
         members.metadata[key] = _metadata(member, file, needed=key not in members.classes)
@@ -188,7 +249,9 @@ def _class(member: tarfile.TarInfo, file: io.BufferedReader) -> Label:
 
 
 def _metadata(member: tarfile.TarInfo, file: io.BufferedReader, needed: bool) -> Label:
-    """Return the label in JSON; large JSON, such as an embedding, is read only if its sample turns out to have no other label."""
+    """Return the label in JSON; large JSON, such as an embedding, is read only if its sample turns
+    out to have no other label.
+    """
     if member.size > _LABEL_BYTES:
         return Label(member.name, later=(member.offset_data, member.size))
     return parsed(member.name, _content(member, file)) if needed else Label(member.name)

@@ -19,20 +19,24 @@ from raydd.training.schedules import Schedule
 class EvaluationConfig:
     """How a job judges its set; the fields are the YAML keys under ``evaluation:``.
 
-    ``protocol``: a published one by name; ``epochs`` to ``strategy``: changes to it, which its printed name then shows; see
-    :class:`raydd.evaluation.protocols.Protocol` (``ema: 0`` tests the live weights).
+    ``protocol``: a published one by name; ``epochs`` to ``strategy``: changes to it, which its
+    printed name then shows; see :class:`raydd.evaluation.protocols.Protocol` (``ema: 0`` tests the
+    live weights).
 
-    ``networks``: architectures, or letters of published pools (empty: the method's own network). ``repeats``: students per set
-    and architecture; ``repeats_per_unit``: of them trained together. ``test_every``: also test after every so many epochs, for
-    the best epoch's accuracy (0: the last epoch alone). ``split``: what accuracies are of.
-    ``baselines``: what else is judged under the same protocol: sets of the same size by any method with hard labels, by name or,
-    with settings of its own, as a mapping (``{name: dm, iterations: 2000}``), and ``whole``, students of all real images trained
-    for ``whole_epochs``. ``random_draws``: random subsets, at least 3. ``every``: evaluate snapshots each so many updates, with
-    ``snapshot_repeats`` students of the first architecture (null: the end only).
+    ``networks``: architectures, or letters of published pools (empty: the method's own network).
+    ``repeats``: students per set and architecture; ``repeats_per_unit``: of them trained together.
+    ``test_every``: also test after every so many epochs, for the best epoch's accuracy (0: the last
+    epoch alone). ``split``: what accuracies are of. ``baselines``: what else is judged under the
+    same protocol: sets of the same size by any method with hard labels, by name or, with settings
+    of its own, as a mapping (``{name: dm, iterations: 2000}``), and ``whole``, students of all real
+    images trained for ``whole_epochs``. ``random_draws``: random subsets, at least 3. ``every``:
+    evaluate snapshots each so many updates, with ``snapshot_repeats`` students of the first
+    architecture (null: the end only).
 
     ``continual``: also learn class by class, in so many steps of equally many classes (see
-    :mod:`raydd.evaluation.continual`; null: no), in ``continual_orders`` orders of the classes (shared out among the job's
-    ``seeds`` in turn), with ``continual_repeats`` students of the first architecture after each step.
+    :mod:`raydd.evaluation.continual`; null: no), in ``continual_orders`` orders of the classes
+    (shared out among the job's ``seeds`` in turn), with ``continual_repeats`` students of the first
+    architecture after each step.
     """
 
     protocol: str = "dm"
@@ -72,18 +76,28 @@ class EvaluationConfig:
         for name in ("continual_orders", "continual_repeats"):
             value = getattr(self, name)
             if self.continual is None and value != getattr(EvaluationConfig, name):
-                raise ConfigError(f"evaluation.{name}={value} has no effect without evaluation.continual, the number of steps")
+                raise ConfigError(
+                    f"evaluation.{name}={value} has no effect without evaluation.continual, the number of steps"
+                )
 
     def resolve(self) -> Protocol:
         """Return the protocol with its changes; ``ConfigError`` for an unknown name or a change without effect."""
         fields = {name: getattr(self, name) for name in OVERRIDES}
-        return PROTOCOLS.get(self.protocol).override(**{name: value for name, value in fields.items() if value is not None})
+        return PROTOCOLS.get(self.protocol).override(
+            **{name: value for name, value in fields.items() if value is not None}
+        )
 
     def architectures(self, own: str) -> tuple[str, ...]:
         """Return the canonical names of the networks to train, pools spelt out; ``own`` is the method's network.
 
         Raises ``ConfigError`` for a name that neither a network nor a pool has.
         """
-        letters = [entry for entry in self.networks if entry in POOLS or len(entry) < 3]  # no network's name is that short
-        names = [name for entry in self.networks or (own,) for name in (pool(entry, own) if entry in letters else (normalise_name(entry),))]
+        letters = [
+            entry for entry in self.networks if entry in POOLS or len(entry) < 3
+        ]  # no network's name is that short
+        names = [
+            name
+            for entry in self.networks or (own,)
+            for name in (pool(entry, own) if entry in letters else (normalise_name(entry),))
+        ]
         return tuple(dict.fromkeys(names))

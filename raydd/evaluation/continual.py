@@ -1,14 +1,17 @@
 """Continual learning from a growing memory: DM's class-incremental experiment (specification dc_dsa_dm, section 1.5).
 
-Classes come in steps of equally many, in an order that a seed fixes. What is kept of each step is the set's images of its
-classes; after every step fresh students are trained on all that is kept, and tested on all test images of the classes seen
-so far. The classifier has all outputs from the start. Published (CIFAR-100, 20 images per class, 5 or 10 steps, orders 0 to 4,
-three ConvNets each, 1,000 epochs with DSA augmentation for every method): figures of random, herding, DSA and DM as curves.
+Classes come in steps of equally many, in an order that a seed fixes. What is kept of each step is
+the set's images of its classes; after every step fresh students are trained on all that is kept,
+and tested on all test images of the classes seen so far. The classifier has all outputs from the
+start. Published (CIFAR-100, 20 images per class, 5 or 10 steps, orders 0 to 4, three ConvNets each,
+1,000 epochs with DSA augmentation for every method): figures of random, herding, DSA and DM as
+curves.
 
-The classes of a step are distilled alone, as if no others were known. Where a method's classes never talk (DM; DC and DSA at one
-image per class; all without batch norm) that equals cutting the set of all classes, which is what is done; elsewhere every step of
-every order has a distillation of its own. What is chosen by a network trained on all classes (herding, k-center) is cut, and so is
-a published or foreign set, whatever its maker had seen.
+The classes of a step are distilled alone, as if no others were known. Where a method's classes
+never talk (DM; DC and DSA at one image per class; all without batch norm) that equals cutting the
+set of all classes, which is what is done; elsewhere every step of every order has a distillation of
+its own. What is chosen by a network trained on all classes (herding, k-center) is cut, and so is a
+published or foreign set, whatever its maker had seen.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ def class_order(classes: int, seed: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawInOrder(SelectImages):
-    """Random images as the published experiment draws them: by the generator of the class order, class after class in that order.
+    """Random images as the published experiment draws them: by the generator of the class order,
+    class after class in that order.
 
     ``seed`` is that of the order. One unit; output as of :class:`SelectImages`.
     """
@@ -57,7 +61,9 @@ class DrawInOrder(SelectImages):
         for c in draws.permutation(self.dataset.classes).tolist():
             members = (data.labels == c).nonzero().reshape(-1)
             if len(members) < self.ipc:
-                raise DataError(f"ipc={self.ipc}: class {c} has only {len(members)} training images to choose from")
+                raise DataError(
+                    f"ipc={self.ipc}: class {c} has only {len(members)} training images to choose from"
+                )
             chosen[c] = members[torch.from_numpy(draws.permutation(len(members))[: self.ipc])]
         ids = torch.cat([chosen[c] for c in range(self.dataset.classes)])
         return {"images": data.take(ids), "ids": ids}
@@ -76,7 +82,12 @@ class OrderDraw:
 
     @property
     def _ref(self) -> Ref:
-        stage = DrawInOrder(seed=self.order, dataset=self.dataset, ipc=self.ipc, classes_per_unit=self.dataset.classes)
+        stage = DrawInOrder(
+            seed=self.order,
+            dataset=self.dataset,
+            ipc=self.ipc,
+            classes_per_unit=self.dataset.classes,
+        )
         return stage.refs()[0]
 
     def inputs(self) -> Mapping[str, Ref]:
@@ -104,9 +115,19 @@ class StepSets:
     def plan(cls, method: Method, problem: Problem, order: int, parts: int) -> StepSets:
         """Plan a distillation for each of ``parts`` steps of equally many classes, in the order of seed ``order``."""
         check_steps(problem.dataset.classes, parts)
-        classes, size = class_order(problem.dataset.classes, order), problem.dataset.classes // parts
-        steps = [tuple(sorted(classes[first : first + size])) for first in range(0, len(classes), size)]
-        return cls(sets=tuple(AssembledSet(method=method, problem=replace(problem, classes=step)) for step in steps))
+        classes, size = (
+            class_order(problem.dataset.classes, order),
+            problem.dataset.classes // parts,
+        )
+        steps = [
+            tuple(sorted(classes[first : first + size])) for first in range(0, len(classes), size)
+        ]
+        return cls(
+            sets=tuple(
+                AssembledSet(method=method, problem=replace(problem, classes=step))
+                for step in steps
+            )
+        )
 
     def first(self, steps: int) -> StepSets:
         """Return the sets of the first ``steps`` alone."""
@@ -114,7 +135,11 @@ class StepSets:
 
     def inputs(self) -> Mapping[str, Ref]:
         """Return the targets of every step's set, ``0/all``."""
-        return {f"{step}/{name}": ref for step, made in enumerate(self.sets) for name, ref in made.inputs().items()}
+        return {
+            f"{step}/{name}": ref
+            for step, made in enumerate(self.sets)
+            for name, ref in made.inputs().items()
+        }
 
     def load(self, ctx: Context) -> DistilledSet:
         """Return the steps' sets as one."""
@@ -122,7 +147,10 @@ class StepSets:
         for step, one in enumerate(self.sets):
             outputs = {name: ctx.load(f"{step}/{name}") for name in one.inputs()}
             made.append(one.method.assemble(one.problem, outputs))
-        images, labels = torch.cat([one.images for one in made]), torch.cat([one.labels for one in made])
+        images, labels = (
+            torch.cat([one.images for one in made]),
+            torch.cat([one.labels for one in made]),
+        )
         return replace(made[0], images=images, labels=labels)
 
     @property
@@ -153,7 +181,9 @@ def check_steps(classes: int, parts: int) -> None:
     """Raise ``ConfigError`` unless ``classes`` come in ``parts``, two or more, of equally many."""
     if classes % parts or parts < 2:
         allowed = ", ".join(str(n) for n in range(2, classes + 1) if classes % n == 0)
-        raise ConfigError(f"evaluation.continual: {parts} steps do not divide {classes} classes; allowed: {allowed}")
+        raise ConfigError(
+            f"evaluation.continual: {parts} steps do not divide {classes} classes; allowed: {allowed}"
+        )
 
 
 def check_classes(labels: Tensor, classes: Iterable[int]) -> None:
@@ -164,18 +194,23 @@ def check_classes(labels: Tensor, classes: Iterable[int]) -> None:
 
 
 def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
-    """Return a set in the order in which classes come, as students see it; classes that ``order`` does not name are left out.
+    """Return a set in the order in which classes come, as students see it; classes that ``order``
+    does not name are left out.
 
     ``ConfigError`` for images that no hard label says the class of; ``DataError`` for a class without images.
     """
     images, labels = distilled.tensors()
     hard = labels if not labels.is_floating_point() else distilled.labels
     if len(hard) != len(images):
-        raise ConfigError(f"evaluation.continual: the set cannot be cut by class: {len(images)} images, {len(hard)} hard labels")
+        raise ConfigError(
+            f"evaluation.continual: the set cannot be cut by class: {len(images)} images, {len(hard)} hard labels"
+        )
     check_classes(hard, order)
     of_class = [(hard == c).nonzero().reshape(-1) for c in order]
     ids = torch.cat(of_class)
-    return Memory(distilled, images[ids], labels[ids], tuple(itertools.accumulate(map(len, of_class))))
+    return Memory(
+        distilled, images[ids], labels[ids], tuple(itertools.accumulate(map(len, of_class)))
+    )
 
 
 def seen_and_repeats(unit: str) -> tuple[int, range]:
@@ -186,13 +221,15 @@ def seen_and_repeats(unit: str) -> tuple[int, range]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateMemory(Stage):
-    """Train students on what is kept after each step, and test them on the classes seen; a unit is a block of students of one step.
+    """Train students on what is kept after each step, and test them on the classes seen; a unit is
+    a block of students of one step.
 
     ``source``: of all classes, or a :class:`StepSets`, of which a step needs those up to its own.
-    ``order``: seed of the class order. ``parts``: number of steps. Students are keyed by ``(seed, order, classes seen,
-    repeat)`` and not by the set or ``parts``: those of different sets start alike, and five steps are five of the ten.
-    Output of a unit of R students: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy`` ``[R]``, float64 fractions, and
-    how many ``images`` were kept.
+    ``order``: seed of the class order. ``parts``: number of steps. Students are keyed by ``(seed,
+    order, classes seen, repeat)`` and not by the set or ``parts``: those of different sets start
+    alike, and five steps are five of the ten. Output of a unit of R students: ``accuracy`` ``[R]``
+    (last epoch) and ``train_accuracy`` ``[R]``, float64 fractions, and how many ``images`` were
+    kept.
     """
 
     phase: ClassVar[str] = "evaluate"
@@ -209,7 +246,10 @@ class EvaluateMemory(Stage):
 
     def __post_init__(self) -> None:
         if self.recipe.loss != "ce":
-            raise ConfigError(f"evaluation.continual: the loss '{self.recipe.loss}' needs soft labels, and these cannot be cut by class")
+            raise ConfigError(
+                f"evaluation.continual: the loss '{self.recipe.loss}' needs soft labels, and these cannot be cut by"
+                " class"
+            )
         check_steps(self.dataset.classes, self.parts)
 
     @property
@@ -220,7 +260,10 @@ class EvaluateMemory(Stage):
 
     def units_after(self, seen: int) -> list[str]:
         """Return the units of the step after which ``seen`` classes have come, ``classes-0004-repeats-000-002``."""
-        return [f"classes-{seen:04d}-{block}" for block in repeat_blocks(self.repeats, self.repeats_per_unit)]
+        return [
+            f"classes-{seen:04d}-{block}"
+            for block in repeat_blocks(self.repeats, self.repeats_per_unit)
+        ]
 
     def units(self) -> Sequence[str]:
         """Return the blocks of students of every step."""
@@ -232,7 +275,11 @@ class EvaluateMemory(Stage):
 
     def _source(self, seen: int) -> Any:
         """Return the source of what is kept after ``seen`` classes."""
-        return self.source.first(self.seen.index(seen) + 1) if isinstance(self.source, StepSets) else self.source
+        return (
+            self.source.first(self.seen.index(seen) + 1)
+            if isinstance(self.source, StepSets)
+            else self.source
+        )
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of training and testing a block."""
@@ -256,7 +303,9 @@ class EvaluateMemory(Stage):
 
     def init(self, unit: str, ctx: Context) -> Tensors:
         """Return fresh students: none goes on from an earlier step."""
-        nothing = torch.zeros(len(seen_and_repeats(unit)[1]), dtype=torch.float64, device=ctx.device)
+        nothing = torch.zeros(
+            len(seen_and_repeats(unit)[1]), dtype=torch.float64, device=ctx.device
+        )
         return self._training(unit, ctx).init() | {"train_accuracy": nothing}
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
@@ -273,9 +322,17 @@ class EvaluateMemory(Stage):
         """Return the accuracies on the classes seen."""
         (seen, repeats), training = seen_and_repeats(unit), self._training(unit, ctx)
         memory = self._memory(seen, ctx)
-        examiner = ctx.cached(("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics))
-        prepare, classes = into_space(memory.distilled, ctx.device), class_order(self.dataset.classes, self.order)[:seen]
-        found = [examiner.accuracy(unstack_state(state, i), self._tests(classes, ctx), prepare) for i in range(len(repeats))]
+        examiner = ctx.cached(
+            ("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics)
+        )
+        prepare, classes = (
+            into_space(memory.distilled, ctx.device),
+            class_order(self.dataset.classes, self.order)[:seen],
+        )
+        found = [
+            examiner.accuracy(unstack_state(state, i), self._tests(classes, ctx), prepare)
+            for i in range(len(repeats))
+        ]
         return {
             "accuracy": torch.tensor(found, dtype=torch.float64),
             "train_accuracy": state["train_accuracy"],
@@ -283,7 +340,9 @@ class EvaluateMemory(Stage):
         }
 
     def _tests(self, classes: Sequence[int], ctx: Context) -> Iterator[Batch]:
-        """Yield the real images of some classes, in the split's order, as :func:`raydd.training.accuracy.real_batches` does."""
+        """Yield the real images of some classes, in the split's order, as
+        :func:`raydd.training.accuracy.real_batches` does.
+        """
         data = ctx.data[self.split]
         kept = resident(data, ctx)
         chosen = torch.isin(data.labels, torch.tensor(classes)).nonzero().reshape(-1)
@@ -297,9 +356,17 @@ class EvaluateMemory(Stage):
         source, order = self._source(seen), class_order(self.dataset.classes, self.order)
 
         def make() -> Memory:
-            memory = in_order(source.load(ctx), order[:seen] if isinstance(source, StepSets) else order)
+            memory = in_order(
+                source.load(ctx), order[:seen] if isinstance(source, StepSets) else order
+            )
             fits = 4 * memory.images.numel() <= RESIDENT_BYTES
-            return replace(memory, images=memory.images.to(ctx.device), labels=memory.labels.to(ctx.device)) if fits else memory
+            return (
+                replace(
+                    memory, images=memory.images.to(ctx.device), labels=memory.labels.to(ctx.device)
+                )
+                if fits
+                else memory
+            )
 
         inputs = sorted((name, ref.key, ref.output) for name, ref in source.inputs().items())
         return ctx.cached(("memory", stage_digest(self), tuple(inputs)), make)

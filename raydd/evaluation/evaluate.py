@@ -31,7 +31,12 @@ CURVE_POINTS = 50
 def repeat_blocks(repeats: int, per_unit: int) -> dict[str, range]:
     """Return the units of a stage of repeats, ``repeats-000-004``, and the repeats that each holds."""
     starts = range(0, repeats, per_unit)
-    return {f"repeats-{s:03d}-{min(s + per_unit, repeats) - 1:03d}": range(s, min(s + per_unit, repeats)) for s in starts}
+    return {
+        f"repeats-{s:03d}-{min(s + per_unit, repeats) - 1:03d}": range(
+            s, min(s + per_unit, repeats)
+        )
+        for s in starts
+    }
 
 
 def repeats_of(unit: str) -> range:
@@ -47,14 +52,16 @@ def logged(epoch: int, epochs: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Train ``repeats`` students of one architecture on a set and test them; a unit is a block of repeats, a step an epoch.
+    """Train ``repeats`` students of one architecture on a set and test them; a unit is a block of
+    repeats, a step an epoch.
 
-    ``labels``: where soft labels come from (:class:`raydd.labels.sets.LabelSource`), where the recipe's loss needs them.
-    ``dataset``: narrowed to ``split`` (``test`` or ``holdout``). ``test_every``: also test after every so many epochs (0:
-    at the end only). A student's draws are keyed by ``(seed, "student/...", repeat)`` and not by the set: students of
-    different sets start alike. Output of a unit of R repeats: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy``
-    ``[R]``, float64 fractions; ``best_accuracy`` ``[R]`` with ``test_every``; ``image_bytes``, ``label_bytes``; whether
-    the set has ``soft_labels``.
+    ``labels``: where soft labels come from (:class:`raydd.labels.sets.LabelSource`), where the
+    recipe's loss needs them. ``dataset``: narrowed to ``split`` (``test`` or ``holdout``).
+    ``test_every``: also test after every so many epochs (0: at the end only). A student's draws are
+    keyed by ``(seed, "student/...", repeat)`` and not by the set: students of different sets start
+    alike. Output of a unit of R repeats: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy``
+    ``[R]``, float64 fractions; ``best_accuracy`` ``[R]`` with ``test_every``; ``image_bytes``,
+    ``label_bytes``; whether the set has ``soft_labels``.
     """
 
     phase: ClassVar[str] = "evaluate"
@@ -73,7 +80,9 @@ class Evaluate(Stage):
         if self.recipe.epochs < 1:
             raise ConfigError(f"an evaluation needs at least 1 epoch, not {self.recipe.epochs}")
         if (self.labels is not None) != (self.recipe.loss != "ce"):
-            raise ConfigError(f"the loss '{self.recipe.loss}' {'needs' if self.labels is None else 'does not read'} soft labels")
+            raise ConfigError(
+                f"the loss '{self.recipe.loss}' {'needs' if self.labels is None else 'does not read'} soft labels"
+            )
         if self.labels is not None:
             self.labels.fits(self.recipe.batch, self.recipe.epochs, self.recipe.augmentation)
 
@@ -111,7 +120,9 @@ class Evaluate(Stage):
     def init(self, unit: str, ctx: Context) -> Tensors:
         """Return fresh students."""
         nothing = torch.zeros(len(repeats_of(unit)), dtype=torch.float64, device=ctx.device)
-        extra = {"train_accuracy": nothing} | ({"best_accuracy": nothing.clone()} if self.test_every else {})
+        extra = {"train_accuracy": nothing} | (
+            {"best_accuracy": nothing.clone()} if self.test_every else {}
+        )
         return self._training(unit, ctx).init() | extra
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
@@ -139,16 +150,30 @@ class Evaluate(Stage):
         if self.test_every:
             output["best_accuracy"] = torch.maximum(accuracy.to(ctx.device), state["best_accuracy"])
         stored = 0 if self.labels is None else self.labels.bytes
-        sizes = {"image_bytes": distilled.image_bytes, "label_bytes": distilled.label_bytes + stored}
-        soft = {"soft_labels": torch.tensor(distilled.soft_labels is not None or self.labels is not None)}
+        sizes = {
+            "image_bytes": distilled.image_bytes,
+            "label_bytes": distilled.label_bytes + stored,
+        }
+        soft = {
+            "soft_labels": torch.tensor(
+                distilled.soft_labels is not None or self.labels is not None
+            )
+        }
         return output | {name: torch.tensor(size) for name, size in sizes.items()} | soft
 
     def _test(self, unit: str, state: Tensors, ctx: Context) -> Tensor:
         training, (distilled, _) = self._training(unit, ctx), self._set(ctx)
-        examiner = ctx.cached(("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics))
+        examiner = ctx.cached(
+            ("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics)
+        )
         prepare = into_space(distilled, ctx.device)
         repeats = range(len(training.repeats))
-        found = [examiner.accuracy(unstack_state(state, i), real_batches(ctx.data[self.split], ctx), prepare) for i in repeats]
+        found = [
+            examiner.accuracy(
+                unstack_state(state, i), real_batches(ctx.data[self.split], ctx), prepare
+            )
+            for i in repeats
+        ]
         return torch.tensor(found, dtype=torch.float64)
 
     def _set(self, ctx: Context) -> tuple[DistilledSet, TrainingSet]:
@@ -208,7 +233,14 @@ class EvaluateNetworks(Stage):
         """Return the cost of one pass over the split."""
         info = self.dataset
         return training_cost(
-            self.teacher.network, info.shape, info.classes, networks=1, images=0, epochs=0, batch=256, tested=info.test_count
+            self.teacher.network,
+            info.shape,
+            info.classes,
+            networks=1,
+            images=0,
+            epochs=0,
+            batch=256,
+            tested=info.test_count,
         )
 
     def steps(self, unit: str) -> int:
@@ -222,7 +254,11 @@ class EvaluateNetworks(Stage):
         weights, info = ctx.load("network"), self.dataset
         network = restore_network(self.teacher.network, info, weights, ctx.device)
         examiner = Examiner(network, self.numerics)
-        found = examiner.accuracy(weights, real_batches(ctx.data[self.split], ctx), lambda x: normalise(x, info.mean, info.std))
+        found = examiner.accuracy(
+            weights,
+            real_batches(ctx.data[self.split], ctx),
+            lambda x: normalise(x, info.mean, info.std),
+        )
         pixels, count = info.channels * info.height * info.width, int(weights["images"])
         return {
             "accuracy": torch.tensor([found], dtype=torch.float64),

@@ -33,7 +33,9 @@ DEFAULT_NETWORK = "ConvNet"
 
 @dataclass(frozen=True)
 class Planned:
-    """One group of students: the set's name, the protocol's printed name, the network, which seed or draw, which snapshot."""
+    """One group of students: the set's name, the protocol's printed name, the network, which seed
+    or draw, which snapshot.
+    """
 
     set: str
     protocol: str
@@ -45,7 +47,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class PlannedMemory:
-    """The students of one class order of the continual experiment: the set's name, the protocol's printed name, the network."""
+    """The students of one class order of the continual experiment: the set's name, the protocol's
+    printed name, the network.
+    """
 
     set: str
     protocol: str
@@ -72,15 +76,25 @@ class EvaluationPlan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The evaluation's stages, without those that make the sets."""
-        return tuple(dict.fromkeys([*(entry.stage for entry in self.entries), *(entry.stage for entry in self.continual)]))
+        return tuple(
+            dict.fromkeys(
+                [
+                    *(entry.stage for entry in self.entries),
+                    *(entry.stage for entry in self.continual),
+                ]
+            )
+        )
 
     def targets(self) -> list[Ref]:
         """Return the outputs that ``summarise`` needs."""
         return list(dict.fromkeys(ref for stage in self.stages for ref in stage.refs()))
 
 
-def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], config: EvaluationConfig) -> EvaluationPlan:
-    """Plan the evaluation of what a method makes of a problem (or of its repetitions with other seeds) and of its baselines.
+def evaluation_stages(
+    method: Method, problems: Problem | Sequence[Problem], config: EvaluationConfig
+) -> EvaluationPlan:
+    """Plan the evaluation of what a method makes of a problem (or of its repetitions with other
+    seeds) and of its baselines.
 
     Every repetition's students, and those of its baselines, are keyed by its own seed: they start alike. Raises
     ``ConfigError`` for a name that does not exist or what cannot be planned.
@@ -91,17 +105,33 @@ def evaluation_stages(method: Method, problems: Problem | Sequence[Problem], con
     own = getattr(method, "network", DEFAULT_NETWORK)
     networks = _architectures(config, own if isinstance(own, str) else DEFAULT_NETWORK, problems[0])
     others = rivals(config)
-    if any(isinstance(other, Method) and other.name == method.name and other != method for other in config.baselines):
-        raise ConfigError(f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart")
+    if any(
+        isinstance(other, Method) and other.name == method.name and other != method
+        for other in config.baselines
+    ):
+        raise ConfigError(
+            f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart"
+        )
     entries = []
     for network in networks:
-        sources = [(AssembledSet(method=method, problem=problem), problem, labels_of(method, problem)) for problem in problems]
+        sources = [
+            (AssembledSet(method=method, problem=problem), problem, labels_of(method, problem))
+            for problem in problems
+        ]
         entries += _rows(method.name, sources, network, config)
-        entries += _baselines(method.name, problems, network, config, others, partial(labels_of, method))
+        entries += _baselines(
+            method.name, problems, network, config, others, partial(labels_of, method)
+        )
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
     made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
-    return EvaluationPlan(method.name, problems[0], config, tuple(entries), _continual(method.name, made, networks[0], config, others))
+    return EvaluationPlan(
+        method.name,
+        problems[0],
+        config,
+        tuple(entries),
+        _continual(method.name, made, networks[0], config, others),
+    )
 
 
 @dataclass(frozen=True)
@@ -146,10 +176,12 @@ def stored_evaluation(
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
-    ``stored``: the set, or the experiments of a file, whose students are pooled as those of repetitions are. ``labels``: the soft
-    labels that lie beside it, if any do. ``own``: the network that made it. ``maker``: what made it, if that is known and has
-    teachers: they label the other sets, and this one if its labels are not stored. ``size``: what the set holds, where that is not
-    ``problem.ipc`` images of each class. ``published``: accuracies in percent by network, as its file has them.
+    ``stored``: the set, or the experiments of a file, whose students are pooled as those of
+    repetitions are. ``labels``: the soft labels that lie beside it, if any do. ``own``: the network
+    that made it. ``maker``: what made it, if that is known and has teachers: they label the other
+    sets, and this one if its labels are not stored. ``size``: what the set holds, where that is not
+    ``problem.ipc`` images of each class. ``published``: accuracies in percent by network, as its
+    file has them.
     """
     _check_split(problem, config)
     if config.every is not None:
@@ -158,25 +190,49 @@ def stored_evaluation(
     name = f"stored {name}" if name in others else name
     sets = [stored] if isinstance(stored, StoredSet) else list(stored)
     found: LabelSource | None = labels
-    if found is None and maker is not None and len(sets) == 1 and not maker.config.stored and config.resolve().learns_logits:
-        _need_teachers(maker, f"evaluation.protocol: '{config.protocol}' needs the set's soft labels, computed ({maker.config.codec})")
+    if (
+        found is None
+        and maker is not None
+        and len(sets) == 1
+        and not maker.config.stored
+        and config.resolve().learns_logits
+    ):
+        _need_teachers(
+            maker,
+            f"evaluation.protocol: '{config.protocol}' needs the set's soft labels, computed ({maker.config.codec})",
+        )
         found = labels_of(maker.method, maker.problem, sets[0])
     config, entries = _with_labels(config, None if found is None else found.config), []
     if found is not None and config.resolve().learns_logits and config.baselines:
-        _need_teachers(maker, "evaluation.baselines: other sets need soft labels of the same teachers")
+        _need_teachers(
+            maker, "evaluation.baselines: other sets need soft labels of the same teachers"
+        )
     networks = _architectures(config, own, problem)
     for network in networks:
         entries += _rows(name, [(one, problem, found) for one in sets], network, config)
         entries += _baselines(name, [problem], network, config, others, partial(_labels_by, maker))
     memories = _continual(name, [(one, problem) for one in sets], networks[0], config, others)
-    notes = [f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."] * bool(memories)
+    notes = [
+        f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."
+    ] * bool(memories)
     if config.baselines and size:
         notes.append(f"{name} has {size}, the other sets {problem.ipc} of each class.")
-    return EvaluationPlan(name, problem, config, tuple(entries), memories, tuple(notes), size, _published(published or {}))
+    return EvaluationPlan(
+        name,
+        problem,
+        config,
+        tuple(entries),
+        memories,
+        tuple(notes),
+        size,
+        _published(published or {}),
+    )
 
 
 def _published(accuracies: Mapping[str, Sequence[float]]) -> tuple[Published, ...]:
-    """Return the mean and deviation of published accuracies, under the names that networks have here, where these are known."""
+    """Return the mean and deviation of published accuracies, under the names that networks have
+    here, where these are known.
+    """
     found = []
     for name, values in accuracies.items():
         try:
@@ -184,12 +240,17 @@ def _published(accuracies: Mapping[str, Sequence[float]]) -> tuple[Published, ..
         except ConfigError:
             pass  # a network of their own
         mean, deviation = statistics.fmean(values), statistics.pstdev(values)
-        found.append(Published(network=name, accuracy_mean=mean, accuracy_std=deviation, networks=len(values)))
+        found.append(
+            Published(
+                network=name, accuracy_mean=mean, accuracy_std=deviation, networks=len(values)
+            )
+        )
     return tuple(found)
 
 
 def rivals(config: EvaluationConfig) -> dict[str, Method]:
-    """Return the methods whose sets are judged beside, by name; ``ConfigError`` for one that cannot be or that is named twice.
+    """Return the methods whose sets are judged beside, by name; ``ConfigError`` for one that cannot
+    be or that is named twice.
 
     A baseline by name has the settings that its method has by default.
     """
@@ -202,15 +263,25 @@ def rivals(config: EvaluationConfig) -> dict[str, Method]:
         method = METHODS.get(baseline)() if isinstance(baseline, str) else baseline
         check_baseline(method.name)
         if found.setdefault(method.name, method) != method:
-            raise ConfigError(f"evaluation.baselines: '{method.name}' stands there twice, with other settings")
+            raise ConfigError(
+                f"evaluation.baselines: '{method.name}' stands there twice, with other settings"
+            )
     return found
 
 
 def check_baseline(name: str, key: str = "evaluation.baselines") -> None:
-    """Raise ``ConfigError`` that begins with ``key`` for what is no baseline; methods with soft labels of their own are none."""
-    allowed = [known for known in METHODS.names() if not any(field.name == "labels" for field in fields(METHODS.get(known)))] + ["whole"]
+    """Raise ``ConfigError`` that begins with ``key`` for what is no baseline; methods with soft
+    labels of their own are none.
+    """
+    allowed = [
+        known
+        for known in METHODS.names()
+        if not any(field.name == "labels" for field in fields(METHODS.get(known)))
+    ] + ["whole"]
     if name not in allowed and name in METHODS:
-        raise ConfigError(f"{key}: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}")
+        raise ConfigError(
+            f"{key}: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}"
+        )
     if name not in allowed:
         raise ConfigError(f"{key}: {unknown('baseline', name, allowed)}")
 
@@ -220,11 +291,15 @@ def _check_split(problem: Problem, config: EvaluationConfig) -> None:
     tested = [split for split in splits if split != "train"]
     if splits and config.split not in tested:
         hint = "; set dataset.holdout" if config.split == "holdout" else ""
-        raise ConfigError(f"evaluation.split: the data set has no '{config.split}' split{hint}; it has: {', '.join(tested)}")
+        raise ConfigError(
+            f"evaluation.split: the data set has no '{config.split}' split{hint}; it has: {', '.join(tested)}"
+        )
 
 
 def _architectures(config: EvaluationConfig, own: str, problem: Problem) -> tuple[str, ...]:
-    """Return the networks to train; ``ConfigError`` for one that cannot read the data set's images, before anything is distilled."""
+    """Return the networks to train; ``ConfigError`` for one that cannot read the data set's images,
+    before anything is distilled.
+    """
     networks = config.architectures(own)
     for network in networks:
         network_facts(network, problem.dataset.shape, problem.dataset.classes)
@@ -232,7 +307,8 @@ def _architectures(config: EvaluationConfig, own: str, problem: Problem) -> tupl
 
 
 def labels_of(method: Method, problem: Problem, source: Source | None = None) -> Labels | None:
-    """Return the soft labels of a method's set, or, given the ``source`` of another set, the same teachers' labels of that one.
+    """Return the soft labels of a method's set, or, given the ``source`` of another set, the same
+    teachers' labels of that one.
 
     The latter are computed while students train. ``None`` for methods with hard labels.
     """
@@ -243,24 +319,43 @@ def labels_of(method: Method, problem: Problem, source: Source | None = None) ->
     if source is not None and config.stored:
         config = replace(config, codec="recipe", top=None, tail="mean")
     source = source or AssembledSet(method=method, problem=problem)
-    return Labels(source=source, teachers=teachers, config=config, seed=problem.seed, numerics=problem.numerics.plain)
+    return Labels(
+        source=source,
+        teachers=teachers,
+        config=config,
+        seed=problem.seed,
+        numerics=problem.numerics.plain,
+    )
 
 
 def _with_labels(config: EvaluationConfig, labels: LabelConfig | None) -> EvaluationConfig:
-    """Return the evaluation with the batch size and the epochs of the set's soft labels, unless the job names its own."""
+    """Return the evaluation with the batch size and the epochs of the set's soft labels, unless the
+    job names its own.
+    """
     if labels is None or not config.resolve().learns_logits:
         return config
-    named = labels.stored or labels.epochs != LabelConfig.epochs  # else the protocol's, which nothing limits
+    named = (
+        labels.stored or labels.epochs != LabelConfig.epochs
+    )  # else the protocol's, which nothing limits
     epochs = labels.epochs if config.epochs is None and named else config.epochs
-    return replace(config, batch=labels.batch if config.batch is None else config.batch, epochs=epochs)
+    return replace(
+        config, batch=labels.batch if config.batch is None else config.batch, epochs=epochs
+    )
 
 
 def _stage(
-    source: AssembledSet | StoredSet, problem: Problem, network: str, config: EvaluationConfig, repeats: int, labels: LabelSource | None
+    source: AssembledSet | StoredSet,
+    problem: Problem,
+    network: str,
+    config: EvaluationConfig,
+    repeats: int,
+    labels: LabelSource | None,
 ) -> Evaluate:
     protocol = config.resolve()
     if protocol.learns_logits and labels is None:
-        hard = ", ".join(name for name in PROTOCOLS.names() if not PROTOCOLS.get(name).learns_logits)
+        hard = ", ".join(
+            name for name in PROTOCOLS.names() if not PROTOCOLS.get(name).learns_logits
+        )
         raise ConfigError(
             f"evaluation.protocol: '{config.protocol}' teaches soft labels, and this set has none; "
             f"protocols for hard labels: {hard}"
@@ -269,7 +364,15 @@ def _stage(
     if labels is not None and protocol.learns_logits:
         labels.config.check_loss(recipe.loss)
     key = "method.labels.batch" if protocol.learns_logits else "evaluation.batch"
-    check_batches(network, problem.dataset.shape, problem.dataset.classes, [source.images], recipe, key, "evaluation.networks")
+    check_batches(
+        network,
+        problem.dataset.shape,
+        problem.dataset.classes,
+        [source.images],
+        recipe,
+        key,
+        "evaluation.networks",
+    )
     return Evaluate(
         seed=problem.seed,
         numerics=problem.numerics,
@@ -288,9 +391,14 @@ def _stage(
 _Labelled = tuple[AssembledSet | StoredSet, Problem, LabelSource | None]
 
 
-def _rows(name: str, sources: Sequence[_Labelled], network: str, config: EvaluationConfig) -> list[Planned]:
+def _rows(
+    name: str, sources: Sequence[_Labelled], network: str, config: EvaluationConfig
+) -> list[Planned]:
     label = config.resolve().label
-    stages = [_stage(source, problem, network, config, config.repeats, labels) for source, problem, labels in sources]
+    stages = [
+        _stage(source, problem, network, config, config.repeats, labels)
+        for source, problem, labels in sources
+    ]
     return [Planned(name, label, network, draw, None, stage) for draw, stage in enumerate(stages)]
 
 
@@ -313,7 +421,9 @@ def _baselines(
             try:
                 source = AssembledSet(method=rival, problem=draw)
             except TooFew as error:
-                raise ConfigError(f"evaluation.baselines: {baseline}: {error.found}; {error.most}, or leave it out") from error
+                raise ConfigError(
+                    f"evaluation.baselines: {baseline}: {error.found}; {error.most}, or leave it out"
+                ) from error
             except ConfigError as error:
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
             sources.append((source, problem, labels(problem, source)))
@@ -326,18 +436,31 @@ def _draws(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Probl
     per_problem = math.ceil(count / len(problems))
     pairs = [(problem, problem) for problem in problems]
     for k in range(1, per_problem):
-        pairs += [(replace(problem, seed=derive_seed(problem.seed, "random/draw", k)), problem) for problem in problems]
+        pairs += [
+            (replace(problem, seed=derive_seed(problem.seed, "random/draw", k)), problem)
+            for problem in problems
+        ]
     return pairs
 
 
 def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Planned]:
-    if config.resolve().learns_logits:  # the batch of the labels, ten images perhaps, is none for all real images
+    if (
+        config.resolve().learns_logits
+    ):  # the batch of the labels, ten images perhaps, is none for all real images
         config = replace(config, batch=None)
     protocol = config.resolve().override(epochs=config.whole_epochs).with_hard_labels()
     recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
     if info.digests:  # else the numbers of images are estimates
         where = "evaluation.baselines: whole"
-        check_batches(network, info.shape, info.classes, [sum(info.train_counts)], recipe, "evaluation.batch", where)
+        check_batches(
+            network,
+            info.shape,
+            info.classes,
+            [sum(info.train_counts)],
+            recipe,
+            "evaluation.batch",
+            where,
+        )
     teacher = TrainNetwork(
         seed=problem.seed,
         numerics=problem.numerics,
@@ -356,7 +479,9 @@ def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Pla
     return [Planned("whole", protocol.label, network, 0, None, stage)]
 
 
-def _snapshots(method: Method, problems: Sequence[Problem], network: str, config: EvaluationConfig) -> list[Planned]:
+def _snapshots(
+    method: Method, problems: Sequence[Problem], network: str, config: EvaluationConfig
+) -> list[Planned]:
     entries, label = [], config.resolve().label
     for draw, problem in enumerate(problems):
         last = method.plan(problem)[-1]
@@ -370,13 +495,23 @@ def _snapshots(method: Method, problems: Sequence[Problem], network: str, config
 
 
 def _continual(
-    name: str, sets: Sequence[tuple[Source, Problem]], network: str, config: EvaluationConfig, others: Mapping[str, Method]
+    name: str,
+    sets: Sequence[tuple[Source, Problem]],
+    network: str,
+    config: EvaluationConfig,
+    others: Mapping[str, Method],
 ) -> tuple[PlannedMemory, ...]:
-    """Plan the continual experiment of a set and of its rivals (of the same size); order k is given to repetition k, in turn."""
+    """Plan the continual experiment of a set and of its rivals (of the same size); order k is given
+    to repetition k, in turn.
+    """
     if config.continual is None:
         return ()
     protocol, entries = config.resolve(), []
-    for of, order in ((of, order) for of in dict.fromkeys([name, *others]) for order in range(config.continual_orders)):
+    for of, order in (
+        (of, order)
+        for of in dict.fromkeys([name, *others])
+        for order in range(config.continual_orders)
+    ):
         source, problem = sets[order % len(sets)]
         if of != name:
             source = AssembledSet(method=others[of], problem=problem)
@@ -384,7 +519,15 @@ def _continual(
             source = _memory_source(source, order, config.continual)
         recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
         kept = kept_images(source, info.classes, order, config.continual)
-        check_batches(network, info.shape, info.classes, kept, recipe, "evaluation.batch", "evaluation.continual")
+        check_batches(
+            network,
+            info.shape,
+            info.classes,
+            kept,
+            recipe,
+            "evaluation.batch",
+            "evaluation.continual",
+        )
         stage = EvaluateMemory(
             seed=problem.seed,
             numerics=problem.numerics,
@@ -403,7 +546,9 @@ def _continual(
 
 
 def _memory_source(made: AssembledSet, order: int, parts: int) -> Source:
-    """Return what the memory of one class order is made of: random images are drawn anew, joint methods distil every step alone."""
+    """Return what the memory of one class order is made of: random images are drawn anew, joint
+    methods distil every step alone.
+    """
     method, problem = made.method, made.problem
     if method.name == "random":
         return OrderDraw(dataset=problem.dataset.only("train"), ipc=problem.ipc, order=order)

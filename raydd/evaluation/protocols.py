@@ -46,14 +46,16 @@ OVERRIDES = (
 class Protocol:
     """How a student is trained and judged; :data:`OVERRIDES` may be changed, and :attr:`label` then says so.
 
-    ``accumulate``, ``optimizer`` to ``double_norm``: as of :class:`~raydd.training.recipe.Recipe`, but ``ema=0`` is none. With the schedule
-    ``steps`` ``epochs`` is E of DC's papers: their loops run ``E + 1`` epochs, and after the epoch with index ``E // 2 + 1``
-    they divide the rate by ten and make a new optimiser, whose momentum is zero. With any other, ``epochs`` are run.
+    ``accumulate``, ``optimizer`` to ``double_norm``: as of :class:`~raydd.training.recipe.Recipe`,
+    but ``ema=0`` is none. With the schedule ``steps`` ``epochs`` is E of DC's papers: their loops
+    run ``E + 1`` epochs, and after the epoch with index ``E // 2 + 1`` they divide the rate by ten
+    and make a new optimiser, whose momentum is zero. With any other, ``epochs`` are run.
 
-    ``augmentation``: the family; ``strategy``: its operations (``None``: those published for the data set and the network;
-    ``none``: no augmentation). ``augmented_epochs``: E instead of ``epochs`` where an augmentation is in use.
-    ``network_strategies``, ``network_rates``: pairs ``(network, strategy)`` and ``(network, lr)`` of networks with a published
-    value of their own, whatever the data set. The accuracy is that of the last epoch.
+    ``augmentation``: the family; ``strategy``: its operations (``None``: those published for the
+    data set and the network; ``none``: no augmentation). ``augmented_epochs``: E instead of
+    ``epochs`` where an augmentation is in use. ``network_strategies``, ``network_rates``: pairs
+    ``(network, strategy)`` and ``(network, lr)`` of networks with a published value of their own,
+    whatever the data set. The accuracy is that of the last epoch.
     """
 
     name: str
@@ -88,14 +90,17 @@ class Protocol:
     def override(self, **changes: Any) -> Protocol:
         """Return the protocol with some fields changed; ``epochs`` and ``lr`` hold for every network and augmentation.
 
-        A number that no longer counts (``st`` of a schedule that was changed) is dropped. Raises ``ConfigError`` for a field
-        that does not exist, that makes no difference, or whose change needs another field that is not given.
+        A number that no longer counts (``st`` of a schedule that was changed) is dropped. Raises
+        ``ConfigError`` for a field that does not exist, that makes no difference, or whose change
+        needs another field that is not given.
         """
         for key in changes:
             if key not in OVERRIDES:
                 raise unknown(f"field of protocol '{self.name}':", key, OVERRIDES)
         if changes.get("strategy") is not None and self.augmentation == "none":
-            raise ConfigError(f"protocol '{self.name}' has no augmentation, so strategy '{changes['strategy']}' has no effect")
+            raise ConfigError(
+                f"protocol '{self.name}' has no augmentation, so strategy '{changes['strategy']}' has no effect"
+            )
         if changes.get("strategy") is not None:
             _OPERATIONS[self.augmentation](changes["strategy"])
         defaults = {f.name: f.default for f in fields(self)}
@@ -106,7 +111,9 @@ class Protocol:
                 continue
             if name in changes:
                 of = changes.get(owner, getattr(self, owner))
-                raise ConfigError(f"protocol '{self.name}': {without_effect(name, changes[name], of)}")
+                raise ConfigError(
+                    f"protocol '{self.name}': {without_effect(name, changes[name], of)}"
+                )
             dropped[name] = defaults[name]
         if "epochs" in changes:
             dropped["augmented_epochs"] = None
@@ -115,7 +122,9 @@ class Protocol:
         changed = replace(self, **{**dropped, **changes})
         late = [epoch for epoch in changes.get("milestones", ()) if epoch >= changed.epochs]
         if late:
-            raise ConfigError(f"protocol '{self.name}': milestones={late[0]} has no effect, there are {changed.epochs} epochs")
+            raise ConfigError(
+                f"protocol '{self.name}': milestones={late[0]} has no effect, there are {changed.epochs} epochs"
+            )
         try:
             changed._recipe(changed.epochs, changed.lr)
         except ConfigError as error:
@@ -123,7 +132,9 @@ class Protocol:
         return changed
 
     def with_hard_labels(self) -> Protocol:
-        """Return the protocol for real images, which come without logits: with cross entropy in place of such a loss."""
+        """Return the protocol for real images, which come without logits: with cross entropy in
+        place of such a loss.
+        """
         return self.override(loss="ce") if self.learns_logits else self
 
     def _counts(self, name: str, changes: dict[str, Any] | None = None) -> bool:
@@ -150,7 +161,9 @@ class Protocol:
                 same = same and self.network_rates == published.network_rates
             if not same and self._counts(name):
                 parts[name] = "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        return self.name + (f"[{','.join(f'{name}={value}' for name, value in parts.items())}]" if parts else "")
+        return self.name + (
+            f"[{','.join(f'{name}={value}' for name, value in parts.items())}]" if parts else ""
+        )
 
     def operations(self, info: DatasetInfo, network: str) -> str:
         """Return the augmentation's operations for a data set and a network, ``none`` where there are none."""
@@ -165,14 +178,35 @@ class Protocol:
         """Return the training recipe for a data set and a network."""
         strategy = self.operations(info, network)
         augmented = strategy.lower() not in ("", "none")
-        epochs = self.augmented_epochs if augmented and self.augmented_epochs is not None else self.epochs
-        own = [lr for name, lr in self.network_rates if normalise_name(name) == normalise_name(network)]
+        epochs = (
+            self.augmented_epochs
+            if augmented and self.augmented_epochs is not None
+            else self.epochs
+        )
+        own = [
+            lr for name, lr in self.network_rates if normalise_name(name) == normalise_name(network)
+        ]
         recipe = self._recipe(epochs, own[0] if own else self.lr)
-        return replace(recipe, augmentation=self.augmentation, strategy=strategy) if augmented else recipe
+        return (
+            replace(recipe, augmentation=self.augmentation, strategy=strategy)
+            if augmented
+            else recipe
+        )
 
     def _recipe(self, epochs: int, lr: float) -> Recipe:
         """Return the recipe without augmentation."""
-        shared = ("batch", "accumulate", "optimizer", "momentum", "weight_decay", "decay", "schedule", "st", "milestones", "drop_factor")
+        shared = (
+            "batch",
+            "accumulate",
+            "optimizer",
+            "momentum",
+            "weight_decay",
+            "decay",
+            "schedule",
+            "st",
+            "milestones",
+            "drop_factor",
+        )
         learnt = ("loss", "ce_weight", "temperature", "double_norm")
         steps = self.schedule == "steps"
         return Recipe(
@@ -191,12 +225,27 @@ def _publish(protocol: Protocol) -> None:
     PROTOCOLS.register(protocol.name)(protocol)
 
 
-_publish(Protocol(name="dc", epochs=300, augmentation="dc", augmented_epochs=1000, network_strategies=(("ConvNetBN", "crop_noise"),)))
+_publish(
+    Protocol(
+        name="dc",
+        epochs=300,
+        augmentation="dc",
+        augmented_epochs=1000,
+        network_strategies=(("ConvNetBN", "crop_noise"),),
+    )
+)
 _publish(Protocol(name="dsa", epochs=1000, augmentation="dsa"))
 _publish(Protocol(name="dm", epochs=1000, augmentation="dsa"))
 
-# ImageNet-1k; other data sets are changes of these. Augmentation comes with the labels, since teachers saw the same images.
-_ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "decay": "matrices_only", "epochs": 300}
+# ImageNet-1k; other data sets are changes of these. Augmentation comes with the labels, since
+# teachers saw the same images.
+_ADAMW: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "decay": "matrices_only",
+    "epochs": 300,
+}
 _RDED_RATES = (
     ("torchvision/efficientnet_b0", 2e-3),
     ("torchvision/mobilenet_v2", 2.5e-3),
@@ -205,10 +254,33 @@ _RDED_RATES = (
     ("torchvision/swin_v2_t", 1e-4),
     ("torchvision/vgg11", 5e-4),
 )
-_publish(Protocol(name="sre2l", batch=1024, accumulate=2, schedule="cosine", loss="kl", temperature=20.0, **_ADAMW))
-_publish(Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW))
+_publish(
+    Protocol(
+        name="sre2l",
+        batch=1024,
+        accumulate=2,
+        schedule="cosine",
+        loss="kl",
+        temperature=20.0,
+        **_ADAMW,
+    )
+)
+_publish(
+    Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW)
+)
 # "--ls-type cos --st 2" of EDC's script: a line, since another branch replaces the cosine (section 4.1).
-_publish(Protocol(name="edc", batch=100, schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.025, ema=0.99, **_ADAMW))
+_publish(
+    Protocol(
+        name="edc",
+        batch=100,
+        schedule="linear_st",
+        st=2.0,
+        loss="mse_gt",
+        ce_weight=0.025,
+        ema=0.99,
+        **_ADAMW,
+    )
+)
 _publish(
     Protocol(
         name="rded",

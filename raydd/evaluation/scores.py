@@ -14,13 +14,17 @@ from raydd.core.errors import ConfigError
 
 
 def hard_label_recovery(whole: float, distilled: float) -> float:
-    """Return HLR, accuracy on the whole data minus accuracy on the distilled set, both under hard labels; lower is better."""
+    """Return HLR, accuracy on the whole data minus accuracy on the distilled set, both under hard
+    labels; lower is better.
+    """
     _fractions(whole, distilled)
     return whole - distilled
 
 
 def improvement_over_random(distilled: float, random: float) -> float:
-    """Return IOR, accuracy on the set minus accuracy on random images of the same number, same protocol; higher is better."""
+    """Return IOR, accuracy on the set minus accuracy on random images of the same number, same
+    protocol; higher is better.
+    """
     _fractions(distilled, random)
     return distilled - random
 
@@ -45,7 +49,9 @@ def _mix(first: float, second: float, weight: float) -> float:
     if not 0 <= weight <= 1:
         raise ConfigError(f"the weight of a score must be in [0, 1], not {weight}")
     if max(abs(first), abs(second)) > 1:
-        raise ConfigError(f"scores are of accuracies in [0, 1]; a difference of {max(abs(first), abs(second)):g} looks like percent")
+        raise ConfigError(
+            f"scores are of accuracies in [0, 1]; a difference of {max(abs(first), abs(second)):g} looks like percent"
+        )
     return weight * first + (1 - weight) * second
 
 
@@ -61,7 +67,8 @@ def _fractions(*accuracies: float) -> None:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Accuracies pooled over ``seeds`` (distillations, or draws) times ``networks`` (students of each): mean and deviation.
+    """Accuracies pooled over ``seeds`` (distillations, or draws) times ``networks`` (students of
+    each): mean and deviation.
 
     ``std`` is the population's (ddof 0) over all ``seeds * networks`` values, as the field reports it.
     """
@@ -73,13 +80,19 @@ class Pooled:
 
 
 def pool_accuracies(accuracies: Sequence[Sequence[float]]) -> Pooled:
-    """Pool accuracies by seed and network; ``ConfigError`` if a seed has another number of networks, or there are none."""
+    """Pool accuracies by seed and network; ``ConfigError`` if a seed has another number of
+    networks, or there are none.
+    """
     counts = {len(row) for row in accuracies}
     if len(counts) != 1 or counts == {0}:
-        raise ConfigError(f"accuracies must be given for the same number of networks per seed, at least one; got {sorted(counts)}")
+        raise ConfigError(
+            f"accuracies must be given for the same number of networks per seed, at least one; got {sorted(counts)}"
+        )
     values = [float(value) for row in accuracies for value in row]
     _fractions(*values)
-    return Pooled(statistics.fmean(values), statistics.pstdev(values), len(accuracies), counts.pop())
+    return Pooled(
+        statistics.fmean(values), statistics.pstdev(values), len(accuracies), counts.pop()
+    )
 
 
 def pooled_deviation(first: Pooled, second: Pooled) -> float:

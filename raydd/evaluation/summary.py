@@ -10,7 +10,14 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage
 from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
-from raydd.evaluation.scores import Pooled, beats, hard_label_recovery, improvement_over_random, label_robust_score, pool_accuracies
+from raydd.evaluation.scores import (
+    Pooled,
+    beats,
+    hard_label_recovery,
+    improvement_over_random,
+    label_robust_score,
+    pool_accuracies,
+)
 from raydd.evaluation.trainings import trainings
 from raydd.methods.sources import StoredSet
 
@@ -34,12 +41,20 @@ def summarise(
     for entry in plan.entries:
         if entry.step is None:
             groups.setdefault((entry.set, entry.protocol, entry.network), []).append(entry)
-    outputs = {entry.stage: [load(ref) for ref in entry.stage.refs()] for group in groups.values() for entry in group}
+    outputs = {
+        entry.stage: [load(ref) for ref in entry.stage.refs()]
+        for group in groups.values()
+        for entry in group
+    }
     pooled = {key: _pool(group, outputs) for key, group in groups.items()}
     rows = tuple(_row(key, group, outputs, pooled[key], seconds) for key, group in groups.items())
     network = plan.entries[0].network
     by_set = {name: value for (name, _, of), value in pooled.items() if of == network}
-    first = [entry for entry in plan.entries if entry.set == plan.name and entry.network == network and entry.step is None]
+    first = [
+        entry
+        for entry in plan.entries
+        if entry.set == plan.name and entry.network == network and entry.step is None
+    ]
     soft = any(bool(part["soft_labels"].any()) for entry in first for part in outputs[entry.stage])
     hlr, ior, remarks = _scores(plan, by_set, soft)
     curve = _curve(plan, load, seconds)
@@ -80,7 +95,11 @@ def _row(
 ) -> Row:
     first = outputs[group[0].stage][0]
     unknown = seconds is None or isinstance(getattr(group[0].stage, "source", None), StoredSet)
-    best = [value for entry in group for value in _accuracies(outputs[entry.stage], "best_accuracy")] if "best_accuracy" in first else []
+    best = (
+        [value for entry in group for value in _accuracies(outputs[entry.stage], "best_accuracy")]
+        if "best_accuracy" in first
+        else []
+    )
     return Row(
         set=key[0],
         protocol=key[1],
@@ -92,7 +111,9 @@ def _row(
         image_bytes=int(first["image_bytes"]),
         label_bytes=int(first["label_bytes"]),
         best_accuracy=100 * statistics.fmean(best) if best else None,
-        device_seconds=None if unknown or seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
+        device_seconds=None
+        if unknown or seconds is None
+        else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
     )
 
 
@@ -108,7 +129,9 @@ def making_seconds(stage: Stage, seconds: Callable[[Ref], float]) -> float:
     return sum(counted.values())
 
 
-def _scores(plan: EvaluationPlan, by_set: Mapping[str, Pooled], soft: bool) -> tuple[float | None, float | None, list[str]]:
+def _scores(
+    plan: EvaluationPlan, by_set: Mapping[str, Pooled], soft: bool
+) -> tuple[float | None, float | None, list[str]]:
     mine, random, whole = by_set.get(plan.name), by_set.get("random"), by_set.get("whole")
     remarks: list[str] = []
     if mine is None:
@@ -120,14 +143,24 @@ def _scores(plan: EvaluationPlan, by_set: Mapping[str, Pooled], soft: bool) -> t
     if whole is not None and soft:
         remarks.append("HLR is not given: students of this set learn soft labels.")
     if ior is not None and hlr is not None:
-        remarks.append(f"LRS {label_robust_score(ior, hlr):.3f} (DD-Ranking, weight 0.5; higher is better).")
+        remarks.append(
+            f"LRS {label_robust_score(ior, hlr):.3f} (DD-Ranking, weight 0.5; higher is better)."
+        )
     return *(None if value is None else 100 * value for value in (hlr, ior)), remarks  # type: ignore[return-value]
 
 
 def _end(first: Sequence[Planned], pooled: Pooled, seconds: Callable[[Ref], float] | None) -> Point:
     """Return the curve's last point: the finished set, as its row has it."""
-    steps = [ref.stage.steps(ref.unit) for unit in first[0].stage.units() for ref in first[0].stage.inputs(unit).values()]
-    cost = 0.0 if seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry in first)
+    steps = [
+        ref.stage.steps(ref.unit)
+        for unit in first[0].stage.units()
+        for ref in first[0].stage.inputs(unit).values()
+    ]
+    cost = (
+        0.0
+        if seconds is None
+        else statistics.fmean(making_seconds(entry.stage, seconds) for entry in first)
+    )
     return Point(
         step=max(steps),
         device_seconds=cost,
@@ -152,15 +185,27 @@ def _curve(
     points = []
     for step, members in sorted(at.items()):
         pooled = pool_accuracies([_accuracies(outputs) for _, outputs in members])
-        cost = 0.0 if seconds is None else statistics.fmean(making_seconds(entry.stage, seconds) for entry, _ in members)
+        cost = (
+            0.0
+            if seconds is None
+            else statistics.fmean(making_seconds(entry.stage, seconds) for entry, _ in members)
+        )
         count = pooled.seeds * pooled.networks
         points.append(
-            Point(step=step, device_seconds=cost, accuracy_mean=100 * pooled.mean, accuracy_std=100 * pooled.std, networks=count)
+            Point(
+                step=step,
+                device_seconds=cost,
+                accuracy_mean=100 * pooled.mean,
+                accuracy_std=100 * pooled.std,
+                networks=count,
+            )
         )
     return tuple(points)
 
 
-def _continual(entries: Sequence[PlannedMemory], load: Callable[[Ref], Tensors]) -> tuple[MemoryRow, ...]:
+def _continual(
+    entries: Sequence[PlannedMemory], load: Callable[[Ref], Tensors]
+) -> tuple[MemoryRow, ...]:
     """Return a row for each set and step: the accuracies of all class orders and students, pooled."""
     groups: dict[str, list[PlannedMemory]] = {}
     for entry in entries:
@@ -169,7 +214,10 @@ def _continual(entries: Sequence[PlannedMemory], load: Callable[[Ref], Tensors])
     for group in groups.values():
         first = group[0]
         for step, seen in enumerate(first.stage.seen, 1):
-            outputs = [[load(Ref(entry.stage, unit)) for unit in entry.stage.units_after(seen)] for entry in group]
+            outputs = [
+                [load(Ref(entry.stage, unit)) for unit in entry.stage.units_after(seen)]
+                for entry in group
+            ]
             pooled = pool_accuracies([_accuracies(of_order) for of_order in outputs])
             images = {int(part["images"]) for of_order in outputs for part in of_order}
             rows.append(

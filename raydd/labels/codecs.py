@@ -1,6 +1,7 @@
 """How logits are kept: fp16, int8 with a scale per row, or the largest of each row (specification, section 9.3).
 
-Every codec stores some tensors, each with a row per image; :func:`layout` says which, so that sizes are known beforehand.
+Every codec stores some tensors, each with a row per image; :func:`layout` says which, so that sizes
+are known beforehand.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ def layout(config: LabelConfig, classes: int) -> Layout:
     if config.codec == "fp16":
         return {"logits": (torch.float16, (classes,))}
     if config.codec == "int8":
-        return {"levels": (torch.uint8, (classes,)), "scale": (torch.float32, ()), "zero": (torch.float32, ())}
+        return {
+            "levels": (torch.uint8, (classes,)),
+            "scale": (torch.float32, ()),
+            "zero": (torch.float32, ()),
+        }
     if config.top is not None:
-        return {"top": (torch.uint16, (config.top,)), "logits": (torch.float16, (config.top,)), "tail": (torch.float32, ())}
+        return {
+            "top": (torch.uint16, (config.top,)),
+            "logits": (torch.float16, (config.top,)),
+            "tail": (torch.float32, ()),
+        }
     return {}
 
 
@@ -45,10 +54,16 @@ def encode(config: LabelConfig, logits: Tensor) -> Tensors:
         zero, high = logits.amin(1), logits.amax(1)
         scale = (high - zero) / 255
         # Rows of equal logits have no scale: all levels are 0.
-        levels = ((logits - zero[:, None]) / torch.where(scale > 0, scale, 1)[:, None]).round().clamp(0, 255)
+        levels = (
+            ((logits - zero[:, None]) / torch.where(scale > 0, scale, 1)[:, None])
+            .round()
+            .clamp(0, 255)
+        )
         return {"levels": levels.to(torch.uint8), "scale": scale, "zero": zero}
     if float(logits.abs().max()) > FP16_MAX:
-        raise NumericsError(f"a teacher's logit of {float(logits.abs().max()):g} is beyond fp16 (at most 65504); use labels.codec=int8")
+        raise NumericsError(
+            f"a teacher's logit of {float(logits.abs().max()):g} is beyond fp16 (at most 65504); use labels.codec=int8"
+        )
     if config.top is None:
         return {"logits": logits.half()}
     values, ids = logits.sort(dim=1, descending=True, stable=True)
@@ -59,7 +74,11 @@ def encode(config: LabelConfig, logits: Tensor) -> Tensors:
         tail = rest.mean(1)
     else:
         tail = rest.logsumexp(1) - math.log(rest.shape[1])
-    return {"top": ids[:, : config.top].to(torch.uint16), "logits": values[:, : config.top].half(), "tail": tail}
+    return {
+        "top": ids[:, : config.top].to(torch.uint16),
+        "logits": values[:, : config.top].half(),
+        "tail": tail,
+    }
 
 
 def decode(config: LabelConfig, stored: Mapping[str, Tensor], classes: int) -> Tensor:

@@ -18,18 +18,21 @@ STORED = ("fp16", "int8", "topk")
 class LabelConfig:
     """Which views of the images teachers label, and what is kept of their logits.
 
-    ``batch``: images per batch, of labelling and of training alike, since mixed pairs lie within a batch. ``epochs``: of the
-    students, unless the evaluation names its own; as many are stored (of labels that are not, there is no end).
+    ``batch``: images per batch, of labelling and of training alike, since mixed pairs lie within a
+    batch. ``epochs``: of the students, unless the evaluation names its own; as many are stored (of
+    labels that are not, there is no end).
 
-    Views, in the order in which they are made: ``randaugment`` (two random operations per image, of 8-bit images only);
-    ``shuffle``: RDED's grid of so many rows and columns of patches, each permuted (1: none); ``crop``: range of the crop's
-    share of the area, or ``pad_crop``: a crop of the image padded by so many black pixels (one of the two, or none); ``flip``:
-    mirror half of the images; ``mix`` with ``alpha`` of its Beta distribution.
+    Views, in the order in which they are made: ``randaugment`` (two random operations per image, of
+    8-bit images only); ``shuffle``: RDED's grid of so many rows and columns of patches, each
+    permuted (1: none); ``crop``: range of the crop's share of the area, or ``pad_crop``: a crop of
+    the image padded by so many black pixels (one of the two, or none); ``flip``: mirror half of the
+    images; ``mix`` with ``alpha`` of its Beta distribution.
 
-    ``ensemble``: ``mean`` of the teachers' logits, or ``rescaled`` first to equal norms over the batch (G-VBSM).
-    ``codec``: ``fp16``, ``int8`` (per row) or ``topk`` (the ``top`` largest; the other classes share one value, their ``tail``:
-    the ``mean`` of their logits, for ``mse_gt``, or that of equal probability ``mass``, for ``kl``) are stored. ``recipe``
-    stores nothing and computes the same labels while students train; ``online`` too, with new views for every student.
+    ``ensemble``: ``mean`` of the teachers' logits, or ``rescaled`` first to equal norms over the
+    batch (G-VBSM). ``codec``: ``fp16``, ``int8`` (per row) or ``topk`` (the ``top`` largest; the
+    other classes share one value, their ``tail``: the ``mean`` of their logits, for ``mse_gt``, or
+    that of equal probability ``mass``, for ``kl``) are stored. ``recipe`` stores nothing and
+    computes the same labels while students train; ``online`` too, with new views for every student.
     ``sampler_seed``: of the images' order, except for ``online``.
     """
 
@@ -50,19 +53,31 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ConfigError(f"labels.crop: {list(self.crop)} must be a range of shares of the area, above 0 and at most 1")
+            raise ConfigError(
+                f"labels.crop: {list(self.crop)} must be a range of shares of the area, above 0 and at most 1"
+            )
         if self.crop is not None and self.pad_crop:
-            raise ConfigError(f"labels.pad_crop={self.pad_crop}: images are cropped in one way; set labels.crop to null")
+            raise ConfigError(
+                f"labels.pad_crop={self.pad_crop}: images are cropped in one way; set labels.crop to null"
+            )
         if self.codec == "topk" and self.top is None:
-            raise ConfigError("labels.codec=topk needs labels.top: how many classes of each image are kept, such as 100")
+            raise ConfigError(
+                "labels.codec=topk needs labels.top: how many classes of each image are kept, such as 100"
+            )
         if self.codec != "topk" and (self.top is not None or self.tail != "mean"):
-            raise ConfigError(f"labels.top and labels.tail belong to labels.codec=topk, not {self.codec}")
+            raise ConfigError(
+                f"labels.top and labels.tail belong to labels.codec=topk, not {self.codec}"
+            )
         if self.online and self.sampler_seed != LabelConfig.sampler_seed:
-            raise ConfigError(f"labels.sampler_seed={self.sampler_seed} has no effect with labels.codec=online")
+            raise ConfigError(
+                f"labels.sampler_seed={self.sampler_seed} has no effect with labels.codec=online"
+            )
         if self.mix == "none" and self.alpha != LabelConfig.alpha:
             raise ConfigError(f"labels.alpha={self.alpha} has no effect with labels.mix=none")
         if self.batch > 65_536:
-            raise ConfigError(f"labels.batch: {self.batch} is more than 65536, which a stored permutation can hold")
+            raise ConfigError(
+                f"labels.batch: {self.batch} is more than 65536, which a stored permutation can hold"
+            )
 
     @property
     def stored(self) -> bool:
@@ -78,19 +93,31 @@ class LabelConfig:
         """Raise ``ConfigError`` if what is kept of logits is not what a student's ``loss`` is made of."""
         wanted = {"mse_gt": "mean", "kl": "mass"}.get(loss)
         if self.codec == "topk" and wanted not in (None, self.tail):
-            raise ConfigError(f"labels.tail={self.tail}: students of the loss {loss} need labels.tail={wanted}")
+            raise ConfigError(
+                f"labels.tail={self.tail}: students of the loss {loss} need labels.tail={wanted}"
+            )
 
     def check(self, images: int, classes: int, shape: tuple[int, int, int]) -> None:
-        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) of ``(C, H, W)``, and ``classes``."""
+        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) of ``(C,
+        H, W)``, and ``classes``.
+        """
         channels, height, width = shape
         if height % self.shuffle or width % self.shuffle:
-            raise ConfigError(f"labels.shuffle={self.shuffle} does not divide images of {height}x{width} pixels")
+            raise ConfigError(
+                f"labels.shuffle={self.shuffle} does not divide images of {height}x{width} pixels"
+            )
         if self.pad_crop >= min(height, width):
-            raise ConfigError(f"labels.pad_crop={self.pad_crop}: images of {height}x{width} allow at most {min(height, width) - 1}")
+            raise ConfigError(
+                f"labels.pad_crop={self.pad_crop}: images of {height}x{width} allow at most {min(height, width) - 1}"
+            )
         if self.randaugment and channels not in (1, 3):
-            raise ConfigError(f"labels.randaugment needs 8-bit grey or RGB images, not {channels} channels")
+            raise ConfigError(
+                f"labels.randaugment needs 8-bit grey or RGB images, not {channels} channels"
+            )
         if images and self.batch > images:
-            raise ConfigError(f"labels.batch={self.batch} is more than the set's {images} images; at most {images} is allowed")
+            raise ConfigError(
+                f"labels.batch={self.batch} is more than the set's {images} images; at most {images} is allowed"
+            )
         if self.top is not None and self.top > classes:
             raise ConfigError(f"labels.top={self.top} is more than the {classes} classes")
         if self.codec == "topk" and classes > 65_536:

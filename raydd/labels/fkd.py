@@ -1,4 +1,5 @@
-"""The released layout of FKD labels: ``epoch_<e>/batch_<j>.tar``, each a list that ``torch.save`` wrote, no tar archive.
+"""The released layout of FKD labels: ``epoch_<e>/batch_<j>.tar``, each a list that ``torch.save``
+wrote, no tar archive.
 
 ====  ====================================================================  ==========================
 item  content                                                               type
@@ -14,9 +15,11 @@ item  content                                                               type
 7     order of patches, all zero                                            int32 ``[B, 2, 2]``
 ====  ====================================================================  ==========================
 
-Files of SRe2L and G-VBSM end with item 5: the images' order is then that of a sampler seeded with ``sampler_seed``. The labels are
-of the mixed images, but for one layout: EDC's code for CIFAR and Tiny-ImageNet, whose files end with item 6, shows its teachers the
-images before mixup (CutMix changes them in place), so its labels of mixup are of other images than students see, and are refused.
+Files of SRe2L and G-VBSM end with item 5: the images' order is then that of a sampler seeded with
+``sampler_seed``. The labels are of the mixed images, but for one layout: EDC's code for CIFAR and
+Tiny-ImageNet, whose files end with item 6, shows its teachers the images before mixup (CutMix
+changes them in place), so its labels of mixup are of other images than students see, and are
+refused.
 """
 
 from __future__ import annotations
@@ -61,18 +64,30 @@ _ALLOWED: list[Any] = [
 
 
 def read_record(data: bytes, where: str) -> list[Any]:
-    """Return the items of one file; only tensors, numbers, lists and NumPy numbers are unpickled. ``DataError`` for others."""
+    """Return the items of one file; only tensors, numbers, lists and NumPy numbers are unpickled.
+    ``DataError`` for others.
+    """
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise DataError(f"{where} is no file of FKD labels, or holds more than tensors and numbers: {first_line(error)}") from error
-    if not isinstance(record, (list, tuple)) or len(record) < 6 or not isinstance(record[5], Tensor):
-        raise DataError(f"{where}: a list of crop, flip, permutation, ratio, box and logits is expected, not a {type(record).__name__}")
+        raise DataError(
+            f"{where} is no file of FKD labels, or holds more than tensors and numbers: {first_line(error)}"
+        ) from error
+    if (
+        not isinstance(record, (list, tuple))
+        or len(record) < 6
+        or not isinstance(record[5], Tensor)
+    ):
+        raise DataError(
+            f"{where}: a list of crop, flip, permutation, ratio, box and logits is expected, not a"
+            f" {type(record).__name__}"
+        )
     if mix_of(record) == "mixup" and len(record) == 7:
         raise DataError(
-            f"{where}: files of seven items, which end with the images' indices, are of EDC's code for CIFAR and Tiny-ImageNet, whose "
-            "labels of mixup belong to the images before they were mixed; label again with CutMix, or without mixing"
+            f"{where}: files of seven items, which end with the images' indices, are of EDC's code for CIFAR and"
+            " Tiny-ImageNet, whose labels of mixup belong to the images before they were mixed; label again with"
+            " CutMix, or without mixing"
         )
     return list(record)
 
@@ -85,7 +100,9 @@ def mix_of(record: Sequence[Any]) -> Literal["cutmix", "mixup", "none"]:
 class _FkdEpoch:
     """The batches of one epoch's folder."""
 
-    def __init__(self, records: list[list[Any]], order: Tensor, batch: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, records: list[list[Any]], order: Tensor, batch: int, size: tuple[int, int]
+    ) -> None:
         self._records, self._order, self._batch = records, order, batch
         height, width = size
         self._sides = torch.tensor([width, height, width, height], dtype=torch.float64)
@@ -116,7 +133,9 @@ class _FkdEpoch:
 
 @dataclass(frozen=True, kw_only=True)
 class FkdLabels(FoundLabels):
-    """Labels in the released layout at ``url``; ``digest``: of the files' names and the first file's content; ``mix``: of all files."""
+    """Labels in the released layout at ``url``; ``digest``: of the files' names and the first
+    file's content; ``mix``: of all files.
+    """
 
     url: str = unkeyed()
     digest: str
@@ -137,7 +156,9 @@ class FkdLabels(FoundLabels):
             if match:  # what else lies there is no epoch
                 found.setdefault(int(match[1]), set()).add(int(match[2]))
         if not found:
-            raise DataError(f"{storage.url} holds no epoch_<e>/batch_<j>.tar: it is no folder of FKD labels")
+            raise DataError(
+                f"{storage.url} holds no epoch_<e>/batch_<j>.tar: it is no folder of FKD labels"
+            )
         count = max(len(numbers) for numbers in found.values())
         for epoch in range(max(found) + 1):
             missing = set(range(count)) - found.get(epoch, set())
@@ -149,16 +170,26 @@ class FkdLabels(FoundLabels):
         digest = hashlib.sha256(f"{len(found)} {count} ".encode() + data).hexdigest()
         batch, classes = logits.shape
         shape = {"batch": batch, "epochs": len(found), "batches": count, "classes": classes}
-        return cls(url=storage.url, digest=digest, sampler_seed=sampler_seed, mix="mixup" if mix == "mixup" else "cutmix", **shape)
+        return cls(
+            url=storage.url,
+            digest=digest,
+            sampler_seed=sampler_seed,
+            mix="mixup" if mix == "mixup" else "cutmix",
+            **shape,
+        )
 
     @property
     def config(self) -> LabelConfig:
         """How the batches are cut and mixed."""
-        return LabelConfig(batch=self.batch, epochs=self.epochs, sampler_seed=self.sampler_seed, mix=self.mix)
+        return LabelConfig(
+            batch=self.batch, epochs=self.epochs, sampler_seed=self.sampler_seed, mix=self.mix
+        )
 
     @property
     def bytes(self) -> int:
-        """Bytes of the stored labels, about: fp16 logits and 49 bytes of draws for each image (specification, section 3.5)."""
+        """Bytes of the stored labels, about: fp16 logits and 49 bytes of draws for each image
+        (specification, section 3.5).
+        """
         return self.epochs * self.batches * (self.batch * (2 * self.classes + 49) + 2900)
 
     def fits(self, batch: int, epochs: int, augmentation: str = "none") -> None:
@@ -169,9 +200,13 @@ class FkdLabels(FoundLabels):
     def check(self, distilled: DistilledSet) -> None:
         """Raise ``DataError`` unless ``distilled`` has the images and classes that are labelled here."""
         if distilled.info.classes != self.classes:
-            raise DataError(f"{self.url} labels {self.classes} classes; the set has {distilled.info.classes}")
+            raise DataError(
+                f"{self.url} labels {self.classes} classes; the set has {distilled.info.classes}"
+            )
         if distilled.whitening is not None or distilled.decoding.name != "identity":
-            raise DataError("soft labels of views need images that are neither whitened nor decoded")
+            raise DataError(
+                "soft labels of views need images that are neither whitened nor decoded"
+            )
         self._read(Storage(self.url), 0, len(distilled))
 
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
@@ -181,9 +216,13 @@ class FkdLabels(FoundLabels):
         size = (distilled.images.shape[2], distilled.images.shape[3])
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
-            return _FkdEpoch(self._read(storage, epoch, len(distilled)), orders(epoch), self.batch, size)
+            return _FkdEpoch(
+                self._read(storage, epoch, len(distilled)), orders(epoch), self.batch, size
+            )
 
-        return LabelledSet(distilled, self.config, ctx.device, stored, shared=True, epochs=self.epochs)
+        return LabelledSet(
+            distilled, self.config, ctx.device, stored, shared=True, epochs=self.epochs
+        )
 
     def _read(self, storage: Storage, epoch: int, images: int) -> list[list[Any]]:
         records = []
@@ -191,11 +230,17 @@ class FkdLabels(FoundLabels):
             path = f"epoch_{epoch}/batch_{number}.tar"
             record = read_record(storage.get(path), join(storage.url, path))
             if len(record) > 6 and not 0 <= int(record[6].min()) <= int(record[6].max()) < images:
-                raise DataError(f"{join(storage.url, path)} labels image {int(record[6].max())}; the set has {images}")
+                raise DataError(
+                    f"{join(storage.url, path)} labels image {int(record[6].max())}; the set has {images}"
+                )
             if mix_of(record) not in (self.mix, "none"):
-                raise DataError(f"{join(storage.url, path)} is mixed by {mix_of(record)}, other files by {self.mix}")
+                raise DataError(
+                    f"{join(storage.url, path)} is mixed by {mix_of(record)}, other files by {self.mix}"
+                )
             records.append(record)
         labelled = sum(len(record[5]) for record in records)
         if labelled != images:
-            raise DataError(f"{self.url}: epoch_{epoch} labels {labelled} images; the set has {images}")
+            raise DataError(
+                f"{self.url}: epoch_{epoch} labels {labelled} images; the set has {images}"
+            )
         return records

@@ -23,8 +23,16 @@ FOLDER, MANIFEST = "labels", "manifest.json"
 
 
 def manifest(relabel: Relabel, files: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Return the bytes of ``labels/manifest.json``; ``files``: ``epoch-000.safetensors`` to its ``size`` and ``sha256``."""
-    return (json.dumps({**relabel.facts(), "files": {name: dict(files[name]) for name in sorted(files)}}, indent=2) + "\n").encode()
+    """Return the bytes of ``labels/manifest.json``; ``files``: ``epoch-000.safetensors`` to its
+    ``size`` and ``sha256``.
+    """
+    return (
+        json.dumps(
+            {**relabel.facts(), "files": {name: dict(files[name]) for name in sorted(files)}},
+            indent=2,
+        )
+        + "\n"
+    ).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +60,23 @@ class PublishedLabels(FoundLabels):
             values = json.loads(data)
             found, version = values["format"], int(values["version"])
             if found != FORMAT or version > VERSION:
-                raise DataError(f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version {VERSION}")
-            plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values["config"].items()}
-            files = {str(name): (int(facts["size"]), str(facts["sha256"])) for name, facts in values.get("files", {}).items()}
+                raise DataError(
+                    f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version"
+                    f" {VERSION}"
+                )
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values["config"].items()
+            }
+            files = {
+                str(name): (int(facts["size"]), str(facts["sha256"]))
+                for name, facts in values.get("files", {}).items()
+            }
             config = LabelConfig(**plain)
             if not config.stored:
-                raise DataError(f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(STORED)}")
+                raise DataError(
+                    f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(STORED)}"
+                )
             return cls(
                 url=storage.url,
                 digest=hashlib.sha256(data).hexdigest(),
@@ -82,11 +101,14 @@ class PublishedLabels(FoundLabels):
         fits(self.config, batch, epochs, self.config.epochs)
 
     def check(self, distilled: DistilledSet) -> None:
-        """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the first epoch is no record, or a file
-        that the manifest names is missing or of another size."""
+        """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the
+        first epoch is no record, or a file that the manifest names is missing or of another size.
+        """
         if (len(distilled), distilled.info.classes) != (self.images, self.classes):
             found = f"{len(distilled)} images of {distilled.info.classes} classes"
-            raise DataError(f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}")
+            raise DataError(
+                f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}"
+            )
         self._read(0, distilled)
         sizes = dict(Storage(self.url).sizes(""))
         for name, size, _ in self.files:
@@ -104,7 +126,9 @@ class PublishedLabels(FoundLabels):
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
             return RecordedEpoch(self._read(epoch, distilled), self.config, self.classes, size)
 
-        return LabelledSet(distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs)
+        return LabelledSet(
+            distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs
+        )
 
     def _read(self, epoch: int, distilled: DistilledSet) -> Tensors:
         name = f"epoch-{epoch:03d}.safetensors"
@@ -112,10 +136,14 @@ class PublishedLabels(FoundLabels):
         try:
             data = Storage(self.url).get(name)
         except FileNotFoundError as error:
-            raise TornFileError(f"{where} is missing although {MANIFEST} says that there are {self.config.epochs} epochs") from error
+            raise TornFileError(
+                f"{where} is missing although {MANIFEST} says that there are {self.config.epochs} epochs"
+            ) from error
         facts = {file: (size, digest) for file, size, digest in self.files}.get(name)
         if facts is not None and facts != (len(data), hashlib.sha256(data).hexdigest()):
-            raise TornFileError(f"{where} is torn: {len(data)} bytes, {MANIFEST} says {facts[0]}, or other content")
+            raise TornFileError(
+                f"{where} is torn: {len(data)} bytes, {MANIFEST} says {facts[0]}, or other content"
+            )
         record = load_tensors(data, where)
         check_digest(record, distilled, where)
         return record

@@ -1,4 +1,5 @@
-"""RandAugment of 8-bit images with explicit draws: torchvision's operations and magnitudes (2 of 14, magnitude 9 of 31).
+"""RandAugment of 8-bit images with explicit draws: torchvision's operations and magnitudes (2 of
+14, magnitude 9 of 31).
 
 Source: Cubuk et al. 2019, arXiv 1909.13719; specification edc_sre2l_gvbsm_rded, section 4.2.
 """
@@ -36,7 +37,9 @@ def randaugment(images: Tensor, operations: Tensor) -> Tensor:
     from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
     if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
-        raise ConfigError(f"labels.randaugment needs 8-bit grey or RGB images, not {images.dtype} with {images.shape[1]} channels")
+        raise ConfigError(
+            f"labels.randaugment needs 8-bit grey or RGB images, not {images.dtype} with {images.shape[1]} channels"
+        )
     out = []
     for image, chosen in zip(images.cpu(), operations.tolist(), strict=True):
         picture = to_pil_image(image)
@@ -52,7 +55,14 @@ def _apply(picture: Any, name: str, level: float) -> Any:
     from torchvision.transforms import functional as F
 
     def affine(**changed: Any) -> Any:
-        settings: dict[str, Any] = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], "center": None, **changed}
+        settings: dict[str, Any] = {
+            "angle": 0.0,
+            "translate": [0, 0],
+            "scale": 1.0,
+            "shear": [0.0, 0.0],
+            "center": None,
+            **changed,
+        }
         return F.affine(picture, interpolation=InterpolationMode.NEAREST, **settings)
 
     width, height = picture.size

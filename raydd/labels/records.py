@@ -1,18 +1,20 @@
-"""The record of one epoch of labels, ``labels/epoch-000.safetensors`` (specification edc_sre2l_gvbsm_rded, section 9.3).
+"""The record of one epoch of labels, ``labels/epoch-000.safetensors`` (specification
+edc_sre2l_gvbsm_rded, section 9.3).
 
-====================  ==================  ==========================================================================
-tensor                type and shape      content
-====================  ==================  ==========================================================================
-``index``             int32 ``[N]``       which image of the set; batch ``j`` is rows ``j * batch`` to ``(j + 1) * batch``
-``coords``            float32 ``[N, 4]``  top, left, height and width of the crop, as shares of the image's sides
-``flip``              uint8 ``[N]``       whether the crop is mirrored
-``perm``              uint16 ``[N]``      the row, within the batch, of the image that this one is mixed with
-``lam``               float64 ``[J]``     mixing ratio of each batch
-``box``               int16 ``[J, 4]``    rows x1, columns y1, rows x2, columns y2 of each batch's CutMix
-``patches``           uint8 ``[N, 2, g]`` order of rows and columns of patches, where they are shuffled
-``operations``        uint8 ``[N, 2, 2]`` of RandAugment, where it is used
-``images``            uint8 ``[32]``      the digest (sha256) of the distilled set that was labelled
-====================  ==================  ==========================================================================
+====================  ==================
+========================================================================== tensor
+type and shape      content ====================  ==================
+========================================================================== ``index``
+int32 ``[N]``       which image of the set; batch ``j`` is rows ``j * batch`` to ``(j + 1) * batch``
+``coords``            float32 ``[N, 4]``  top, left, height and width of the crop, as shares of the
+image's sides ``flip``              uint8 ``[N]``       whether the crop is mirrored ``perm``
+uint16 ``[N]``      the row, within the batch, of the image that this one is mixed with ``lam``
+float64 ``[J]``     mixing ratio of each batch ``box``               int16 ``[J, 4]``    rows x1,
+columns y1, rows x2, columns y2 of each batch's CutMix ``patches``           uint8 ``[N, 2, g]``
+order of rows and columns of patches, where they are shuffled ``operations``        uint8 ``[N, 2,
+2]`` of RandAugment, where it is used ``images``            uint8 ``[32]``      the digest (sha256)
+of the distilled set that was labelled ====================  ==================
+==========================================================================
 
 and the codec's tensors (:mod:`raydd.labels.codecs`): with fp16, ``logits`` ``[N, classes]``.
 """
@@ -60,30 +62,50 @@ def epoch_bytes(config: LabelConfig, images: int, classes: int) -> int:
 
 
 def label_bytes(config: LabelConfig, images: int, classes: int) -> int:
-    """Return the bytes of all stored epochs: 6.07e9 for 10,000 images of 1,000 classes, 300 epochs and fp16; 0 for what is
-    computed while students train."""
+    """Return the bytes of all stored epochs: 6.07e9 for 10,000 images of 1,000 classes, 300 epochs
+    and fp16; 0 for what is computed while students train.
+    """
     return config.epochs * epoch_bytes(config, images, classes) if config.stored else 0
 
 
 def blank(config: LabelConfig, images: int, classes: int, device: torch.device) -> Tensors:
     """Return a record of zeros."""
     rows = {**_rows(config), **layout(config, classes)}
-    made = {name: torch.zeros(images, *shape, dtype=dtype, device=device) for name, (dtype, shape) in rows.items()}
+    made = {
+        name: torch.zeros(images, *shape, dtype=dtype, device=device)
+        for name, (dtype, shape) in rows.items()
+    }
     count = batches_of(config, images)
-    return made | {name: torch.zeros(count, *shape, dtype=dtype, device=device) for name, (dtype, shape) in _BATCHES.items()}
+    return made | {
+        name: torch.zeros(count, *shape, dtype=dtype, device=device)
+        for name, (dtype, shape) in _BATCHES.items()
+    }
 
 
-def write_batch(record: Tensors, config: LabelConfig, number: int, views: Views, size: tuple[int, int], encoded: Tensors) -> None:
+def write_batch(
+    record: Tensors,
+    config: LabelConfig,
+    number: int,
+    views: Views,
+    size: tuple[int, int],
+    encoded: Tensors,
+) -> None:
     """Put a batch's views and encoded logits into its place in the record."""
     height, width = size
     values = {
         "index": views.index,
-        "coords": (views.boxes / torch.tensor([height, width, height, width], dtype=torch.float64)).float(),
+        "coords": (
+            views.boxes / torch.tensor([height, width, height, width], dtype=torch.float64)
+        ).float(),
         "flip": views.flips,
         "perm": views.perm,
         **encoded,
     }
-    values |= {name: value for name, value in (("patches", views.patches), ("operations", views.operations)) if value is not None}
+    values |= {
+        name: value
+        for name, value in (("patches", views.patches), ("operations", views.operations))
+        if value is not None
+    }
     rows = slice(number * config.batch, number * config.batch + len(views))
     for name, value in values.items():
         record[name][rows] = value.to(record[name].device, record[name].dtype)
@@ -94,7 +116,9 @@ def write_batch(record: Tensors, config: LabelConfig, number: int, views: Views,
 class RecordedEpoch:
     """The batches of a record."""
 
-    def __init__(self, record: Tensors, config: LabelConfig, classes: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self, record: Tensors, config: LabelConfig, classes: int, size: tuple[int, int]
+    ) -> None:
         self._record, self._config, self._classes, self._size = record, config, classes, size
 
     def __len__(self) -> int:
@@ -117,10 +141,15 @@ class RecordedEpoch:
             lam=float(self._record["lam"][number]),
             box=(x1, y1, x2, y2),
             patches=self._row(number, "patches").long() if "patches" in self._record else None,
-            operations=self._row(number, "operations").long() if "operations" in self._record else None,
+            operations=self._row(number, "operations").long()
+            if "operations" in self._record
+            else None,
         )
 
     def logits(self, number: int, images: Tensor) -> Tensor:
         """Return a batch's logits, float32 ``[B, classes]``, on the device of ``images``."""
-        stored = {name: self._row(number, name).to(images.device) for name in layout(self._config, self._classes)}
+        stored = {
+            name: self._row(number, name).to(images.device)
+            for name in layout(self._config, self._classes)
+        }
         return decode(self._config, stored, self._classes)

@@ -1,6 +1,7 @@
 """Labelling a distilled set with an ensemble of teachers, an epoch of views per unit (FKD; specification, section 3).
 
-Published: EDC on ImageNet-1k, 10 images per class: batches of 100, 300 epochs, 4 teachers, CutMix: 6.1 GB of fp16 logits.
+Published: EDC on ImageNet-1k, 10 images per class: batches of 100, 300 epochs, 4 teachers, CutMix:
+6.1 GB of fp16 logits.
 """
 
 from __future__ import annotations
@@ -20,22 +21,41 @@ from raydd.core.units import Context, Cost, Ref, Stage, stage_digest
 from raydd.labels.codecs import encode
 from raydd.labels.config import LabelConfig
 from raydd.labels.records import batches_of, blank, epoch_bytes, label_bytes, write_batch
-from raydd.labels.teachers import Teacher, check_space, classes_of, identity, load_teachers, predict, teacher_inputs
+from raydd.labels.teachers import (
+    Teacher,
+    check_space,
+    classes_of,
+    identity,
+    load_teachers,
+    predict,
+    teacher_inputs,
+)
 from raydd.labels.views import Orders, Views, draw_views, make_views
 from raydd.training.cost import network_facts
 
 FORMAT, VERSION = "raydd-labels", 1
 
 
-def views_of(config: LabelConfig, seed: int, epoch: int, number: int, index: torch.Tensor, size: tuple[int, int]) -> Views:
-    """Return the views of a batch: keyed by seed, epoch and batch alone, and so the same for teachers and every student."""
+def views_of(
+    config: LabelConfig,
+    seed: int,
+    epoch: int,
+    number: int,
+    index: torch.Tensor,
+    size: tuple[int, int],
+) -> Views:
+    """Return the views of a batch: keyed by seed, epoch and batch alone, and so the same for
+    teachers and every student.
+    """
     return draw_views(config, generator(seed, "labels", epoch, number), index, size)
 
 
 def check_set(distilled: DistilledSet, teachers: Sequence[Teacher]) -> None:
     """Raise ``ConfigError`` unless students see the set's images as they are stored, in the teachers' space."""
     if distilled.info.classes != classes_of(teachers):
-        raise ConfigError(f"the teachers know {classes_of(teachers)} classes; the set has {distilled.info.classes}")
+        raise ConfigError(
+            f"the teachers know {classes_of(teachers)} classes; the set has {distilled.info.classes}"
+        )
     if distilled.whitening is not None or distilled.decoding.name != "identity":
         raise ConfigError("soft labels of views need images that are neither whitened nor decoded")
     check_space(teachers, distilled.mean, distilled.std)
@@ -45,9 +65,9 @@ def check_set(distilled: DistilledSet, teachers: Sequence[Teacher]) -> None:
 class Relabel(Stage):
     """Label views of a distilled set; a unit is an epoch, a step a batch.
 
-    ``source``: where the set comes from (:mod:`raydd.methods.sources`). The output of a unit is the record of
-    :mod:`raydd.labels.records`. Views are keyed by ``(seed, "labels", epoch, batch)``; the order of the images is that of a
-    sampler seeded with ``config.sampler_seed``.
+    ``source``: where the set comes from (:mod:`raydd.methods.sources`). The output of a unit is the
+    record of :mod:`raydd.labels.records`. Views are keyed by ``(seed, "labels", epoch, batch)``;
+    the order of the images is that of a sampler seeded with ``config.sampler_seed``.
     """
 
     phase: ClassVar[str] = "relabel"
@@ -59,10 +79,14 @@ class Relabel(Stage):
 
     def __post_init__(self) -> None:
         if not self.config.stored:
-            raise ConfigError(f"labels.codec={self.config.codec} computes labels while students train: there is nothing to store")
+            raise ConfigError(
+                f"labels.codec={self.config.codec} computes labels while students train: there is nothing to store"
+            )
         self.config.check(self.source.images, self.classes, self.teachers[0].dataset.shape)
         if not self.source.images:
-            raise ConfigError("labels are planned for a known number of images; the source does not know its own")
+            raise ConfigError(
+                "labels are planned for a known number of images; the source does not know its own"
+            )
 
     @property
     def classes(self) -> int:
@@ -81,7 +105,10 @@ class Relabel(Stage):
         """Return the cost of an epoch: one forward pass of every teacher over every image."""
         shape = self.teachers[0].dataset.shape
         facts = [network_facts(teacher.network, shape, self.classes) for teacher in self.teachers]
-        images, size = self.source.images, epoch_bytes(self.config, self.source.images, self.classes)
+        images, size = (
+            self.source.images,
+            epoch_bytes(self.config, self.source.images, self.classes),
+        )
         pixels = shape[0] * shape[1] * shape[2]
         work = 4 * self.config.batch * (4 * pixels + max(fact.alive for fact in facts))
         return Cost(
@@ -114,13 +141,23 @@ class Relabel(Stage):
         return blank(self.config, self.source.images, self.classes, ctx.device)
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
-        """Return the record with batch ``t`` labelled (filled in place: an epoch is too large to copy for every batch)."""
+        """Return the record with batch ``t`` labelled (filled in place: an epoch is too large to
+        copy for every batch).
+        """
         config, distilled = self.config, self._set(ctx)
-        epoch, size = int(unit.removeprefix("epoch-")), (distilled.images.shape[2], distilled.images.shape[3])
-        order = ctx.cached(("label order", config.sampler_seed, len(distilled)), lambda: Orders(config.sampler_seed, len(distilled)))
+        epoch, size = (
+            int(unit.removeprefix("epoch-")),
+            (distilled.images.shape[2], distilled.images.shape[3]),
+        )
+        order = ctx.cached(
+            ("label order", config.sampler_seed, len(distilled)),
+            lambda: Orders(config.sampler_seed, len(distilled)),
+        )
         index = order(epoch)[t * config.batch : (t + 1) * config.batch]
         views = views_of(config, self.seed, epoch, t, index, size)
-        images = make_views(config, distilled.images[index].to(ctx.device), views, distilled.mean, distilled.std)
+        images = make_views(
+            config, distilled.images[index].to(ctx.device), views, distilled.mean, distilled.std
+        )
         logits = predict(load_teachers(self.teachers, ctx), images, config.ensemble)
         write_batch(state, config, t, views, size, encode(config, logits))
         ctx.log(t, agreement=(logits.argmax(1).cpu() == distilled.labels[index]).double().mean())
@@ -128,13 +165,18 @@ class Relabel(Stage):
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the record, with the digest of the set that was labelled."""
-        return {**state, "images": torch.frombuffer(bytearray.fromhex(self._set(ctx).digest), dtype=torch.uint8)}
+        return {
+            **state,
+            "images": torch.frombuffer(bytearray.fromhex(self._set(ctx).digest), dtype=torch.uint8),
+        }
 
     def _set(self, ctx: Context) -> DistilledSet:
         def load() -> DistilledSet:
             distilled: DistilledSet = self.source.load(ctx)
             if len(distilled) != self.source.images:
-                raise DataError(f"the set has {len(distilled)} images; its labels were planned for {self.source.images}")
+                raise DataError(
+                    f"the set has {len(distilled)} images; its labels were planned for {self.source.images}"
+                )
             check_set(distilled, self.teachers)
             return distilled
 

@@ -1,4 +1,6 @@
-"""Soft labels as part of an evaluation's key: where they come from, and the training set that they make of a distilled set."""
+"""Soft labels as part of an evaluation's key: where they come from, and the training set that they
+make of a distilled set.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +59,15 @@ class LabelSource(Protocol):
 
 
 class FoundLabels(ABC):
-    """What labels have in common that lie outside the store: nothing makes them, and no teacher runs while students train."""
+    """What labels have in common that lie outside the store: nothing makes them, and no teacher
+    runs while students train.
+    """
 
     @abstractmethod
     def check(self, distilled: DistilledSet) -> None:
-        """Raise ``DataError`` unless these are labels of ``distilled``, as far as the first epoch tells; reads that epoch."""
+        """Raise ``DataError`` unless these are labels of ``distilled``, as far as the first epoch
+        tells; reads that epoch.
+        """
 
     def inputs(self) -> Mapping[str, Ref]:
         """Return nothing."""
@@ -79,14 +85,18 @@ class FoundLabels(ABC):
 def refuse_augmentation(augmentation: str) -> None:
     """Raise ``ConfigError`` if images would be changed after the teachers saw them."""
     if augmentation != "none":
-        raise ConfigError(f"augmentation '{augmentation}' would change images after their soft labels were made; allowed: none")
+        raise ConfigError(
+            f"augmentation '{augmentation}' would change images after their soft labels were made; allowed: none"
+        )
 
 
 def check_digest(record: Tensors, distilled: DistilledSet, where: str) -> None:
     """Raise ``DataError`` if a record belongs to other images."""
     found = bytes(record["images"].tolist()).hex()
     if found != distilled.digest:
-        raise DataError(f"{where} holds labels of another set: its digest is {found[:12]}, this set's {distilled.digest[:12]}")
+        raise DataError(
+            f"{where} holds labels of another set: its digest is {found[:12]}, this set's {distilled.digest[:12]}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +113,20 @@ class Labels:
     numerics: Numerics
 
     def __post_init__(self) -> None:
-        self.config.check(self.source.images, classes_of(self.teachers), self.teachers[0].dataset.shape)
+        self.config.check(
+            self.source.images, classes_of(self.teachers), self.teachers[0].dataset.shape
+        )
 
     @property
     def relabel(self) -> Relabel:
         """The stage that stores the labels; ``ConfigError`` if they are not stored."""
-        return Relabel(source=self.source, teachers=self.teachers, config=self.config, seed=self.seed, numerics=self.numerics)
+        return Relabel(
+            source=self.source,
+            teachers=self.teachers,
+            config=self.config,
+            seed=self.seed,
+            numerics=self.numerics,
+        )
 
     @property
     def bytes(self) -> int:
@@ -132,7 +150,9 @@ class Labels:
         fits(self.config, batch, epochs, self.config.epochs if self.config.stored else None)
 
     def flop(self, epochs: int, students: int) -> float:
-        """Return the FLOP of teachers that run while so many students train: for each of them only if labels are ``online``."""
+        """Return the FLOP of teachers that run while so many students train: for each of them only
+        if labels are ``online``.
+        """
         if self.config.stored:
             return 0.0
         shape, classes = self.teachers[0].dataset.shape, classes_of(self.teachers)
@@ -144,7 +164,10 @@ class Labels:
         check_set(distilled, self.teachers)
         if not self.config.stored:
             return self._computed(distilled, ctx)
-        size, classes = (distilled.images.shape[2], distilled.images.shape[3]), classes_of(self.teachers)
+        size, classes = (
+            (distilled.images.shape[2], distilled.images.shape[3]),
+            classes_of(self.teachers),
+        )
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
             name = f"labels/epoch-{epoch:03d}"
@@ -152,11 +175,16 @@ class Labels:
             check_digest(record, distilled, name)
             return RecordedEpoch(record, self.config, classes, size)
 
-        return LabelledSet(distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs)
+        return LabelledSet(
+            distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs
+        )
 
     def _computed(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         networks, config = load_teachers(self.teachers, ctx), self.config
-        size, orders = (distilled.images.shape[2], distilled.images.shape[3]), Orders(config.sampler_seed, len(distilled))
+        size, orders = (
+            (distilled.images.shape[2], distilled.images.shape[3]),
+            Orders(config.sampler_seed, len(distilled)),
+        )
 
         def computed(epoch: int, rng: KeyedRng) -> Epoch:
             if config.online:
@@ -170,6 +198,12 @@ class Labels:
                     return draw_views(config, rng("labels", epoch, number), index, size)
                 return views_of(config, self.seed, epoch, number, index, size)
 
-            return DrawnEpoch(batches_of(config, len(distilled)), draw, lambda images: predict(networks, images, config.ensemble))
+            return DrawnEpoch(
+                batches_of(config, len(distilled)),
+                draw,
+                lambda images: predict(networks, images, config.ensemble),
+            )
 
-        return LabelledSet(distilled, config, ctx.device, computed, shared=not config.online, epochs=None)
+        return LabelledSet(
+            distilled, config, ctx.device, computed, shared=not config.online, epochs=None
+        )

@@ -46,7 +46,11 @@ def _name(number: int) -> str:
 
 def teacher_inputs(teachers: Sequence[Teacher]) -> dict[str, Ref]:
     """Return the outputs that the teachers' weights are read from."""
-    return {name: ref for number, teacher in enumerate(teachers) for name, ref in teacher.inputs(_name(number)).items()}
+    return {
+        name: ref
+        for number, teacher in enumerate(teachers)
+        for name, ref in teacher.inputs(_name(number)).items()
+    }
 
 
 def load_teachers(teachers: Sequence[Teacher], ctx: Context) -> list[nn.Module]:
@@ -56,7 +60,10 @@ def load_teachers(teachers: Sequence[Teacher], ctx: Context) -> list[nn.Module]:
 
 def identity(teacher: Teacher) -> dict[str, Any]:
     """Return a teacher's architecture and a hash of all that makes its weights, as JSON values."""
-    text = json.dumps([canonical(teacher), {name: ref.key for name, ref in teacher.inputs("weights").items()}], sort_keys=True)
+    text = json.dumps(
+        [canonical(teacher), {name: ref.key for name, ref in teacher.inputs("weights").items()}],
+        sort_keys=True,
+    )
     return {"network": teacher.network, "key": hashlib.sha256(text.encode()).hexdigest()[:40]}
 
 
@@ -77,7 +84,10 @@ def check_space(teachers: Sequence[Teacher], mean: Sequence[float], std: Sequenc
         expected = (tuple(teacher.dataset.mean), tuple(teacher.dataset.std))
         if expected != (tuple(mean), tuple(std)):
             found = f"mean {list(mean)}, std {list(std)}"
-            raise ConfigError(f"teacher {teacher.network} expects mean {list(expected[0])}, std {list(expected[1])}; the set has {found}")
+            raise ConfigError(
+                f"teacher {teacher.network} expects mean {list(expected[0])}, std {list(expected[1])}; the set has"
+                f" {found}"
+            )
 
 
 def combine(logits: Sequence[Tensor], ensemble: Literal["mean", "rescaled"]) -> Tensor:
@@ -93,6 +103,16 @@ def combine(logits: Sequence[Tensor], ensemble: Literal["mean", "rescaled"]) -> 
 
 
 @torch.no_grad()
-def predict(networks: Sequence[nn.Module], images: Tensor, ensemble: Literal["mean", "rescaled"]) -> Tensor:
-    """Return the combined logits float32 ``[B, classes]`` of images in network space, :data:`CHUNK` images at a time."""
-    return combine([torch.cat([network(part).float() for part in images.split(CHUNK)]) for network in networks], ensemble)
+def predict(
+    networks: Sequence[nn.Module], images: Tensor, ensemble: Literal["mean", "rescaled"]
+) -> Tensor:
+    """Return the combined logits float32 ``[B, classes]`` of images in network space, :data:`CHUNK`
+    images at a time.
+    """
+    return combine(
+        [
+            torch.cat([network(part).float() for part in images.split(CHUNK)])
+            for network in networks
+        ],
+        ensemble,
+    )

@@ -64,8 +64,9 @@ class DrawnEpoch:
 class LabelledSet:
     """A training set (:class:`raydd.training.students.TrainingSet`) of mixed views with soft labels.
 
-    ``epoch_of(epoch, rng)`` returns an epoch; with ``shared`` it is the same for every student, and the latest is kept.
-    ``epochs``: how many there are (``None``: no end). ``threaded``: build the next batch in a thread (default: on a GPU).
+    ``epoch_of(epoch, rng)`` returns an epoch; with ``shared`` it is the same for every student, and
+    the latest is kept. ``epochs``: how many there are (``None``: no end). ``threaded``: build the
+    next batch in a thread (default: on a GPU).
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class LabelledSet:
         fits(self.config, size, epoch + 1, self.epochs)
         found = self._epoch(epoch, rng)
         count = len(found)
-        ahead: Ahead[SoftBatch | None] = Ahead(lambda j: self._batch(found, j) if j < count else None, threaded=self._threaded)
+        ahead: Ahead[SoftBatch | None] = Ahead(
+            lambda j: self._batch(found, j) if j < count else None, threaded=self._threaded
+        )
         for number in range(count):
             batch = ahead(number)
             if batch is not None:
@@ -122,10 +125,15 @@ class LabelledSet:
 
 
 def fits(config: LabelConfig, batch: int, epochs: int, stored: int | None) -> None:
-    """Raise ``ConfigError`` unless a training of ``batch`` and ``epochs`` can use labels of which ``stored`` epochs exist."""
+    """Raise ``ConfigError`` unless a training of ``batch`` and ``epochs`` can use labels of which
+    ``stored`` epochs exist.
+    """
     if batch != config.batch:
         raise ConfigError(
-            f"the students' batch is {batch}, that of their labels {config.batch}: mixed pairs lie within a batch; make them equal"
+            f"the students' batch is {batch}, that of their labels {config.batch}: mixed pairs lie within a batch; make"
+            " them equal"
         )
     if stored is not None and epochs > stored:
-        raise ConfigError(f"{epochs} epochs of training need as many epochs of labels; {stored} are stored")
+        raise ConfigError(
+            f"{epochs} epochs of training need as many epochs of labels; {stored} are stored"
+        )

@@ -1,6 +1,7 @@
 """Views of a batch of images: what is drawn, and the images made of it, the same for teachers and for students.
 
-Specification edc_sre2l_gvbsm_rded, sections 3.1 (FKD), 4.2 (RandAugment), 5.1 (padded crops) and 5.3 (shuffled patches).
+Specification edc_sre2l_gvbsm_rded, sections 3.1 (FKD), 4.2 (RandAugment), 5.1 (padded crops) and
+5.3 (shuffled patches).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ NO_BOX = (0, 0, 0, 0)
 class Views:
     """What was drawn for a batch of ``B`` images.
 
-    ``index`` int64 ``[B]``: which images of the set. ``boxes`` int64 ``[B, 4]``: top, left, height and width of the crops, in
-    pixels. ``flips`` bool ``[B]``. ``perm`` int64 ``[B]``: the batch's image that each is mixed with. ``lam``: the mixing
-    ratio. ``box``: rows x1 to x2, columns y1 to y2 of CutMix. ``patches`` int64 ``[B, 2, grid]``: the order of rows and
-    of columns of patches. ``operations`` int64 ``[B, 2, 2]``: of RandAugment.
+    ``index`` int64 ``[B]``: which images of the set. ``boxes`` int64 ``[B, 4]``: top, left, height
+    and width of the crops, in pixels. ``flips`` bool ``[B]``. ``perm`` int64 ``[B]``: the batch's
+    image that each is mixed with. ``lam``: the mixing ratio. ``box``: rows x1 to x2, columns y1 to
+    y2 of CutMix. ``patches`` int64 ``[B, 2, grid]``: the order of rows and of columns of patches.
+    ``operations`` int64 ``[B, 2, 2]``: of RandAugment.
     """
 
     index: Tensor
@@ -46,8 +48,8 @@ class Views:
 class Orders:
     """The order of ``count`` images in each epoch, that of torch's ``RandomSampler`` with one generator for all epochs.
 
-    The sampler draws two permutations per epoch and drops the second (specification, section 3.1): epoch ``e`` has number
-    ``2 e`` of the generator.
+    The sampler draws two permutations per epoch and drops the second (specification, section 3.1):
+    epoch ``e`` has number ``2 e`` of the generator.
     """
 
     def __init__(self, seed: int, count: int) -> None:
@@ -73,17 +75,23 @@ class Orders:
         return order
 
 
-def draw_views(config: LabelConfig, generator: torch.Generator, index: Tensor, size: tuple[int, int]) -> Views:
+def draw_views(
+    config: LabelConfig, generator: torch.Generator, index: Tensor, size: tuple[int, int]
+) -> Views:
     """Draw the views of images of ``size`` ``(H, W)``; ``ConfigError`` if the patch grid does not divide it."""
     height, width = size
     if height % config.shuffle or width % config.shuffle:
-        raise ConfigError(f"labels.shuffle={config.shuffle} does not divide images of {height}x{width} pixels")
+        raise ConfigError(
+            f"labels.shuffle={config.shuffle} does not divide images of {height}x{width} pixels"
+        )
     operations, patches, boxes, flips = [], [], [], []
     for _ in range(len(index)):
         if config.randaugment:
             operations.append(draw_operations(generator))
         if config.shuffle > 1:
-            patches.append(torch.stack([torch.randperm(config.shuffle, generator=generator) for _ in range(2)]))
+            patches.append(
+                torch.stack([torch.randperm(config.shuffle, generator=generator) for _ in range(2)])
+            )
         boxes.append(_draw_box(config, generator, height, width))
         flips.append(config.flip and draw_flip(generator))
     perm, lam, box = torch.arange(len(index)), 1.0, NO_BOX
@@ -105,21 +113,27 @@ def draw_views(config: LabelConfig, generator: torch.Generator, index: Tensor, s
     )
 
 
-def _draw_box(config: LabelConfig, generator: torch.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+def _draw_box(
+    config: LabelConfig, generator: torch.Generator, height: int, width: int
+) -> tuple[int, int, int, int]:
     if config.crop is not None:
         box = draw_resized_crop(generator, height, width, config.crop)
         return box.top, box.left, box.height, box.width
     if config.pad_crop:
-        top, left = (torch.randint(0, 2 * config.pad_crop + 1, (2,), generator=generator) - config.pad_crop).tolist()
+        top, left = (
+            torch.randint(0, 2 * config.pad_crop + 1, (2,), generator=generator) - config.pad_crop
+        ).tolist()
         return top, left, height, width
     return 0, 0, height, width
 
 
-def make_views(config: LabelConfig, images: Tensor, views: Views, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def make_views(
+    config: LabelConfig, images: Tensor, views: Views, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
     """Return the mixed batch, float32 ``[B, C, H, W]`` in network space.
 
-    ``images``: those of ``views.index``, uint8 pixels or float in network space already. Float images are padded with zeros
-    of their own space, the mean colour.
+    ``images``: those of ``views.index``, uint8 pixels or float in network space already. Float
+    images are padded with zeros of their own space, the mean colour.
     """
     if views.operations is not None:
         images = randaugment(images, views.operations)
@@ -128,14 +142,21 @@ def make_views(config: LabelConfig, images: Tensor, views: Views, mean: Sequence
     floats = images if images.is_floating_point() else images.float() / 255
     floats = _cropped(config, floats, views)
     if not images.is_floating_point():
-        centre, scale = (torch.tensor(v, dtype=torch.float32, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
+        centre, scale = (
+            torch.tensor(v, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+            for v in (mean, std)
+        )
         floats = (floats - centre) / scale
     return mix(config, floats, views)
 
 
 def shuffle_patches(images: Tensor, patches: Tensor) -> Tensor:
-    """Return images ``[B, C, H, W]`` whose rows and columns of patches were put in new orders ``[B, 2, grid]`` (RDED)."""
-    rows, columns = (_spread(patches[:, axis].to(images.device), images.shape[2 + axis]) for axis in range(2))
+    """Return images ``[B, C, H, W]`` whose rows and columns of patches were put in new orders ``[B,
+    2, grid]`` (RDED).
+    """
+    rows, columns = (
+        _spread(patches[:, axis].to(images.device), images.shape[2 + axis]) for axis in range(2)
+    )
     return _gather(images, rows, columns)
 
 
@@ -153,8 +174,12 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two pixels ``[B, size]`` and the weight of the second that each place of a resized stretch is made of."""
-    place = (torch.arange(size, dtype=torch.float64, device=start.device) + 0.5) * (length.double() / size).unsqueeze(1) - 0.5
+    """Return the two pixels ``[B, size]`` and the weight of the second that each place of a resized
+    stretch is made of.
+    """
+    place = (torch.arange(size, dtype=torch.float64, device=start.device) + 0.5) * (
+        length.double() / size
+    ).unsqueeze(1) - 0.5
     place = place.clamp_min(0)
     low = place.floor().long()
     high = torch.minimum(low + 1, (length - 1).unsqueeze(1))
@@ -162,19 +187,32 @@ def _taps(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Ten
 
 
 def resized_crops(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
-    """Return crops ``[B, 4]`` of float images ``[B, C, H, W]``, bilinearly brought to ``H`` x ``W``, mirrored where ``flips``.
+    """Return crops ``[B, 4]`` of float images ``[B, C, H, W]``, bilinearly brought to ``H`` x
+    ``W``, mirrored where ``flips``.
 
-    The rule of :class:`raydd.augment.crop.Crops`. Here nothing needs a gradient, so pixels are gathered where the images are:
-    no matrices (80 MB for 100 crops of 224 pixels) are built on the CPU and moved.
+    The rule of :class:`raydd.augment.crop.Crops`. Here nothing needs a gradient, so pixels are
+    gathered where the images are: no matrices (80 MB for 100 crops of 224 pixels) are built on the
+    CPU and moved.
     """
-    (channels, height, width), boxes, flips = images.shape[1:], boxes.to(images.device), flips.to(images.device)
+    (channels, height, width), boxes, flips = (
+        images.shape[1:],
+        boxes.to(images.device),
+        flips.to(images.device),
+    )
     low, high, weight = (t[:, None, :, None] for t in _taps(boxes[:, 0], boxes[:, 2], height))
     shape = (-1, channels, -1, width)
-    images = torch.lerp(images.gather(2, low.expand(shape)), images.gather(2, high.expand(shape)), weight)
-    mirrored = (torch.where(flips[:, None], t.flip(1), t)[:, None, None, :] for t in _taps(boxes[:, 1], boxes[:, 3], width))
+    images = torch.lerp(
+        images.gather(2, low.expand(shape)), images.gather(2, high.expand(shape)), weight
+    )
+    mirrored = (
+        torch.where(flips[:, None], t.flip(1), t)[:, None, None, :]
+        for t in _taps(boxes[:, 1], boxes[:, 3], width)
+    )
     low, high, weight = mirrored
     shape = (-1, channels, height, -1)
-    return torch.lerp(images.gather(3, low.expand(shape)), images.gather(3, high.expand(shape)), weight)
+    return torch.lerp(
+        images.gather(3, low.expand(shape)), images.gather(3, high.expand(shape)), weight
+    )
 
 
 def _cropped(config: LabelConfig, images: Tensor, views: Views) -> Tensor:
@@ -185,7 +223,11 @@ def _cropped(config: LabelConfig, images: Tensor, views: Views) -> Tensor:
     top, left = (views.boxes[:, axis, None].to(images.device) + pad for axis in range(2))
     columns = left + torch.arange(width, device=images.device)
     columns = torch.where(views.flips[:, None].to(images.device), columns.flip(1), columns)
-    return _gather(F.pad(images, (pad, pad, pad, pad)), top + torch.arange(height, device=images.device), columns)
+    return _gather(
+        F.pad(images, (pad, pad, pad, pad)),
+        top + torch.arange(height, device=images.device),
+        columns,
+    )
 
 
 def mix(config: LabelConfig, images: Tensor, views: Views) -> Tensor:

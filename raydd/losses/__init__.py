@@ -2,7 +2,14 @@
 
 from raydd.losses.matching import distribution_matching_loss, gradient_distance, is_matched
 from raydd.losses.soft import cross_entropy
-from raydd.losses.statistics import Layer, Layout, class_targets, draw_kept, matching_loss, swap_patches
+from raydd.losses.statistics import (
+    Layer,
+    Layout,
+    class_targets,
+    draw_kept,
+    matching_loss,
+    swap_patches,
+)
 
 __all__ = [
     "Layer",

@@ -18,12 +18,13 @@ _EPS = 1e-6
 def distribution_matching_loss(real_mean: Tensor, synthetic_features: Tensor) -> Tensor:
     """Return the squared distance of class means, summed over features and classes.
 
-    ``real_mean``: ``[K, d]``. ``synthetic_features``: ``[K, n, d]``. DM (arXiv 2110.04181), equation 7; specification of DC,
-    section 1.3. Raises ``ConfigError`` if the shapes do not fit.
+    ``real_mean``: ``[K, d]``. ``synthetic_features``: ``[K, n, d]``. DM (arXiv 2110.04181),
+    equation 7; specification of DC, section 1.3. Raises ``ConfigError`` if the shapes do not fit.
     """
     if synthetic_features.dim() != 3 or real_mean.shape != synthetic_features.shape[::2]:
         raise ConfigError(
-            f"real means must be [K, d] and synthetic features [K, n, d], got {list(real_mean.shape)} and {list(synthetic_features.shape)}"
+            f"real means must be [K, d] and synthetic features [K, n, d], got {list(real_mean.shape)} and"
+            f" {list(synthetic_features.shape)}"
         )
     return (real_mean - synthetic_features.mean(1)).square().sum()
 
@@ -33,19 +34,25 @@ def is_matched(parameter: Tensor, distance: str) -> bool:
     return distance != "ours" or parameter.dim() >= 2
 
 
-def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor], distance: str = "ours") -> Tensor:
+def gradient_distance(
+    synthetic: Sequence[Tensor], real: Sequence[Tensor], distance: str = "ours"
+) -> Tensor:
     """Return the distance between two gradients, for each class: ``[K]``.
 
-    ``synthetic``, ``real``: a gradient per parameter, in the order of ``net.parameters()``, each ``[K, *parameter shape]``.
-    ``ours`` sums ``1 - <a, b> / (|a||b| + 1e-6)`` over rows (output channels; channels of layer norms; vectors are ignored), so that
-    a pair of zero rows costs 1; ``cos`` is that of all gradients as one row. Differentiable in ``synthetic``: where a row is zero, the
-    derivative of its norm counts as zero, and that of the distance is ``-b / 1e-6``, a million times the real gradient.
-    Raises ``ConfigError`` for an unknown distance or unequal gradients. DC (arXiv 2006.05929), specification section 1.1.1.
+    ``synthetic``, ``real``: a gradient per parameter, in the order of ``net.parameters()``, each
+    ``[K, *parameter shape]``. ``ours`` sums ``1 - <a, b> / (|a||b| + 1e-6)`` over rows (output
+    channels; channels of layer norms; vectors are ignored), so that a pair of zero rows costs 1;
+    ``cos`` is that of all gradients as one row. Differentiable in ``synthetic``: where a row is
+    zero, the derivative of its norm counts as zero, and that of the distance is ``-b / 1e-6``, a
+    million times the real gradient. Raises ``ConfigError`` for an unknown distance or unequal
+    gradients. DC (arXiv 2006.05929), specification section 1.1.1.
     """
     if distance not in DISTANCES:
         raise unknown("gradient distance", distance, DISTANCES)
     if not synthetic or [g.shape for g in synthetic] != [g.shape for g in real]:
-        raise ConfigError("gradients of real and synthetic images must be of the same parameters and classes")
+        raise ConfigError(
+            "gradients of real and synthetic images must be of the same parameters and classes"
+        )
     if distance == "ours":
         total = synthetic[0].new_zeros(synthetic[0].shape[0])
         for a, b in zip(synthetic, real, strict=True):
@@ -61,11 +68,17 @@ def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor], dista
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm ``[K]`` of whole gradients from those of their rows: one sum over millions of squares is 7e-4 off in fp32."""
+    """Return the norm ``[K]`` of whole gradients from those of their rows: one sum over millions of
+    squares is 7e-4 off in fp32.
+    """
     rows = [g.flatten(2) if g.dim() > 2 else g.unsqueeze(1) for g in gradients]
-    return torch.linalg.vector_norm(torch.cat([torch.linalg.vector_norm(row, dim=-1) for row in rows], 1), dim=-1)
+    return torch.linalg.vector_norm(
+        torch.cat([torch.linalg.vector_norm(row, dim=-1) for row in rows], 1), dim=-1
+    )
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     # The 1e-6 is added to the product of norms (it is no lower bound): small gradients are damped.
-    return (a * b).sum(-1) / (torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1) + _EPS)
+    return (a * b).sum(-1) / (
+        torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1) + _EPS
+    )

@@ -1,7 +1,8 @@
 """Priors on synthetic images: smoothness, size, diversity within a class, agreement with an averaged image.
 
-Every function takes ``G`` groups of ``s`` images and returns one value per group, so that groups packed into one batch keep
-losses of their own (specification edc_sre2l_gvbsm_rded, sections 2.6, 5.1, 5.2).
+Every function takes ``G`` groups of ``s`` images and returns one value per group, so that groups
+packed into one batch keep losses of their own (specification edc_sre2l_gvbsm_rded, sections 2.6,
+5.1, 5.2).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def _mean_size(differences: Tensor) -> Tensor:
 def total_variation(images: Tensor, order: int = 2) -> Tensor:
     """Return the total variation ``[G]`` of images ``[G, s, C, H, W]`` over four directions of neighbours.
 
-    ``order`` 2: the sum of the Frobenius norms of all differences of a group, one per direction (SRe2L's ``L_tv``). 1: the
-    sum of the mean absolute differences.
+    ``order`` 2: the sum of the Frobenius norms of all differences of a group, one per direction
+    (SRe2L's ``L_tv``). 1: the sum of the mean absolute differences.
     """
     right = images[..., :, :-1] - images[..., :, 1:]
     down = images[..., :-1, :] - images[..., 1:, :]
@@ -45,7 +46,9 @@ def image_norm(images: Tensor) -> Tensor:
 
 @cache
 def pooling(size: int, out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return ``[out, size]``: adaptive average pooling along one side as a matrix; kept, since recorded graphs read it."""
+    """Return ``[out, size]``: adaptive average pooling along one side as a matrix; kept, since
+    recorded graphs read it.
+    """
     matrix = torch.zeros(out, size)
     for i in range(out):
         low, high = i * size // out, -(-(i + 1) * size // out)
@@ -58,7 +61,9 @@ def spectrum(images: Tensor) -> Tensor:
 
     Of pictures averaged to 32 x 32. Pooling is two matrix products, so no kernel needs atomics.
     """
-    rows, columns = (pooling(side, DENSITY_SIZE, images.device, images.dtype) for side in images.shape[-2:])
+    rows, columns = (
+        pooling(side, DENSITY_SIZE, images.device, images.dtype) for side in images.shape[-2:]
+    )
     pictures = (rows @ images @ columns.T).flatten(2)
     return torch.linalg.eigvalsh(pictures @ pictures.transpose(1, 2))
 
@@ -66,16 +71,20 @@ def spectrum(images: Tensor) -> Tensor:
 def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
     """Return G-VBSM's data densification of one group, a scalar (specification, section 5.2).
 
-    ``images [s, C, H, W]`` with their classes; every class adds the Kullback-Leibler divergence between the softmax of the
-    eigenvalues of its Gram matrix (:func:`spectrum`) at temperature ``tau``, held fixed, and at 1. A class of one image adds
-    nothing.
+    ``images [s, C, H, W]`` with their classes; every class adds the Kullback-Leibler divergence
+    between the softmax of the eigenvalues of its Gram matrix (:func:`spectrum`) at temperature
+    ``tau``, held fixed, and at 1. A class of one image adds nothing.
     """
     members: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         members.setdefault(label, []).append(position)
     total = images.new_zeros(())
-    for count in sorted({len(m) for m in members.values()} - {1}):  # classes of one size share a batched decomposition
-        chosen = torch.tensor([m for m in members.values() if len(m) == count], device=images.device)
+    for count in sorted(
+        {len(m) for m in members.values()} - {1}
+    ):  # classes of one size share a batched decomposition
+        chosen = torch.tensor(
+            [m for m in members.values() if len(m) == count], device=images.device
+        )
         values = spectrum(images[chosen])
         target = torch.log_softmax(values.detach() / tau, dim=1)
         total = total + (target.exp() * (target - torch.log_softmax(values, dim=1))).sum()
@@ -83,10 +92,11 @@ def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
 
 
 def flatness(logits: Tensor, averaged: Tensor, tau: float) -> Tensor:
-    """Return the divergence ``[G]`` of logits ``[G, s, classes]`` from those of the averaged images (specification, section 2.6).
+    """Return the divergence ``[G]`` of logits ``[G, s, classes]`` from those of the averaged images
+    (specification, section 2.6).
 
-    Kullback-Leibler divergence of softmax at temperature ``tau``, averaged over all ``s * classes`` entries; ``averaged``
-    gets no gradient.
+    Kullback-Leibler divergence of softmax at temperature ``tau``, averaged over all ``s * classes``
+    entries; ``averaged`` gets no gradient.
     """
     target = torch.log_softmax(averaged.detach() / tau, dim=-1)
     terms = target.exp() * (target - torch.log_softmax(logits / tau, dim=-1))

@@ -9,9 +9,11 @@ from torch import Tensor
 
 
 class SoftTargets(NamedTuple):
-    """The teachers' logits ``[B, classes]`` (raw, no softmax) and the hard labels int64 ``[B]`` of a batch's own images.
+    """The teachers' logits ``[B, classes]`` (raw, no softmax) and the hard labels int64 ``[B]`` of
+    a batch's own images.
 
-    A mixed image keeps the hard label of the image that was mixed into (specification edc_sre2l_gvbsm_rded, section 4.1).
+    A mixed image keeps the hard label of the image that was mixed into (specification
+    edc_sre2l_gvbsm_rded, section 4.1).
     """
 
     logits: Tensor
@@ -33,15 +35,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def mse_gt(logits: Tensor, targets: SoftTargets, ce_weight: float) -> Tensor:
     """Return the mean squared distance of logits over images and classes, plus ``ce_weight`` times hard cross entropy.
 
-    ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`; the targets' logits may be of another
-    precision. G-VBSM and EDC (specification edc_sre2l_gvbsm_rded, section 4.1).
+    ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`; the targets'
+    logits may be of another precision. G-VBSM and EDC (specification edc_sre2l_gvbsm_rded, section
+    4.1).
     """
     squares = (logits - targets.logits.to(logits.dtype)).square().mean((-2, -1))
     return squares + ce_weight * cross_entropy(logits, targets.hard)
 
 
 def distillation_kl(logits: Tensor, targets: SoftTargets, temperature: float) -> Tensor:
-    """Return KL(softmax(targets / T) || softmax(logits / T)), summed over classes and averaged over images, without a factor T².
+    """Return KL(softmax(targets / T) || softmax(logits / T)), summed over classes and averaged over
+    images, without a factor T².
 
     ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`. SRe2L and RDED (specification
     edc_sre2l_gvbsm_rded, sections 4.1, 5.1, 5.3).

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Problem:
     """What is to be distilled: a data set (its facts and digests), images per class, seed, numerics.
 
-    ``classes``: ids, ascending, of the only classes to distil, as a step of continual learning asks (null: all). Labels and
-    networks' outputs stay those of all classes. Only for methods whose :meth:`Method.joint` may be true.
+    ``classes``: ids, ascending, of the only classes to distil, as a step of continual learning asks
+    (null: all). Labels and networks' outputs stay those of all classes. Only for methods whose
+    :meth:`Method.joint` may be true.
     """
 
     dataset: DatasetInfo
@@ -49,7 +50,9 @@ class Method:
     name: ClassVar[str]
 
     def plan(self, problem: Problem) -> list[Stage]:
-        """Return the stages; the last one's units are what :meth:`assemble` needs. ``ConfigError`` on what cannot be."""
+        """Return the stages; the last one's units are what :meth:`assemble` needs. ``ConfigError``
+        on what cannot be.
+        """
         raise TypeError(f"{type(self).__name__} does not define plan()")
 
     def targets(self, problem: Problem, output: str = "final") -> dict[str, Ref]:
@@ -58,7 +61,9 @@ class Method:
         return {f"{unit}": Ref(last, unit, output) for unit in last.units()}
 
     def joint(self, problem: Problem) -> bool:
-        """Return whether a class's images depend on which other classes are distilled with them, and ``problem.classes`` is obeyed."""
+        """Return whether a class's images depend on which other classes are distilled with them,
+        and ``problem.classes`` is obeyed.
+        """
         return False
 
     def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:
@@ -73,11 +78,15 @@ class Method:
         """Download what the method needs and its configuration allows to download; nothing is fetched for a dry run."""
 
     def missing(self, problem: Problem) -> list[str]:
-        """Return one line for each file (weights, statistics, images) that the method needs and that is not there or does not fit."""
+        """Return one line for each file (weights, statistics, images) that the method needs and
+        that is not there or does not fit.
+        """
         return []
 
     def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
-        """Write what other jobs may read (teachers, statistics) below ``url``, the job's output; return what it is and where."""
+        """Write what other jobs may read (teachers, statistics) below ``url``, the job's output;
+        return what it is and where.
+        """
         return {}
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
@@ -86,7 +95,8 @@ class Method:
 
 
 def check_counts(info: DatasetInfo, needed: int, key: str = "ipc", advice: str = "") -> None:
-    """Raise ``ConfigError`` if a class is known to have no training images, or fewer than ``needed``, which the job's ``key`` asks for.
+    """Raise ``ConfigError`` if a class is known to have no training images, or fewer than
+    ``needed``, which the job's ``key`` asks for.
 
     ``advice``: what a job does that needs that many images and has fewer.
     """
@@ -95,8 +105,14 @@ def check_counts(info: DatasetInfo, needed: int, key: str = "ipc", advice: str =
     if empty:
         shown = ", ".join(map(str, empty[:5])) + (", …" if len(empty) > 5 else "")
         begin = len(empty) if empty == list(range(len(empty))) else 0
-        hint = f"labels that begin at {begin} have to be counted from 0" if begin else "give them images, or leave them out of the labels"
-        raise ConfigError(f"dataset: no training images of class {shown} (there are {info.classes} classes); {hint}")
+        hint = (
+            f"labels that begin at {begin} have to be counted from 0"
+            if begin
+            else "give them images, or leave them out of the labels"
+        )
+        raise ConfigError(
+            f"dataset: no training images of class {shown} (there are {info.classes} classes); {hint}"
+        )
     if counts and min(counts) < needed:
         label, count = counts.index(min(counts)), min(counts)
         found = f"{key}={needed}: class {label} has only {count} training images to choose from"

@@ -1,4 +1,6 @@
-"""What methods share that move each class's images after batches of its real ones: start, draws, resident real images."""
+"""What methods share that move each class's images after batches of its real ones: start, draws,
+resident real images.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ from raydd.methods.base import ClassBlocks, check_counts
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a transform per class (or none).
+    """The random choices of one update of a block: rows of the resident images ``[K, m]``, a
+    transform per class (or none).
 
-    For an update that is recorded, in pinned memory: ``numbers``, the transforms as a table's, none or one, and ``weights``, a new
-    network's ``[P]``.
+    For an update that is recorded, in pinned memory: ``numbers``, the transforms as a table's, none
+    or one, and ``weights``, a new network's ``[P]``.
     """
 
     rows: Tensor
@@ -40,7 +43,9 @@ def augmented(images: Tensor, taps: Taps | None) -> Tensor:
 
 
 def classes_together(network: str, info: DatasetInfo, each: int, device: torch.device) -> int:
-    """Return how many classes' batches of ``each`` images go through a network at once: all, if a quarter of a GPU's memory holds them."""
+    """Return how many classes' batches of ``each`` images go through a network at once: all, if a
+    quarter of a GPU's memory holds them.
+    """
     from raydd.training.cost import network_facts
 
     if device.type != "cuda":
@@ -60,9 +65,10 @@ def check_init(info: DatasetInfo, ipc: int, init: str) -> None:
 class ClassMatching(ClassBlocks):
     """A loop over batches of real images of each class.
 
-    ``ipc``: synthetic images per class. ``batch_real``: real images per class and update. ``init_from``: ``noise`` or ``real``
-    images. ``dsa``: operations of the transform that each class's real and synthetic images share. ``classes``: ids, ascending,
-    of the only classes to distil (null: all).
+    ``ipc``: synthetic images per class. ``batch_real``: real images per class and update.
+    ``init_from``: ``noise`` or ``real`` images. ``dsa``: operations of the transform that each
+    class's real and synthetic images share. ``classes``: ids, ascending, of the only classes to
+    distil (null: all).
     """
 
     phase: ClassVar[str] = "distill"
@@ -90,23 +96,36 @@ class ClassMatching(ClassBlocks):
 
     def memory(self, block: Sequence[int], ctx: Context) -> ClassMemory:
         """Return the real images of a block of classes, read once by each worker."""
-        return ctx.cached(("images of classes", "train", block), lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device))
+        return ctx.cached(
+            ("images of classes", "train", block),
+            lambda: ClassMemory.load(ctx.data["train"], list(block), ctx.device),
+        )
 
     def start(self, block: Sequence[int], ctx: Context) -> Tensor:
         """Return a block's first images ``[K * ipc, C, H, W]``: real ones drawn per class, or normal noise."""
         parts = []
         for c in block:
             if self.init_from == "noise":
-                parts.append(torch.randn((self.ipc, *self.dataset.shape), generator=ctx.rng("init", c)).to(ctx.device))
+                parts.append(
+                    torch.randn((self.ipc, *self.dataset.shape), generator=ctx.rng("init", c)).to(
+                        ctx.device
+                    )
+                )
                 continue
             of_class = self.memory(block, ctx).of(c)
             if len(of_class) < self.ipc:
-                raise DataError(f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}")
+                raise DataError(
+                    f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}"
+                )
             chosen = torch.randperm(len(of_class), generator=ctx.rng("init", c))[: self.ipc]
-            parts.append(normalise(of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std))
+            parts.append(
+                normalise(of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std)
+            )
         return torch.cat(parts)
 
-    def draws(self, block: Sequence[int], ctx: Context, weights: Callable[[int], Tensor] | None = None) -> Ahead[Draws]:
+    def draws(
+        self, block: Sequence[int], ctx: Context, weights: Callable[[int], Tensor] | None = None
+    ) -> Ahead[Draws]:
         """Return the random choices of a block's updates, by number; for a GPU they are made ahead in threads.
 
         ``weights``: draws an update's network, where each has a new one.
@@ -116,12 +135,23 @@ class ClassMatching(ClassBlocks):
             memory, size, device = self.memory(block, ctx), self.dataset.shape[1:], ctx.device
 
             def choose(t: int) -> Draws:
-                rows = memory.draw(list(block), self.batch_real, [ctx.rng("real", t, c) for c in block])
-                transforms = [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block] if parse_strategy(self.dsa) else []
+                rows = memory.draw(
+                    list(block), self.batch_real, [ctx.rng("real", t, c) for c in block]
+                )
+                transforms = (
+                    [draw(self.dsa, ctx.rng("dsa", t, c), size=size) for c in block]
+                    if parse_strategy(self.dsa)
+                    else []
+                )
                 if not recordable(device):
                     return Draws(rows, transforms)
                 numbers = (pinned(make_table(transforms).numbers, device),) if transforms else ()
-                return Draws(pinned(rows, device), transforms, numbers, None if weights is None else pinned(weights(t), device))
+                return Draws(
+                    pinned(rows, device),
+                    transforms,
+                    numbers,
+                    None if weights is None else pinned(weights(t), device),
+                )
 
             return Ahead(choose, threaded=device.type == "cuda", depth=4)
 

@@ -1,7 +1,7 @@
 """DM, distribution matching (Zhao and Bilen, WACV 2023, arXiv 2110.04181; specification dc_dsa_dm, section 1.3).
 
-Every update draws a new random network, embeds a batch of real and all synthetic images of each class under one shared DSA
-transform per class, and moves the images down
+Every update draws a new random network, embeds a batch of real and all synthetic images of each
+class under one shared DSA transform per class, and moves the images down
 
     L = sum_c || mean_i embed(real_{c,i}) - mean_j embed(S_{c,j}) ||^2                          (equation 4)
 
@@ -31,7 +31,13 @@ from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.losses import distribution_matching_loss
 from raydd.methods.base import Method, Problem, register_method
-from raydd.methods.class_matching import ClassMatching, Draws, augmented, check_init, classes_together
+from raydd.methods.class_matching import (
+    ClassMatching,
+    Draws,
+    augmented,
+    check_init,
+    classes_together,
+)
 from raydd.networks import Network, create_network, is_per_sample, normalise_name, reinitialise_
 from raydd.networks.fast import fast_embed
 from raydd.networks.flat import FreshWeights, fill_
@@ -62,7 +68,10 @@ class MatchDistributions(ClassMatching):
         at_once = max(self.batch_real, 2 * count * self.ipc)
         return Cost(
             flop=facts.flop * self.iterations * count * (self.batch_real + 2 * self.ipc),
-            peak_bytes=self.resident(block) + 3 * images + 4 * facts.activations * at_once + 4 * facts.parameters,
+            peak_bytes=self.resident(block)
+            + 3 * images
+            + 4 * facts.activations * at_once
+            + 4 * facts.parameters,
             state_bytes=2 * images,
             output_bytes=images,
         )
@@ -77,7 +86,10 @@ class MatchDistributions(ClassMatching):
         if recordable(ctx.device):
             return self._recorded_step(unit, state, t, ctx)
         choice = self.draws(self.blocks[unit], ctx)(t)
-        network: Network = ctx.cached(("dm network", self.network, self.dataset.shape, self.dataset.classes), lambda: self._network(ctx))
+        network: Network = ctx.cached(
+            ("dm network", self.network, self.dataset.shape, self.dataset.classes),
+            lambda: self._network(ctx),
+        )
         reinitialise_(network, ctx.rng("network", t))
         count = len(self.blocks[unit])
         images = state["images"].detach().requires_grad_(True)
@@ -95,35 +107,59 @@ class MatchDistributions(ClassMatching):
         return {"images": state["images"] - self.lr_img * momentum, "momentum": momentum}
 
     def _recorded_step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
-        """Return the state after one update as one piece: real side, synthetic side, gradient and momentum of all classes."""
-        fresh = ctx.cached(("fresh weights", self.network, self.dataset.shape, self.dataset.classes), lambda: self._fresh(ctx))
+        """Return the state after one update as one piece: real side, synthetic side, gradient and
+        momentum of all classes.
+        """
+        fresh = ctx.cached(
+            ("fresh weights", self.network, self.dataset.shape, self.dataset.classes),
+            lambda: self._fresh(ctx),
+        )
         choice = self.draws(self.blocks[unit], ctx, lambda t: fresh(ctx.rng("network", t)))(t)
         weights = fresh(ctx.rng("network", t)) if choice.weights is None else choice.weights
-        update: Captured = ctx.cached(("dm update", self, unit), lambda: Captured(self.update(unit, ctx), ctx.device))
-        images, momentum, loss = update(state["images"], state["momentum"], choice.rows, weights, *choice.numbers)
+        update: Captured = ctx.cached(
+            ("dm update", self, unit), lambda: Captured(self.update(unit, ctx), ctx.device)
+        )
+        images, momentum, loss = update(
+            state["images"], state["momentum"], choice.rows, weights, *choice.numbers
+        )
         ctx.log(t, loss=loss)
         return {"images": images, "momentum": momentum}
 
     def update(self, unit: str, ctx: Context) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """Return an update as a pure function of tensors on the device.
 
-        It takes images and momentum ``[K * ipc, C, H, W]``, rows of the real images ``[K, m]``, the network's weights ``[P]`` and the
-        numbers of the augmentation's table (nothing without one), and returns images, momentum and the mean loss of the classes.
+        It takes images and momentum ``[K * ipc, C, H, W]``, rows of the real images ``[K, m]``, the
+        network's weights ``[P]`` and the numbers of the augmentation's table (nothing without one),
+        and returns images, momentum and the mean loss of the classes.
         """
         block, info = self.blocks[unit], self.dataset
-        network: Network = ctx.cached(("dm network", self.network, info.shape, info.classes), lambda: self._network(ctx))
+        network: Network = ctx.cached(
+            ("dm network", self.network, info.shape, info.classes), lambda: self._network(ctx)
+        )
         memory, parameters, count = self.memory(block, ctx), list(network.parameters()), len(block)
-        of_real, of_synthetic = fast_embed(network, self.numerics), fast_embed(network, self.numerics.full)
+        of_real, of_synthetic = (
+            fast_embed(network, self.numerics),
+            fast_embed(network, self.numerics.full),
+        )
         together = classes_together(self.network, info, self.batch_real, ctx.device)
 
         def update(
-            images: Tensor, momentum: Tensor, rows: Tensor, weights: Tensor, numbers: Tensor | None = None
+            images: Tensor,
+            momentum: Tensor,
+            rows: Tensor,
+            weights: Tensor,
+            numbers: Tensor | None = None,
         ) -> tuple[Tensor, Tensor, Tensor]:
             taps = None if numbers is None else spread(Table(numbers, info.shape[1:]), images.dtype)
             with torch.no_grad():
                 fill_(parameters, weights)
-                real = augmented(normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps)
-                means = [of_real(part.flatten(0, 1)).view(*part.shape[:2], -1).mean(1) for part in real.split(together)]
+                real = augmented(
+                    normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps
+                )
+                means = [
+                    of_real(part.flatten(0, 1)).view(*part.shape[:2], -1).mean(1)
+                    for part in real.split(together)
+                ]
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_(True)
                 synthetic = augmented(leaf.view(count, self.ipc, *info.shape), taps)
@@ -140,7 +176,9 @@ class MatchDistributions(ClassMatching):
         return {"images": state["images"]}
 
     @torch.no_grad()
-    def _real_means(self, unit: str, choice: Draws, network: Network, dtype: torch.dtype, ctx: Context) -> Tensor:
+    def _real_means(
+        self, unit: str, choice: Draws, network: Network, dtype: torch.dtype, ctx: Context
+    ) -> Tensor:
         """Return the mean feature of each class's augmented real batch, ``[K, d]``."""
         memory = self.memory(self.blocks[unit], ctx)
         embed = fast_embed(network, self.numerics)
@@ -151,15 +189,23 @@ class MatchDistributions(ClassMatching):
             rows = choice.rows[start : start + at_once]
             real = normalise(memory.gather(rows), self.dataset.mean, self.dataset.std, dtype)
             if choice.transforms:
-                real = apply_classes(choice.transforms[start : start + at_once], real, self.numerics.deterministic)
+                real = apply_classes(
+                    choice.transforms[start : start + at_once], real, self.numerics.deterministic
+                )
             means.append(embed(real.flatten(0, 1)).view(*rows.shape, -1).mean(1))
         return torch.cat(means)
 
     def _fresh(self, ctx: Context) -> FreshWeights:
-        return FreshWeights(lambda: create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network")))
+        return FreshWeights(
+            lambda: create_network(
+                self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network")
+            )
+        )
 
     def _network(self, ctx: Context) -> Network:
-        network = create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network"))
+        network = create_network(
+            self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network")
+        )
         return network.requires_grad_(False).train().to(ctx.device)
 
 
@@ -168,10 +214,12 @@ class MatchDistributions(ClassMatching):
 class Dm(Method):
     """Distribution matching.
 
-    ``network``: embeds the images; a new random one per update. ``iterations``: updates. ``lr_img``: learning rate of the
-    images (published: 1; 10 at 100 images per class and more). ``momentum``: of the images' SGD. ``batch_real``: real images
-    per class and update. ``init``: start from ``real`` images or ``noise``. ``dsa``: operations joined by ``_``, ``none``, or
-    null for those published for the data set. ``classes_per_unit``: classes that one worker moves together.
+    ``network``: embeds the images; a new random one per update. ``iterations``: updates.
+    ``lr_img``: learning rate of the images (published: 1; 10 at 100 images per class and more).
+    ``momentum``: of the images' SGD. ``batch_real``: real images per class and update. ``init``:
+    start from ``real`` images or ``noise``. ``dsa``: operations joined by ``_``, ``none``, or null
+    for those published for the data set. ``classes_per_unit``: classes that one worker moves
+    together.
     """
 
     network: str = "convnet3"
@@ -184,7 +232,9 @@ class Dm(Method):
     classes_per_unit: Annotated[int, Ge(1)] = 5
 
     def plan(self, problem: Problem) -> list[Stage]:
-        """Return one stage; ``ConfigError`` if real images are too few for ``init`` or the network has no use for the size."""
+        """Return one stage; ``ConfigError`` if real images are too few for ``init`` or the network
+        has no use for the size.
+        """
         info = problem.dataset
         strategy = info.dsa_strategy if self.dsa is None else self.dsa
         parse_strategy(strategy)
@@ -204,7 +254,9 @@ class Dm(Method):
                 batch_real=self.batch_real,
                 init_from=self.init,
                 dsa=strategy or "none",
-                classes_per_unit=min(self.classes_per_unit, info.classes) if alone else info.classes,
+                classes_per_unit=min(self.classes_per_unit, info.classes)
+                if alone
+                else info.classes,
                 classes=problem.classes,
             )
         ]
@@ -229,6 +281,19 @@ def _probe(name: str, info: DatasetInfo) -> Any:
 def _check_batch(network: str, problem: Problem, batch_real: int) -> None:
     """Raise ``ConfigError`` if the network's batch norms, which see all classes at once, would see one image."""
     info = problem.dataset
-    smallest = min((info.train_counts[c] for c in problem.present), default=0) if info.train_counts else 0
-    seen = [count * len(problem.present) for count in (problem.ipc, min(batch_real, smallest) or batch_real)]
-    check_batches(network, info.shape, info.classes, seen, Recipe(epochs=1, batch=max(seen)), "method.batch_real", "method.network")
+    smallest = (
+        min((info.train_counts[c] for c in problem.present), default=0) if info.train_counts else 0
+    )
+    seen = [
+        count * len(problem.present)
+        for count in (problem.ipc, min(batch_real, smallest) or batch_real)
+    ]
+    check_batches(
+        network,
+        info.shape,
+        info.classes,
+        seen,
+        Recipe(epochs=1, batch=max(seen)),
+        "method.batch_real",
+        "method.network",
+    )

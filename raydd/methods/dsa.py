@@ -1,10 +1,12 @@
 """DSA, dataset condensation with differentiable siamese augmentation (Zhao and Bilen, ICML 2021, arXiv 2102.08259).
 
-DC's loop (:mod:`raydd.methods.gradient_matching`) from real images, with one random transform per class and update for its real
-and its synthetic images alike; the network, too, is trained on augmented images. Specification dc_dsa_dm, section 1.2.
+DC's loop (:mod:`raydd.methods.gradient_matching`) from real images, with one random transform per
+class and update for its real and its synthetic images alike; the network, too, is trained on
+augmented images. Specification dc_dsa_dm, section 1.2.
 
-Published (ConvNet, DSA protocol) at 1 / 10 / 50 images per class: MNIST 88.7 / 97.8 / 99.2 %; Fashion-MNIST 70.6 / 84.6 / 88.7;
-SVHN 27.5 / 79.2 / 84.4; CIFAR-10 28.8 / 52.1 / 60.6; CIFAR-100 13.9 / 32.3 / 42.8 (the last as quoted by later papers).
+Published (ConvNet, DSA protocol) at 1 / 10 / 50 images per class: MNIST 88.7 / 97.8 / 99.2 %;
+Fashion-MNIST 70.6 / 84.6 / 88.7; SVHN 27.5 / 79.2 / 84.4; CIFAR-10 28.8 / 52.1 / 60.6; CIFAR-100
+13.9 / 32.3 / 42.8 (the last as quoted by later papers).
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Gradient matching, the loop that DC and DSA share (specification of DC, sections 1.0 to 1.2).
 
-An iteration draws a new network and makes ``outer_loop`` updates of all images; each moves them, by SGD with momentum, down
+An iteration draws a new network and makes ``outer_loop`` updates of all images; each moves them, by
+SGD with momentum, down
 
     L = sum_c D(grad_theta CE(net(S_c), c), grad_theta CE(net(real_c), c)),
 
-and between two updates the network is trained on them for ``inner_loop`` epochs. With one update per iteration (one image per
-class) the network is never trained and images of classes never talk: blocks of them are units (batch norms are frozen with real
-images of all classes). Else blocks are lanes of one unit, which exchange the images' gradients once per update; every worker trains
-the same network.
+and between two updates the network is trained on them for ``inner_loop`` epochs. With one update
+per iteration (one image per class) the network is never trained and images of classes never talk:
+blocks of them are units (batch norms are frozen with real images of all classes). Else blocks are
+lanes of one unit, which exchange the images' gradients once per update; every worker trains the
+same network.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, added
 from raydd.data.memory import normalise
 from raydd.methods.class_matching import ClassMatching, augmented, classes_together
-from raydd.methods.parameter_gradients import class_gradient, class_gradients, freeze_batchnorm_, match, prepare_, train_step_
+from raydd.methods.parameter_gradients import (
+    class_gradient,
+    class_gradients,
+    freeze_batchnorm_,
+    match,
+    prepare_,
+    train_step_,
+)
 from raydd.networks import Network, create_network, fast_forward, has_batchnorm, reinitialise_
 from raydd.networks.initialise import scales_at_one_
 from raydd.networks.segments import segmented_form
@@ -49,12 +58,12 @@ _NETWORK = "network"
 class MatchGradients(ClassMatching):
     """The loop; a step is one update of the images and, unless it is a network's last, the network's epochs behind it.
 
-    State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the middle of an iteration, the
-    network's weights, statistics and (if it has one) momentum as ``network.*``. The network has outputs for all classes, also
-    where only some are distilled.
+    State: ``images`` and ``momentum`` ``[K * ipc, C, H, W]`` of the unit's classes, and, in the
+    middle of an iteration, the network's weights, statistics and (if it has one) momentum as
+    ``network.*``. The network has outputs for all classes, also where only some are distilled.
 
-    ``zero_scales``: of norms that the network's library starts at zero (the last of residual blocks): ``ones`` in their place, since
-    weights before a zero have no gradient, or ``kept``.
+    ``zero_scales``: of norms that the network's library starts at zero (the last of residual
+    blocks): ``ones`` in their place, since weights before a zero have no gradient, or ``kept``.
     """
 
     network: str
@@ -95,7 +104,9 @@ class MatchGradients(ClassMatching):
         return self.iterations * self.outer_loop
 
     def cost(self, unit: str) -> Cost:
-        """Return the cost: gradients of real images, first and second derivatives of synthetic ones, the network's epochs."""
+        """Return the cost: gradients of real images, first and second derivatives of synthetic
+        ones, the network's epochs.
+        """
         from raydd.training.cost import network_facts
 
         facts = network_facts(self.network, self.dataset.shape, self.dataset.classes)
@@ -105,11 +116,23 @@ class MatchGradients(ClassMatching):
         epochs = (self.outer_loop - 1) * self.inner_loop
         resident = sum(self.resident(block) for block in self._units[unit])
         second = 4 * self.ipc * max(len(block) for block in self._units[unit])
-        at_once = max(2 * self.batch_real, second, 2 * min(self.batch_train, count * self.ipc) if epochs else 0)
+        at_once = max(
+            2 * self.batch_real,
+            second,
+            2 * min(self.batch_train, count * self.ipc) if epochs else 0,
+        )
         return Cost(
             flop=facts.flop * self.iterations * (per_iteration + 3 * epochs * count * self.ipc),
-            peak_bytes=resident + 3 * images + 4 * facts.activations * at_once + 4 * facts.parameters * (3 + 2 * self.classes_per_unit),
-            state_bytes=2 * images + (4 * facts.parameters * (2 if self.inner_momentum else 1) if self.outer_loop > 1 else 0),
+            peak_bytes=resident
+            + 3 * images
+            + 4 * facts.activations * at_once
+            + 4 * facts.parameters * (3 + 2 * self.classes_per_unit),
+            state_bytes=2 * images
+            + (
+                4 * facts.parameters * (2 if self.inner_momentum else 1)
+                if self.outer_loop > 1
+                else 0
+            ),
             output_bytes=images,
         )
 
@@ -139,26 +162,47 @@ class MatchGradients(ClassMatching):
             return self._match(blocks[index], own[index], network, t, ctx)
 
         parts = ctx.each_lane(lane) if self.lanes else [lane(0)]
-        momentum = self.momentum * state["momentum"] + torch.cat([found["gradient"] for found in parts])
+        momentum = self.momentum * state["momentum"] + torch.cat(
+            [found["gradient"] for found in parts]
+        )
         images = images - self.lr_img * momentum
         ctx.log(t, loss=torch.cat([found["distance"] for found in parts]).mean())
         after = {"images": images, "momentum": momentum}
-        return after if outer == self.outer_loop - 1 else after | self._train(network, state, images, t, ctx)
+        return (
+            after
+            if outer == self.outer_loop - 1
+            else after | self._train(network, state, images, t, ctx)
+        )
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the images."""
         return {"images": state["images"]}
 
-    def _match(self, block: Sequence[int], images: Tensor, network: Network, t: int, ctx: Context) -> Tensors:
+    def _match(
+        self, block: Sequence[int], images: Tensor, network: Network, t: int, ctx: Context
+    ) -> Tensors:
         """Return the ``gradient`` of a block's images ``[K * ipc, C, H, W]`` and each class's ``distance`` ``[K]``."""
         choice, safe = self.draws(block, ctx)(t), self.numerics.deterministic
         if recordable(ctx.device):
             key = ("matching update", self, tuple(block), images.dtype)
-            matched: Captured = ctx.cached(key, lambda: Captured(self._matched(block, network, ctx), ctx.device))
-            return dict(zip(("gradient", "distance"), matched(images, choice.rows, *choice.numbers), strict=True))
+            matched: Captured = ctx.cached(
+                key, lambda: Captured(self._matched(block, network, ctx), ctx.device)
+            )
+            return dict(
+                zip(
+                    ("gradient", "distance"),
+                    matched(images, choice.rows, *choice.numbers),
+                    strict=True,
+                )
+            )
         forward, found = fast_forward(network, self.numerics), []
         for k, c in enumerate(block):
-            real = normalise(self.memory(block, ctx).gather(choice.rows[k : k + 1]), self.dataset.mean, self.dataset.std, images.dtype)
+            real = normalise(
+                self.memory(block, ctx).gather(choice.rows[k : k + 1]),
+                self.dataset.mean,
+                self.dataset.std,
+                images.dtype,
+            )
             if choice.transforms:
                 real = apply_classes(choice.transforms[k : k + 1], real, safe)
             found.append(class_gradient(network, forward, real.squeeze(0), c, self.distance))
@@ -167,42 +211,60 @@ class MatchGradients(ClassMatching):
         synthetic = leaf.view(len(block), self.ipc, *self.dataset.shape)
         if choice.transforms:
             synthetic = apply_classes(choice.transforms, synthetic, safe)
-        values, gradient = match(network, synthetic, block, gradients, self.distance, at_once=ctx.device.type != "cpu")
+        values, gradient = match(
+            network, synthetic, block, gradients, self.distance, at_once=ctx.device.type != "cpu"
+        )
         if choice.transforms:
             (gradient,) = torch.autograd.grad(synthetic, leaf, gradient)
         return {"gradient": gradient.reshape(images.shape), "distance": values}
 
-    def _matched(self, block: Sequence[int], network: Network, ctx: Context) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Return :meth:`_match` as a pure function of images, rows of the real ones ``[K, m]`` and numbers of the augmentation.
+    def _matched(
+        self, block: Sequence[int], network: Network, ctx: Context
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return :meth:`_match` as a pure function of images, rows of the real ones ``[K, m]`` and
+        numbers of the augmentation.
 
         The network's weights and statistics are read at each call.
         """
         info, memory, twin = self.dataset, self.memory(block, ctx), twice_differentiable(network)
-        segmented = segmented_form(network, self.numerics.precision) if self.distance == "ours" else None
+        segmented = (
+            segmented_form(network, self.numerics.precision) if self.distance == "ours" else None
+        )
         together = classes_together(self.network, info, 2 * self.batch_real, ctx.device)
         targets = torch.tensor(list(block), device=ctx.device)
 
         def gradients(real: Tensor) -> list[Tensor]:
             parts = zip(real.split(together), targets.split(together), strict=True)
-            found = [class_gradients(network, segmented, part, labels, self.distance) for part, labels in parts]
+            found = [
+                class_gradients(network, segmented, part, labels, self.distance)
+                for part, labels in parts
+            ]
             return [torch.cat(of_parameter) for of_parameter in zip(*found, strict=True)]
 
-        def matched(images: Tensor, rows: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        def matched(
+            images: Tensor, rows: Tensor, numbers: Tensor | None = None
+        ) -> tuple[Tensor, Tensor]:
             taps = None if numbers is None else spread(Table(numbers, info.shape[1:]), images.dtype)
             with torch.no_grad():
-                real = augmented(normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps)
+                real = augmented(
+                    normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps
+                )
             wanted = gradients(real)
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_(True)
                 synthetic = augmented(leaf.view(len(block), self.ipc, *info.shape), taps)
-                values, gradient = match(twin, synthetic, targets, wanted, self.distance, at_once=True)
+                values, gradient = match(
+                    twin, synthetic, targets, wanted, self.distance, at_once=True
+                )
                 if taps is not None:
                     (gradient,) = torch.autograd.grad(synthetic, leaf, gradient)
             return gradient.reshape(images.shape), values
 
         return matched
 
-    def _train(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
+    def _train(
+        self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context
+    ) -> Tensors:
         """Return the network's state, as ``network.*``, after its epochs on the images."""
         if recordable(ctx.device):
             return self._recorded_training(network, state, images, t, ctx)
@@ -214,18 +276,29 @@ class MatchGradients(ClassMatching):
         labels = torch.tensor(self.present, device=images.device).repeat_interleave(self.ipc)
         for epoch in range(self.inner_loop):
             draws = ctx.rng("inner/augment", t, epoch)
-            batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
+            batches = ResidentSet(images, labels).batches(
+                epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids)
+            )
             for batch, of_batch in batches:
-                train_step_(forward, optimizer, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch)
+                train_step_(
+                    forward, optimizer, augment(batch.unsqueeze(0), [draws]).squeeze(0), of_batch
+                )
         optimizer.zero_grad()
-        kept = network.state_dict()  # without buffers that are rebuilt and not saved, such as tables of positions
+        kept = (
+            network.state_dict()
+        )  # without buffers that are rebuilt and not saved, such as tables of positions
         trained: Tensors = {f"params.{name}": value for name, value in named.items()}
         trained |= {f"buffers.{n}": buffer for n, buffer in network.named_buffers() if n in kept}
         if self.inner_momentum:
-            trained |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in named.items()}
+            trained |= {
+                f"momentum.{name}": optimizer.state[p]["momentum_buffer"]
+                for name, p in named.items()
+            }
         return {f"{_NETWORK}.{name}": value.detach().clone() for name, value in trained.items()}
 
-    def _recorded_training(self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context) -> Tensors:
+    def _recorded_training(
+        self, network: Network, state: Tensors, images: Tensor, t: int, ctx: Context
+    ) -> Tensors:
         """Return what :meth:`_train` does, by one step that a GPU repeats."""
 
         def make() -> RecordedStep:
@@ -233,37 +306,58 @@ class MatchGradients(ClassMatching):
             augmentation = self._inner_augmentation()
             if not isinstance(augmentation, DrawnAugmentation):
                 raise TypeError(f"{type(augmentation).__name__} cannot be recorded")
-            return RecordedStep(TrainingStep(network, self.numerics, recipe), augmentation, ctx.device)
+            return RecordedStep(
+                TrainingStep(network, self.numerics, recipe), augmentation, ctx.device
+            )
 
         step = ctx.cached(("inner step", self, images.dtype), make)
         before, saved = part(state, f"{_NETWORK}.momentum"), network.state_dict()
         now = {f"params.{name}": p.detach() for name, p in network.named_parameters()}
-        now |= {f"momentum.{name}": before.get(name, torch.zeros_like(p)) for name, p in network.named_parameters()}
+        now |= {
+            f"momentum.{name}": before.get(name, torch.zeros_like(p))
+            for name, p in network.named_parameters()
+        }
         now |= {f"buffers.{name}": buffer for name, buffer in network.named_buffers()}
         labels = torch.tensor(self.present, device=images.device).repeat_interleave(self.ipc)
         rate = torch.tensor(self.lr_net, dtype=images.dtype, device=images.device)
         for epoch in range(self.inner_loop):
             draws = ctx.rng("inner/augment", t, epoch)
-            batches = ResidentSet(images, labels).batches(epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids))
+            batches = ResidentSet(images, labels).batches(
+                epoch, self.batch_train, lambda name, *ids: ctx.rng(f"inner/{name}", t, *ids)
+            )
             for batch, of_batch in batches:
                 now, _, _ = step(now, batch, of_batch, rate, [draws])
         kept = {f"buffers.{name}" for name, _ in network.named_buffers() if name in saved}
         wanted = ("params.", "momentum.") if self.inner_momentum else ("params.",)
-        return {f"{_NETWORK}.{name}": value for name, value in now.items() if name.startswith(wanted) or name in kept}
+        return {
+            f"{_NETWORK}.{name}": value
+            for name, value in now.items()
+            if name.startswith(wanted) or name in kept
+        }
 
     def _inner_augmentation(self) -> BatchAugmentation:
         if not parse_strategy(self.dsa):
             return make_augmentation(Recipe(epochs=self.inner_loop), self.dataset.shape[1:])
-        return make_augmentation(Recipe(epochs=self.inner_loop, augmentation="dsa", strategy=self.dsa), self.dataset.shape[1:])
+        return make_augmentation(
+            Recipe(epochs=self.inner_loop, augmentation="dsa", strategy=self.dsa),
+            self.dataset.shape[1:],
+        )
 
     def _freeze_images(self, t: int, dtype: torch.dtype, ctx: Context) -> Tensor:
         memory, classes = self.memory(self.present, ctx), list(self.present)
         rows = memory.draw(classes, FREEZE_IMAGES, [ctx.rng("freeze", t, c) for c in classes])
-        return normalise(memory.gather(rows).flatten(0, 1), self.dataset.mean, self.dataset.std, dtype)
+        return normalise(
+            memory.gather(rows).flatten(0, 1), self.dataset.mean, self.dataset.std, dtype
+        )
 
     def _network(self, dtype: torch.dtype, ctx: Context) -> Network:
         def make() -> Network:
-            made = create_network(self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network"))
+            made = create_network(
+                self.network, self.dataset.shape, self.dataset.classes, ctx.rng("network")
+            )
             return made.to(ctx.device, dtype)
 
-        return ctx.cached(("matching network", self.network, self.dataset.shape, self.dataset.classes, dtype), make)
+        return ctx.cached(
+            ("matching network", self.network, self.dataset.shape, self.dataset.classes, dtype),
+            make,
+        )

@@ -31,7 +31,8 @@ PUBLISHED_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40,
 
 
 def published_loops(ipc: int) -> tuple[int, int]:
-    """Return ``(outer_loop, inner_loop)`` for ``ipc`` images per class: those published for the nearest number, the smaller of two.
+    """Return ``(outer_loop, inner_loop)`` for ``ipc`` images per class: those published for the
+    nearest number, the smaller of two.
 
     The authors' advice above 50 is those of 50, or (20, 25).
     """
@@ -42,12 +43,14 @@ def published_loops(ipc: int) -> tuple[int, int]:
 class GradientMatching(Method):
     """Fields of DC and DSA.
 
-    ``network``: whose gradients are matched. ``iterations``: new networks, each serving ``outer_loop`` updates of the images
-    with ``inner_loop`` epochs of training between two (null: those published for the nearest number of images per class).
-    ``lr_img``, ``momentum``: of the images' SGD (published for MLPs: 0.01). ``lr_net``, ``inner_momentum``: of the network's
-    SGD; the original code had a momentum of 0.5 when DC's figures for 10 and more images per class were published. ``batch_real``:
-    real images per class and update (as many as the smallest class has, if those are fewer). ``batch_train``: images per step
-    of the network. ``distance``: between gradients, ``ours`` (cosine of rows; published), ``mse`` or ``cos``. ``init``: start from
+    ``network``: whose gradients are matched. ``iterations``: new networks, each serving
+    ``outer_loop`` updates of the images with ``inner_loop`` epochs of training between two (null:
+    those published for the nearest number of images per class). ``lr_img``, ``momentum``: of the
+    images' SGD (published for MLPs: 0.01). ``lr_net``, ``inner_momentum``: of the network's SGD;
+    the original code had a momentum of 0.5 when DC's figures for 10 and more images per class were
+    published. ``batch_real``: real images per class and update (as many as the smallest class has,
+    if those are fewer). ``batch_train``: images per step of the network. ``distance``: between
+    gradients, ``ours`` (cosine of rows; published), ``mse`` or ``cos``. ``init``: start from
     ``noise`` or ``real`` images. ``classes_per_unit``: classes that one worker moves together.
 
     With one update per network (``outer_loop`` 1, published for one image per class) the network is never trained, and
@@ -83,14 +86,18 @@ class GradientMatching(Method):
         probe = self._probe(info)
         scales: Literal["kept", "ones"] = "ones" if zero_scales(probe) else "kept"
         check_network(probe, self.network, self.distance)
-        check_blindness(normalise_name(self.network), info.shape, info.classes, self.distance, scales)
+        check_blindness(
+            normalise_name(self.network), info.shape, info.classes, self.distance, scales
+        )
         outer, inner = published_loops(ipc)
         outer = outer if self.outer_loop is None else self.outer_loop
         self._check_batches(problem, trained=outer > 1)
         return [
             MatchGradients(
                 seed=problem.seed,
-                numerics=replace(problem.numerics, convolution="direct"),  # Winograd's has no derivative in the weights
+                numerics=replace(
+                    problem.numerics, convolution="direct"
+                ),  # Winograd's has no derivative in the weights
                 dataset=info.only("train"),
                 ipc=ipc,
                 network=normalise_name(self.network),
@@ -113,21 +120,37 @@ class GradientMatching(Method):
         ]
 
     def _check_batches(self, problem: Problem, *, trained: bool) -> None:
-        """Raise ``ConfigError`` if batch norms would see one image: of those that freeze them, or at the end of an inner epoch."""
+        """Raise ``ConfigError`` if batch norms would see one image: of those that freeze them, or
+        at the end of an inner epoch.
+        """
         info, count = problem.dataset, len(problem.present)
-        smallest = min((info.train_counts[c] for c in problem.present), default=0) if info.train_counts else FREEZE_IMAGES
+        smallest = (
+            min((info.train_counts[c] for c in problem.present), default=0)
+            if info.train_counts
+            else FREEZE_IMAGES
+        )
         frozen, name = count * min(FREEZE_IMAGES, smallest), normalise_name(self.network)
         facts = (name, info.shape, info.classes)
-        check_batches(*facts, [frozen], Recipe(epochs=1, batch=max(1, frozen)), "method.batch_train", "method.network")
+        check_batches(
+            *facts,
+            [frozen],
+            Recipe(epochs=1, batch=max(1, frozen)),
+            "method.batch_train",
+            "method.network",
+        )
         if trained:
             recipe = Recipe(epochs=1, batch=self.batch_train)
-            check_batches(*facts, [count * problem.ipc], recipe, "method.batch_train", "method.network")
+            check_batches(
+                *facts, [count * problem.ipc], recipe, "method.batch_train", "method.network"
+            )
 
     def _probe(self, info: DatasetInfo) -> Network:
         return create_network(self.network, info.shape, info.classes, generator(0, "probe"))
 
     def joint(self, problem: Problem) -> bool:
-        """Return whether the network is trained on the images of all classes between two updates, or its batch norms see all classes."""
+        """Return whether the network is trained on the images of all classes between two updates,
+        or its batch norms see all classes.
+        """
         outer = published_loops(problem.ipc)[0] if self.outer_loop is None else self.outer_loop
         return outer > 1 or has_batchnorm(self._probe(problem.dataset))
 

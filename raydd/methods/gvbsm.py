@@ -1,12 +1,14 @@
 """G-VBSM: generalized various backbone and statistical matching (Shao et al., CVPR 2024, arXiv 2311.17950).
 
-As SRe2L, with several networks in turn, convolutions matched as well as batch norms, in patches too, statistics that remember
-past updates, and a term that keeps a class's images apart (specification edc_sre2l_gvbsm_rded, sections 2.4 and 5.2):
+As SRe2L, with several networks in turn, convolutions matched as well as batch norms, in patches
+too, statistics that remember past updates, and a term that keeps a class's images apart
+(specification edc_sre2l_gvbsm_rded, sections 2.4 and 5.2):
 
     L = CE + r_loss * sum_l w_l sum_stat ||reference_l - stat_l|| + dd_weight * L_DD
 
-Published (ResNet-18): ImageNet-1k 31.4 / 51.8 / 55.7 % at 10 / 50 / 100 images per class; Tiny-ImageNet 47.6 at 50; CIFAR-100
-25.9 / 59.5 / 65.0 at 1 / 10 / 50; CIFAR-10 53.5 / 59.2 at 10 / 50.
+Published (ResNet-18): ImageNet-1k 31.4 / 51.8 / 55.7 % at 10 / 50 / 100 images per class;
+Tiny-ImageNet 47.6 at 50; CIFAR-100 25.9 / 59.5 / 65.0 at 1 / 10 / 50; CIFAR-10 53.5 / 59.2 at 10 /
+50.
 """
 
 from __future__ import annotations
@@ -30,18 +32,25 @@ from raydd.training.statistics import StatisticsConfig
 class Gvbsm(Recovering):
     """Recovery from the statistics of batch norms and convolutions of several networks.
 
-    ``order``: how images are put in groups: ``class_major``, ``ten_blocks`` (published for Tiny-ImageNet; ipc must be a multiple
-    of ten) or ``ipc_major``. ``statistics``: those of convolutions' inputs. ``momentum``: of the running statistics.
-    ``drop_rate``: probability that a convolution is left out of an update. ``dd_weight``, ``dd_tau``: data densification, over
-    the images of a class in a group, and its temperature. ``compat``: see :class:`EmaCompat`. The other keys:
-    :class:`Recovering`. Defaults are ImageNet-1k's (80 images on 2 GPUs); published for Tiny-ImageNet and CIFAR:
-    ``lr_img: 0.05``, ``momentum: 0.8``, ``drop_rate: 0.4``, ``crop: null`` with ``pad: 8`` or 4, ``group_size: 50`` (CIFAR-10: 100),
-    ``image_format: png``.
+    ``order``: how images are put in groups: ``class_major``, ``ten_blocks`` (published for
+    Tiny-ImageNet; ipc must be a multiple of ten) or ``ipc_major``. ``statistics``: those of
+    convolutions' inputs. ``momentum``: of the running statistics. ``drop_rate``: probability that a
+    convolution is left out of an update. ``dd_weight``, ``dd_tau``: data densification, over the
+    images of a class in a group, and its temperature. ``compat``: see :class:`EmaCompat`. The other
+    keys: :class:`Recovering`. Defaults are ImageNet-1k's (80 images on 2 GPUs); published for
+    Tiny-ImageNet and CIFAR: ``lr_img: 0.05``, ``momentum: 0.8``, ``drop_rate: 0.4``, ``crop: null``
+    with ``pad: 8`` or 4, ``group_size: 50`` (CIFAR-10: 100), ``image_format: png``.
     """
 
-    networks: tuple[str, ...] = ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5")
+    networks: tuple[str, ...] = (
+        "resnet18",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "shufflenet_v2_x0_5",
+    )
     labels: LabelConfig = field(
-        default_factory=partial(LabelConfig, batch=1024, crop=(0.08, 1.0), ensemble="rescaled"), metadata={"key": False}
+        default_factory=partial(LabelConfig, batch=1024, crop=(0.08, 1.0), ensemble="rescaled"),
+        metadata={"key": False},
     )
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     group_size: Annotated[int, Ge(1)] = 40

@@ -6,8 +6,8 @@ In each class, with features ``phi`` and class mean ``mu``, the i-th image is th
 
 The features are those before the last layer of a network trained on the whole training set, or of an untrained one.
 
-Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 21.5 / 31.6 / 40.4 % at 1 / 10 / 50 images per
-class; CIFAR-100 8.4 / 17.3 / 33.7.
+Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 21.5 / 31.6 / 40.4 %
+at 1 / 10 / 50 images per class; CIFAR-100 8.4 / 17.3 / 33.7.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from raydd.training.teachers import TrainNetwork, features_of, restore_network
 
 
 def herd(features: Tensor, count: int) -> Tensor:
-    """Return the positions of ``count`` rows of ``features [N, d]``, chosen greedily so that their mean follows the mean of all.
+    """Return the positions of ``count`` rows of ``features [N, d]``, chosen greedily so that their
+    mean follows the mean of all.
 
     Computed in float64; of equally good rows the first is taken. ``count`` must not exceed ``N``.
     """
@@ -73,7 +74,9 @@ class SelectByFeature(SelectImages):
         pixels = info.channels * info.height * info.width
         return Cost(
             flop=facts.flop * images,
-            peak_bytes=largest * (pixels + 12 * facts.features) + 4 * 256 * facts.activations + 4 * facts.parameters,
+            peak_bytes=largest * (pixels + 12 * facts.features)
+            + 4 * 256 * facts.activations
+            + 4 * facts.parameters,
             output_bytes=len(block) * self.ipc * pixels,
         )
 
@@ -81,7 +84,9 @@ class SelectByFeature(SelectImages):
         """Return the selection among a class's features."""
 
         def restore() -> Network:
-            return restore_network(self.teacher.network, self.dataset, ctx.load("teacher"), ctx.device)
+            return restore_network(
+                self.teacher.network, self.dataset, ctx.load("teacher"), ctx.device
+            )
 
         ref = Ref(self.teacher, self.teacher.units()[0])
         network = ctx.cached(("teacher", ref.key), restore)
@@ -125,13 +130,31 @@ class FeatureSelection(Method):
         """Return the stage that trains the network."""
         strategy = problem.dataset.dsa_strategy if self.dsa is None else self.dsa
         augmented = self.epochs > 0 and strategy.lower() not in ("", "none")
-        augmentation: dict[str, Any] = {"augmentation": "dsa", "strategy": strategy} if augmented else {}
+        augmentation: dict[str, Any] = (
+            {"augmentation": "dsa", "strategy": strategy} if augmented else {}
+        )
         drops = (self.epochs - self.epochs // 4,) if self.epochs >= 4 else ()
         info, network = problem.dataset, normalise_name(self.network)
-        recipe = Recipe(epochs=self.epochs, batch=self.batch, lr=self.lr, drops=drops, **augmentation)
+        recipe = Recipe(
+            epochs=self.epochs, batch=self.batch, lr=self.lr, drops=drops, **augmentation
+        )
         if info.digests:  # else the numbers of images are estimates
-            check_batches(network, info.shape, info.classes, [sum(info.train_counts)], recipe, "method.batch", "method.network")
-        return TrainNetwork(seed=problem.seed, numerics=problem.numerics, dataset=info.only("train"), network=network, recipe=recipe)
+            check_batches(
+                network,
+                info.shape,
+                info.classes,
+                [sum(info.train_counts)],
+                recipe,
+                "method.batch",
+                "method.network",
+            )
+        return TrainNetwork(
+            seed=problem.seed,
+            numerics=problem.numerics,
+            dataset=info.only("train"),
+            network=network,
+            recipe=recipe,
+        )
 
     def plan(self, problem: Problem) -> list[Stage]:
         """Return the training of the network and the selection; ``ConfigError`` if a class has too few images."""

@@ -28,15 +28,19 @@ Sampling = Literal["without_replacement", "with_replacement", "softmax_count"]
 
 
 def start_images(pool: int, ipc: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Return the places int64 ``[ipc]``, among a class's ``pool`` images, of those it starts from (specification, section 2.1.c).
+    """Return the places int64 ``[ipc]``, among a class's ``pool`` images, of those it starts from
+    (specification, section 2.1.c).
 
-    ``without_replacement``: the first ``ipc``, image k for the k-th. ``with_replacement``: uniform draws, so that some are
-    repeated and others missed (published, but for ImageNet-10). ``softmax_count``: an image drawn n times before is drawn with
-    probability softmax(-1 - n) (ImageNet-10). ``ConfigError`` if there are too few for ``without_replacement``.
+    ``without_replacement``: the first ``ipc``, image k for the k-th. ``with_replacement``: uniform
+    draws, so that some are repeated and others missed (published, but for ImageNet-10).
+    ``softmax_count``: an image drawn n times before is drawn with probability softmax(-1 - n)
+    (ImageNet-10). ``ConfigError`` if there are too few for ``without_replacement``.
     """
     if sampling == "without_replacement":
         if pool < ipc:
-            raise ConfigError(f"a pool of {pool} images per class gives no {ipc} without replacement; use sampling=with_replacement")
+            raise ConfigError(
+                f"a pool of {pool} images per class gives no {ipc} without replacement; use sampling=with_replacement"
+            )
         return torch.arange(ipc)
     if sampling == "with_replacement":
         return torch.randint(pool, (ipc,), generator=generator)
@@ -110,7 +114,9 @@ class RealPool(ImagePool):
         """Return the draw of a class; ``DataError`` if it has fewer than ``pool`` images."""
         members = members_of(label, ctx)
         if len(members) < self.pool:
-            raise DataError(f"init.pool={self.pool}: class {label} has only {len(members)} training images")
+            raise DataError(
+                f"init.pool={self.pool}: class {label} has only {len(members)} training images"
+            )
         order = torch.randperm(len(members), generator=ctx.rng("pool", label))
         return ctx.data["train"].take(members[order[: self.pool]])
 
@@ -122,18 +128,23 @@ def _tell(url: str, lines: tuple[str, ...]) -> None:
 
 
 @lru_cache(maxsize=8)
-def _opened(url: str, found: tuple[tuple[str, int], ...], info: DatasetInfo, listed: tuple[str, ...]) -> FolderData:
+def _opened(
+    url: str, found: tuple[tuple[str, int], ...], info: DatasetInfo, listed: tuple[str, ...]
+) -> FolderData:
     strange = [path for path, _ in found if path.count("/") != 1]
     if strange:
         raise DataError(f"{url} must hold <class>/<image> and nothing deeper; it has {strange[0]}")
     labels = class_of_folders(sorted({path.split("/")[0] for path, _ in found}), info, listed)
     given = torch.tensor([labels[path.split("/")[0]] for path, _ in found])
-    transform = Transform(channels=info.channels, height=info.height, width=info.width, fit="squash")
+    transform = Transform(
+        channels=info.channels, height=info.height, width=info.width, fit="squash"
+    )
     return FolderData(Storage(url), found, given, transform, skip=False)
 
 
 def open_folder(url: str, info: DatasetInfo) -> FolderData | None:
-    """Return the images of an image folder, one subfolder per class, scaled to the data set's size; ``None`` if it has none.
+    """Return the images of an image folder, one subfolder per class, scaled to the data set's size;
+    ``None`` if it has none.
 
     ``DataError`` for folders that are no classes of the data set, or deeper than one.
     """
@@ -141,7 +152,11 @@ def open_folder(url: str, info: DatasetInfo) -> FolderData | None:
     there = walk(Storage(url))
     _tell(url, tuple(there.left_out.lines()))
     found = tuple(there.pictures)
-    return _opened(url, found, info.only(), tuple(read_side(Storage(url)).get("folders", ()))) if found else None
+    return (
+        _opened(url, found, info.only(), tuple(read_side(Storage(url)).get("folders", ())))
+        if found
+        else None
+    )
 
 
 def view_of(url: str, info: DatasetInfo) -> Range | None:
@@ -151,22 +166,38 @@ def view_of(url: str, info: DatasetInfo) -> Range | None:
 
 
 def _digest(data: FolderData, view: Range | None) -> str:
-    return data.digest if view is None else hashlib.sha256(f"{data.digest} {view}".encode()).hexdigest()
+    return (
+        data.digest
+        if view is None
+        else hashlib.sha256(f"{data.digest} {view}".encode()).hexdigest()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPool(ImagePool):
-    """The first ``pool`` files of each class of an image folder of others, such as RDED's output (see :func:`open_folder`).
+    """The first ``pool`` files of each class of an image folder of others, such as RDED's output
+    (see :func:`open_folder`).
 
-    ``digest``: of the folder as :meth:`at` found it; ``""`` if it was not there, when the stage can be planned but not run.
+    ``digest``: of the folder as :meth:`at` found it; ``""`` if it was not there, when the stage can
+    be planned but not run.
     """
 
     url: str = unkeyed()
     digest: str
 
     @classmethod
-    def at(cls, url: str, dataset: DatasetInfo, *, pool: int | None, fallback: int, classes_per_unit: int, seed: int) -> FolderPool:
-        """Look at a folder; ``pool=None``: as many images as its smallest class has, or ``fallback`` where there is no folder.
+    def at(
+        cls,
+        url: str,
+        dataset: DatasetInfo,
+        *,
+        pool: int | None,
+        fallback: int,
+        classes_per_unit: int,
+        seed: int,
+    ) -> FolderPool:
+        """Look at a folder; ``pool=None``: as many images as its smallest class has, or
+        ``fallback`` where there is no folder.
 
         ``ConfigError`` if a class has fewer than ``pool``.
         """
@@ -176,17 +207,30 @@ class FolderPool(ImagePool):
             short = int(counts.argmin())
             if counts[short] < (pool or 1):
                 hint = "; init.pool=null takes what every class has" if counts[short] else ""
-                raise ConfigError(f"init.pool={pool or 1}: class {short} has {int(counts[short])} images in {url}{hint}")
+                raise ConfigError(
+                    f"init.pool={pool or 1}: class {short} has {int(counts[short])} images in {url}{hint}"
+                )
             pool = pool or int(counts[short])
         digest = "" if data is None else _digest(data, view_of(url, dataset))
         pool = pool or fallback
-        return cls(seed=seed, dataset=dataset.only(), pool=pool, classes_per_unit=classes_per_unit, url=url, digest=digest)
+        return cls(
+            seed=seed,
+            dataset=dataset.only(),
+            pool=pool,
+            classes_per_unit=classes_per_unit,
+            url=url,
+            digest=digest,
+        )
 
     def images_of(self, label: int, ctx: Context) -> Tensor:
         """Return the files of a class, by name; ``DataError`` if the folder is not the one that was planned with."""
         data, view = ctx.cached(("folder pool", self.url, self.digest), self._open)
         images = data.take((data.labels == label).nonzero().reshape(-1)[: self.pool])
-        return images if view is None else (view.decode(images).clamp(0, 1) * 255).round().to(torch.uint8)
+        return (
+            images
+            if view is None
+            else (view.decode(images).clamp(0, 1) * 255).round().to(torch.uint8)
+        )
 
     def _open(self) -> tuple[FolderData, Range | None]:
         data = open_folder(self.url, self.dataset)

@@ -1,10 +1,12 @@
-"""K-center: real images that cover their class (Sener and Savarese, ICLR 2018, arXiv 1708.00489; spec dc_dsa_dm, section 1.4).
+"""K-center: real images that cover their class (Sener and Savarese, ICLR 2018, arXiv 1708.00489;
+spec dc_dsa_dm, section 1.4).
 
-In each class the first image is the one whose feature is closest to the class mean; every further one is the one farthest
-from the nearest already chosen (the greedy 2-approximation). Features as in :mod:`raydd.methods.herding`.
+In each class the first image is the one whose feature is closest to the class mean; every further
+one is the one farthest from the nearest already chosen (the greedy 2-approximation). Features as in
+:mod:`raydd.methods.herding`.
 
-Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 23.3 / 36.4 / 48.7 % at 1 / 10 / 50 images per
-class; CIFAR-100 8.6 / 20.7 / 33.6.
+Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 23.3 / 36.4 / 48.7 %
+at 1 / 10 / 50 images per class; CIFAR-100 8.6 / 20.7 / 33.6.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from raydd.methods.herding import FeatureSelection, SelectByFeature
 
 
 def k_center(features: Tensor, count: int) -> Tensor:
-    """Return the positions of ``count`` rows of ``features [N, d]``: the one closest to the mean, then always the farthest.
+    """Return the positions of ``count`` rows of ``features [N, d]``: the one closest to the mean,
+    then always the farthest.
 
     Computed in float64; of equally far rows the first is taken. ``count`` must not exceed ``N``.
     """

@@ -1,4 +1,5 @@
-"""What recovery starts from, as jobs ask for it: noise, real images, patches of them, or a folder of others (section 2.1).
+"""What recovery starts from, as jobs ask for it: noise, real images, patches of them, or a folder
+of others (section 2.1).
 
 Specification: edc_sre2l_gvbsm_rded. The stages are in :mod:`raydd.methods.image_pool` and :mod:`raydd.methods.patches`.
 """
@@ -17,12 +18,28 @@ from raydd.core.storage import absolute
 from raydd.core.units import Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.base import Problem, check_counts
-from raydd.methods.image_pool import FolderPool, ImagePool, RealPool, Sampling, open_folder, start_images
+from raydd.methods.image_pool import (
+    FolderPool,
+    ImagePool,
+    RealPool,
+    Sampling,
+    open_folder,
+    start_images,
+)
 from raydd.methods.patches import EdcPool, RdedPool, check_rded
 from raydd.methods.scoring import ScoreImages
 from raydd.training.backbones import Backbone, TeacherConfig, training_stages
 
-__all__ = ["EdcPool", "FolderPool", "ImagePool", "InitConfig", "RdedPool", "RealPool", "Sampling", "start_images"]
+__all__ = [
+    "EdcPool",
+    "FolderPool",
+    "ImagePool",
+    "InitConfig",
+    "RdedPool",
+    "RealPool",
+    "Sampling",
+    "start_images",
+]
 
 _READ_BY: Mapping[str, tuple[str, ...]] = {
     "folder": ("folder",),
@@ -37,7 +54,10 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {
 }
 """The kinds that read a field; elsewhere it must be left at its default."""
 
-_NETWORKS = {"rded": ("resnet18",), "edc": ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5")}
+_NETWORKS = {
+    "rded": ("resnet18",),
+    "edc": ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5"),
+}
 _NUM_CROP = {"rded": 5, "edc": 4}
 
 
@@ -47,7 +67,9 @@ def _rded_pool(given: dict[str, Any], info: DatasetInfo) -> ImagePool:
 
 
 def _edc_pool(given: dict[str, Any], info: DatasetInfo) -> ImagePool:
-    scores = ScoreImages(**{name: given[name] for name in ("seed", "numerics", "dataset", "backbones")})
+    scores = ScoreImages(
+        **{name: given[name] for name in ("seed", "numerics", "dataset", "backbones")}
+    )
     stage = EdcPool(**given, scores=scores)
     stage.check(info)
     return stage
@@ -58,17 +80,21 @@ _PATCHES = {"rded": _rded_pool, "edc": _edc_pool}
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig:
-    """What synthetic images start as (YAML: ``method.init``). Fields that a kind does not read must be left at their default.
+    """What synthetic images start as (YAML: ``method.init``). Fields that a kind does not read must
+    be left at their default.
 
-    ``kind``: ``noise``; ``real``, random training images; ``rded``, the crops a teacher is surest of, tiled (RDED); ``edc``,
-    EDC's variant, the best images and then the best of crops shared by many; ``folder``, an image folder with a subfolder per
-    class, such as RDED's published output. ``folder``: its URL. ``pool``: images per class to start from (null: ipc; of a
-    folder, as many as its smallest class has). ``sampling``: which of them become which start images:
-    ``without_replacement`` (image k for the k-th), ``with_replacement`` (published), ``softmax_count`` (published for
-    ImageNet-10). ``networks``: teachers that judge crops (null: those published for ImageNet-1k, of RDED ResNet-18, of EDC
-    four). ``factor``: crops along a side of an image (null: 2; published for CIFAR and Tiny-ImageNet: 1). ``candidates``:
-    images per class that are cut (null: 300). ``num_crop``: crops of each (null: 5 for RDED, 4 for EDC). ``image_format``:
-    ``jpeg75`` (null; published) or ``png``. ``classes_per_unit``: classes that one worker makes together.
+    ``kind``: ``noise``; ``real``, random training images; ``rded``, the crops a teacher is surest
+    of, tiled (RDED); ``edc``, EDC's variant, the best images and then the best of crops shared by
+    many; ``folder``, an image folder with a subfolder per class, such as RDED's published output.
+    ``folder``: its URL. ``pool``: images per class to start from (null: ipc; of a folder, as many
+    as its smallest class has). ``sampling``: which of them become which start images:
+    ``without_replacement`` (image k for the k-th), ``with_replacement`` (published),
+    ``softmax_count`` (published for ImageNet-10). ``networks``: teachers that judge crops (null:
+    those published for ImageNet-1k, of RDED ResNet-18, of EDC four). ``factor``: crops along a side
+    of an image (null: 2; published for CIFAR and Tiny-ImageNet: 1). ``candidates``: images per
+    class that are cut (null: 300). ``num_crop``: crops of each (null: 5 for RDED, 4 for EDC).
+    ``image_format``: ``jpeg75`` (null; published) or ``png``. ``classes_per_unit``: classes that
+    one worker makes together.
     """
 
     kind: Literal["noise", "real", "rded", "edc", "folder"] = "rded"
@@ -86,9 +112,13 @@ class InitConfig:
         for f in fields(self):
             kinds, value = _READ_BY.get(f.name, (self.kind,)), getattr(self, f.name)
             if value != f.default and self.kind not in kinds:
-                raise ConfigError(f"init.{f.name}={value} has no effect with init.kind={self.kind}, only with {', '.join(kinds)}")
+                raise ConfigError(
+                    f"init.{f.name}={value} has no effect with init.kind={self.kind}, only with {', '.join(kinds)}"
+                )
         if self.kind == "folder" and not self.folder:
-            raise ConfigError("init.kind=folder needs init.folder, the URL of an image folder with a subfolder per class")
+            raise ConfigError(
+                "init.kind=folder needs init.folder, the URL of an image folder with a subfolder per class"
+            )
         if self.networks is not None and not self.networks:
             raise ConfigError("init.networks: at least one teacher must judge the crops")
 
@@ -103,7 +133,11 @@ class InitConfig:
 
     def backbones(self, problem: Problem, teachers: TeacherConfig) -> tuple[Backbone, ...]:
         """Return the teachers that judge images."""
-        return tuple(teachers.backbones(self.scoring_networks, problem)) if self.scoring_networks else ()
+        return (
+            tuple(teachers.backbones(self.scoring_networks, problem))
+            if self.scoring_networks
+            else ()
+        )
 
     def pool_stage(self, problem: Problem, teachers: TeacherConfig) -> ImagePool | None:
         """Return the stage whose output a problem's images start from, ``None`` for noise.
@@ -114,7 +148,10 @@ class InitConfig:
             return None
         info, ipc = problem.dataset, problem.ipc
         pool = ipc if self.pool is None else self.pool
-        common: dict[str, Any] = {"seed": problem.seed, "classes_per_unit": min(self.classes_per_unit, info.classes)}
+        common: dict[str, Any] = {
+            "seed": problem.seed,
+            "classes_per_unit": min(self.classes_per_unit, info.classes),
+        }
         stage: ImagePool
         if self.kind == "folder":
             stage = FolderPool.at(self._url, info, pool=self.pool, fallback=ipc, **common)
@@ -124,10 +161,14 @@ class InitConfig:
         else:
             stage = self._patches(problem, self.backbones(problem, teachers), pool, common)
         if self.sampling == "without_replacement" and stage.pool < ipc:
-            raise ConfigError(f"init.pool={stage.pool} is below ipc={ipc}: raise it, or set init.sampling=with_replacement")
+            raise ConfigError(
+                f"init.pool={stage.pool} is below ipc={ipc}: raise it, or set init.sampling=with_replacement"
+            )
         return stage
 
-    def _patches(self, problem: Problem, backbones: tuple[Backbone, ...], pool: int, common: dict[str, Any]) -> ImagePool:
+    def _patches(
+        self, problem: Problem, backbones: tuple[Backbone, ...], pool: int, common: dict[str, Any]
+    ) -> ImagePool:
         given: dict[str, Any] = common | {
             "numerics": problem.numerics.plain,
             "dataset": problem.dataset.only("train"),
@@ -152,6 +193,12 @@ class InitConfig:
         """Return a sentence for each thing that is not there: the folder, the weights of the teachers that judge."""
         if self.kind == "folder":
             if open_folder(self._url, problem.dataset) is None:
-                return [f"init.folder: no images in {self._url}; put <class>/<image> there, such as RDED's published output"]
+                return [
+                    f"init.folder: no images in {self._url}; put <class>/<image> there, such as RDED's published output"
+                ]
             return []
-        return list(teachers.missing(self.scoring_networks, problem.dataset)) if self.scoring_networks else []
+        return (
+            list(teachers.missing(self.scoring_networks, problem.dataset))
+            if self.scoring_networks
+            else []
+        )

@@ -1,9 +1,11 @@
-"""Random selection: real images drawn uniformly from each class, the baseline of every method (spec dc_dsa_dm, section 1.4).
+"""Random selection: real images drawn uniformly from each class, the baseline of every method (spec
+dc_dsa_dm, section 1.4).
 
 Also what the two other selections share: stages whose units are blocks of classes and whose output is real images.
 
-Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 14.4 / 26.0 / 43.4 % at 1 / 10 / 50 images per
-class; CIFAR-100 4.2 / 14.6 / 30.0; Fashion-MNIST 51.4 / 73.8 / 82.5. Draws of one image per class differ by about 4 points.
+Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 14.4 / 26.0 / 43.4 %
+at 1 / 10 / 50 images per class; CIFAR-100 4.2 / 14.6 / 30.0; Fashion-MNIST 51.4 / 73.8 / 82.5.
+Draws of one image per class differ by about 4 points.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from raydd.methods.base import ClassBlocks, Method, Problem, check_counts, regis
 class SelectImages(ClassBlocks):
     """Choose ``ipc`` real images of each class; a unit is a block of classes, done at once.
 
-    Output: ``images`` uint8 ``[K * ipc, C, H, W]`` and ``ids``, their indices in the training split, class by class in the
-    order of choice. ``DataError`` for a class with fewer images.
+    Output: ``images`` uint8 ``[K * ipc, C, H, W]`` and ``ids``, their indices in the training
+    split, class by class in the order of choice. ``DataError`` for a class with fewer images.
     """
 
     phase: ClassVar[str] = "init"
@@ -55,7 +57,9 @@ class SelectImages(ClassBlocks):
     def _of_class(self, label: int, ctx: Context) -> Tensor:
         members = (ctx.data["train"].labels == label).nonzero().reshape(-1)
         if len(members) < self.ipc:
-            raise DataError(f"ipc={self.ipc}: class {label} has only {len(members)} training images to choose from")
+            raise DataError(
+                f"ipc={self.ipc}: class {label} has only {len(members)} training images to choose from"
+            )
         return members[self.choose(label, members, ctx)]
 
     def choose(self, label: int, members: Tensor, ctx: Context) -> Tensor:
@@ -77,7 +81,9 @@ def assemble_images(problem: Problem, outputs: Mapping[str, Tensors]) -> Distill
     images = torch.cat([outputs[unit]["images"] for unit in sorted(outputs)])
     labels = torch.arange(problem.dataset.classes).repeat_interleave(problem.ipc)
     ids = torch.cat([outputs[unit]["ids"] for unit in sorted(outputs)])
-    return DistilledSet(images=images, labels=labels, info=problem.dataset, recipe={"source_ids": ids.tolist()})
+    return DistilledSet(
+        images=images, labels=labels, info=problem.dataset, recipe={"source_ids": ids.tolist()}
+    )
 
 
 @register_method("random")

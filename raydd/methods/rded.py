@@ -1,15 +1,18 @@
-"""RDED: tiled crops of real images, nothing optimised (Sun et al., CVPR 2024, arXiv 2312.03526; spec edc_sre2l_gvbsm_rded, 5.3).
+"""RDED: tiled crops of real images, nothing optimised (Sun et al., CVPR 2024, arXiv 2312.03526;
+spec edc_sre2l_gvbsm_rded, 5.3).
 
 Of each of 300 random images of a class, the best of five random square crops is kept, best meaning the lowest
 
     - log softmax(teacher(crop))_class
 
-and of those the ``factor^2 * ipc`` best are put together, ``factor`` x ``factor`` to an image, each image from the whole range
-of ranks. Students learn the teacher's labels of the views they see (KL divergence at temperature 20, mixed by CutMix).
+and of those the ``factor^2 * ipc`` best are put together, ``factor`` x ``factor`` to an image, each
+image from the whole range of ranks. Students learn the teacher's labels of the views they see (KL
+divergence at temperature 20, mixed by CutMix).
 
-Published (ResNet-18 teaching ResNet-18): ImageNet-1k 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 images per class; ImageNet-10 24.9 /
-53.3 / 75.5; Tiny-ImageNet 9.7 / 41.9 / 58.2; CIFAR-100 11.0 / 42.6 / 62.6; CIFAR-10 22.9 / 37.1 / 62.1 (the best of several
-test epochs, and as quoted by EDC). ImageNet-1k at 10 takes seven minutes on one RTX 4090.
+Published (ResNet-18 teaching ResNet-18): ImageNet-1k 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 images per
+class; ImageNet-10 24.9 / 53.3 / 75.5; Tiny-ImageNet 9.7 / 41.9 / 58.2; CIFAR-100 11.0 / 42.6 /
+62.6; CIFAR-10 22.9 / 37.1 / 62.1 (the best of several test epochs, and as quoted by EDC).
+ImageNet-1k at 10 takes seven minutes on one RTX 4090.
 """
 
 from __future__ import annotations
@@ -38,12 +41,14 @@ from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, trai
 class Rded(Method):
     """Tiles of the crops that a teacher is surest of.
 
-    ``teacher``: the network that judges crops and labels the students' images; ``teachers``: where its weights come from.
-    ``network``: the architecture of the students. ``factor``: crops along a side of an image (published for CIFAR and
-    Tiny-ImageNet: 1). ``candidates``: random images per class that are cut, fewer where a class has fewer. ``num_crop``: crops
-    of each image. ``image_format``: ``jpeg75`` (published) or ``png``. ``labels``: of the students' views; published for another
-    ``factor`` f: ``shuffle: f`` and ``crop: [1/f, 1]``; published batches at 1 / 10 / 50 images per class: 10 / 50 / 100, for 100
-    and 1000 classes twice that, for Tiny-ImageNet always 100 (specification, section 5.3). ``classes_per_unit``: classes that one
+    ``teacher``: the network that judges crops and labels the students' images; ``teachers``: where
+    its weights come from. ``network``: the architecture of the students. ``factor``: crops along a
+    side of an image (published for CIFAR and Tiny-ImageNet: 1). ``candidates``: random images per
+    class that are cut, fewer where a class has fewer. ``num_crop``: crops of each image.
+    ``image_format``: ``jpeg75`` (published) or ``png``. ``labels``: of the students' views;
+    published for another ``factor`` f: ``shuffle: f`` and ``crop: [1/f, 1]``; published batches at
+    1 / 10 / 50 images per class: 10 / 50 / 100, for 100 and 1000 classes twice that, for
+    Tiny-ImageNet always 100 (specification, section 5.3). ``classes_per_unit``: classes that one
     worker makes together.
     """
 
@@ -54,7 +59,9 @@ class Rded(Method):
     candidates: Annotated[int, Ge(1)] = 300
     num_crop: Annotated[int, Ge(1)] = 5
     image_format: ImageFormat = "jpeg75"
-    labels: LabelConfig = field(default_factory=partial(LabelConfig, shuffle=2, codec="online"), metadata={"key": False})
+    labels: LabelConfig = field(
+        default_factory=partial(LabelConfig, shuffle=2, codec="online"), metadata={"key": False}
+    )
     classes_per_unit: Annotated[int, Ge(1)] = 10
 
     def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:
@@ -74,7 +81,9 @@ class Rded(Method):
         return self.missing_teachers(problem)
 
     def plan(self, problem: Problem) -> list[Stage]:
-        """Return the teacher's training, if it is trained here, and the choice of crops; ``ConfigError`` if there are too few."""
+        """Return the teacher's training, if it is trained here, and the choice of crops;
+        ``ConfigError`` if there are too few.
+        """
         info = problem.dataset
         check_rded(info, problem.ipc, self.factor, self.candidates)
         backbones = self.label_teachers(problem)
@@ -95,10 +104,14 @@ class Rded(Method):
     def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
         """Write the teacher that was trained here, for ``teachers.weights`` of other jobs."""
         folder = join(url, "teachers")
-        return {"teachers": folder} if keep_trained(self.label_teachers(problem), load, folder) else {}
+        return (
+            {"teachers": folder} if keep_trained(self.label_teachers(problem), load, folder) else {}
+        )
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the tiled images, as pixels, in class order with hard labels."""
         units = sorted(outputs)
-        images, labels = (torch.cat([outputs[unit][name] for unit in units]) for name in ("images", "labels"))
+        images, labels = (
+            torch.cat([outputs[unit][name] for unit in units]) for name in ("images", "labels")
+        )
         return DistilledSet(images=images, labels=labels, info=problem.dataset)

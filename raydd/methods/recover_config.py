@@ -24,9 +24,10 @@ LOCAL_IMAGES = 50_000
 class EmaCompat:
     """How the running statistics of the original code behave.
 
-    ``ema_init``: they start at ``zero``, so that they are too small for the first updates (published; a defect), or at the
-    ``first`` batch's. ``ema_carry``: every group starts anew (``reset``), or the groups of a unit run one after another and
-    each inherits the running statistics and the place in the round of networks (``chain``, as one GPU of the original does;
+    ``ema_init``: they start at ``zero``, so that they are too small for the first updates
+    (published; a defect), or at the ``first`` batch's. ``ema_carry``: every group starts anew
+    (``reset``), or the groups of a unit run one after another and each inherits the running
+    statistics and the place in the round of networks (``chain``, as one GPU of the original does;
     ``groups_per_unit`` is then the length of the chain).
     """
 
@@ -36,8 +37,10 @@ class EmaCompat:
 
 @dataclass(frozen=True, kw_only=True)
 class EdcCompat(EmaCompat):
-    """As :class:`EmaCompat`. ``swap_class_patch_stats``: match patch means to the classes' patch variances and the reverse, as
-    the published class statistics make the original do; no effect on references drawn by ``category_aware=local``."""
+    """As :class:`EmaCompat`. ``swap_class_patch_stats``: match patch means to the classes' patch
+    variances and the reverse, as the published class statistics make the original do; no effect on
+    references drawn by ``category_aware=local``.
+    """
 
     swap_class_patch_stats: bool = True
 
@@ -46,11 +49,12 @@ class EdcCompat(EmaCompat):
 class Matching:
     """How statistics are matched; a field of the stage.
 
-    ``kinds``: layers whose inputs count. ``patch``: side of the patches. ``r_loss``: weight of the whole term.
-    ``first_multiplier``: of the first layer. ``momentum``: of the running statistics, 0 for none. ``drop_rate``: probability
-    that a convolution is left out of an update. ``class_weight``: 0 matches the data set's statistics, 1 the classes' alone.
-    ``category_aware``: class statistics from the tables (``global``) or from ``local_images`` real images, shared out among
-    the whole set's images (``local``). The other fields: :class:`EdcCompat`.
+    ``kinds``: layers whose inputs count. ``patch``: side of the patches. ``r_loss``: weight of the
+    whole term. ``first_multiplier``: of the first layer. ``momentum``: of the running statistics, 0
+    for none. ``drop_rate``: probability that a convolution is left out of an update.
+    ``class_weight``: 0 matches the data set's statistics, 1 the classes' alone. ``category_aware``:
+    class statistics from the tables (``global``) or from ``local_images`` real images, shared out
+    among the whole set's images (``local``). The other fields: :class:`EdcCompat`.
 
     Raises ``ConfigError`` for settings that exclude each other.
     """
@@ -70,16 +74,27 @@ class Matching:
 
     def __post_init__(self) -> None:
         if self.drop_rate and "conv" not in self.kinds:
-            raise ConfigError(f"drop_rate={self.drop_rate} drops convolutions, and none is matched (kinds: {', '.join(self.kinds)})")
+            raise ConfigError(
+                f"drop_rate={self.drop_rate} drops convolutions, and none is matched (kinds: {', '.join(self.kinds)})"
+            )
         if self.category_aware == "local" and not self.class_weight:
-            raise ConfigError("category_aware=local has no effect with class_weight=0; set class_weight above 0")
+            raise ConfigError(
+                "category_aware=local has no effect with class_weight=0; set class_weight above 0"
+            )
         if self.category_aware == "local" and self.local_images < 1:
-            raise ConfigError(f"category_aware=local needs local_images, not {self.local_images}; published: 50000 (ImageNet-1k)")
+            raise ConfigError(
+                f"category_aware=local needs local_images, not {self.local_images}; published: 50000 (ImageNet-1k)"
+            )
         if self.category_aware == "global" and self.local_images not in (0, LOCAL_IMAGES):
-            raise ConfigError(f"local_images={self.local_images} has no effect with category_aware=global")
+            raise ConfigError(
+                f"local_images={self.local_images} has no effect with category_aware=global"
+            )
         for name, published in (("ema_init", "zero"), ("ema_carry", "reset")):
             if getattr(self, name) != published and not self.momentum:
-                raise ConfigError(f"compat.{name}={getattr(self, name)} has no effect with momentum=0: there are no running statistics")
+                raise ConfigError(
+                    f"compat.{name}={getattr(self, name)} has no effect with momentum=0: there are no running"
+                    " statistics"
+                )
 
     @property
     def local(self) -> bool:
@@ -94,7 +109,9 @@ class Matching:
     def expand(self, images: int) -> int:
         """Return how many real images are drawn per synthetic one for a set of ``images``; ``ConfigError`` for none."""
         if self.local_images < images:
-            raise ConfigError(f"local_images={self.local_images} is below the set's {images} images; it needs at least one for each")
+            raise ConfigError(
+                f"local_images={self.local_images} is below the set's {images} images; it needs at least one for each"
+            )
         return self.local_images // images
 
 
@@ -102,9 +119,10 @@ class Matching:
 class Priors:
     """Terms on the images themselves; a weight of 0 leaves a term out.
 
-    ``tv``, ``l2``: total variation, mean norm. ``dd_weight``, ``dd_tau``: data densification and its temperature.
-    ``flatness_weight``, ``flatness_alpha``, ``flatness_tau``: agreement with an average of past images, how slowly the average
-    moves, and the temperature. ``ConfigError`` for a setting of a term that is left out.
+    ``tv``, ``l2``: total variation, mean norm. ``dd_weight``, ``dd_tau``: data densification and
+    its temperature. ``flatness_weight``, ``flatness_alpha``, ``flatness_tau``: agreement with an
+    average of past images, how slowly the average moves, and the temperature. ``ConfigError`` for a
+    setting of a term that is left out.
     """
 
     tv: float = 0.0
@@ -116,7 +134,11 @@ class Priors:
     flatness_tau: float = 4.0
 
     def __post_init__(self) -> None:
-        for name, weight in (("dd_tau", "dd_weight"), ("flatness_alpha", "flatness_weight"), ("flatness_tau", "flatness_weight")):
+        for name, weight in (
+            ("dd_tau", "dd_weight"),
+            ("flatness_alpha", "flatness_weight"),
+            ("flatness_tau", "flatness_weight"),
+        ):
             if getattr(self, name) != getattr(Priors, name) and not getattr(self, weight):
                 raise ConfigError(f"{name}={getattr(self, name)} has no effect with {weight}=0")
 
@@ -129,6 +151,7 @@ class Priors:
             twice = sorted({label for label in classes if classes.count(label) > 1})
             if twice:
                 raise ConfigError(
-                    f"dd_weight={self.dd_weight} compares the images of a class, and class {twice[0]} is split between groups of one "
-                    f"unit; set groups_per_unit=1, or with order=class_major group_size to a multiple of ipc={ipc}"
+                    f"dd_weight={self.dd_weight} compares the images of a class, and class {twice[0]} is split between"
+                    " groups of one unit; set groups_per_unit=1, or with order=class_major group_size to a multiple of"
+                    f" ipc={ipc}"
                 )

@@ -1,4 +1,6 @@
-"""Which images are optimised together: groups share batch statistics, units share forward passes (specification, section 2.2)."""
+"""Which images are optimised together: groups share batch statistics, units share forward passes
+(specification, section 2.2).
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,12 @@ class Group:
 class Grouping:
     """How images are put in groups, and groups in units.
 
-    ``order``: of the images before they are cut into groups. ``class_major``: all of class 0, then of class 1 (EDC, G-VBSM).
-    ``ipc_major``: image 0 of every class, then image 1; a group never holds two ids, so classes in it are distinct (SRe2L).
-    ``ten_blocks``: ten class-major blocks with a tenth of each class's images (G-VBSM on Tiny-ImageNet).
-    ``group_size``: images per group; the last group (of every id, for ``ipc_major``) may be smaller.
-    ``groups_per_unit``: groups that one worker computes together; those of another size than the first stay apart.
+    ``order``: of the images before they are cut into groups. ``class_major``: all of class 0, then
+    of class 1 (EDC, G-VBSM). ``ipc_major``: image 0 of every class, then image 1; a group never
+    holds two ids, so classes in it are distinct (SRe2L). ``ten_blocks``: ten class-major blocks
+    with a tenth of each class's images (G-VBSM on Tiny-ImageNet). ``group_size``: images per group;
+    the last group (of every id, for ``ipc_major``) may be smaller. ``groups_per_unit``: groups that
+    one worker computes together; those of another size than the first stay apart.
     """
 
     order: Order = "class_major"
@@ -52,20 +55,33 @@ class Grouping:
             yield range(classes * ipc)
         else:
             if ipc % BLOCKS:
-                raise ConfigError(f"order=ten_blocks needs ipc to be a multiple of {BLOCKS}, not {ipc}; use class_major")
+                raise ConfigError(
+                    f"order=ten_blocks needs ipc to be a multiple of {BLOCKS}, not {ipc}; use class_major"
+                )
             part = ipc // BLOCKS
-            yield [c * ipc + b * part + j for b in range(BLOCKS) for c in range(classes) for j in range(part)]
+            yield [
+                c * ipc + b * part + j
+                for b in range(BLOCKS)
+                for c in range(classes)
+                for j in range(part)
+            ]
 
     def groups(self, classes: int, ipc: int) -> list[Group]:
         """Return the groups; ``ConfigError`` if ``ipc`` does not fit the order."""
         size = self.group_size
-        cut = [run[start : start + size] for run in self.runs(classes, ipc) for start in range(0, len(run), size)]
+        cut = [
+            run[start : start + size]
+            for run in self.runs(classes, ipc)
+            for start in range(0, len(run), size)
+        ]
         return [Group(index, tuple(positions)) for index, positions in enumerate(cut)]
 
     def units(self, classes: int, ipc: int, *, mixed: bool = False) -> dict[str, tuple[Group, ...]]:
         """Return the groups of every unit, by the unit's name; groups of one unit are of one size unless ``mixed``."""
         packs: list[list[Group]] = []
-        open_pack: dict[int, list[Group]] = {}  # by size: ids' last groups are packed with each other
+        open_pack: dict[
+            int, list[Group]
+        ] = {}  # by size: ids' last groups are packed with each other
         for group in self.groups(classes, ipc):
             size = 0 if mixed else len(group.positions)
             if len(open_pack.get(size, [])) in (0, self.groups_per_unit):

@@ -36,14 +36,16 @@ from raydd.training.statistics_tree import forget_trees
 class Recovering(Method):
     """Base of the methods that recover images from the statistics of trained networks.
 
-    ``networks``: those that images are matched to, in the order in which they take turns. ``label_networks``: those that label
-    (empty: the same); ``network``: the students' architecture. ``teachers``: where their weights come from. ``labels``: the soft
-    labels. ``iterations``: updates of every image. ``lr_img``, ``betas``: of Adam on the pixels; the rate falls to 0 along a
-    cosine. ``group_size``: images that share batch statistics, part of the objective. ``groups_per_unit``: groups that one
-    worker computes in one batch. ``r_loss``: weight of the statistics; ``first_multiplier``: of those of the first layer.
-    ``crop``: range of the area of a random resized crop per update, or ``pad``: a crop of the image with so many zeros around
-    (one of the two; ``null`` and 0 for none); ``flip``; ``jitter``: range of a circular shift in pixels. ``image_format``: how
-    images are stored, ``jpeg75`` or ``png``.
+    ``networks``: those that images are matched to, in the order in which they take turns.
+    ``label_networks``: those that label (empty: the same); ``network``: the students' architecture.
+    ``teachers``: where their weights come from. ``labels``: the soft labels. ``iterations``:
+    updates of every image. ``lr_img``, ``betas``: of Adam on the pixels; the rate falls to 0 along
+    a cosine. ``group_size``: images that share batch statistics, part of the objective.
+    ``groups_per_unit``: groups that one worker computes in one batch. ``r_loss``: weight of the
+    statistics; ``first_multiplier``: of those of the first layer. ``crop``: range of the area of a
+    random resized crop per update, or ``pad``: a crop of the image with so many zeros around (one
+    of the two; ``null`` and 0 for none); ``flip``; ``jitter``: range of a circular shift in pixels.
+    ``image_format``: how images are stored, ``jpeg75`` or ``png``.
     """
 
     networks: tuple[str, ...] = ("resnet18",)
@@ -110,7 +112,9 @@ class Recovering(Method):
         return list(self.teachers.missing(self.label_networks or self.networks, problem.dataset))
 
     def fetch(self) -> None:
-        """Download the networks' published weights, if ``teachers.download`` says so; look at trees of statistics anew."""
+        """Download the networks' published weights, if ``teachers.download`` says so; look at trees
+        of statistics anew.
+        """
         forget_trees()
         self.teachers.fetch((*self.networks, *self.label_networks, *self.start.scoring_networks))
 
@@ -131,7 +135,10 @@ class Recovering(Method):
         self._check(problem, backbones, matching, views)
         tables: list[TableStage] = []
         if self.tables is not None:
-            tables.extend(self.tables.source(backbone, info, problem.seed, problem.numerics.plain) for backbone in backbones)
+            tables.extend(
+                self.tables.source(backbone, info, problem.seed, problem.numerics.plain)
+                for backbone in backbones
+            )
         pool = self.start.pool_stage(problem, self.teachers)
         recovery = MatchStatistics(
             seed=problem.seed,
@@ -151,45 +158,91 @@ class Recovering(Method):
             priors=self.priors(),
             image_format=self.image_format,
         )
-        self.priors().check_units([] if matching.chained else list(recovery.groups_of.values()), problem.ipc)
-        before = [*training_stages(backbones), *_collected(tables), *tables, *self.start.stages(problem, self.teachers)]
+        self.priors().check_units(
+            [] if matching.chained else list(recovery.groups_of.values()), problem.ipc
+        )
+        before = [
+            *training_stages(backbones),
+            *_collected(tables),
+            *tables,
+            *self.start.stages(problem, self.teachers),
+        ]
         return [*dict.fromkeys(before), recovery]
 
     @property
     def _grouping(self) -> Grouping:
-        return Grouping(order=self.image_order, group_size=self.group_size, groups_per_unit=self.groups_per_unit)
+        return Grouping(
+            order=self.image_order, group_size=self.group_size, groups_per_unit=self.groups_per_unit
+        )
 
-    def _check(self, problem: Problem, backbones: Sequence[Backbone], matching: Matching, views: Views) -> None:
+    def _check(
+        self, problem: Problem, backbones: Sequence[Backbone], matching: Matching, views: Views
+    ) -> None:
         info = problem.dataset
         views.check(info.height, info.width)
         if self.image_format == "jpeg75" and info.channels not in (1, 3):
-            raise ConfigError(f"image_format=jpeg75 holds grey or RGB images, not {info.channels} channels; use png")
+            raise ConfigError(
+                f"image_format=jpeg75 holds grey or RGB images, not {info.channels} channels; use png"
+            )
         if matching.local:
             matching.expand(info.classes * problem.ipc)
         for backbone in backbones:
             tap_layout(backbone.network, info.shape, info.classes, matching.patch, matching.kinds)
 
     def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
-        """Write what was trained and collected, one file per network, for ``teachers.weights`` and ``statistics.files`` of other jobs."""
+        """Write what was trained and collected, one file per network, for ``teachers.weights`` and
+        ``statistics.files`` of other jobs.
+        """
         folder, teachers = join(url, "statistics"), join(url, "teachers")
-        backbones = (*self.teachers.backbones(self.networks, problem), *self.label_teachers(problem))
+        backbones = (
+            *self.teachers.backbones(self.networks, problem),
+            *self.label_teachers(problem),
+        )
         known = keep_trained(backbones, load, teachers)
         made = [stage for stage in self.plan(problem) if isinstance(stage, Statistics)]
         for stage in made:
             of = stage.collected
-            facts: dict[str, Any] = {"batch": of.batch, "slices": of.slices, "crop": of.crop, "pad": of.pad}
+            facts: dict[str, Any] = {
+                "batch": of.batch,
+                "slices": of.slices,
+                "crop": of.crop,
+                "pad": of.pad,
+            }
             facts |= {"images": sum(problem.dataset.train_counts), "data": dict(of.dataset.digests)}
-            trained = [hashlib.sha256(dump_tensors(load(ref))).hexdigest() for ref in of.backbone.inputs("backbone").values()]
+            trained = [
+                hashlib.sha256(dump_tensors(load(ref))).hexdigest()
+                for ref in of.backbone.inputs("backbone").values()
+            ]
             trained += [known[of.backbone.network]] if of.backbone.network in known else []
-            facts["weights"] = [of.backbone.identity, *trained]  # files are known by their sha256: the store's, and the one beside
+            facts["weights"] = [
+                of.backbone.identity,
+                *trained,
+            ]  # files are known by their sha256: the store's, and the one beside
             plain = {name: json.dumps(value) for name, value in facts.items()}
             tables = load(Ref(stage, "all"))
-            save_tables(folder, of.backbone.network, tables, dataset=problem.dataset, patch=of.patch, facts=plain)
-        return {name: place for name, place, written in (("teachers", teachers, known), ("statistics", folder, made)) if written}
+            save_tables(
+                folder,
+                of.backbone.network,
+                tables,
+                dataset=problem.dataset,
+                patch=of.patch,
+                facts=plain,
+            )
+        return {
+            name: place
+            for name, place, written in (
+                ("teachers", teachers, known),
+                ("statistics", folder, made),
+            )
+            if written
+        }
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the images, as they are stored, in class order with hard labels."""
-        images, labels, index = (torch.cat([outputs[unit][name] for unit in sorted(outputs)]) for name in ("images", "labels", "index"))
+        images, labels, index = (
+            torch.cat([outputs[unit][name] for unit in sorted(outputs)])
+            for name in ("images", "labels", "index")
+        )
         order = index.argsort()
         return DistilledSet(images=images[order], labels=labels[order], info=problem.dataset)
 

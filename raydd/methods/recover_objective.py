@@ -1,7 +1,8 @@
 """The loss of recovery for one or several groups, packed in one batch: cross-entropy, statistics, priors.
 
-Networks are in eval mode, so groups meet only in their statistics, which are taken per group: the sum of the groups' losses
-has the gradients of each group alone (specification edc_sre2l_gvbsm_rded, section 9.1).
+Networks are in eval mode, so groups meet only in their statistics, which are taken per group: the
+sum of the groups' losses has the gradients of each group alone (specification edc_sre2l_gvbsm_rded,
+section 9.1).
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ from raydd.training.statistics_files import observe
 
 
 @lru_cache(maxsize=256)
-def tap_layout(network: str, shape: Shape, classes: int, patch: int, kinds: tuple[str, ...]) -> Layout:
+def tap_layout(
+    network: str, shape: Shape, classes: int, patch: int, kinds: tuple[str, ...]
+) -> Layout:
     """Return which statistics of a network are matched; ``ConfigError`` if it has no layer of these kinds."""
-    if set(kinds) == set(KINDS):  # what tables of statistics hold: the network is built and run once for both
+    if set(kinds) == set(
+        KINDS
+    ):  # what tables of statistics hold: the network is built and run once for both
         return observe(network, shape, classes, patch).layout
-    with StatTap(create_network(network, shape, classes, generator(0, "facts")), patch, kinds, shape) as tap:
+    with StatTap(
+        create_network(network, shape, classes, generator(0, "facts")), patch, kinds, shape
+    ) as tap:
         return tap.layout
 
 
@@ -37,8 +44,8 @@ def tap_layout(network: str, shape: Shape, classes: int, patch: int, kinds: tupl
 class Teacher:
     """A network that images are matched to, observed by ``tap``.
 
-    ``overall``: statistics of the data set, ``[2, W]``; ``table``: those of each class, ``[C, 2, W]``; ``None`` where they have
-    no weight.
+    ``overall``: statistics of the data set, ``[2, W]``; ``table``: those of each class, ``[C, 2,
+    W]``; ``None`` where they have no weight.
     """
 
     tap: StatTap
@@ -55,8 +62,8 @@ class Teacher:
 class Batch:
     """What one update sees: ``images [G * s, C, H, W]`` with gradient, ``average`` ones or ``None``, ``labels [G, s]``.
 
-    ``classes``: the labels as numbers. ``crops``: the groups' views, ``None`` where they are the images. ``kept``: ``[G, L]``,
-    false for layers left out.
+    ``classes``: the labels as numbers. ``crops``: the groups' views, ``None`` where they are the
+    images. ``kept``: ``[G, L]``, false for layers left out.
     """
 
     images: Tensor
@@ -91,8 +98,9 @@ def recovery_losses(
 ) -> Losses:
     """Return the groups' losses against one network.
 
-    ``running``: ``[G, 2, W]``. ``targets``: the groups' class statistics ``[G, 2, W]``, or ``None``. ``used``: ``[G, L]``, false
-    for layers whose running statistics are to start at this batch's; ``None`` if none are.
+    ``running``: ``[G, 2, W]``. ``targets``: the groups' class statistics ``[G, 2, W]``, or
+    ``None``. ``used``: ``[G, L]``, false for layers whose running statistics are to start at this
+    batch's; ``None`` if none are.
     """
     groups, size = batch.labels.shape
     seen = batch.seen(batch.images)
@@ -100,7 +108,11 @@ def recovery_losses(
     if used is not None:
         known = used[:, teacher.tap.layout.layer_of(values.device)].unsqueeze(1)
         running = torch.where(known, running, values.detach())
-    entropy = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none").view(groups, size).mean(1)
+    entropy = (
+        torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
+        .view(groups, size)
+        .mean(1)
+    )
     matched, moved = matching_loss(
         values,
         running,
@@ -129,19 +141,27 @@ def recovery_losses(
         assert batch.average is not None
         with torch.no_grad():  # the network itself: nothing is observed, so running statistics stay
             past = teacher.tap.network(batch.seen(batch.average))
-        terms["flatness"] = flatness(logits.unflatten(0, (groups, size)), past.unflatten(0, (groups, size)), priors.flatness_tau)
+        terms["flatness"] = flatness(
+            logits.unflatten(0, (groups, size)),
+            past.unflatten(0, (groups, size)),
+            priors.flatness_tau,
+        )
         total = total + priors.flatness_weight * terms["flatness"]
     return Losses(total, {name: value.detach().mean() for name, value in terms.items()}, moved)
 
 
 def group_targets(teacher: Teacher, labels: Tensor) -> Tensor | None:
-    """Return the groups' class statistics ``[G, 2, W]`` for labels ``[G, s]``; ``None`` where classes have no weight."""
+    """Return the groups' class statistics ``[G, 2, W]`` for labels ``[G, s]``; ``None`` where
+    classes have no weight.
+    """
     return None if teacher.table is None else class_targets(teacher.table, labels)
 
 
 @torch.no_grad()
 def batch_statistics(taps: Sequence[StatTap], parts: Iterable[Tensor]) -> list[Tensor]:
-    """Return ``[2, W]`` for each network: the statistics of one batch that comes in parts, variances between them included."""
+    """Return ``[2, W]`` for each network: the statistics of one batch that comes in parts,
+    variances between them included.
+    """
     count, sums = 0, [torch.zeros(2, tap.layout.width, dtype=torch.float64) for tap in taps]
     for images in parts:
         count += len(images)
@@ -149,4 +169,7 @@ def batch_statistics(taps: Sequence[StatTap], parts: Iterable[Tensor]) -> list[T
             mean, variance = tap(images)[1][0].double().cpu()
             total += len(images) * torch.stack([mean, variance + mean**2])
     means = [total / count for total in sums]
-    return [torch.stack([mean, square - mean**2]).clamp_min(torch.tensor([[-torch.inf], [0.0]])).float() for mean, square in means]
+    return [
+        torch.stack([mean, square - mean**2]).clamp_min(torch.tensor([[-torch.inf], [0.0]])).float()
+        for mean, square in means
+    ]

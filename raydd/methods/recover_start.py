@@ -29,23 +29,41 @@ def noise(positions: Sequence[int], ipc: int, shape: Shape, ctx: Context) -> Ten
     return torch.stack([torch.randn(shape, generator=ctx.rng("init", c, i)) for c, i in ids])
 
 
-def from_pool(positions: Sequence[int], ipc: int, pool: ImagePool, sampling: Sampling, flip: bool, ctx: Context) -> Tensor:
-    """Return pool images uint8 ``[n, C, H, W]`` for class-major ``positions``, drawn per class, mirrored at random if ``flip``.
+def from_pool(
+    positions: Sequence[int],
+    ipc: int,
+    pool: ImagePool,
+    sampling: Sampling,
+    flip: bool,
+    ctx: Context,
+) -> Tensor:
+    """Return pool images uint8 ``[n, C, H, W]`` for class-major ``positions``, drawn per class,
+    mirrored at random if ``flip``.
 
     Reads the inputs ``pool-<unit>``.
     """
     ids = [divmod(p, ipc) for p in positions]
     classes = sorted({c for c, _ in ids})
-    chosen = {c: start_images(pool.pool, ipc, sampling, ctx.rng("init", c)).tolist() for c in classes}
+    chosen = {
+        c: start_images(pool.pool, ipc, sampling, ctx.rng("init", c)).tolist() for c in classes
+    }
     kept = {c: ctx.load(f"pool-{pool.unit_of(c)}", pool.rows(c))["images"] for c in classes}
     pictures = torch.stack([kept[c][chosen[c][i]] for c, i in ids])
     if not flip:
         return pictures
-    return _mirrored(pictures, torch.tensor([draw_flip(ctx.rng("init flip", c, i)) for c, i in ids]))
+    return _mirrored(
+        pictures, torch.tensor([draw_flip(ctx.rng("init flip", c, i)) for c, i in ids])
+    )
 
 
 def local_statistics(
-    taps: Sequence[StatTap], group: int, labels: Sequence[int], expand: int, flip: bool, info: DatasetInfo, ctx: Context
+    taps: Sequence[StatTap],
+    group: int,
+    labels: Sequence[int],
+    expand: int,
+    flip: bool,
+    info: DatasetInfo,
+    ctx: Context,
 ) -> list[Tensor]:
     """Return ``[2, W]`` for each network: the statistics of ``expand`` real images drawn for every image of a group.
 

@@ -24,12 +24,14 @@ LOGGED = "log "
 class Update:
     """The update of some groups against one network: ``found = update(given)``.
 
-    ``given``: ``images``, ``first`` and ``second``, the parameters and Adam's moments; ``labels [G, s]``; ``rate`` and ``root``,
-    scalars: Adam's rate and the root of its second correction. Where they have a part: ``rows``, ``columns`` of the views,
-    ``kept [G, L]``, ``running [G, 2, W]``, ``used [G, L]``, ``targets [G, 2, W]``, and ``average`` like ``images``.
+    ``given``: ``images``, ``first`` and ``second``, the parameters and Adam's moments; ``labels [G,
+    s]``; ``rate`` and ``root``, scalars: Adam's rate and the root of its second correction. Where
+    they have a part: ``rows``, ``columns`` of the views, ``kept [G, L]``, ``running [G, 2, W]``,
+    ``used [G, L]``, ``targets [G, 2, W]``, and ``average`` like ``images``.
 
-    ``found``: ``images``, ``first``, ``second``, ``running``, ``used`` and ``average`` after the update, and ``log <name>``, scalars.
-    ``classes``: the labels as numbers. ``render``: parameters to images; ``project``: moved parameters to those allowed.
+    ``found``: ``images``, ``first``, ``second``, ``running``, ``used`` and ``average`` after the
+    update, and ``log <name>``, scalars. ``classes``: the labels as numbers. ``render``: parameters
+    to images; ``project``: moved parameters to those allowed.
     """
 
     teacher: Teacher
@@ -52,12 +54,19 @@ class Update:
             kept=kept,
             average=self.render(given["average"]) if "average" in given else None,
         )
-        running = given.get("running", torch.zeros(len(labels), 2, self.teacher.width, device=labels.device))
+        running = given.get(
+            "running", torch.zeros(len(labels), 2, self.teacher.width, device=labels.device)
+        )
         targets = given["targets"] if "targets" in given else group_targets(self.teacher, labels)
-        losses = recovery_losses(self.teacher, batch, running, targets, self.matching, self.priors, used)
+        losses = recovery_losses(
+            self.teacher, batch, running, targets, self.matching, self.priors, used
+        )
         (gradient,) = torch.autograd.grad(losses.total.sum(), parameters)
         found = self._adam(given, gradient)
-        found |= {f"{LOGGED}{name}": value for name, value in {"loss": losses.total.detach().mean(), **losses.terms}.items()}
+        found |= {
+            f"{LOGGED}{name}": value
+            for name, value in {"loss": losses.total.detach().mean(), **losses.terms}.items()
+        }
         if "running" in given:
             found["running"] = losses.running
         if used is not None:
@@ -91,9 +100,13 @@ class Recorded:
     def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
         """Return what the update finds; tensors may be on the CPU, in pinned memory."""
         if self._captured is None:
-            return self.update({name: value.to(self.device, non_blocking=True) for name, value in given.items()})
+            return self.update(
+                {name: value.to(self.device, non_blocking=True) for name, value in given.items()}
+            )
         self._given = tuple(given)
-        values = self._captured(*given.values())  # the names that it finds are those of the call that was recorded
+        values = self._captured(
+            *given.values()
+        )  # the names that it finds are those of the call that was recorded
         return dict(zip(self._found, values, strict=True))
 
     def _call(self, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,6 @@
-"""How sure teachers are of images: the cross-entropy that chooses patches (specification edc_sre2l_gvbsm_rded, 2.1.a and 5.3)."""
+"""How sure teachers are of images: the cross-entropy that chooses patches (specification
+edc_sre2l_gvbsm_rded, 2.1.a and 5.3).
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,19 @@ def class_losses(teachers: Sequence[Teacher], images: Tensor, labels: Tensor) ->
         logits = torch.stack([teacher(images).float() for teacher in teachers]).mean(0)
         losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
     if not bool(torch.isfinite(losses).all()):
-        raise NumericsError("a teacher that judges images gives NaN or infinity: its training diverged, or its weights are broken")
+        raise NumericsError(
+            "a teacher that judges images gives NaN or infinity: its training diverged, or its weights are broken"
+        )
     return losses
 
 
 def teacher_inputs(backbones: Sequence[Backbone]) -> dict[str, Ref]:
     """Return the outputs that the teachers' weights are read from."""
-    return {name: ref for i, backbone in enumerate(backbones) for name, ref in backbone.inputs(f"teacher-{i}").items()}
+    return {
+        name: ref
+        for i, backbone in enumerate(backbones)
+        for name, ref in backbone.inputs(f"teacher-{i}").items()
+    }
 
 
 def load_teachers(backbones: Sequence[Backbone], stage: Stage, ctx: Context) -> list[Teacher]:
@@ -52,7 +60,10 @@ def forward_cost(backbones: Sequence[Backbone], images: int) -> Cost:
     """Return the cost of one forward pass of ``images`` through every teacher."""
     facts = [network_facts(b.network, b.dataset.shape, b.dataset.classes) for b in backbones]
     weights = sum(4 * f.parameters for f in facts)
-    return Cost(flop=images * sum(f.flop for f in facts), peak_bytes=weights + 4 * BATCH * max(f.alive for f in facts))
+    return Cost(
+        flop=images * sum(f.flop for f in facts),
+        peak_bytes=weights + 4 * BATCH * max(f.alive for f in facts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,5 +102,9 @@ class ScoreImages(Stage):
         teachers, info = load_teachers(self.backbones, self, ctx), self.dataset
         scores = [torch.zeros(0)]
         for images, labels in ctx.data["train"].stream(self.units().index(unit), self.slices):
-            scores.append(class_losses(teachers, normalise(images.to(ctx.device), info.mean, info.std), labels).cpu())
+            scores.append(
+                class_losses(
+                    teachers, normalise(images.to(ctx.device), info.mean, info.std), labels
+                ).cpu()
+            )
         return {"scores": torch.cat(scores)}

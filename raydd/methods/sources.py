@@ -1,4 +1,6 @@
-"""Where a distilled set comes from, as part of a stage's key: what a method assembles, or a folder that was published."""
+"""Where a distilled set comes from, as part of a stage's key: what a method assembles, or a folder
+that was published.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ class StoredSet:
         from raydd.artifacts.formats import read_set
 
         reading = reading or Reading()
-        return cls.of(read_set(url, info=dataset, reading=reading, tell=_unheard), url, dataset, reading)
+        return cls.of(
+            read_set(url, info=dataset, reading=reading, tell=_unheard), url, dataset, reading
+        )
 
     @classmethod
     def of(cls, found: DistilledSet, url: str, dataset: DatasetInfo, reading: Reading) -> StoredSet:
@@ -96,8 +100,17 @@ class StoredSet:
         count = len(found) if found.decoding.name == "identity" else len(found.tensors()[0])
         whitening = None
         if found.whitening is None and found.recipe.get("space") in WHITENED:
-            whitening = FitWhitening(seed=0, dataset=dataset.only("train"), space=str(found.recipe["space"]))
-        return cls(url=url, digest=found.digest, dataset=dataset.only(), reading=reading, count=count, whitening=whitening)
+            whitening = FitWhitening(
+                seed=0, dataset=dataset.only("train"), space=str(found.recipe["space"])
+            )
+        return cls(
+            url=url,
+            digest=found.digest,
+            dataset=dataset.only(),
+            reading=reading,
+            count=count,
+            whitening=whitening,
+        )
 
     def inputs(self) -> Mapping[str, Ref]:
         """Return the whitening, if there is one to be fitted: the set itself lies outside the store."""
@@ -106,15 +119,23 @@ class StoredSet:
     def load(self, ctx: Context) -> DistilledSet:
         """Return the set; see :meth:`read`."""
         found = self.read()
-        return found if self.whitening is None else replace(found, whitening=self.whitening.whitening(ctx.load("whitening")))
+        return (
+            found
+            if self.whitening is None
+            else replace(found, whitening=self.whitening.whitening(ctx.load("whitening")))
+        )
 
     def read(self) -> DistilledSet:
-        """Return the set, without a whitening that is to be fitted; ``DataError`` if it is no longer the one that was planned with."""
+        """Return the set, without a whitening that is to be fitted; ``DataError`` if it is no
+        longer the one that was planned with.
+        """
         from raydd.artifacts.formats import read_set
 
         found = read_set(self.url, info=self.dataset, reading=self.reading, tell=_unheard)
         if found.digest != self.digest:
-            raise DataError(f"{self.url} has changed: its digest is {found.digest[:12]}, planned was {self.digest[:12]}")
+            raise DataError(
+                f"{self.url} has changed: its digest is {found.digest[:12]}, planned was {self.digest[:12]}"
+            )
         return found
 
     @property

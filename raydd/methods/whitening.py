@@ -14,7 +14,8 @@ from raydd.data.catalog import DatasetInfo
 
 @dataclass(frozen=True, kw_only=True)
 class FitWhitening(Stage):
-    """Fit the whitening of a ``space`` (``zca``, ``zca_per_image``) on the training split; output: ``matrix`` and ``mean``.
+    """Fit the whitening of a ``space`` (``zca``, ``zca_per_image``) on the training split; output:
+    ``matrix`` and ``mean``.
 
     ``dataset``: narrowed to ``train``. Raises ``ConfigError`` for images too large.
     """
@@ -29,8 +30,15 @@ class FitWhitening(Stage):
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of the second moments and of taking them apart."""
-        size, images = self.dataset.channels * self.dataset.height * self.dataset.width, sum(self.dataset.train_counts)
-        return Cost(flop=2.0 * images * size**2 + 10.0 * size**3, peak_bytes=40 * size**2, output_bytes=4 * size * (size + 1))
+        size, images = (
+            self.dataset.channels * self.dataset.height * self.dataset.width,
+            sum(self.dataset.train_counts),
+        )
+        return Cost(
+            flop=2.0 * images * size**2 + 10.0 * size**3,
+            peak_bytes=40 * size**2,
+            output_bytes=4 * size * (size + 1),
+        )
 
     def steps(self, unit: str) -> int:
         """Return 0: all is done at the end."""
@@ -43,4 +51,6 @@ class FitWhitening(Stage):
 
     def whitening(self, output: Tensors) -> Whitening:
         """Return the whitening of an output."""
-        return Whitening(matrix=output["matrix"], mean=output["mean"], per_image=self.space == "zca_per_image")
+        return Whitening(
+            matrix=output["matrix"], mean=output["mean"], per_image=self.space == "zca_per_image"
+        )

@@ -44,7 +44,9 @@ class Network(nn.Module):
 def require_size(name: str, shape: Shape, ok: bool, need: str) -> None:
     """Raise ``ConfigError`` unless ``ok``: the image is too small for the network."""
     if not ok:
-        raise ConfigError(f"network '{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images: {need}")
+        raise ConfigError(
+            f"network '{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images: {need}"
+        )
 
 
 def require_norm(name: str, shape: Shape, norm: str, height: int, width: int) -> None:

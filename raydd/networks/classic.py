@@ -12,7 +12,29 @@ VGG_WIDTHS: dict[int, tuple[int, ...]] = {
     11: (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),
     13: (64, 64, 0, 128, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),
     16: (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0),
-    19: (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512, 0),
+    19: (
+        64,
+        64,
+        0,
+        128,
+        128,
+        0,
+        256,
+        256,
+        256,
+        256,
+        0,
+        512,
+        512,
+        512,
+        512,
+        0,
+        512,
+        512,
+        512,
+        512,
+        0,
+    ),
 }
 """Output channels of the convolutions; 0 is a max pooling that halves both sides."""
 
@@ -38,7 +60,9 @@ class LeNet(Network):
     def __init__(self, name: str, shape: Shape, classes: int) -> None:
         super().__init__(name, shape, classes)
         padding = first_padding(0, shape[1], shape[2])
-        sides = [((side + 2 * p - 4) // 2 - 4) // 2 for side, p in zip(shape[1:], padding, strict=True)]
+        sides = [
+            ((side + 2 * p - 4) // 2 - 4) // 2 for side, p in zip(shape[1:], padding, strict=True)
+        ]
         require_size(name, shape, min(sides) > 0, "both sides must be 16 or more")
         self.conv1 = Conv2d(shape[0], 6, 5, padding=padding)
         self.conv2 = Conv2d(6, 16, 5)
@@ -70,7 +94,11 @@ class AlexNet(Network):
             (192, 3, (1, 1), False),
             (192, 3, (1, 1), True),
         ):
-            layers += [Conv2d(channels, out, kernel, padding=pad), make_norm(norm, out, height, width), Activation("relu")]
+            layers += [
+                Conv2d(channels, out, kernel, padding=pad),
+                make_norm(norm, out, height, width),
+                Activation("relu"),
+            ]
             channels = out
             if pool:
                 layers.append(nn.MaxPool2d(2, 2))
@@ -92,13 +120,21 @@ class Vgg(Network):
         super().__init__(name, shape, classes)
         modules: list[nn.Module] = []
         padding = first_padding(1, shape[1], shape[2])
-        channels, height, width = shape[0], shape[1] + 2 * padding[0] - 2, shape[2] + 2 * padding[1] - 2
+        channels, height, width = (
+            shape[0],
+            shape[1] + 2 * padding[0] - 2,
+            shape[2] + 2 * padding[1] - 2,
+        )
         for out in VGG_WIDTHS[layers]:
             if out == 0:
                 modules.append(nn.MaxPool2d(2, 2))
                 height, width = height // 2, width // 2
                 continue
-            modules += [Conv2d(channels, out, 3, padding=padding), make_norm(norm, out, height, width), Activation("relu")]
+            modules += [
+                Conv2d(channels, out, 3, padding=padding),
+                make_norm(norm, out, height, width),
+                Activation("relu"),
+            ]
             channels, padding = out, (1, 1)
         require_size(name, shape, min(height, width) > 0, "both sides must be 32 (or 28) or more")
         self.features = nn.Sequential(*modules)

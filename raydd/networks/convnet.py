@@ -24,7 +24,14 @@ class ConvNetOptions:
 class ConvBlock(nn.Module):
     """Convolution 3x3 with bias, norm, activation, pooling."""
 
-    def __init__(self, channels: int, options: ConvNetOptions, height: int, width: int, padding: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        options: ConvNetOptions,
+        height: int,
+        width: int,
+        padding: tuple[int, int],
+    ) -> None:
         super().__init__()
         self.conv = Conv2d(channels, options.width, 3, padding=padding)
         self.norm = make_norm(options.norm, options.width, height, width)
@@ -51,7 +58,12 @@ class ConvNet(Network):
             channels, padding = options.width, (1, 1)
             if options.pooling != "nopool":
                 height, width = height // 2, width // 2
-            require_size(name, shape, min(height, width) > 0, f"its {options.depth} blocks halve both sides; use a smaller depth")
+            require_size(
+                name,
+                shape,
+                min(height, width) > 0,
+                f"its {options.depth} blocks halve both sides; use a smaller depth",
+            )
         self.features = nn.Sequential(*blocks)
         self.embed_dim = options.width * height * width
         self.classifier = Linear(self.embed_dim, classes)

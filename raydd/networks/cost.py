@@ -11,12 +11,15 @@ from raydd.networks.base import Shape
 def flops(net: nn.Module, shape: Shape) -> int:
     """Return the floating-point operations of one image's forward pass, two per multiply-accumulate.
 
-    Convolutions, linear layers and attention count; norms, activations and poolings do not (specification of DC, table 2.5).
-    ``shape`` is ``(C, H, W)``. One small batch is computed; weights and statistics stay as they are.
+    Convolutions, linear layers and attention count; norms, activations and poolings do not
+    (specification of DC, table 2.5). ``shape`` is ``(C, H, W)``. One small batch is computed;
+    weights and statistics stay as they are.
     """
     count = 0
 
-    def convolution(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def convolution(
+        module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
         nonlocal count
         weight = module.weight
         assert isinstance(weight, torch.Tensor)

@@ -54,25 +54,36 @@ def external_name(library: str, name: str) -> str | None:
 
 def former_names(name: str) -> list[str]:
     """Return what timm called a model before; nothing for other libraries' models."""
-    return [old for old, new in _renamed().items() if f"timm/{new}" == name] if name.startswith("timm/") else []
+    return (
+        [old for old, new in _renamed().items() if f"timm/{new}" == name]
+        if name.startswith("timm/")
+        else []
+    )
 
 
 class ExactAveragePool(nn.AdaptiveAvgPool2d):
     """Adaptive average pooling that can be differentiated where atomics are forbidden: torch's kernel on GPUs cannot.
 
-    AlexNet and VGG pool maps that have the wanted size already, at 224 pixels; others become products with two matrices.
+    AlexNet and VGG pool maps that have the wanted size already, at 224 pixels; others become
+    products with two matrices.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the averages, ``[..., height, width]`` of ``output_size``."""
-        wanted = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        wanted = (
+            self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        )
         sizes = tuple(x.shape[-2:])
         height, width = (out or size for out, size in zip(wanted, sizes, strict=True))
         if (height, width) == sizes:
             return x
         if (height, width) == (1, 1):  # torch takes the mean
             return super().forward(x)
-        return pooling(sizes[0], height, x.device, x.dtype) @ x @ pooling(sizes[1], width, x.device, x.dtype).T
+        return (
+            pooling(sizes[0], height, x.device, x.dtype)
+            @ x
+            @ pooling(sizes[1], width, x.device, x.dtype).T
+        )
 
 
 _DRAWING = threading.Lock()
@@ -82,8 +93,8 @@ _DRAWING = threading.Lock()
 class ExternalNetwork(Network):
     """A timm or torchvision model for any channels and classes, and for any image size that its layers allow.
 
-    ``body`` is the library's model without its last linear layer ``classifier`` (which it calls ``head``). Weights come from the
-    library's own initialisation, drawn from one generator.
+    ``body`` is the library's model without its last linear layer ``classifier`` (which it calls
+    ``head``). Weights come from the library's own initialisation, drawn from one generator.
     """
 
     def __init__(self, name: str, shape: Shape, classes: int, generator: torch.Generator) -> None:
@@ -92,7 +103,11 @@ class ExternalNetwork(Network):
         with _DRAWING, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             try:
-                model = _timm_model(name, shape, classes) if name.startswith("timm/") else _torchvision_model(name, shape, classes)
+                model = (
+                    _timm_model(name, shape, classes)
+                    if name.startswith("timm/")
+                    else _torchvision_model(name, shape, classes)
+                )
             except (RuntimeError, ValueError, TypeError, AssertionError) as error:
                 raise _misfit(name, shape, error) from error
         self.head, classifier = _last_linear(model, name, classes)
@@ -113,17 +128,24 @@ class ExternalNetwork(Network):
             _CHECKED.add(known)
 
     def _probe(self) -> None:
-        empty = {n: torch.empty_like(t, device="meta") for n, t in (*self.body.named_parameters(), *self.body.named_buffers())}
+        empty = {
+            n: torch.empty_like(t, device="meta")
+            for n, t in (*self.body.named_parameters(), *self.body.named_buffers())
+        }
         training = self.body.training
         try:
             with torch.no_grad():
-                features = functional_call(self.body.eval(), empty, (torch.empty(2, *self.shape, device="meta"),))
+                features = functional_call(
+                    self.body.eval(), empty, (torch.empty(2, *self.shape, device="meta"),)
+                )
         except (RuntimeError, ValueError, AssertionError) as error:
             raise _misfit(self.name, self.shape, error) from error
         finally:
             self.body.train(training)
         if not isinstance(features, Tensor) or features.shape != (2, self.embed_dim):
-            raise ConfigError(f"network '{self.name}' has no features [B, {self.embed_dim}] before its last linear layer")
+            raise ConfigError(
+                f"network '{self.name}' has no features [B, {self.embed_dim}] before its last linear layer"
+            )
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the features ``[B, embed_dim]`` that the last linear layer reads."""
@@ -131,17 +153,24 @@ class ExternalNetwork(Network):
 
     def reinitialise_(self, generator: torch.Generator) -> None:
         """Refill all weights in place with a fresh draw of the library's own initialisation."""
-        self.load_state_dict(ExternalNetwork(self.name, self.shape, self.classes, generator).state_dict())
+        self.load_state_dict(
+            ExternalNetwork(self.name, self.shape, self.classes, generator).state_dict()
+        )
 
     def load_library_state(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the library's own names (published checkpoints); ``RuntimeError`` if they do not fit."""
         prefix = f"{self.head}."
-        renamed = {f"classifier.{k.removeprefix(prefix)}" if k.startswith(prefix) else f"body.{k}": v for k, v in state.items()}
+        renamed = {
+            f"classifier.{k.removeprefix(prefix)}" if k.startswith(prefix) else f"body.{k}": v
+            for k, v in state.items()
+        }
         self.load_state_dict(renamed)
 
 
 def _misfit(name: str, shape: Shape, error: Exception) -> ConfigError:
-    return ConfigError(f"network '{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images: {first_line(error)}")
+    return ConfigError(
+        f"network '{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images: {first_line(error)}"
+    )
 
 
 def _timm_model(name: str, shape: Shape, classes: int) -> nn.Module:
@@ -150,8 +179,12 @@ def _timm_model(name: str, shape: Shape, classes: int) -> nn.Module:
 
     model = name.removeprefix("timm/")
     config = get_pretrained_cfg(model, allow_unregistered=True)
-    sized: dict[str, Any] = {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
-    return timm.create_model(model, pretrained=False, num_classes=classes, in_chans=shape[0], **sized)
+    sized: dict[str, Any] = (
+        {"img_size": shape[1:]} if config is not None and config.fixed_input_size else {}
+    )
+    return timm.create_model(
+        model, pretrained=False, num_classes=classes, in_chans=shape[0], **sized
+    )
 
 
 def _torchvision_model(name: str, shape: Shape, classes: int) -> nn.Module:
@@ -167,14 +200,20 @@ def _torchvision_model(name: str, shape: Shape, classes: int) -> nn.Module:
         options["image_size"] = shape[1]
     model = models.get_model(short, **options)
     if shape[0] != 3:
-        path, conv = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+        path, conv = next(
+            (path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)
+        )
         _replace_first(model, path, conv, shape[0])
     return model
 
 
 def _replace_first(model: nn.Module, path: str, conv: nn.Conv2d, channels: int) -> None:
-    kernel, stride, padding = (tuple(getattr(conv, field)) for field in ("kernel_size", "stride", "padding"))
-    new = nn.Conv2d(channels, conv.out_channels, kernel, stride, padding, bias=conv.bias is not None)
+    kernel, stride, padding = (
+        tuple(getattr(conv, field)) for field in ("kernel_size", "stride", "padding")
+    )
+    new = nn.Conv2d(
+        channels, conv.out_channels, kernel, stride, padding, bias=conv.bias is not None
+    )
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
         nn.init.zeros_(new.bias)
@@ -182,10 +221,16 @@ def _replace_first(model: nn.Module, path: str, conv: nn.Conv2d, channels: int) 
 
 
 def _last_linear(model: nn.Module, name: str, classes: int) -> tuple[str, nn.Linear]:
-    linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    linear = [
+        (path, m)
+        for path, m in model.named_modules()
+        if isinstance(m, nn.Linear) and m.out_features == classes
+    ]
     get_classifier: Any = getattr(model, "get_classifier", None)
     chosen = get_classifier() if get_classifier else linear[-1][1] if linear else None
     for path, module in linear:
         if module is chosen:
             return path, module
-    raise ConfigError(f"network '{name}' does not end in one linear layer of {classes} outputs, so it has no features to embed")
+    raise ConfigError(
+        f"network '{name}' does not end in one linear layer of {classes} outputs, so it has no features to embed"
+    )

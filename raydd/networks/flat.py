@@ -12,7 +12,8 @@ from raydd.networks.base import Network
 
 
 class FreshWeights:
-    """``fresh(generator)``: the weights of a newly initialised network, a vector ``[P]`` on the CPU; any thread may ask.
+    """``fresh(generator)``: the weights of a newly initialised network, a vector ``[P]`` on the
+    CPU; any thread may ask.
 
     ``make`` returns a network of the structure; each thread fills one of its own, again and again.
     """
@@ -38,4 +39,6 @@ def fill_(parameters: Iterable[Tensor], weights: Tensor) -> None:
     """Write what :func:`flatten` returned, ``[P]`` on the same device, into parameters."""
     places: list[Tensor] = list(parameters)
     pieces = weights.split([p.numel() for p in places])
-    torch._foreach_copy_(places, [piece.view_as(p) for piece, p in zip(pieces, places, strict=True)])
+    torch._foreach_copy_(
+        places, [piece.view_as(p) for piece, p in zip(pieces, places, strict=True)]
+    )

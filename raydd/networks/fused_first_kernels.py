@@ -1,14 +1,17 @@
 """Triton kernels of a ConvNet's first block on CUDA, whose convolution's output, the largest map, is never written.
 
-The convolution has few input channels and is linear: mean and variance of its outputs over an image follow from the mean and
-the covariance of the image's 3x3 patches. With them the norm goes into the weights, and each pooled pixel is computed from
-the 4x4 input pixels under it, forward and backward, in float32 multiply-adds. Images are framed (padded) beforehand.
+The convolution has few input channels and is linear: mean and variance of its outputs over an image
+follow from the mean and the covariance of the image's 3x3 patches. With them the norm goes into the
+weights, and each pooled pixel is computed from the 4x4 input pixels under it, forward and backward,
+in float32 multiply-adds. Images are framed (padded) beforehand.
 
-A *tap* is one of a patch's ``TAPS`` = 9 * channels values. A *position* is a pixel of the pooled map (of the whole one for the
-moments of taps); under it are ``STEP`` x ``STEP`` outputs (1 without pooling).
+A *tap* is one of a patch's ``TAPS`` = 9 * channels values. A *position* is a pixel of the pooled
+map (of the whole one for the moments of taps); under it are ``STEP`` x ``STEP`` outputs (1 without
+pooling).
 """
 
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False, disallow_incomplete_defs=False, disable-error-code="assignment"
+# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: disallow_incomplete_defs=False, disable-error-code="assignment"
 # ruff: noqa: RUF005
 # Arguments of kernels are pointers and blocks, which have no types in Python; Triton's tuples grow by addition alone.
 
@@ -19,16 +22,27 @@ import triton.language as tl
 
 from raydd.networks.fused_kernels import activate, pooled, tail_backward, tail_forward, unpooled
 
-__all__ = ["first_backward", "first_forward", "first_statistics", "patch_moments", "tail_backward", "tail_forward"]
+__all__ = [
+    "first_backward",
+    "first_forward",
+    "first_statistics",
+    "patch_moments",
+    "tail_backward",
+    "tail_forward",
+]
 
 
 @triton.jit
 def load_patches(x, p, other, H: tl.constexpr, W: tl.constexpr):
-    """Return the nine taps ``[positions]`` of patches of one framed channel; ``other``, a value per tap, behind the last position."""
+    """Return the nine taps ``[positions]`` of patches of one framed channel; ``other``, a value per
+    tap, behind the last position.
+    """
     corner = x + p // W * (W + 2) + p % W
     found = ()
     for k in tl.static_range(9):
-        found = found + (tl.load(corner + (k // 3 * (W + 2) + k % 3), mask=p < H * W, other=other[k]),)
+        found = found + (
+            tl.load(corner + (k // 3 * (W + 2) + k % 3), mask=p < H * W, other=other[k]),
+        )
     return found
 
 
@@ -54,9 +68,17 @@ def patch_means(x, H: tl.constexpr, W: tl.constexpr, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def patch_moments(
-    x, taps_mean, covariance, H: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr, MEANS_P: tl.constexpr, BLOCK_P: tl.constexpr
+    x,
+    taps_mean,
+    covariance,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    TAPS: tl.constexpr,
+    MEANS_P: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):
-    """Mean ``[N, TAPS]`` and covariance ``[N, TAPS, TAPS]`` of taps over one framed image; a program has two channels' taps.
+    """Mean ``[N, TAPS]`` and covariance ``[N, TAPS, TAPS]`` of taps over one framed image; a
+    program has two channels' taps.
 
     Meant for one warp: it keeps its products' sums a position a lane, and needs no barrier to add them up.
     """
@@ -89,7 +111,9 @@ def patch_moments(
     covariance += n * TAPS * TAPS
     for i in tl.static_range(9):
         for j in tl.static_range(i if CHANNELS == 1 else 0, 9):
-            found = tl.sum(sums[i * 9 + j - i * (i + 1) // 2 if CHANNELS == 1 else i * 9 + j], 0) / (H * W)
+            found = tl.sum(
+                sums[i * 9 + j - i * (i + 1) // 2 if CHANNELS == 1 else i * 9 + j], 0
+            ) / (H * W)
             tl.store(covariance + (one * 9 + i) * TAPS + other * 9 + j, found)
             tl.store(covariance + (other * 9 + j) * TAPS + one * 9 + i, found)
 
@@ -104,7 +128,10 @@ def add_covariances(sums, x, x_mean, y, y_mean, CHANNELS: tl.constexpr):
     for i in tl.static_range(9):
         centred = away[i] if CHANNELS == 1 else x[i] - x_mean[i]
         for j in tl.static_range(i if CHANNELS == 1 else 0, 9):
-            more = more + (sums[i * 9 + j - i * (i + 1) // 2 if CHANNELS == 1 else i * 9 + j] + centred * away[j],)
+            more = more + (
+                sums[i * 9 + j - i * (i + 1) // 2 if CHANNELS == 1 else i * 9 + j]
+                + centred * away[j],
+            )
     return more
 
 
@@ -160,13 +187,25 @@ def load_window(x, p, H: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr, STEP
 
 
 @triton.jit
-def outputs(pixels, taps, offset, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr, STEP: tl.constexpr):
-    """Return the ``STEP ** 2`` outputs ``[positions, channels]`` of the convolution with the norm's weights and offset."""
+def outputs(
+    pixels,
+    taps,
+    offset,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TAPS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Return the ``STEP ** 2`` outputs ``[positions, channels]`` of the convolution with the norm's
+    weights and offset.
+    """
     found = ()
     for at in tl.static_range(STEP * STEP):
         total = tl.zeros([ROWS, BLOCK_C], tl.float32) + offset[None, :]
         for k in tl.static_range(TAPS):
-            pixel = pixels[(k // 9 * (STEP + 2) + k % 9 // 3 + at // STEP) * (STEP + 2) + k % 3 + at % STEP]
+            pixel = pixels[
+                (k // 9 * (STEP + 2) + k % 9 // 3 + at // STEP) * (STEP + 2) + k % 3 + at % STEP
+            ]
             total += pixel[:, None] * taps[k][None, :]
         found = found + (total,)
     return found
@@ -187,8 +226,13 @@ def first_forward(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     x += n * (TAPS // 9) * (H + 2) * (W + 2)
     out += n * out_stride_n
-    scale = tl.load(rstd_in + n * C + c, mask=c < C, other=0.0) * tl.load(gain_in + c, mask=c < C, other=0.0)
-    offset = tl.load(shift_in + c, mask=c < C, other=0.0) - tl.load(mean_in + n * C + c, mask=c < C, other=0.0) * scale
+    scale = tl.load(rstd_in + n * C + c, mask=c < C, other=0.0) * tl.load(
+        gain_in + c, mask=c < C, other=0.0
+    )
+    offset = (
+        tl.load(shift_in + c, mask=c < C, other=0.0)
+        - tl.load(mean_in + n * C + c, mask=c < C, other=0.0) * scale
+    )
     plain = load_taps(weight, c, C, TAPS)
     taps = ()
     for k in tl.static_range(TAPS):
@@ -212,7 +256,9 @@ def add_products(sums, g, pixels, TAPS: tl.constexpr, STEP: tl.constexpr):
     for k in tl.static_range(TAPS):
         total = sums[k]
         for at in tl.static_range(STEP * STEP):
-            pixel = pixels[(k // 9 * (STEP + 2) + k % 9 // 3 + at // STEP) * (STEP + 2) + k % 3 + at % STEP]
+            pixel = pixels[
+                (k // 9 * (STEP + 2) + k % 9 // 3 + at // STEP) * (STEP + 2) + k % 3 + at % STEP
+            ]
             total += g[at] * pixel[:, None]
         more = more + (total,)
     total = sums[TAPS]
@@ -223,14 +269,16 @@ def add_products(sums, g, pixels, TAPS: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def first_backward(
-    x, weight, gain_in, shift_in, mean_in, rstd_in, taps_mean, spread, grad, found, grad_stride_n, grad_stride_p, grad_stride_c,
+    x, weight, gain_in, shift_in, mean_in, rstd_in, taps_mean, spread, grad, found, grad_stride_n,
+    grad_stride_p, grad_stride_c,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, TAPS: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One image's part of the gradients in the convolution's weights and the norm's, ``found [N, TAPS + 2, C]``.
 
-    Of the gradient ``g`` of the norm's output only the sums of ``g`` and of ``g`` times each tap are needed: those of ``g`` times
-    an output, and of an output times a tap, follow from them, the weights and the covariance.
+    Of the gradient ``g`` of the norm's output only the sums of ``g`` and of ``g`` times each tap
+    are needed: those of ``g`` times an output, and of an output times a tap, follow from them, the
+    weights and the covariance.
     """
     STEP: tl.constexpr = 1 if POOL == 0 else 2
     POSITIONS: tl.constexpr = (H // STEP) * (W // STEP)
@@ -255,7 +303,12 @@ def first_backward(
         pixels = load_window(x, tl.minimum(p, POSITIONS - 1), H, W, TAPS, STEP)
         y = outputs(pixels, taps, offset, ROWS, BLOCK_C, TAPS, STEP)
         at = grad + p[:, None] * grad_stride_p + c[None, :] * grad_stride_c
-        g = unpooled(y, tl.load(at, mask=(p < POSITIONS)[:, None] & here[None, :], other=0.0).to(tl.float32), SLOPE, POOL)
+        g = unpooled(
+            y,
+            tl.load(at, mask=(p < POSITIONS)[:, None] & here[None, :], other=0.0).to(tl.float32),
+            SLOPE,
+            POOL,
+        )
         sums = add_products(sums, g, pixels, TAPS, STEP)
     of_shift = tl.sum(sums[TAPS], 0)
     of_gain = -mean * of_shift

@@ -1,13 +1,16 @@
 """Triton kernels of a ConvNet's blocks on CUDA: a norm's tail in one pass, and a first block that writes no full map.
 
-Maps are channels-last; all arithmetic is in float32. No kernel adds atomically or is tuned at run time: the same input gives the
-same bytes. Imported only where the tensors are on CUDA (or by Triton's interpreter).
+Maps are channels-last; all arithmetic is in float32. No kernel adds atomically or is tuned at run
+time: the same input gives the same bytes. Imported only where the tensors are on CUDA (or by
+Triton's interpreter).
 
-Where a convolution's outputs are pooled, a *position* is a pixel of the pooled map and its *corners* are the 2x2 outputs below it;
-with ``POOL == 0`` a position of the first block has one corner.
+Where a convolution's outputs are pooled, a *position* is a pixel of the pooled map and its
+*corners* are the 2x2 outputs below it; with ``POOL == 0`` a position of the first block has one
+corner.
 """
 
-# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False, disallow_incomplete_defs=False, disable-error-code="assignment"
+# mypy: disallow_untyped_defs=False, disallow_untyped_decorators=False
+# mypy: disallow_incomplete_defs=False, disable-error-code="assignment"
 # ruff: noqa: RUF005
 # Arguments of kernels are pointers and blocks, which have no types in Python; Triton's tuples grow by addition alone.
 
@@ -49,9 +52,19 @@ def pooled(y, POOL: tl.constexpr):
 
 @triton.jit
 def unpooled(y, grad, SLOPE: tl.constexpr, POOL: tl.constexpr):
-    """Return the gradient of each block of ``y``, before the activation, of what pooling the activations to ``grad`` gives."""
+    """Return the gradient of each block of ``y``, before the activation, of what pooling the
+    activations to ``grad`` gives.
+    """
     if POOL == 2:
-        best = pooled((activate(y[0], SLOPE), activate(y[1], SLOPE), activate(y[2], SLOPE), activate(y[3], SLOPE)), 2)
+        best = pooled(
+            (
+                activate(y[0], SLOPE),
+                activate(y[1], SLOPE),
+                activate(y[2], SLOPE),
+                activate(y[3], SLOPE),
+            ),
+            2,
+        )
         free = best == best
     found = ()
     for k in tl.static_range(1 if POOL == 0 else 4):
@@ -79,7 +92,9 @@ def corner_inside(p, k: tl.constexpr, H: tl.constexpr, W: tl.constexpr, EXACT: t
 
 
 @triton.jit
-def corner_mask(p, c, k: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr):
+def corner_mask(
+    p, c, k: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr
+):
     """Return which values ``[positions, channels]`` of the ``k``-th corners exist."""
     if EXACT:
         return tl.full([p.shape[0], c.shape[0]], True, tl.int1)
@@ -94,12 +109,16 @@ def load_corners(x, p, c, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXA
     for k in tl.static_range(4):
         pixel, _ = corner_inside(p, k, H, W, EXACT)
         mask = corner_mask(p, c, k, H, W, C, EXACT)
-        found = found + (tl.load(x + pixel[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32),)
+        found = found + (
+            tl.load(x + pixel[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32),
+        )
     return found
 
 
 @triton.jit
-def centred_squares(x, mean, p, c, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr):
+def centred_squares(
+    x, mean, p, c, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr
+):
     """Return the sum of squared distances from ``mean [channels]`` of the four corners that exist."""
     total = tl.zeros([p.shape[0], c.shape[0]], tl.float32)
     for k in tl.static_range(4):
@@ -127,7 +146,11 @@ def store_tail(
         # The last corner is inside just where all four are: an odd line at the end is left out.
         mask = corner_mask(p, c, 3, H, W, C, EXACT)
         row, column = p // ((W + 1) // 2), p % ((W + 1) // 2)
-        tl.store(at + (row * (W // 2) + column)[:, None] * stride_p, pooled(y, POOL).to(out.dtype.element_ty), mask=mask)
+        tl.store(
+            at + (row * (W // 2) + column)[:, None] * stride_p,
+            pooled(y, POOL).to(out.dtype.element_ty),
+            mask=mask,
+        )
 
 
 @triton.jit
@@ -136,7 +159,9 @@ def tail_forward(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
     CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Norm, activation and pooling of one image's maps ``x [H, W, C]`` and a block of channels; mean and 1/std ``[N, C]``."""
+    """Norm, activation and pooling of one image's maps ``x [H, W, C]`` and a block of channels;
+    mean and 1/std ``[N, C]``.
+    """
     blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     n = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -166,11 +191,41 @@ def tail_forward(
     scale = rstd * gain
     offset = shift - mean * scale
     if CHUNKS == 1:
-        store_tail(out, values, scale, offset, p, c, out_stride_p, out_stride_c, H, W, C, SLOPE, POOL, EXACT)
+        store_tail(
+            out,
+            values,
+            scale,
+            offset,
+            p,
+            c,
+            out_stride_p,
+            out_stride_c,
+            H,
+            W,
+            C,
+            SLOPE,
+            POOL,
+            EXACT,
+        )
     else:
         for chunk in range(CHUNKS):
             values = load_corners(x, p + chunk * BLOCK_P, c, H, W, C, EXACT)
-            store_tail(out, values, scale, offset, p + chunk * BLOCK_P, c, out_stride_p, out_stride_c, H, W, C, SLOPE, POOL, EXACT)
+            store_tail(
+                out,
+                values,
+                scale,
+                offset,
+                p + chunk * BLOCK_P,
+                c,
+                out_stride_p,
+                out_stride_c,
+                H,
+                W,
+                C,
+                SLOPE,
+                POOL,
+                EXACT,
+            )
 
 
 @triton.jit
@@ -194,7 +249,9 @@ def tail_gradients(
     else:
         row, column = p // ((W + 1) // 2), p % ((W + 1) // 2)
         mask = corner_mask(p, c, 3, H, W, C, EXACT)
-        g = tl.load(at + (row * (W // 2) + column)[:, None] * stride_p, mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(at + (row * (W // 2) + column)[:, None] * stride_p, mask=mask, other=0.0).to(
+            tl.float32
+        )
         return unpooled(y, g, SLOPE, POOL)
 
 
@@ -208,18 +265,37 @@ def gradient_sums(x, g, mean):
 
 
 @triton.jit
-def store_gradients(grad_x, x, g, mean, scale, level, slope, p, c, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr):
-    """Write the norm's gradient: what remains of ``g`` beside its mean (``level``) and its share along the values (``slope``)."""
+def store_gradients(
+    grad_x,
+    x,
+    g,
+    mean,
+    scale,
+    level,
+    slope,
+    p,
+    c,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Write the norm's gradient: what remains of ``g`` beside its mean (``level``) and its share
+    along the values (``slope``).
+    """
     for k in tl.static_range(4):
         pixel, _ = corner_inside(p, k, H, W, EXACT)
         of_x = scale[None, :] * (g[k] - level[None, :] - (x[k] - mean[None, :]) * slope[None, :])
         mask = corner_mask(p, c, k, H, W, C, EXACT)
-        tl.store(grad_x + pixel[:, None] * C + c[None, :], of_x.to(grad_x.dtype.element_ty), mask=mask)
+        tl.store(
+            grad_x + pixel[:, None] * C + c[None, :], of_x.to(grad_x.dtype.element_ty), mask=mask
+        )
 
 
 @triton.jit
 def tail_backward(
-    x, weight, bias, mean_in, rstd_in, grad, grad_x, grad_weight, grad_bias, grad_stride_n, grad_stride_p, grad_stride_c,
+    x, weight, bias, mean_in, rstd_in, grad, grad_x, grad_weight, grad_bias, grad_stride_n, grad_stride_p,
+    grad_stride_c,
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
     CHUNKS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -240,7 +316,22 @@ def tail_backward(
     offset = shift - mean * scale
     if CHUNKS == 1:
         values = load_corners(x, p, c, H, W, C, EXACT)
-        g = tail_gradients(values, grad, scale, offset, p, c, grad_stride_p, grad_stride_c, H, W, C, SLOPE, POOL, EXACT)
+        g = tail_gradients(
+            values,
+            grad,
+            scale,
+            offset,
+            p,
+            c,
+            grad_stride_p,
+            grad_stride_c,
+            H,
+            W,
+            C,
+            SLOPE,
+            POOL,
+            EXACT,
+        )
         of_bias, of_weight = gradient_sums(values, g, mean)
     else:
         of_bias = tl.zeros([BLOCK_C], tl.float32)
@@ -248,7 +339,22 @@ def tail_backward(
         for chunk in range(CHUNKS):
             q = p + chunk * BLOCK_P
             values = load_corners(x, q, c, H, W, C, EXACT)
-            g = tail_gradients(values, grad, scale, offset, q, c, grad_stride_p, grad_stride_c, H, W, C, SLOPE, POOL, EXACT)
+            g = tail_gradients(
+                values,
+                grad,
+                scale,
+                offset,
+                q,
+                c,
+                grad_stride_p,
+                grad_stride_c,
+                H,
+                W,
+                C,
+                SLOPE,
+                POOL,
+                EXACT,
+            )
             more_bias, more_weight = gradient_sums(values, g, mean)
             of_bias += more_bias
             of_weight += more_weight
@@ -263,5 +369,20 @@ def tail_backward(
         for chunk in range(CHUNKS):
             q = p + chunk * BLOCK_P
             values = load_corners(x, q, c, H, W, C, EXACT)
-            g = tail_gradients(values, grad, scale, offset, q, c, grad_stride_p, grad_stride_c, H, W, C, SLOPE, POOL, EXACT)
+            g = tail_gradients(
+                values,
+                grad,
+                scale,
+                offset,
+                q,
+                c,
+                grad_stride_p,
+                grad_stride_c,
+                H,
+                W,
+                C,
+                SLOPE,
+                POOL,
+                EXACT,
+            )
             store_gradients(grad_x, values, g, mean, scale, level, slope, q, c, H, W, C, EXACT)

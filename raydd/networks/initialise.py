@@ -21,8 +21,8 @@ _Fill = tuple[torch.Tensor, Literal["uniform", "normal"], float]
 def fill_defaults_(net: nn.Module, generator: torch.Generator) -> None:
     """Refill a network of convolutions, linear layers and norms in place, as torch initialises them by default.
 
-    Weights and biases ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)); norms 1 and 0, running statistics fresh. Specification of DC,
-    section 2.0.
+    Weights and biases ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)); norms 1 and 0, running statistics
+    fresh. Specification of DC, section 2.0.
     """
     _reset_norms_(net)
     fills: list[_Fill] = []
@@ -32,11 +32,17 @@ def fill_defaults_(net: nn.Module, generator: torch.Generator) -> None:
     _fill_(fills, generator)
 
 
-def fill_fan_out_(net: nn.Module, generator: torch.Generator, *, linear_std: float | None = None, linear_bias: bool = True) -> None:
+def fill_fan_out_(
+    net: nn.Module,
+    generator: torch.Generator,
+    *,
+    linear_std: float | None = None,
+    linear_bias: bool = True,
+) -> None:
     """Refill a network as :func:`fill_defaults_`, but convolutions ~ N(0, 2 / fan_out) (Kaiming), their biases zero.
 
-    ``linear_std``: linear layers ~ N(0, linear_std^2) with biases of zero; else by default, with ``linear_bias=False`` but for
-    biases of zero. Specification of EDC, section 1.2.
+    ``linear_std``: linear layers ~ N(0, linear_std^2) with biases of zero; else by default, with
+    ``linear_bias=False`` but for biases of zero. Specification of EDC, section 1.2.
     """
     _reset_norms_(net)
     fills: list[_Fill] = []
@@ -60,7 +66,9 @@ def _reset_norms_(net: nn.Module) -> None:
 
 def _default(module: nn.Conv2d | nn.Linear) -> list[_Fill]:
     bound = 1.0 / math.sqrt(module.weight[0].numel())
-    return [(tensor, "uniform", bound) for tensor in (module.weight, module.bias) if tensor is not None]
+    return [
+        (tensor, "uniform", bound) for tensor in (module.weight, module.bias) if tensor is not None
+    ]
 
 
 def _zero(bias: torch.Tensor | None) -> list[_Fill]:
@@ -80,7 +88,10 @@ def _draw_(tensor: torch.Tensor, kind: str, scale: float, generator: torch.Gener
 def _fill_(fills: list[_Fill], generator: torch.Generator) -> None:
     if not fills:
         return
-    if all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t, _, _ in fills):
+    if all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous()
+        for t, _, _ in fills
+    ):
         for tensor, kind, scale in fills:
             _draw_(tensor, kind, scale, generator)
         return
@@ -95,7 +106,11 @@ def _fill_(fills: list[_Fill], generator: torch.Generator) -> None:
 def zero_scales(net: nn.Module) -> list[nn.Parameter]:
     """Return the scales of norms that are zero throughout, as libraries start those at the ends of residual blocks."""
     norms = (_NormBase, nn.GroupNorm, nn.LayerNorm, LayerNorm)
-    scales = [module.weight for module in net.modules() if isinstance(module, norms) and isinstance(module.weight, nn.Parameter)]
+    scales = [
+        module.weight
+        for module in net.modules()
+        if isinstance(module, norms) and isinstance(module.weight, nn.Parameter)
+    ]
     return [scale for scale in scales if not bool(scale.detach().any())]
 
 

@@ -1,4 +1,6 @@
-"""Layers that start empty (:mod:`raydd.networks.initialise` fills them) and whose derivatives hold under ``torch.func``."""
+"""Layers that start empty (:mod:`raydd.networks.initialise` fills them) and whose derivatives hold
+under ``torch.func``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Linear(nn.Linear):
 class LayerNorm(nn.Module):
     """Normalise each sample over all its values ``[C, H, W]``, with a weight and a bias of that shape.
 
-    Written from primitives: the fused kernel's second derivative is wrong under ``vmap`` (specification of DC, section 5.25).
+    Written from primitives: the fused kernel's second derivative is wrong under ``vmap``
+    (specification of DC, section 5.25).
     """
 
     def __init__(self, shape: tuple[int, int, int], eps: float = 1e-5) -> None:
@@ -68,7 +71,9 @@ class Activation(nn.Module):
 
 
 def make_norm(kind: str, channels: int, height: int, width: int) -> nn.Module:
-    """Return the norm called ``kind`` for maps ``[channels, height, width]``; instance norm is one group per channel, affine."""
+    """Return the norm called ``kind`` for maps ``[channels, height, width]``; instance norm is one
+    group per channel, affine.
+    """
     if kind == "instancenorm":
         return nn.GroupNorm(channels, channels)
     if kind == "groupnorm":

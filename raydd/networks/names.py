@@ -5,14 +5,17 @@ A zoo name is a family followed by options in any order, joined with ``_``:
 - ``convnet<depth>_w<width>`` with one of ``relu sigmoid leakyrelu swish``, one of ``instancenorm batchnorm layernorm
   groupnorm nonorm`` and one of ``avgpool maxpool nopool`` (defaults: ``convnet3_w128_relu_instancenorm_avgpool``;
   ``d<depth>`` may stand as an option: ``convnet_d4_w256_batchnorm``);
-- ``mlp``, ``lenet``; ``alexnet_cifar`` [``batchnorm``]; ``vgg11_cifar`` (13, 16, 19) and ``resnet18_cifar`` (34, 50, 101, 152)
-  [``batchnorm``, else instance norm; ResNets also ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions
-  initialised as N(0, 2 / fan_out)];
-- ``wrn_<depth>_<width>`` (``wrn_16_2``), ``mobilenetv2_cifar`` and ``shufflenetv2_cifar`` (both of width 0.5), with batch norm.
+- ``mlp``, ``lenet``; ``alexnet_cifar`` [``batchnorm``]; ``vgg11_cifar`` (13, 16, 19) and
+  ``resnet18_cifar`` (34, 50, 101, 152) [``batchnorm``, else instance norm; ResNets also
+  ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions initialised as N(0, 2 /
+  fan_out)];
+- ``wrn_<depth>_<width>`` (``wrn_16_2``), ``mobilenetv2_cifar`` and ``shufflenetv2_cifar`` (both of
+  width 0.5), with batch norm.
 
-``timm/<name>`` and ``torchvision/<name>`` are those libraries' models (timm's former names stand for what it calls them now); a
-bare name that is none of the above is looked up in torchvision, then in timm. Names are case-sensitive: ``ResNet18`` is an original's
-name, ``resnet18`` is torchvision's.
+``timm/<name>`` and ``torchvision/<name>`` are those libraries' models (timm's former names stand
+for what it calls them now); a bare name that is none of the above is looked up in torchvision, then
+in timm. Names are case-sensitive: ``ResNet18`` is an original's name, ``resnet18`` is
+torchvision's.
 """
 
 from __future__ import annotations
@@ -39,7 +42,10 @@ ALIASES = {
     "ResNet18BN": "resnet18_cifar_batchnorm",
     "ResNet18BN_AP": "resnet18_cifar_batchnorm_avgpool",
     "ResNet18_AP": "resnet18_cifar_avgpool",
-    **dict.fromkeys(("ConvNet", "ConvNetD3", "ConvNetW128", "ConvNetAR", "ConvNetIN", "ConvNetAP"), "convnet3_w128"),
+    **dict.fromkeys(
+        ("ConvNet", "ConvNetD3", "ConvNetW128", "ConvNetAR", "ConvNetIN", "ConvNetAP"),
+        "convnet3_w128",
+    ),
     **{f"ConvNetD{depth}": f"convnet{depth}_w128" for depth in (1, 2, 4)},
     **{f"ConvNetW{width}": f"convnet3_w{width}" for width in (32, 64, 256)},
     "ConvNetAS": "convnet3_w128_sigmoid",
@@ -81,8 +87,8 @@ _LIBRARIES = ("timm", "torchvision")
 class ZooName:
     """A parsed zoo name.
 
-    ``layers``: of a VGG, ResNet or WideResNet. ``width``: of a WideResNet. ``pooled``: the average-pool variant of a ResNet;
-    ``kaiming``: its initialisation.
+    ``layers``: of a VGG, ResNet or WideResNet. ``width``: of a WideResNet. ``pooled``: the
+    average-pool variant of a ResNet; ``kaiming``: its initialisation.
     """
 
     family: str
@@ -96,26 +102,46 @@ class ZooName:
     def __str__(self) -> str:
         if self.family == "convnet":
             o, d = self.convnet, ConvNetOptions()
-            kinds = [k for k, default in ((o.activation, d.activation), (o.norm, d.norm), (o.pooling, d.pooling)) if k != default]
+            kinds = [
+                k
+                for k, default in (
+                    (o.activation, d.activation),
+                    (o.norm, d.norm),
+                    (o.pooling, d.pooling),
+                )
+                if k != default
+            ]
             return "_".join([f"convnet{o.depth}", f"w{o.width}", *kinds])
         if self.family in ("mlp", "lenet"):
             return self.family
         if self.family == "wrn":
             return f"wrn_{self.layers}_{self.width}"
         name = f"{self.family}{self.layers or ''}_cifar"
-        return name + "_batchnorm" * (self.norm == "batchnorm") + "_avgpool" * self.pooled + "_kaiming" * self.kaiming
+        return (
+            name
+            + "_batchnorm" * (self.norm == "batchnorm")
+            + "_avgpool" * self.pooled
+            + "_kaiming" * self.kaiming
+        )
 
 
 def zoo_names() -> list[str]:
     """Return the zoo's canonical names (of ConvNets the published ones; any depth and width exists)."""
     norms = ("", "_batchnorm")
     vgg = [f"vgg{n}_cifar{norm}" for n in VGG_WIDTHS for norm in norms]
-    resnet = [f"resnet{n}_cifar{norm}{ap}" for n in RESNET_BLOCKS for norm in norms for ap in ("", "_avgpool")]
+    resnet = [
+        f"resnet{n}_cifar{norm}{ap}"
+        for n in RESNET_BLOCKS
+        for norm in norms
+        for ap in ("", "_avgpool")
+    ]
     return sorted({*ALIASES.values(), EDC_RESNET18, *vgg, *resnet})
 
 
 def parse_zoo_name(name: str) -> ZooName | None:
-    """Return the meaning of a zoo name or alias; ``None`` if it is no zoo name; ``ConfigError`` if it is one with bad options."""
+    """Return the meaning of a zoo name or alias; ``None`` if it is no zoo name; ``ConfigError`` if
+    it is one with bad options.
+    """
     head, *options = ALIASES.get(name, name).split("_")
     match = _FAMILY.fullmatch(head)
     if not match:
@@ -136,29 +162,43 @@ def parse_zoo_name(name: str) -> ZooName | None:
 
 def _convnet_options(name: str, number: str, options: list[str]) -> ConvNetOptions:
     found: dict[str, str | int] = {"depth": int(number)} if number else {}
-    kinds = {**dict.fromkeys(ACTIVATIONS, "activation"), **dict.fromkeys(NORMS, "norm"), **dict.fromkeys(POOLINGS, "pooling")}
+    kinds = {
+        **dict.fromkeys(ACTIVATIONS, "activation"),
+        **dict.fromkeys(NORMS, "norm"),
+        **dict.fromkeys(POOLINGS, "pooling"),
+    }
     for option in options:
         sized = re.fullmatch(r"([dw])(\d+)", option)
         if not sized and option not in kinds:
             raise unknown(f"option of network '{name}':", option, [*kinds, "d<depth>", "w<width>"])
         key = {"d": "depth", "w": "width"}[sized.group(1)] if sized else kinds[option]
         if key in found:
-            raise ConfigError(f"network '{name}': {key} is given twice ('{found[key]}' and '{option}')")
+            raise ConfigError(
+                f"network '{name}': {key} is given twice ('{found[key]}' and '{option}')"
+            )
         found[key] = int(sized.group(2)) if sized else option
     result = ConvNetOptions(**found)  # type: ignore[arg-type]
     if not (1 <= result.depth <= 12 and 1 <= result.width <= 8192):
-        raise ConfigError(f"network '{name}': depth must be 1 to 12 and width 1 to 8192, got {result.depth} and {result.width}")
+        raise ConfigError(
+            f"network '{name}': depth must be 1 to 12 and width 1 to 8192, got {result.depth} and {result.width}"
+        )
     if result.norm == "groupnorm" and result.width % 4:
-        raise ConfigError(f"network '{name}': groupnorm has 4 groups, so the width must be a multiple of 4, got {result.width}")
+        raise ConfigError(
+            f"network '{name}': groupnorm has 4 groups, so the width must be a multiple of 4, got {result.width}"
+        )
     return result
 
 
 def _wrn_name(name: str, options: list[str]) -> ZooName:
     if len(options) != 2 or not all(option.isdecimal() for option in options):
-        raise ConfigError(f"network '{name}': a WideResNet is called wrn_<depth>_<width>, such as wrn_16_2")
+        raise ConfigError(
+            f"network '{name}': a WideResNet is called wrn_<depth>_<width>, such as wrn_16_2"
+        )
     depth, width = int(options[0]), int(options[1])
     if depth < 10 or (depth - 4) % 6 or not 1 <= width <= 64:
-        raise ConfigError(f"network '{name}': depth must be 10, 16, 22, … (6n + 4) and width 1 to 64, got {depth} and {width}")
+        raise ConfigError(
+            f"network '{name}': depth must be 10, 16, 22, … (6n + 4) and width 1 to 64, got {depth} and {width}"
+        )
     return ZooName(family="wrn", layers=depth, width=width)
 
 
@@ -169,7 +209,9 @@ def _cifar_name(name: str, family: str, number: str, options: list[str]) -> ZooN
     if sizes and layers not in sizes:
         raise unknown("network", name, zoo_names())
     norms = ["batchnorm", "instancenorm"]
-    allowed = {"alexnet": norms[:1], "vgg": norms, "resnet": [*norms, "avgpool", "kaiming"]}.get(family, [])
+    allowed = {"alexnet": norms[:1], "vgg": norms, "resnet": [*norms, "avgpool", "kaiming"]}.get(
+        family, []
+    )
     for option in options:
         if not allowed:
             raise ConfigError(f"network '{name}': {family}_cifar has no options, got '{option}'")
@@ -179,7 +221,13 @@ def _cifar_name(name: str, family: str, number: str, options: list[str]) -> ZooN
         raise ConfigError(f"network '{name}': norm is given twice")
     plain = "instancenorm" if family in families else "nonorm"
     norm = "batchnorm" if "batchnorm" in options else plain
-    return ZooName(family=family, layers=layers, norm=norm, pooled="avgpool" in options, kaiming="kaiming" in options)
+    return ZooName(
+        family=family,
+        layers=layers,
+        norm=norm,
+        pooled="avgpool" in options,
+        kaiming="kaiming" in options,
+    )
 
 
 def normalise_name(name: str) -> str:
@@ -195,7 +243,10 @@ def normalise_name(name: str) -> str:
     if "/" in name:
         library, model = name.split("/", 1)
         if library not in _LIBRARIES:
-            raise ConfigError(f"unknown network '{name}': the part before '/' must be timm or torchvision{nearest(library, _LIBRARIES)}")
+            raise ConfigError(
+                f"unknown network '{name}': the part before '/' must be timm or"
+                f" torchvision{nearest(library, _LIBRARIES)}"
+            )
         found = external_name(library, model)
         if found is None:
             raise unknown(f"{library} model", model, list_networks(f"{library}/*", bare=True))
@@ -203,22 +254,38 @@ def normalise_name(name: str) -> str:
     for library in ("torchvision", "timm"):
         if (found := external_name(library, name)) is not None:
             return f"{library}/{found}"
-    known = [*zoo_names(), *ALIASES, *list_networks("torchvision/*", bare=True), *list_networks("timm/*", bare=True)]
+    known = [
+        *zoo_names(),
+        *ALIASES,
+        *list_networks("torchvision/*", bare=True),
+        *list_networks("timm/*", bare=True),
+    ]
     hint = nearest(name, known)
-    raise ConfigError(f"unknown network '{name}'{hint}; allowed: {', '.join(zoo_names()[:8])}, …, or any model of torchvision or timm")
+    raise ConfigError(
+        f"unknown network '{name}'{hint}; allowed: {', '.join(zoo_names()[:8])}, …, or any model of torchvision or timm"
+    )
 
 
 def spellings(name: str) -> list[str]:
-    """Return what files call a network: its canonical name without a library's, then the originals' names, or timm's former ones."""
+    """Return what files call a network: its canonical name without a library's, then the originals'
+    names, or timm's former ones.
+    """
     from raydd.networks.external import former_names
 
     canonical = normalise_name(name)
     theirs = [alias for alias, network in ALIASES.items() if network == canonical]
-    return [canonical.split("/", 1)[-1], *theirs, *(["ResNet18"] if canonical == EDC_RESNET18 else []), *former_names(canonical)]
+    return [
+        canonical.split("/", 1)[-1],
+        *theirs,
+        *(["ResNet18"] if canonical == EDC_RESNET18 else []),
+        *former_names(canonical),
+    ]
 
 
 def list_networks(pattern: str = "*", *, bare: bool = False) -> list[str]:
-    """Return the canonical names that match a shell pattern such as ``"*resnet*"``; with ``bare``, without library prefixes."""
+    """Return the canonical names that match a shell pattern such as ``"*resnet*"``; with ``bare``,
+    without library prefixes.
+    """
     from raydd.networks.external import external_names
 
     names = zoo_names()
@@ -231,16 +298,23 @@ def list_networks(pattern: str = "*", *, bare: bool = False) -> list[str]:
 def strip_batchnorm(name: str) -> str:
     """Return the network that pool ``S`` evaluates in place of one with batch norm (specification of DC, section 3.3).
 
-    Everything from "BN" on is cut off the original name: instance norm takes its place in ConvNets, VGGs and ResNets (whose
-    average-pool variant becomes the strided one), and nothing takes it in AlexNet. Names without batch norm are unchanged.
+    Everything from "BN" on is cut off the original name: instance norm takes its place in ConvNets,
+    VGGs and ResNets (whose average-pool variant becomes the strided one), and nothing takes it in
+    AlexNet. Names without batch norm are unchanged.
     """
     zoo = parse_zoo_name(name)
     if zoo is None:
         return normalise_name(name)
     if zoo.family == "convnet" and zoo.convnet.norm == "batchnorm":
-        # In an original's name whatever follows "BN" would go too; only an activation ever precedes it, and a pooling never follows.
+        # In an original's name whatever follows "BN" would go too; only an activation ever precedes
+        # it, and a pooling never follows.
         options = zoo.convnet
-        kept = ConvNetOptions(depth=options.depth, width=options.width, activation=options.activation, pooling=options.pooling)
+        kept = ConvNetOptions(
+            depth=options.depth,
+            width=options.width,
+            activation=options.activation,
+            pooling=options.pooling,
+        )
         return str(ZooName(family="convnet", convnet=kept))
     if zoo.norm == "batchnorm":
         plain = "nonorm" if zoo.family == "alexnet" else "instancenorm"
@@ -251,8 +325,9 @@ def strip_batchnorm(name: str) -> str:
 def pool(letter: str, network: str) -> tuple[str, ...]:
     """Return the canonical names that an evaluation pool holds (specification of DC, section 3.3).
 
-    ``S``: the network that distilled, without its batch norm; ``SS``: as it is; ``M B W D A P N``: the published sets of
-    architectures, batch-norm networks, widths, depths, activations, poolings, norms.
+    ``S``: the network that distilled, without its batch norm; ``SS``: as it is; ``M B W D A P N``:
+    the published sets of architectures, batch-norm networks, widths, depths, activations, poolings,
+    norms.
     """
     if letter not in POOLS:
         raise unknown("evaluation pool", letter, POOLS)

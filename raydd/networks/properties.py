@@ -17,8 +17,9 @@ def has_batchnorm(net: nn.Module) -> bool:
 def is_per_sample(net: nn.Module) -> bool:
     """Return whether a sample's output depends on that sample alone, with the modes the network is in now.
 
-    False where a batch norm normalises with the batch's statistics (train mode), or where dropout or stochastic depth draws.
-    Then batches must not be merged, split or chunked (specification of DC, section 6.4).
+    False where a batch norm normalises with the batch's statistics (train mode), or where dropout
+    or stochastic depth draws. Then batches must not be merged, split or chunked (specification of
+    DC, section 6.4).
     """
     for module in net.modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
@@ -27,7 +28,11 @@ def is_per_sample(net: nn.Module) -> bool:
             continue
         if isinstance(module, _DropoutNd) and module.p > 0:
             return False
-        if type(module).__name__ in ("DropPath", "StochasticDepth", "MultiheadAttention") or hasattr(module, "attention_dropout"):
+        if type(module).__name__ in (
+            "DropPath",
+            "StochasticDepth",
+            "MultiheadAttention",
+        ) or hasattr(module, "attention_dropout"):
             rates = [getattr(module, rate, 0.0) for rate in (*_RANDOM_DEPTH, "dropout")]
             if any(isinstance(rate, float) and rate > 0 for rate in rates):
                 return False

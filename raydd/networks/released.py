@@ -30,8 +30,18 @@ def _in_sequence(first: int) -> Callable[[re.Match[str]], str]:
 
 
 _NORMS: _Substitution = (r"\bnorm(\d)", r"bn\1")
-_RESNET = (_stages("layer#"), _NORMS, (r"shortcut\.conv", "shortcut.0"), (r"shortcut\.norm", "shortcut.1"))
-_TORCH_RESNET = (_stages("layer#"), _NORMS, (r"shortcut\.conv", "downsample.0"), (r"shortcut\.norm", "downsample.1"))
+_RESNET = (
+    _stages("layer#"),
+    _NORMS,
+    (r"shortcut\.conv", "shortcut.0"),
+    (r"shortcut\.norm", "shortcut.1"),
+)
+_TORCH_RESNET = (
+    _stages("layer#"),
+    _NORMS,
+    (r"shortcut\.conv", "downsample.0"),
+    (r"shortcut\.norm", "downsample.1"),
+)
 _LINEAR, _FC = (r"^classifier\b", "linear"), (r"^classifier\b", "fc")
 _MOBILENET = (
     (r"^stages\.(\d+)\.(\d+)\.conv(\d)", _in_sequence(0)),
@@ -65,15 +75,25 @@ def _numbered(per_block: int, name: str) -> str:
 
 
 def _in_library(head: str, name: str) -> str:
-    return re.sub(r"^classifier\b", head, name) if name.startswith("classifier") else name.removeprefix("body.")
+    return (
+        re.sub(r"^classifier\b", head, name)
+        if name.startswith("classifier")
+        else name.removeprefix("body.")
+    )
 
 
 def schemes(network: Network) -> list[Scheme]:
-    """Return the published spellings of a network's names, the most usual one first; none where only our own is known."""
+    """Return the published spellings of a network's names, the most usual one first; none where
+    only our own is known.
+    """
     if isinstance(network, ExternalNetwork):
         return [partial(_in_library, network.head)]
     if isinstance(network, ConvNet):
-        layers = [module for module in network.features[0].children() if type(module).__name__ != "Identity"]
+        layers = [
+            module
+            for module in network.features[0].children()
+            if type(module).__name__ != "Identity"
+        ]
         return [partial(_numbered, len(layers))]
     found = next((schemes for kind, schemes in _PUBLISHED.items() if isinstance(network, kind)), ())
     return [partial(_substitute, substitutions) for substitutions in found]

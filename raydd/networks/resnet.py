@@ -23,7 +23,9 @@ RESNET_BLOCKS: dict[int, tuple[int, int, int, int]] = {
 class _Shortcut(nn.Module):
     """1x1 convolution and norm; the average-pool variant pools between them instead of striding."""
 
-    def __init__(self, channels: int, out: int, stride: int, norm: str, pooled: bool, size: tuple[int, int]) -> None:
+    def __init__(
+        self, channels: int, out: int, stride: int, norm: str, pooled: bool, size: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.pool = pooled and stride > 1
         self.conv = Conv2d(channels, out, 1, stride=1 if self.pool else stride, bias=False)
@@ -39,16 +41,28 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int, norm: str, pooled: bool, sizes: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        norm: str,
+        pooled: bool,
+        sizes: tuple[tuple[int, int], ...],
+    ) -> None:
         super().__init__()
         before, after = sizes
         self.pool = pooled and stride > 1
-        self.conv1 = Conv2d(channels, width, 3, stride=1 if self.pool else stride, padding=1, bias=False)
+        self.conv1 = Conv2d(
+            channels, width, 3, stride=1 if self.pool else stride, padding=1, bias=False
+        )
         self.norm1 = make_norm(norm, width, *(before if self.pool else after))
         self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = make_norm(norm, width, *after)
         plain = stride == 1 and channels == width
-        self.shortcut: nn.Module = nn.Identity() if plain else _Shortcut(channels, width, stride, norm, pooled, after)
+        self.shortcut: nn.Module = (
+            nn.Identity() if plain else _Shortcut(channels, width, stride, norm, pooled, after)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map of ``x [B, C, H, W]``."""
@@ -62,19 +76,31 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int, norm: str, pooled: bool, sizes: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        norm: str,
+        pooled: bool,
+        sizes: tuple[tuple[int, int], ...],
+    ) -> None:
         super().__init__()
         before, after = sizes
         out = width * self.expansion
         self.pool = pooled and stride > 1
         self.conv1 = Conv2d(channels, width, 1, bias=False)
         self.norm1 = make_norm(norm, width, *before)
-        self.conv2 = Conv2d(width, width, 3, stride=1 if self.pool else stride, padding=1, bias=False)
+        self.conv2 = Conv2d(
+            width, width, 3, stride=1 if self.pool else stride, padding=1, bias=False
+        )
         self.norm2 = make_norm(norm, width, *(before if self.pool else after))
         self.conv3 = Conv2d(width, out, 1, bias=False)
         self.norm3 = make_norm(norm, out, *after)
         plain = stride == 1 and channels == out
-        self.shortcut: nn.Module = nn.Identity() if plain else _Shortcut(channels, out, stride, norm, pooled, after)
+        self.shortcut: nn.Module = (
+            nn.Identity() if plain else _Shortcut(channels, out, stride, norm, pooled, after)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map of ``x [B, C, H, W]``."""
@@ -84,13 +110,24 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """Four stages of 64, 128, 256, 512 channels with strides 1, 2, 2, 2, a mean over the last map, and one linear layer.
+    """Four stages of 64, 128, 256, 512 channels with strides 1, 2, 2, 2, a mean over the last map,
+    and one linear layer.
 
-    ``pooled`` is the average-pool variant: strides become 2x2 average poolings, and the last map is flattened, not averaged.
-    ``kaiming``: convolutions are initialised by fan-out (specification of EDC, section 1.2), else as torch does by default.
+    ``pooled`` is the average-pool variant: strides become 2x2 average poolings, and the last map is
+    flattened, not averaged. ``kaiming``: convolutions are initialised by fan-out (specification of
+    EDC, section 1.2), else as torch does by default.
     """
 
-    def __init__(self, name: str, shape: Shape, classes: int, layers: int, norm: str, pooled: bool, kaiming: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: Shape,
+        classes: int,
+        layers: int,
+        norm: str,
+        pooled: bool,
+        kaiming: bool = False,
+    ) -> None:
         super().__init__(name, shape, classes)
         block: type[BasicBlock] | type[Bottleneck] = BasicBlock if layers < 50 else Bottleneck
         channels, size = 64, (shape[1], shape[2])
@@ -98,12 +135,18 @@ class ResNet(Network):
         self.conv1 = Conv2d(shape[0], channels, 3, padding=1, bias=False)
         self.norm1 = make_norm(norm, channels, *size)
         stages = []
-        for width, count, first in zip((64, 128, 256, 512), RESNET_BLOCKS[layers], (1, 2, 2, 2), strict=True):
+        for width, count, first in zip(
+            (64, 128, 256, 512), RESNET_BLOCKS[layers], (1, 2, 2, 2), strict=True
+        ):
             blocks: list[nn.Module] = []
             for stride in (first, *([1] * (count - 1))):
                 after = size
                 if stride == 2:
-                    after = (size[0] // 2, size[1] // 2) if pooled else ((size[0] + 1) // 2, (size[1] + 1) // 2)
+                    after = (
+                        (size[0] // 2, size[1] // 2)
+                        if pooled
+                        else ((size[0] + 1) // 2, (size[1] + 1) // 2)
+                    )
                 require_size(name, shape, min(after) > 0, "both sides must be 8 or more")
                 require_norm(name, shape, norm, *after)
                 blocks.append(block(channels, width, stride, norm, pooled, (size, after)))

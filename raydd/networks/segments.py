@@ -1,7 +1,8 @@
 """Gradients in a network's weights for several segments of one batch at once.
 
-All images go through every layer together, forward and backward; only the last product, the gradient in the layer's weight, is
-taken segment by segment. For networks whose weights of two or more dimensions are those of plain convolutions and linear layers.
+All images go through every layer together, forward and backward; only the last product, the
+gradient in the layer's weight, is taken segment by segment. For networks whose weights of two or
+more dimensions are those of plain convolutions and linear layers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ Shape = tuple[Any, Any, Any, int]
 
 
 class _Convolved(torch.autograd.Function):
-    """``conv2d(x, weights[0])`` for equal weights ``[K, O, I, h, w]``, whose gradients are those of ``K`` equal parts of ``x``."""
+    """``conv2d(x, weights[0])`` for equal weights ``[K, O, I, h, w]``, whose gradients are those of
+    ``K`` equal parts of ``x``.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, bias: Tensor | None, shape: Shape) -> Tensor:
@@ -38,13 +41,19 @@ class _Convolved(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_images = derive(gradient, x, weight, None, *shape, (True, False, False))[0]
         parts = zip(gradient.chunk(len(weights)), x.chunk(len(weights)), strict=True)
-        of_weights = [derive(g, part, weight, None, *shape, (False, True, False))[1] for g, part in parts]
+        of_weights = [
+            derive(g, part, weight, None, *shape, (False, True, False))[1] for g, part in parts
+        ]
         return of_images, torch.stack([g.contiguous() for g in of_weights]), None, None
 
 
 def _laid_as(x: Tensor, weight: Tensor) -> Tensor:
     """Return a weight that lies in memory as images do: channels last or first."""
-    return weight.contiguous(memory_format=torch.channels_last) if x.is_contiguous(memory_format=torch.channels_last) else weight
+    return (
+        weight.contiguous(memory_format=torch.channels_last)
+        if x.is_contiguous(memory_format=torch.channels_last)
+        else weight
+    )
 
 
 class _Conv(nn.Conv2d):
@@ -52,7 +61,9 @@ class _Conv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution; the weights' gradients are kept apart."""
-        return _Convolved.apply(input, self.weights, self.bias, (self.stride, self.padding, self.dilation, self.groups))
+        return _Convolved.apply(
+            input, self.weights, self.bias, (self.stride, self.padding, self.dilation, self.groups)
+        )
 
 
 class _Linear(nn.Linear):
@@ -66,7 +77,8 @@ class _Linear(nn.Linear):
 
 
 class Segmented:
-    """``logits, weights = segmented(images [K * n, C, H, W], K)``: differentiate in ``weights``, ``[K, *shape]`` for each matched one.
+    """``logits, weights = segmented(images [K * n, C, H, W], K)``: differentiate in ``weights``,
+    ``[K, *shape]`` for each matched one.
 
     ``network``'s weights are read at each call; they stand in the order of ``network.parameters()``.
     """
@@ -93,7 +105,13 @@ class Segmented:
             weights = [layer.weights for layer in self.layers]
             if not self.fused:
                 return self.network(images), weights
-            wide = dict(zip((name for name, p in self.network.named_parameters() if p.dim() > 1), weights, strict=True))
+            wide = dict(
+                zip(
+                    (name for name, p in self.network.named_parameters() if p.dim() > 1),
+                    weights,
+                    strict=True,
+                )
+            )
             params = dict(self.network.named_parameters()) | wide
             features = fused_features(self.network, params, images, self.precision, _convolve)
             return self.layers[-1](features), weights
@@ -107,11 +125,25 @@ def _convolve(x: Tensor, weights: Tensor, *, padding: tuple[int, int]) -> Tensor
 
 
 def segmented_form(network: nn.Module, precision: str = "fp32") -> Segmented | None:
-    """Return a network's :class:`Segmented` form for its gradients in weights of two or more dimensions; ``None`` if it has none."""
+    """Return a network's :class:`Segmented` form for its gradients in weights of two or more
+    dimensions; ``None`` if it has none.
+    """
     plain = {nn.Conv2d.forward, nn.Linear.forward}
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and type(m).forward in plain]
-    simple = all(not isinstance(m, nn.Conv2d) or (m.padding_mode == "zeros" and not isinstance(m.padding, str)) for m in layers)
+    layers = [
+        m
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d | nn.Linear) and type(m).forward in plain
+    ]
+    simple = all(
+        not isinstance(m, nn.Conv2d)
+        or (m.padding_mode == "zeros" and not isinstance(m.padding, str))
+        for m in layers
+    )
     known = {id(layer.weight) for layer in layers}
     wide = [p for p in network.parameters() if p.dim() >= 2]
     # A weight that two layers share would be counted once per layer.
-    return Segmented(network, precision) if simple and len(known) == len(wide) == len(layers) and is_per_sample(network) else None
+    return (
+        Segmented(network, precision)
+        if simple and len(known) == len(wide) == len(layers) and is_per_sample(network)
+        else None
+    )

@@ -1,8 +1,9 @@
 """Teachers of EDC and G-VBSM for small images beside the ResNet and the ConvNets (specification of EDC, section 1.2).
 
-The networks are those of the knowledge-distillation literature (CRD's collection). Convolutions and norms are registered in
-the order of the originals, which fixes the order in which statistics are matched. Every convolution is without bias, the last
-map is averaged, so that images of any size can be read.
+The networks are those of the knowledge-distillation literature (CRD's collection). Convolutions and
+norms are registered in the order of the originals, which fixes the order in which statistics are
+matched. Every convolution is without bias, the last map is averaged, so that images of any size can
+be read.
 """
 
 from __future__ import annotations
@@ -40,9 +41,19 @@ class _InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Network):
-    """MobileNetV2 of width 0.5 with a stem of stride 2 and plain ReLUs; even its first block widens by a 1x1 convolution."""
+    """MobileNetV2 of width 0.5 with a stem of stride 2 and plain ReLUs; even its first block widens
+    by a 1x1 convolution.
+    """
 
-    SETTINGS = ((1, 8, 1, 1), (6, 12, 2, 2), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
+    SETTINGS = (
+        (1, 8, 1, 1),
+        (6, 12, 2, 2),
+        (6, 16, 3, 2),
+        (6, 32, 4, 2),
+        (6, 48, 3, 1),
+        (6, 80, 3, 2),
+        (6, 160, 1, 1),
+    )
     """Expansion, channels, blocks and first stride of each stage."""
 
     def __init__(self, name: str, shape: Shape, classes: int) -> None:
@@ -71,7 +82,9 @@ class MobileNetV2(Network):
 
 
 class _PreactivatedBlock(nn.Module):
-    """Norm and ReLU before each of two 3x3 convolutions; where channels change, the shortcut starts behind the first ReLU."""
+    """Norm and ReLU before each of two 3x3 convolutions; where channels change, the shortcut starts
+    behind the first ReLU.
+    """
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -145,7 +158,10 @@ class _DownBlock(nn.Module):
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         half = out // 2
-        self.conv1, self.norm1 = _conv(channels, channels, 3, 2, groups=channels), nn.BatchNorm2d(channels)
+        self.conv1, self.norm1 = (
+            _conv(channels, channels, 3, 2, groups=channels),
+            nn.BatchNorm2d(channels),
+        )
         self.conv2, self.norm2 = _conv(channels, half, 1), nn.BatchNorm2d(half)
         self.conv3, self.norm3 = _conv(channels, half, 1), nn.BatchNorm2d(half)
         self.conv4, self.norm4 = _conv(half, half, 3, 2, groups=half), nn.BatchNorm2d(half)
@@ -159,7 +175,9 @@ class _DownBlock(nn.Module):
 
 
 class ShuffleNetV2(Network):
-    """ShuffleNetV2 of width 0.5 for small images: a 1x1 stem of stride 1 without max pooling; torch's own initialisation."""
+    """ShuffleNetV2 of width 0.5 for small images: a 1x1 stem of stride 1 without max pooling;
+    torch's own initialisation.
+    """
 
     STAGES = ((48, 3), (96, 7), (192, 3))
     """Channels of each stage, and the blocks after its first, which halves both sides."""
@@ -170,7 +188,9 @@ class ShuffleNetV2(Network):
         self.conv1, self.norm1 = _conv(shape[0], channels, 1), nn.BatchNorm2d(channels)
         stages = []
         for out, count in self.STAGES:
-            stages.append(nn.Sequential(_DownBlock(channels, out), *(_SplitBlock(out) for _ in range(count))))
+            stages.append(
+                nn.Sequential(_DownBlock(channels, out), *(_SplitBlock(out) for _ in range(count)))
+            )
             channels = out
         self.stages = nn.Sequential(*stages)
         self.conv2, self.norm2 = _conv(channels, self.embed_dim, 1), nn.BatchNorm2d(self.embed_dim)

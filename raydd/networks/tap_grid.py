@@ -1,4 +1,6 @@
-"""Grids of patches: how the pixels of a map count in the cells that it is cut into once it is brought to whole patches."""
+"""Grids of patches: how the pixels of a map count in the cells that it is cut into once it is
+brought to whole patches.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ from torch import Tensor
 class Grid:
     """The patch grid of maps of one size: how much what is summed over images and channels counts in each cell.
 
-    A resized pixel is a mean of neighbours, so the sum of squares over a cell is one of products of pixels with themselves and,
-    where something is resized, with their neighbours on the right, below, and on both diagonals: pixels which are ``shifts``
-    apart in a flattened map. ``rows [2 + S, R, H]`` by ``columns [2 + S, W, C]``: the weights of pixels, squares, and the products.
-    ``windows [R + C, 2]``, int32: the first line that counts in each row and column of cells, and the one behind the last.
-    ``cells [H + W]``, int32: the first row of cells that each line counts in, and the first column; ``reach``: in how many, at most.
+    A resized pixel is a mean of neighbours, so the sum of squares over a cell is one of products of
+    pixels with themselves and, where something is resized, with their neighbours on the right,
+    below, and on both diagonals: pixels which are ``shifts`` apart in a flattened map. ``rows [2 +
+    S, R, H]`` by ``columns [2 + S, W, C]``: the weights of pixels, squares, and the products.
+    ``windows [R + C, 2]``, int32: the first line that counts in each row and column of cells, and
+    the one behind the last. ``cells [H + W]``, int32: the first row of cells that each line counts
+    in, and the first column; ``reach``: in how many, at most.
     """
 
     shifts: tuple[int, ...]
@@ -30,7 +34,11 @@ class Grid:
 
     def into_cells(self, maps: Tensor) -> Tensor:
         """Return sums and sums of squares ``[G, 2, R * C]`` of ``maps [2 + S, G, H * W]``."""
-        found = self.rows.unsqueeze(1) @ maps.unflatten(2, (self.rows.shape[2], -1)) @ self.columns.unsqueeze(1)
+        found = (
+            self.rows.unsqueeze(1)
+            @ maps.unflatten(2, (self.rows.shape[2], -1))
+            @ self.columns.unsqueeze(1)
+        )
         return torch.stack([found[0], found[1:].sum(0)], 1).flatten(2)
 
     def over_pixels(self, cells: Tensor) -> Tensor:
@@ -41,7 +49,9 @@ class Grid:
 
 
 def _axis(length: int, patch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, each ``[cells, length]``: weights of lines in the sum over a cell; of their squares; of products with the next line."""
+    """Return, each ``[cells, length]``: weights of lines in the sum over a cell; of their squares;
+    of products with the next line.
+    """
     cells = -(-length // patch)
     size = cells * patch
     place = ((torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp_min(0)
@@ -67,8 +77,15 @@ def grid_of(height: int, width: int, patch: int, device: torch.device, dtype: to
         (width - 1, next_rows, previous / 2),
     ]
     products = [found for found in products if found[1].any() and found[2].any()]
-    factors = [(rows, columns), (own_rows, own_columns), *((found[1], found[2]) for found in products)]
-    down, across = torch.stack([found for found, _ in factors]), torch.stack([found for _, found in factors])
+    factors = [
+        (rows, columns),
+        (own_rows, own_columns),
+        *((found[1], found[2]) for found in products),
+    ]
+    down, across = (
+        torch.stack([found for found, _ in factors]),
+        torch.stack([found for _, found in factors]),
+    )
     cells = [_span(found.any(0).T) for found in (down, across)]
     return Grid(
         tuple(shift for shift, *_ in products),
@@ -81,7 +98,9 @@ def grid_of(height: int, width: int, patch: int, device: torch.device, dtype: to
 
 
 def _span(counted: Tensor) -> Tensor:
-    """Return, int32 ``[n, 2]``, the first true entry of each row of ``counted [n, m]``, and the place behind the last one."""
+    """Return, int32 ``[n, 2]``, the first true entry of each row of ``counted [n, m]``, and the
+    place behind the last one.
+    """
     places = torch.arange(counted.shape[1])
     first = torch.where(counted, places, counted.shape[1]).amin(1)
     return torch.stack([first, torch.where(counted, places + 1, 0).amax(1)], 1).int()

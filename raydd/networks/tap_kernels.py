@@ -1,8 +1,10 @@
-"""Sums over what a layer reads and their gradient as Triton kernels for CUDA: each reads a map once, and nothing is added atomically.
+"""Sums over what a layer reads and their gradient as Triton kernels for CUDA: each reads a map
+once, and nothing is added atomically.
 
-Maps ``[B, K, H, W]`` are taken as ``[G, n, K, M]`` with ``M = H * W`` pixels, whatever the order in memory (channels first or
-last). A program takes a tile of channels by pixels through some images of a group; what the programs found lies side by side
-and is added up in a fixed order, so that results are the same bytes every time. Sums are those of :class:`raydd.networks.tap_grid.Grid`.
+Maps ``[B, K, H, W]`` are taken as ``[G, n, K, M]`` with ``M = H * W`` pixels, whatever the order in
+memory (channels first or last). A program takes a tile of channels by pixels through some images of
+a group; what the programs found lies side by side and is added up in a fixed order, so that results
+are the same bytes every time. Sums are those of :class:`raydd.networks.tap_grid.Grid`.
 """
 
 # Arguments of kernels have no types: they are addresses and numbers.
@@ -35,7 +37,9 @@ def _sum_tiles(
     shift_0, shift_1, shift_2, shift_3,
     CELLS: tl.constexpr, SHIFTS: tl.constexpr, KINDS: tl.constexpr, LINES: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile's sums over images: of values and squares per channel; of these and products with neighbours per pixel."""
+    """Write a tile's sums over images: of values and squares per channel; of these and products
+    with neighbours per pixel.
+    """
     part_m, part_k = tl.program_id(0), tl.program_id(1)
     group, piece = tl.program_id(2) // pieces, tl.program_id(2) % pieces
     k, m = part_k * KINDS + tl.arange(0, KINDS), part_m * LINES + tl.arange(0, LINES)
@@ -51,19 +55,31 @@ def _sum_tiles(
         values += value
         squares += value * value
         if SHIFTS > 0:
-            near_0 += value * tl.load(at + shift_0 * of_pixel, mask=inside & (m + shift_0 < pixels)[None, :], other=0.0)
+            near_0 += value * tl.load(
+                at + shift_0 * of_pixel, mask=inside & (m + shift_0 < pixels)[None, :], other=0.0
+            )
         if SHIFTS > 1:
-            near_1 += value * tl.load(at + shift_1 * of_pixel, mask=inside & (m + shift_1 < pixels)[None, :], other=0.0)
+            near_1 += value * tl.load(
+                at + shift_1 * of_pixel, mask=inside & (m + shift_1 < pixels)[None, :], other=0.0
+            )
         if SHIFTS > 2:
-            near_2 += value * tl.load(at + shift_2 * of_pixel, mask=inside & (m + shift_2 < pixels)[None, :], other=0.0)
+            near_2 += value * tl.load(
+                at + shift_2 * of_pixel, mask=inside & (m + shift_2 < pixels)[None, :], other=0.0
+            )
         if SHIFTS > 3:
-            near_3 += value * tl.load(at + shift_3 * of_pixel, mask=inside & (m + shift_3 < pixels)[None, :], other=0.0)
+            near_3 += value * tl.load(
+                at + shift_3 * of_pixel, mask=inside & (m + shift_3 < pixels)[None, :], other=0.0
+            )
     out = of_channels + ((piece * tl.num_programs(0) + part_m) * groups + group) * 2 * channels + k
     tl.store(out, tl.sum(values, 1), mask=in_k)
     tl.store(out + channels, tl.sum(squares, 1), mask=in_k)
     if CELLS:
         of_map = groups * pixels
-        out = of_pixels + ((piece * tl.num_programs(1) + part_k) * (2 + SHIFTS) * groups + group) * pixels + m
+        out = (
+            of_pixels
+            + ((piece * tl.num_programs(1) + part_k) * (2 + SHIFTS) * groups + group) * pixels
+            + m
+        )
         tl.store(out, tl.sum(values, 0), mask=in_m)
         tl.store(out + of_map, tl.sum(squares, 0), mask=in_m)
         if SHIFTS > 0:
@@ -76,12 +92,16 @@ def _sum_tiles(
             tl.store(out + 5 * of_map, tl.sum(near_3, 0), mask=in_m)
 
 
-@triton.jit(do_not_specialize=("parts", "channels", "height", "width", "down", "across", "groups", "blocks"))
+@triton.jit(
+    do_not_specialize=("parts", "channels", "height", "width", "down", "across", "groups", "blocks")
+)
 def _fold(
     of_channels, of_pixels, rows, columns, windows, out, parts, channels, height, width, down, across, groups, blocks,
     MAPS: tl.constexpr, KINDS: tl.constexpr, MANY: tl.constexpr, LINES: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Add up what tiles found of some channels, or what pixels count in one cell: sums and sums of squares of a group."""
+    """Add up what tiles found of some channels, or what pixels count in one cell: sums and sums of
+    squares of a group.
+    """
     block, group = tl.program_id(0), tl.program_id(1)
     row = out + group * 2 * (channels + down * across)
     if block < blocks:
@@ -109,7 +129,11 @@ def _fold(
             for i in tl.static_range(MAPS):
                 weight = tl.load(rows + (i * down + r) * height + h, mask=counted, other=0.0)
                 weight *= tl.load(columns + (i * width + w) * across + c, mask=counted, other=0.0)
-                found = weight * tl.load(of_pixels + ((i * groups + group) * height + h) * width + w, mask=counted, other=0.0)
+                found = weight * tl.load(
+                    of_pixels + ((i * groups + group) * height + h) * width + w,
+                    mask=counted,
+                    other=0.0,
+                )
                 if i == 0:
                     of_cell += found
                 else:
@@ -118,9 +142,21 @@ def _fold(
         tl.store(row + channels + down * across + channels + cell, tl.sum(of_squares, 0))
 
 
-@triton.jit(do_not_specialize=("channels", "height", "width", "down", "across", "groups", "of_group", "of_statistic"))
+@triton.jit(
+    do_not_specialize=(
+        "channels",
+        "height",
+        "width",
+        "down",
+        "across",
+        "groups",
+        "of_group",
+        "of_statistic",
+    )
+)
 def _spread(
-    of_sums, rows, columns, cells, out, channels, height, width, down, across, groups, of_group, of_statistic, of_column,
+    of_sums, rows, columns, cells, out, channels, height, width, down, across, groups, of_group, of_statistic,
+    of_column,
     DOWN: tl.constexpr, ACROSS: tl.constexpr, LINES: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Write what each pixel gets from the gradients of the cells it counts in, for one map of one group."""
@@ -128,7 +164,10 @@ def _spread(
     m = tl.program_id(0) * LINES + tl.arange(0, LINES)
     inside = m < height * width
     h, w = m // width, m % width
-    r, c = tl.load(cells + h, mask=inside, other=0), tl.load(cells + height + w, mask=inside, other=0)
+    r, c = (
+        tl.load(cells + h, mask=inside, other=0),
+        tl.load(cells + height + w, mask=inside, other=0),
+    )
     given = of_sums + group * of_group + tl.minimum(kind, 1) * of_statistic + channels * of_column
     found = tl.zeros([LINES], TYPE)
     for i in tl.static_range(DOWN):
@@ -136,8 +175,12 @@ def _spread(
         for j in tl.static_range(ACROSS):
             there = inside & (r + i < down) & (c + j < across)
             weight = tl.load(columns + (kind * width + w) * across + c + j, mask=there, other=0.0)
-            of_row += weight * tl.load(given + ((r + i) * across + c + j) * of_column, mask=there, other=0.0)
-        found += of_row * tl.load(rows + (kind * down + r + i) * height + h, mask=inside & (r + i < down), other=0.0)
+            of_row += weight * tl.load(
+                given + ((r + i) * across + c + j) * of_column, mask=there, other=0.0
+            )
+        found += of_row * tl.load(
+            rows + (kind * down + r + i) * height + h, mask=inside & (r + i < down), other=0.0
+        )
     tl.store(out + (kind * groups + group) * height * width + m, found, mask=inside)
 
 
@@ -158,7 +201,9 @@ def _add_tiles(
     of_group, of_statistic, of_column, shift_0, shift_1, shift_2, shift_3,
     SCALED: tl.constexpr, CELLS: tl.constexpr, SHIFTS: tl.constexpr, KINDS: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of ``gradient * scale + constant + slope * x``, and of the neighbours' parts, for some images of a group."""
+    """Write a tile of ``gradient * scale + constant + slope * x``, and of the neighbours' parts,
+    for some images of a group.
+    """
     part_m, part_k = tl.program_id(0), tl.program_id(1)
     group, piece = tl.program_id(2) // pieces, tl.program_id(2) % pieces
     k, m = part_k * KINDS + tl.arange(0, KINDS), part_m * LINES + tl.arange(0, LINES)
@@ -176,7 +221,11 @@ def _add_tiles(
     for i in range(piece * chunk, tl.minimum(each, (piece + 1) * chunk)):
         image = (group * each + i).to(tl.int64)
         at = x + image * of_image + k[:, None] * of_channel + m[None, :] * of_pixel
-        found = tl.load(gradient + image * from_image + k[:, None] * from_channel + m[None, :] * from_pixel, mask=inside, other=0.0)
+        found = tl.load(
+            gradient + image * from_image + k[:, None] * from_channel + m[None, :] * from_pixel,
+            mask=inside,
+            other=0.0,
+        )
         if SCALED:
             found *= factor
         found += constant + slope * tl.load(at, mask=inside, other=0.0)
@@ -188,7 +237,11 @@ def _add_tiles(
             found = _neighbours(found, at, maps + 4 * of_map, m, pixels, shift_2, of_pixel, inside)
         if SHIFTS > 3:
             found = _neighbours(found, at, maps + 5 * of_map, m, pixels, shift_3, of_pixel, inside)
-        tl.store(out + image * to_image + k[:, None] * to_channel + m[None, :] * to_pixel, found, mask=inside)
+        tl.store(
+            out + image * to_image + k[:, None] * to_channel + m[None, :] * to_pixel,
+            found,
+            mask=inside,
+        )
 
 
 def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -197,7 +250,9 @@ def launch(kernel: Any, programs: tuple[int, ...], *arguments: Any, **constants:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Return ``x [B, K, H, W]`` with rows of pixels that follow one another at one distance, a copy only where they do not."""
+    """Return ``x [B, K, H, W]`` with rows of pixels that follow one another at one distance, a copy
+    only where they do not.
+    """
     return x if 1 in x.shape[2:] or x.stride(2) == x.shape[3] * x.stride(3) else x.contiguous()
 
 
@@ -217,11 +272,17 @@ class _Tiles:
         images, channels, height, width = x.shape
         self.pixels, self.each = height * width, images // groups
         # The long side lies along memory.
-        across, along = (self.pixels, channels) if _strides(x)[1] == 1 and channels > 1 else (channels, self.pixels)
+        across, along = (
+            (self.pixels, channels)
+            if _strides(x)[1] == 1 and channels > 1
+            else (channels, self.pixels)
+        )
         long = min(_power(along), 64 if across > 8 else size // 4)
         short = min(_power(across), size // long)
         long = min(_power(along), size // short)
-        self.kinds, self.lines = (short, long) if across == channels and along == self.pixels else (long, short)
+        self.kinds, self.lines = (
+            (short, long) if across == channels and along == self.pixels else (long, short)
+        )
         self.of_channels, self.of_pixels = -(-channels // self.kinds), -(-self.pixels // self.lines)
         tiles = self.of_channels * self.of_pixels * groups
         self.chunk = -(-self.each // min(-(-_ENOUGH // tiles), -(-self.each // 4)))
@@ -239,7 +300,8 @@ def _type(x: Tensor) -> Any:
 
 
 def sums(x: Tensor, groups: int, grid: Grid | None) -> Tensor:
-    """Return ``[G, 2, K + P]``: sums and sums of squares of ``x [B, K, H, W]``, float32 or float64, per channel and per cell.
+    """Return ``[G, 2, K + P]``: sums and sums of squares of ``x [B, K, H, W]``, float32 or float64,
+    per channel and per cell.
 
     ``grid``: the map's patches, ``None`` for channels alone. Three kernels, two without patches.
     """
@@ -257,15 +319,19 @@ def sums(x: Tensor, groups: int, grid: Grid | None) -> Tensor:
     down, across, kinds = grid.rows.shape[1], grid.columns.shape[2], min(_power(channels), 64)
     out, blocks = x.new_empty(groups, 2, channels + down * across), -(-channels // kinds)
     launch(
-        _fold, (blocks + down * across, groups), of_channels, of_pixels.sum(0), grid.rows, grid.columns, grid.windows, out,
+        _fold, (blocks + down * across, groups), of_channels, of_pixels.sum(0), grid.rows, grid.columns,
+        grid.windows, out,
         len(of_channels), channels, x.shape[2], x.shape[3], down, across, groups, blocks,
         MAPS=maps, KINDS=kinds, MANY=16, LINES=128, TYPE=_type(x),
     )  # fmt: skip
     return out
 
 
-def gradient_of_sums(gradient: Tensor, x: Tensor, of_sums: Tensor, scale: Tensor | None, grid: Grid | None) -> Tensor:
-    """Return the gradient of ``x [B, K, H, W]``: ``gradient`` times ``scale [K]`` (``None``: 1) and what ``of_sums [G, 2, K + P]`` adds.
+def gradient_of_sums(
+    gradient: Tensor, x: Tensor, of_sums: Tensor, scale: Tensor | None, grid: Grid | None
+) -> Tensor:
+    """Return the gradient of ``x [B, K, H, W]``: ``gradient`` times ``scale [K]`` (``None``: 1) and
+    what ``of_sums [G, 2, K + P]`` adds.
 
     One kernel, two with patches. The result lies in memory as ``x`` does.
     """
@@ -277,7 +343,8 @@ def gradient_of_sums(gradient: Tensor, x: Tensor, of_sums: Tensor, scale: Tensor
         of_pixels = x.new_empty(2 + len(shifts), groups, tiles.pixels)
         down, across, lines = grid.rows.shape[1], grid.columns.shape[2], 128
         launch(
-            _spread, (-(-tiles.pixels // lines), len(of_pixels), groups), of_sums, grid.rows, grid.columns, grid.cells, of_pixels,
+            _spread, (-(-tiles.pixels // lines), len(of_pixels), groups), of_sums, grid.rows, grid.columns,
+            grid.cells, of_pixels,
             channels, x.shape[2], x.shape[3], down, across, groups, *of_sums.stride(),
             DOWN=grid.reach[0], ACROSS=grid.reach[1], LINES=lines, TYPE=_type(x),
         )  # fmt: skip

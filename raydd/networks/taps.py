@@ -1,13 +1,16 @@
-"""Means and variances of what enters the convolutions and batch norms of a network (specification edc_sre2l_gvbsm_rded, 1.4).
+"""Means and variances of what enters the convolutions and batch norms of a network (specification
+edc_sre2l_gvbsm_rded, 1.4).
 
-Hooks look at a layer's input ``X [B, K, H, W]``. Channels: mean and variance over images and pixels. Convolutions also have
-patches: ``X`` is brought to a multiple of ``patch`` pixels (bilinear), cut into a grid of cells, and each cell has one mean and
-one variance over images, channels and pixels. A batch may hold several groups, each with statistics of its own.
+Hooks look at a layer's input ``X [B, K, H, W]``. Channels: mean and variance over images and
+pixels. Convolutions also have patches: ``X`` is brought to a multiple of ``patch`` pixels
+(bilinear), cut into a grid of cells, and each cell has one mean and one variance over images,
+channels and pixels. A batch may hold several groups, each with statistics of its own.
 
-Every layer costs one pass of sums in the forward (the sums over images are shared by channels and patches) and one multiply-add
-per value in the backward, five and nine where maps are resized; no copy of the input is kept, and none is resized. A frozen
-batch norm is differentiated together with its statistics, which costs less than its own backward pass does on a CPU.
-On a GPU kernels of our own take the sums and their gradient in one pass each (:mod:`raydd.networks.tap_kernels`).
+Every layer costs one pass of sums in the forward (the sums over images are shared by channels and
+patches) and one multiply-add per value in the backward, five and nine where maps are resized; no
+copy of the input is kept, and none is resized. A frozen batch norm is differentiated together with
+its statistics, which costs less than its own backward pass does on a CPU. On a GPU kernels of our
+own take the sums and their gradient in one pass each (:mod:`raydd.networks.tap_kernels`).
 """
 
 from __future__ import annotations
@@ -61,20 +64,36 @@ def _in_turn(grouped: Tensor) -> bool:
 
 
 def _summed(grouped: Tensor, shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return ``[G, 2, K, M]``, sums and sums of squares over the images of ``grouped [G, n, K, M]``; and for each shift ``[S, G, M]``.
+    """Return ``[G, 2, K, M]``, sums and sums of squares over the images of ``grouped [G, n, K,
+    M]``; and for each shift ``[S, G, M]``.
 
     The latter are sums, over images and channels, of products of a pixel with the one ``shift`` behind it.
     """
     groups, _, channels, pixels = grouped.shape
     if not _in_turn(grouped):
-        squares = torch.linalg.vector_norm(grouped, dim=1).square_() if grouped.is_cuda else (grouped * grouped).sum(1)
+        squares = (
+            torch.linalg.vector_norm(grouped, dim=1).square_()
+            if grouped.is_cuda
+            else (grouped * grouped).sum(1)
+        )
         products = grouped.new_zeros(len(shifts), groups, pixels)
-        of_all = grouped.flatten(1, 2).mT @ grouped.flatten(1, 2) if shifts and pixels <= _SMALL else None
+        of_all = (
+            grouped.flatten(1, 2).mT @ grouped.flatten(1, 2)
+            if shifts and pixels <= _SMALL
+            else None
+        )
         for s, found in zip(shifts, products, strict=True):
-            near = (grouped[..., :-s] * grouped[..., s:]).sum((1, 2)) if of_all is None else of_all.diagonal(s, 1, 2)
+            near = (
+                (grouped[..., :-s] * grouped[..., s:]).sum((1, 2))
+                if of_all is None
+                else of_all.diagonal(s, 1, 2)
+            )
             found[:, :-s] = near
         return torch.stack([grouped.sum(1), squares], 1), products
-    maps, per_channel = grouped.new_zeros(groups, 2, channels, pixels), grouped.new_zeros(len(shifts), groups, channels, pixels)
+    maps, per_channel = (
+        grouped.new_zeros(groups, 2, channels, pixels),
+        grouped.new_zeros(len(shifts), groups, channels, pixels),
+    )
     for g, images in enumerate(grouped):
         for x in images:
             maps[g, 0].add_(x)
@@ -84,8 +103,17 @@ def _summed(grouped: Tensor, shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
     return maps, per_channel.sum(2)
 
 
-def _add(out: Tensor, gradient: Tensor, x: Tensor, constant: Tensor, slope: Tensor, neighbours: Sequence[tuple[int, Tensor]]) -> None:
-    """Fill ``out`` with ``gradient + constant + slope * x`` and, for each shift, weights times the pixels before and behind."""
+def _add(
+    out: Tensor,
+    gradient: Tensor,
+    x: Tensor,
+    constant: Tensor,
+    slope: Tensor,
+    neighbours: Sequence[tuple[int, Tensor]],
+) -> None:
+    """Fill ``out`` with ``gradient + constant + slope * x`` and, for each shift, weights times the
+    pixels before and behind.
+    """
     torch.addcmul(gradient, slope, x, out=out).add_(constant)
     for s, weights in neighbours:
         out[..., :-s].addcmul_(weights[..., :-s], x[..., s:])
@@ -112,7 +140,9 @@ class _Normalised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, scale)
         ctx.groups = groups
         ctx.mark_dirty(y)
@@ -129,15 +159,20 @@ class _Normalised(torch.autograd.Function):
         each = of_sums.unsqueeze(2).expand(-1, -1, images // ctx.groups, -1)
         constant, slope = each[:, 0].flatten(), 2 * each[:, 1].flatten()
         out = _by_row(x.reshape(images * channels, -1), slope, constant).view(images, channels, -1)
-        return out.addcmul_(gradient.reshape(out.shape), scale[:, None]).view(x.shape), None, None, None
+        return (
+            out.addcmul_(gradient.reshape(out.shape), scale[:, None]).view(x.shape),
+            None,
+            None,
+            None,
+        )
 
 
 def _by_row(maps: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
     """Return ``slope * maps + constant``, each row of ``maps [N, M]`` by its own ``[N]``."""
     if maps.device.type != "cpu":
         return torch.addcmul(constant[:, None], slope[:, None], maps)
-    # A CPU does this fastest as a batch norm whose channels are the rows. The sum of its variance and eps is 1 without rounding:
-    # an eps of zero is not allowed everywhere.
+    # A CPU does this fastest as a batch norm whose channels are the rows. The sum of its variance
+    # and eps is 1 without rounding: an eps of zero is not allowed everywhere.
     zeros, rest = torch.zeros_like(slope), torch.full_like(slope, 1 - _EPS)
     return F.batch_norm(maps.unsqueeze(0), zeros, rest, slope, constant, eps=_EPS).squeeze(0)
 
@@ -147,12 +182,25 @@ def _ours(hook: object) -> bool:
 
 
 def _frozen(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Return the derivative ``[K]`` of a batch norm with fixed statistics and parameters, ``None`` for anything else."""
-    if not isinstance(module, nn.BatchNorm2d) or type(module).forward is not nn.BatchNorm2d.forward or "forward" in vars(module):
+    """Return the derivative ``[K]`` of a batch norm with fixed statistics and parameters, ``None``
+    for anything else.
+    """
+    if (
+        not isinstance(module, nn.BatchNorm2d)
+        or type(module).forward is not nn.BatchNorm2d.forward
+        or "forward" in vars(module)
+    ):
         return None  # timm's have activations within
-    if module.training or module.running_mean is None or module.running_var is None or not x.requires_grad:
+    if (
+        module.training
+        or module.running_mean is None
+        or module.running_var is None
+        or not x.requires_grad
+    ):
         return None
-    if module.running_var.dtype != x.dtype or any(p.requires_grad for p in module.parameters(recurse=False)):
+    if module.running_var.dtype != x.dtype or any(
+        p.requires_grad for p in module.parameters(recurse=False)
+    ):
         return None
     # What a hook of somebody else does to the input or the output has a derivative too.
     if not all(map(_ours, (*module._forward_pre_hooks.values(), *module._forward_hooks.values()))):
@@ -162,7 +210,8 @@ def _frozen(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 class _Sums(torch.autograd.Function):
-    """``x [B, K, H, W]`` itself, and its sums and sums of squares ``[G, 2, K + P]`` per group and channel, and per group and cell.
+    """``x [B, K, H, W]`` itself, and its sums and sums of squares ``[G, 2, K + P]`` per group and
+    channel, and per group and cell.
 
     The layer reads what is returned, so that its gradient comes through here and both are added in one pass.
     """
@@ -179,7 +228,9 @@ class _Sums(torch.autograd.Function):
             return x.view_as(x), _of_channels(grouped)
         maps, products = _summed(grouped, grid.shifts)
         over_channels = maps.sum(2).transpose(0, 1)
-        cells = grid.into_cells(torch.cat([over_channels, products]) if grid.shifts else over_channels)
+        cells = grid.into_cells(
+            torch.cat([over_channels, products]) if grid.shifts else over_channels
+        )
         return x.view_as(x), torch.cat([maps.sum(-1), cells], -1)
 
     @staticmethod
@@ -199,8 +250,12 @@ class _Sums(torch.autograd.Function):
         constant, slope = constant.expand(whole).contiguous(), slope.expand(whole).contiguous()
         out, gradient = torch.empty_like(grouped), gradient.reshape(grouped.shape)
         if neighbours and height * width <= _SMALL:
-            behind = torch.stack([weights[:, :-s].diag_embed(s) for s, weights in neighbours]).sum(0)
-            gradient = torch.baddbmm(gradient.flatten(1, 2), grouped.flatten(1, 2), behind + behind.mT).view(grouped.shape)
+            behind = torch.stack([weights[:, :-s].diag_embed(s) for s, weights in neighbours]).sum(
+                0
+            )
+            gradient = torch.baddbmm(
+                gradient.flatten(1, 2), grouped.flatten(1, 2), behind + behind.mT
+            ).view(grouped.shape)
             neighbours = []
         if not _in_turn(grouped):
             of_groups = [(s, weights[:, None, None]) for s, weights in neighbours]
@@ -216,13 +271,20 @@ class _Sums(torch.autograd.Function):
 class StatTap:
     """Observe a network: ``logits, statistics = tap(images, groups)``, the statistics ``[groups, 2, W]`` with gradient.
 
-    ``patch``: side of the patches in pixels. ``kinds``: ``bn``, ``conv`` or both; layers stand in ``named_modules()`` order.
-    ``layout``: which columns are whose. The network is called as it is (put it in eval mode); calling it directly observes
-    nothing. :meth:`close`, or leaving a ``with`` block, removes the hooks. ``ConfigError`` if no layer is of these kinds, or
-    one of them does not run exactly once or does not read one map of every image.
+    ``patch``: side of the patches in pixels. ``kinds``: ``bn``, ``conv`` or both; layers stand in
+    ``named_modules()`` order. ``layout``: which columns are whose. The network is called as it is
+    (put it in eval mode); calling it directly observes nothing. :meth:`close`, or leaving a
+    ``with`` block, removes the hooks. ``ConfigError`` if no layer is of these kinds, or one of them
+    does not run exactly once or does not read one map of every image.
     """
 
-    def __init__(self, network: nn.Module, patch: int, kinds: Sequence[str] = ("bn", "conv"), shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        patch: int,
+        kinds: Sequence[str] = ("bn", "conv"),
+        shape: Shape | None = None,
+    ) -> None:
         for kind in kinds:
             if kind not in KINDS:
                 raise unknown("kind of layer", kind, KINDS)
@@ -230,30 +292,51 @@ class StatTap:
             raise ConfigError(f"patch={patch}: patches need a side of at least 1 pixel")
         types = tuple(KINDS[kind] for kind in kinds)
         self.network, self.patch = network, patch
-        self._modules = [(name, module) for name, module in network.named_modules() if isinstance(module, types)]
+        self._modules = [
+            (name, module) for name, module in network.named_modules() if isinstance(module, types)
+        ]
         title = getattr(network, "name", type(network).__name__)
         if not self._modules:
             raise ConfigError(f"network '{title}' has no layer of the kinds {', '.join(kinds)}")
         self._groups = 0  # 0: not observing
         self._found: list[list[Tensor]] = []
-        self._seen: list[tuple[weakref.ref[Tensor], int, int, Tensor]] = []  # inputs, their versions and patches, what was found
+        self._seen: list[
+            tuple[weakref.ref[Tensor], int, int, Tensor]
+        ] = []  # inputs, their versions and patches, what was found
         self._sizes: list[tuple[int, ...]] = [()] * len(self._modules)
         self._grids: dict[tuple[int, int, torch.device, torch.dtype], Grid] = {}
         self._inverse = torch.empty(0)  # 1 / values per image of each column
-        self._waiting: tuple[Tensor, Tensor] | None = None  # input of the batch norm that runs now, and its derivative
-        self._hooks = [module.register_forward_pre_hook(partial(self._look, i)) for i, (_, module) in enumerate(self._modules)]
-        norms = [(i, module) for i, (_, module) in enumerate(self._modules) if isinstance(module, nn.BatchNorm2d)]
-        self._hooks += [module.register_forward_hook(partial(self._look_after, i)) for i, module in norms]
+        self._waiting: tuple[Tensor, Tensor] | None = (
+            None  # input of the batch norm that runs now, and its derivative
+        )
+        self._hooks = [
+            module.register_forward_pre_hook(partial(self._look, i))
+            for i, (_, module) in enumerate(self._modules)
+        ]
+        norms = [
+            (i, module)
+            for i, (_, module) in enumerate(self._modules)
+            if isinstance(module, nn.BatchNorm2d)
+        ]
+        self._hooks += [
+            module.register_forward_hook(partial(self._look_after, i)) for i, module in norms
+        ]
         try:
-            self.layout = self._probe(title, shape if shape is not None else cast(Shape, network.shape))
+            self.layout = self._probe(
+                title, shape if shape is not None else cast(Shape, network.shape)
+            )
         except BaseException:
             self.close()
             raise
 
     def __call__(self, images: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
-        """Return logits ``[B, classes]`` and statistics ``[groups, 2, W]`` of groups of equal size, consecutive in ``images``."""
+        """Return logits ``[B, classes]`` and statistics ``[groups, 2, W]`` of groups of equal size,
+        consecutive in ``images``.
+        """
         if groups < 1 or len(images) % groups:
-            raise ConfigError(f"{len(images)} images cannot be cut into {groups} groups of equal size")
+            raise ConfigError(
+                f"{len(images)} images cannot be cut into {groups} groups of equal size"
+            )
         try:
             logits = self._observe(images, groups)
             raw = torch.cat([found[0] for found in self._found], -1)
@@ -287,7 +370,12 @@ class StatTap:
     def __enter__(self) -> StatTap:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _observe(self, images: Tensor, groups: int) -> Tensor:
@@ -298,7 +386,9 @@ class StatTap:
         finally:
             self._groups, self._waiting = 0, None
 
-    def _look(self, index: int, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _look(
+        self, index: int, module: nn.Module, inputs: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
         if not self._groups:
             return None
         x: Tensor = inputs[0]
@@ -318,13 +408,17 @@ class StatTap:
         return (through, *inputs[1:])
 
     def _grid(self, x: Tensor) -> Grid:
-        """Return the patches of a layer's input; known ones are looked up here, so that what is compiled or recorded makes none."""
+        """Return the patches of a layer's input; known ones are looked up here, so that what is
+        compiled or recorded makes none.
+        """
         of = (x.shape[2], x.shape[3], x.device, x.dtype)
         if of not in self._grids:
             self._grids[of] = grid_of(x.shape[2], x.shape[3], self.patch, x.device, x.dtype)
         return self._grids[of]
 
-    def _look_after(self, index: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _look_after(
+        self, index: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
         if self._waiting is None:
             return None
         (x, scale), self._waiting = self._waiting, None
@@ -335,7 +429,9 @@ class StatTap:
     def _keep(self, index: int, x: Tensor, patch: int, raw: Tensor) -> None:
         self._found[index].append(raw)
         if torch.compiler.is_compiling() or not x.is_inference():  # whose changes are not counted
-            self._seen = [entry for entry in self._seen if entry[0]() is not None] + [(weakref.ref(x), x._version, patch, raw)]
+            self._seen = [entry for entry in self._seen if entry[0]() is not None] + [
+                (weakref.ref(x), x._version, patch, raw)
+            ]
 
     def _probe(self, title: str, shape: Shape) -> Layout:
         """Learn the layers' widths from a few images; the network's statistics stay as they are."""
@@ -344,7 +440,9 @@ class StatTap:
         try:
             self.network.eval()
             with torch.no_grad():
-                self._observe(torch.zeros(_PROBED, *shape, dtype=parameter.dtype, device=parameter.device), 1)
+                self._observe(
+                    torch.zeros(_PROBED, *shape, dtype=parameter.dtype, device=parameter.device), 1
+                )
             found = self._found
         finally:
             for module, mode in modes.items():
@@ -353,10 +451,15 @@ class StatTap:
         layers, counts = [], []
         for (name, module), times, size in zip(self._modules, found, self._sizes, strict=True):
             if len(times) != 1:
-                raise ConfigError(f"layer '{name}' of network '{title}' runs {len(times)} times in a forward pass; it must run once")
+                raise ConfigError(
+                    f"layer '{name}' of network '{title}' runs {len(times)} times in a forward pass; it must run once"
+                )
             count, channels, height, width = size
             if count != _PROBED:
-                raise ConfigError(f"layer '{name}' of network '{title}' reads {count} maps of {_PROBED} images; it must read one of each")
+                raise ConfigError(
+                    f"layer '{name}' of network '{title}' reads {count} maps of {_PROBED} images; it must read one of"
+                    " each"
+                )
             kind = "conv" if isinstance(module, nn.Conv2d) else "bn"
             cells = -(-height // self.patch) * -(-width // self.patch) if kind == "conv" else 0
             layers.append(Layer(name, kind, channels, cells))

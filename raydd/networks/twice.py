@@ -1,11 +1,12 @@
 """Instance norms for second derivatives: a few passes over the maps in place of the library's hundred small operators.
 
-With ``h = (x - mean) r``, ``r = 1 / sqrt(var + eps)`` and means over a map of ``n`` values, the derivative is the self-adjoint map
+With ``h = (x - mean) r``, ``r = 1 / sqrt(var + eps)`` and means over a map of ``n`` values, the
+derivative is the self-adjoint map
 
     D(g) = r (g - mean(g) - h mean(g h)),
 
-and that of ``<u, D(g)>`` is ``D(u)`` in g, ``-r (u mean(g h) + g mean(u h))`` in h, and ``<u, D(g)> / r`` in r, of which h and r depend
-on x by D itself and by ``-h r^2 / n``.
+and that of ``<u, D(g)>`` is ``D(u)`` in g, ``-r (u mean(g h) + g mean(u h))`` in h, and ``<u, D(g)>
+/ r`` in r, of which h and r depend on x by D itself and by ``-h r^2 / n``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def forward(g: Tensor, h: Tensor, r: Tensor) -> Tensor:
-        return torch.addcmul(g - g.mean(-1, keepdim=True), h, (g * h).mean(-1, keepdim=True), value=-1).mul_(r)
+        return torch.addcmul(
+            g - g.mean(-1, keepdim=True), h, (g * h).mean(-1, keepdim=True), value=-1
+        ).mul_(r)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,9 +1,11 @@
 """Winograd's 3x3 convolution, F(4x4, 3x3): a quarter of the multiplications (Lavin and Gray, arXiv 1509.09308).
 
-Maps are channels-last, ``[N, H, W, C]``. A map is cut into 6x6 tiles that overlap by two pixels; tiles and kernels are brought
-to 36 points by small fixed linear maps, at each point one matrix product over channels takes the place of nine, and a last
-linear map gives 4x4 outputs. Written as plain tensor operations, which ``torch.compile`` fuses to one loop before and one
-after the products. Relative error in float32 about 2e-6 (direct: 4e-7), since the transforms multiply by up to 8.
+Maps are channels-last, ``[N, H, W, C]``. A map is cut into 6x6 tiles that overlap by two pixels;
+tiles and kernels are brought to 36 points by small fixed linear maps, at each point one matrix
+product over channels takes the place of nine, and a last linear map gives 4x4 outputs. Written as
+plain tensor operations, which ``torch.compile`` fuses to one loop before and one after the
+products. Relative error in float32 about 2e-6 (direct: 4e-7), since the transforms multiply by up
+to 8.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ TILE = 4
 _LEAST_CHANNELS = 32
 """With fewer channels, in or out, the transforms cost what the products save."""
 
-# Rows: the polynomial of a kernel's three taps at 0, 1, -1, 2, -2 and infinity, with the constant factors of all three maps.
+# Rows: the polynomial of a kernel's three taps at 0, 1, -1, 2, -2 and infinity, with the constant
+# factors of all three maps.
 _KERNEL = (
     (1 / 4, 0.0, 0.0),
     (-1 / 6, -1 / 6, -1 / 6),
@@ -34,9 +37,18 @@ _KERNEL = (
 
 def suits(conv: nn.Module) -> bool:
     """Return whether a layer is a convolution that :func:`convolve` can do, and do faster than directly."""
-    if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if (
+        not isinstance(conv, nn.Conv2d)
+        or conv.padding_mode != "zeros"
+        or isinstance(conv.padding, str)
+    ):
         return False
-    plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
+    plain = (
+        conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+    )
     return plain and min(conv.in_channels, conv.out_channels) >= _LEAST_CHANNELS
 
 
@@ -57,13 +69,25 @@ def _points(d: Sequence[Tensor]) -> list[Tensor]:
     even, odd = d[4] - 4 * d[2], d[3] - 4 * d[1]
     wide_even, wide_odd = d[4] - d[2], 2 * (d[3] - d[1])
     last = 4 * d[1] - 5 * d[3] + d[5]
-    return [4 * d[0] - 5 * d[2] + d[4], even + odd, even - odd, wide_even + wide_odd, wide_even - wide_odd, last]
+    return [
+        4 * d[0] - 5 * d[2] + d[4],
+        even + odd,
+        even - odd,
+        wide_even + wide_odd,
+        wide_even - wide_odd,
+        last,
+    ]
 
 
 def _pixels(m: Sequence[Tensor]) -> list[Tensor]:
     """Return the four outputs of six points, along one axis."""
     near, near_odd, far, far_odd = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    return [m[0] + near + far, near_odd + 2 * far_odd, near + 4 * far, near_odd + 8 * far_odd + m[5]]
+    return [
+        m[0] + near + far,
+        near_odd + 2 * far_odd,
+        near + 4 * far,
+        near_odd + 8 * far_odd + m[5],
+    ]
 
 
 def convolve(
@@ -75,8 +99,9 @@ def convolve(
 ) -> Tensor:
     """Return the stride-1 3x3 convolution ``[N, H', W', O]`` of ``x [N, H, W, C]`` with zeros around it.
 
-    ``kernel``: what :func:`transform_kernel` returned, ``[36, C, O]``. Sides that are no multiple of 4 are filled up with zeros.
-    ``before``, ``after``: compiled forms of :func:`to_points` and :func:`from_points`.
+    ``kernel``: what :func:`transform_kernel` returned, ``[36, C, O]``. Sides that are no multiple
+    of 4 are filled up with zeros. ``before``, ``after``: compiled forms of :func:`to_points` and
+    :func:`from_points`.
     """
     count, height, width, channels = x.shape
     high, wide = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
@@ -95,7 +120,9 @@ def to_points(x: Tensor) -> Tensor:
     """
     down, across = x.shape[1] // TILE, x.shape[2] // TILE
     ends = (TILE * down - 3, TILE * across - 3)
-    pixels = [[x[:, i : i + ends[0] : TILE, j : j + ends[1] : TILE] for j in range(6)] for i in range(6)]
+    pixels = [
+        [x[:, i : i + ends[0] : TILE, j : j + ends[1] : TILE] for j in range(6)] for i in range(6)
+    ]
     along_rows = [_points(row) for row in pixels]
     both = [_points([row[j] for row in along_rows]) for j in range(6)]
     return torch.stack([both[j][i] for i in range(6) for j in range(6)], 3)
@@ -121,7 +148,8 @@ class WinogradConv2d(nn.Conv2d):
 
 
 OPTIONS: dict[str, Any] = {
-    # A transform's 36 points are one loop: the compiler is not to write out what lies between them, nor to cut the loop.
+    # A transform's 36 points are one loop: the compiler is not to write out what lies between them,
+    # nor to cut the loop.
     "realize_reads_threshold": 100,
     "realize_opcount_threshold": 1000,
     "realize_acc_reads_threshold": 100,

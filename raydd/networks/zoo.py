@@ -16,12 +16,15 @@ from raydd.networks.small_teachers import MobileNetV2, ShuffleNetV2, WideResNet
 def create_network(name: str, shape: Shape, classes: int, generator: torch.Generator) -> Network:
     """Return a freshly initialised network on the CPU, in train mode; equal generators give equal weights.
 
-    ``name``: see :mod:`raydd.networks.names`. ``shape``: of an image, ``(C, H, W)``; any sizes the network's depth allows.
-    Raises ``ConfigError`` for an unknown name (with the nearest match), bad sizes, or images too small for the network.
+    ``name``: see :mod:`raydd.networks.names`. ``shape``: of an image, ``(C, H, W)``; any sizes the
+    network's depth allows. Raises ``ConfigError`` for an unknown name (with the nearest match), bad
+    sizes, or images too small for the network.
     """
     channels, height, width = shape
     if min(channels, height, width, classes) < 1:
-        raise ConfigError(f"network '{name}': channels, height, width and classes must be positive, got {shape} and {classes}")
+        raise ConfigError(
+            f"network '{name}': channels, height, width and classes must be positive, got {shape} and {classes}"
+        )
     zoo = parse_zoo_name(name)
     if zoo is None:
         from raydd.networks.external import ExternalNetwork

@@ -24,8 +24,10 @@ from raydd.training.cost import network_facts
 from raydd.training.students import stackable
 
 BUSY_SECONDS = 0.02
-"""Arithmetic of an update below which a GPU's time goes to launches. Measured on one H100: a DM update was 41 ms for 1 ms of arithmetic,
-and one block of ten classes 1.2 to 2 times as fast as two of five."""
+"""Arithmetic of an update below which a GPU's time goes to launches. Measured on one H100: a DM
+update was 41 ms for 1 ms of arithmetic, and one block of ten classes 1.2 to 2 times as fast as two
+of five.
+"""
 MEMORY_SHARE = 0.8
 """Of a device's memory, what units may take: costs are estimates, and allocators keep some."""
 
@@ -40,7 +42,8 @@ class Load:
 
 @dataclass(frozen=True)
 class _Size:
-    """A key of a job that sizes units: its value, the largest that means anything, and how many ``things`` all workers share.
+    """A key of a job that sizes units: its value, the largest that means anything, and how many
+    ``things`` all workers share.
 
     ``load`` returns what a value comes to, ``accepted`` whether the job could have it and it has an effect.
     """
@@ -72,18 +75,33 @@ class _Place:
         return self.gpu is None or load.flop / self.rate >= BUSY_SECONDS
 
 
-def advice(job: Job, problem: Problem, evaluation: EvaluationPlan, gpu: Hardware | None, workers: int) -> list[str]:
-    """Return the lines that advise on a job for a GPU (``None``: CPUs) with so many workers; each names a key, a value and why."""
+def advice(
+    job: Job, problem: Problem, evaluation: EvaluationPlan, gpu: Hardware | None, workers: int
+) -> list[str]:
+    """Return the lines that advise on a job for a GPU (``None``: CPUs) with so many workers; each
+    names a key, a value and why.
+    """
     share = job.compute.gpus_per_worker if 0 < job.compute.gpus_per_worker < 1 else 1.0
-    place = _Place(gpu, workers, share * gpu.rate(job.numerics) if gpu else 0.0, share * gpu.memory if gpu else 0.0)
+    place = _Place(
+        gpu,
+        workers,
+        share * gpu.rate(job.numerics) if gpu else 0.0,
+        share * gpu.memory if gpu else 0.0,
+    )
     sizes = [*_of_method(job.method, problem, len(job.seeds)), *_of_students(evaluation)]
     lines = [line for line in (_sized(size, place) for size in sizes) if line]
     if gpu and job.compute.workers and not job.compute.gpus_per_worker:
-        lines.append("compute.gpus_per_worker=1 (0 now): a worker sees no GPU that it does not ask for; 0.5 lets two share one")
+        lines.append(
+            "compute.gpus_per_worker=1 (0 now): a worker sees no GPU that it does not ask for; 0.5 lets two share one"
+        )
     where = f"advice for {workers} worker{'s' * (workers > 1)} on {f'an {gpu}' if gpu else 'CPUs'}"
     if not lines:
         return [f"{where}: nothing to change"]
-    return [f"{where}:", *(f"  - {line}" for line in lines), "  (other units are other keys; results are the same but for rounding)"]
+    return [
+        f"{where}:",
+        *(f"  - {line}" for line in lines),
+        "  (other units are other keys; results are the same but for rounding)",
+    ]
 
 
 def _sized(size: _Size, place: _Place) -> str | None:
@@ -97,13 +115,22 @@ def _sized(size: _Size, place: _Place) -> str | None:
         return None
     else:
         short = f"{1e3 * now.flop / place.rate:.2g} ms of arithmetic"
-        why = f"an update of {size.now} {size.things} is about {short} there; of few small units a GPU waits for launches"
+        why = (
+            f"an update of {size.now} {size.things} is about {short} there; "
+            "of few small units a GPU waits for launches"
+        )
     best = _best(size, most, place)
-    return f"{size.key}={best} ({size.now} now): {why}" if best not in (0, size.now) and size.accepted(best) else None
+    return (
+        f"{size.key}={best} ({size.now} now): {why}"
+        if best not in (0, size.now) and size.accepted(best)
+        else None
+    )
 
 
 def _best(size: _Size, most: int, place: _Place) -> int:
-    """Return the smallest size that keeps the device busy, else the largest of at most ``most`` that fits; 0 if none fits."""
+    """Return the smallest size that keeps the device busy, else the largest of at most ``most``
+    that fits; 0 if none fits.
+    """
     largest = _last(lambda value: place.fits(size.load(value)), most)
     if size.now > most or place.gpu is None:
         return largest
@@ -138,25 +165,44 @@ def _replanned(method: Method, problem: Problem, key: str, value: int) -> Any:
 
 def _of_classes(method: Method, problem: Problem, stage: ClassMatching, seeds: int) -> _Size:
     name, classes = "classes_per_unit", len(stage.present)
-    alive = network_facts(str(getattr(stage, "network", "")), stage.dataset.shape, stage.dataset.classes).alive
+    alive = network_facts(
+        str(getattr(stage, "network", "")), stage.dataset.shape, stage.dataset.classes
+    ).alive
 
     def load(value: int) -> Load:
         sized = dataclasses.replace(stage, classes_per_unit=value)
         whole = _load(sized)
-        # A GPU embeds the real images of all classes of a block at once; where blocks are lanes, each is a share of an update.
-        return Load(whole.flop / max(1, sized.lanes), whole.peak + 4 * alive * value * stage.batch_real)
+        # A GPU embeds the real images of all classes of a block at once; where blocks are lanes,
+        # each is a share of an update.
+        return Load(
+            whole.flop / max(1, sized.lanes), whole.peak + 4 * alive * value * stage.batch_real
+        )
 
     def accepted(value: int) -> bool:
-        return getattr(_replanned(method, problem, name, value), name, 0) == value  # one unit holds all, where batch norms see all
+        return (
+            getattr(_replanned(method, problem, name, value), name, 0) == value
+        )  # one unit holds all, where batch norms see all
 
-    return _Size(f"method.{name}", stage.classes_per_unit, classes, classes * seeds, "classes", load, accepted)
+    return _Size(
+        f"method.{name}",
+        stage.classes_per_unit,
+        classes,
+        classes * seeds,
+        "classes",
+        load,
+        accepted,
+    )
 
 
 def _of_groups(method: Method, problem: Problem, stage: MatchStatistics, seeds: int) -> _Size:
     name, groups = "groups_per_unit", len(stage.grouping.groups(stage.dataset.classes, stage.ipc))
 
     def load(value: int) -> Load:
-        return _load(dataclasses.replace(stage, grouping=dataclasses.replace(stage.grouping, groups_per_unit=value)))
+        return _load(
+            dataclasses.replace(
+                stage, grouping=dataclasses.replace(stage.grouping, groups_per_unit=value)
+            )
+        )
 
     def accepted(value: int) -> bool:
         return _replanned(method, problem, name, value) is not None
@@ -166,13 +212,21 @@ def _of_groups(method: Method, problem: Problem, stage: MatchStatistics, seeds: 
 
 
 def _of_students(evaluation: EvaluationPlan) -> Iterator[_Size]:
-    """Yield what sizes the units of students; none where a layer of theirs draws while it trains, as those are never stacked."""
-    stages = [entry.stage for entry in evaluation.entries if entry.step is None and isinstance(entry.stage, Evaluate)]
+    """Yield what sizes the units of students; none where a layer of theirs draws while it trains,
+    as those are never stacked.
+    """
+    stages = [
+        entry.stage
+        for entry in evaluation.entries
+        if entry.step is None and isinstance(entry.stage, Evaluate)
+    ]
     if not stages:
         return
     stage = max(stages, key=lambda stage: stage.cost(stage.units()[0]).peak_bytes)
     info, batches = stage.dataset, -(-stage.source.images // stage.recipe.batch)
-    if not stackable(create_network(stage.network, info.shape, info.classes, generator(0, "structure"))):
+    if not stackable(
+        create_network(stage.network, info.shape, info.classes, generator(0, "structure"))
+    ):
         return
 
     def load(value: int) -> Load:

@@ -1,4 +1,6 @@
-"""Whether a cluster has room for what a job asks: go, wait or refuse, from what the cluster reports. Plain Python, no Ray."""
+"""Whether a cluster has room for what a job asks: go, wait or refuse, from what the cluster
+reports. Plain Python, no Ray.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,24 @@ class Need:
         return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
     def __str__(self) -> str:
-        parts = [_count(self.workers, "worker"), *([_count(self.evaluators, "evaluator")] if self.evaluators else [])]
-        each = [*([_count(self.cpus, "CPU")] if self.cpus != 1 else []), *([_count(self.gpus, "GPU")] if self.gpus else [])]
-        return " and ".join(parts) + (f" of {' and '.join(each)}{' each' if self.count > 1 else ''}" if each else "")
+        parts = [
+            _count(self.workers, "worker"),
+            *([_count(self.evaluators, "evaluator")] if self.evaluators else []),
+        ]
+        each = [
+            *([_count(self.cpus, "CPU")] if self.cpus != 1 else []),
+            *([_count(self.gpus, "GPU")] if self.gpus else []),
+        ]
+        return " and ".join(parts) + (
+            f" of {' and '.join(each)}{' each' if self.count > 1 else ''}" if each else ""
+        )
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine of the cluster: what it has, and what of it nobody uses; ``kind``: its autoscaler's name for such machines."""
+    """A machine of the cluster: what it has, and what of it nobody uses; ``kind``: its autoscaler's
+    name for such machines.
+    """
 
     total: Resources
     free: Resources
@@ -50,8 +62,9 @@ class Machine:
 class Growth:
     """What the cluster's autoscaler says.
 
-    ``fixed``: there is none. ``asked``: it has not answered yet. ``grows``: it can get what is missing. ``full``: its kinds of
-    machines are all at their maximum, or none of them holds what is asked. ``coming``: how many of a kind it is starting.
+    ``fixed``: there is none. ``asked``: it has not answered yet. ``grows``: it can get what is
+    missing. ``full``: its kinds of machines are all at their maximum, or none of them holds what is
+    asked. ``coming``: how many of a kind it is starting.
     """
 
     state: Literal["fixed", "asked", "grows", "full"]
@@ -100,13 +113,20 @@ def describe(need: Need, machines: Sequence[Machine]) -> str:
     if not machines:
         return "the cluster has no machine"
     names = ["CPU", *(["GPU"] if need.gpus else [])]
-    have = " and ".join(_count(sum(m.total.get(name, 0.0) for m in machines), name) for name in names)
+    have = " and ".join(
+        _count(sum(m.total.get(name, 0.0) for m in machines), name) for name in names
+    )
     text = f"the cluster has {have}"
     if len(machines) > 1:
         text += f" on {len(machines)} machines"
-    used = {name: sum(m.total.get(name, 0.0) - m.free.get(name, 0.0) for m in machines) for name in names}
+    used = {
+        name: sum(m.total.get(name, 0.0) - m.free.get(name, 0.0) for m in machines)
+        for name in names
+    }
     if any(amount > _TOLERANCE for amount in used.values()):
-        left = " and ".join(_count(sum(m.free.get(name, 0.0) for m in machines), name) for name in names)
+        left = " and ".join(
+            _count(sum(m.free.get(name, 0.0) for m in machines), name) for name in names
+        )
         text += f" ({left} free)"
     fit = room(machines, need)
     if need.count > fit and _enough_in_sum(need, machines):
@@ -120,34 +140,52 @@ def _refusal(need: Need, machines: Sequence[Machine], growth: Growth) -> str:
     if not fit:
         enough = any(machine.total.get("CPU", 0.0) >= need.cpus for machine in machines)
         key = "compute.gpus_per_worker" if need.gpus and enough else "compute.cpus_per_worker"
-    why = "its autoscaler can start no more machines for them" if growth.state == "full" else "it does not grow by itself"
+    why = (
+        "its autoscaler can start no more machines for them"
+        if growth.state == "full"
+        else "it does not grow by itself"
+    )
     remedies = []
     if growth.state == "full" and fit:
         remedies.append(f"ask for fewer {'evaluators' if fit <= need.evaluators else 'workers'}")
     elif fit > need.evaluators:
         most = fit - need.evaluators
-        remedies.append(f"ask for {'a minimum of ' if need.elastic else ''}at most {_count(most, 'worker')} (compute.workers={most})")
+        remedies.append(
+            f"ask for {'a minimum of ' if need.elastic else ''}at most {_count(most, 'worker')}"
+            f" (compute.workers={most})"
+        )
     if fit and need.evaluators and growth.state == "fixed":
         remedies.append("ask for fewer evaluators (compute.evaluators)")
     if not fit:
         remedies.append(f"lower {key}")
-    remedies.append("raise the autoscaler's maximum" if growth.state == "full" else "add machines (`ray start --address=HEAD:PORT`)")
+    remedies.append(
+        "raise the autoscaler's maximum"
+        if growth.state == "full"
+        else "add machines (`ray start --address=HEAD:PORT`)"
+    )
     return f"{key}: {need} cannot be placed; {describe(need, machines)}, and {why}. {_sentence(remedies)}"
 
 
 def _enough_in_sum(need: Need, machines: Sequence[Machine]) -> bool:
     """Whether it is the machines' sizes that are in the way, not the sums."""
-    return all(sum(m.total.get(name, 0.0) for m in machines) >= amount * need.count for name, amount in need.bundle.items())
+    return all(
+        sum(m.total.get(name, 0.0) for m in machines) >= amount * need.count
+        for name, amount in need.bundle.items()
+    )
 
 
 def _largest(names: Sequence[str], machines: Sequence[Machine]) -> str:
-    return " and ".join(_count(max(m.total.get(name, 0.0) for m in machines), name) for name in names)
+    return " and ".join(
+        _count(max(m.total.get(name, 0.0) for m in machines), name) for name in names
+    )
 
 
 def _coming(growth: Growth) -> str:
     if not growth.coming:
         return ""
-    return "; starting " + ", ".join(f"{count} × {kind}" for kind, count in sorted(growth.coming.items()))
+    return "; starting " + ", ".join(
+        f"{count} × {kind}" for kind, count in sorted(growth.coming.items())
+    )
 
 
 def _sentence(parts: Sequence[str]) -> str:

@@ -56,13 +56,25 @@ def kinds_behind(targets: Sequence[Ref], device_of: Callable[[Ref], str]) -> dic
                 continue
             if kind:
                 found.setdefault(kind, set()).add(ref.key)
-    return dict(sorted(((kind, len(keys)) for kind, keys in found.items()), key=lambda item: (-item[1], item[0])))
+    return dict(
+        sorted(
+            ((kind, len(keys)) for kind, keys in found.items()),
+            key=lambda item: (-item[1], item[0]),
+        )
+    )
 
 
 def stored_kinds(store: Store, targets: Sequence[Ref]) -> dict[str, int]:
     """Return :func:`kinds_behind` of what is in a store so far."""
-    refs = [Ref(stage, unit, output) for stage, units, outputs in stages_of(targets) for unit in units for output in sorted(outputs)]
-    there = {(ref.key, ref.output) for ref, found in zip(refs, store.has(refs), strict=True) if found}
+    refs = [
+        Ref(stage, unit, output)
+        for stage, units, outputs in stages_of(targets)
+        for unit in units
+        for output in sorted(outputs)
+    ]
+    there = {
+        (ref.key, ref.output) for ref, found in zip(refs, store.has(refs), strict=True) if found
+    }
 
     def device_of(ref: Ref) -> str:
         return str(store.marker(ref).get("device", "")) if (ref.key, ref.output) in there else ""
@@ -71,10 +83,15 @@ def stored_kinds(store: Store, targets: Sequence[Ref]) -> dict[str, int]:
 
 
 def store_lines(store: Store, targets: Sequence[Ref], here: str, same_device: bool) -> list[str]:
-    """Return :func:`reused_lines` for what a store holds of the targets, for a dry run: of stores in folders, which answer at once."""
+    """Return :func:`reused_lines` for what a store holds of the targets, for a dry run: of stores
+    in folders, which answer at once.
+    """
     if not store.storage.local:
         return []
-    return [f"in the store: {line}" for line in reused_lines(stored_kinds(store, targets), here, same_device)]
+    return [
+        f"in the store: {line}"
+        for line in reused_lines(stored_kinds(store, targets), here, same_device)
+    ]
 
 
 def reused_lines(kinds: Mapping[str, int], here: str, same_device: bool = False) -> list[str]:
@@ -85,10 +102,21 @@ def reused_lines(kinds: Mapping[str, int], here: str, same_device: bool = False)
 
     def then(count: int) -> str:
         they, them = ("they are", "them") if count != 1 else ("it is", "it")
-        return f"{they} made anew" if same_device else f"{they} used as {they} (compute.same_device=true makes {them} anew)"
+        return (
+            f"{they} made anew"
+            if same_device
+            else f"{they} used as {they} (compute.same_device=true makes {them} anew)"
+        )
 
-    others = {kind: count for kind, count in kinds.items() if kind != here and not kind.startswith((f"{here} ", f"{here}-"))}
-    return [f"{_units(count)} computed on {named(kind)}; {then(count)} on {named(here)}" for kind, count in others.items()]
+    others = {
+        kind: count
+        for kind, count in kinds.items()
+        if kind != here and not kind.startswith((f"{here} ", f"{here}-"))
+    }
+    return [
+        f"{_units(count)} computed on {named(kind)}; {then(count)} on {named(here)}"
+        for kind, count in others.items()
+    ]
 
 
 def main_kind(kinds: Mapping[str, int]) -> str:

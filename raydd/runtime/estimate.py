@@ -55,7 +55,10 @@ def costs(targets: Sequence[Ref]) -> list[StageCost]:
         for unit in units:
             cost = stage.cost(unit)
             steps = stage.steps(unit)
-            row = rows.setdefault((stage.name, steps, stage.lanes), StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0))
+            row = rows.setdefault(
+                (stage.name, steps, stage.lanes),
+                StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0),
+            )
             row.units += 1
             row.flop += cost.flop
             row.peak_bytes = max(row.peak_bytes, cost.peak_bytes)
@@ -91,26 +94,43 @@ _UPDATE_SECONDS = 0.02
 """What an update costs beside its FLOP: calls, draws, the log (measured at a few images: 15 to 40 ms on a CPU)."""
 
 GPU_UPDATE_SECONDS = 0.005
-"""The same on a GPU, whose host waits for nothing: launches of what was captured, and the drawing of a new network (1.9 ms on one)."""
+"""The same on a GPU, whose host waits for nothing: launches of what was captured, and the drawing
+of a new network (1.9 ms on one).
+"""
 
 _START_SECONDS = 15
 """Until workers compute: their processes, their imports, the data."""
 
 
-def critical_seconds(rows: Sequence[StageCost], rate: float, workers: int, update_seconds: float = _UPDATE_SECONDS) -> float:
-    """Return an estimate of wall seconds: FLOP at 70 % of ``rate`` and a little for each update, units spread over the workers."""
+def critical_seconds(
+    rows: Sequence[StageCost], rate: float, workers: int, update_seconds: float = _UPDATE_SECONDS
+) -> float:
+    """Return an estimate of wall seconds: FLOP at 70 % of ``rate`` and a little for each update,
+    units spread over the workers.
+    """
     total = 0.0
     for row in rows:
         lanes = max(1, min(workers, row.lanes))
-        if row.units < lanes:  # the group shares one unit after the other, as the ledger leases them
+        if (
+            row.units < lanes
+        ):  # the group shares one unit after the other, as the ledger leases them
             total += row.flop / lanes / (0.7 * rate) + row.units * row.updates * update_seconds
             continue
         rounds = -(-row.units // max(1, min(workers, row.units)))
-        total += row.flop * rounds / row.units / (0.7 * rate) + rounds * row.updates * update_seconds
+        total += (
+            row.flop * rounds / row.units / (0.7 * rate) + rounds * row.updates * update_seconds
+        )
     return total
 
 
-def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str, update_seconds: float = _UPDATE_SECONDS) -> str:
+def render(
+    rows: Sequence[StageCost],
+    *,
+    rate: float,
+    workers: int,
+    where: str,
+    update_seconds: float = _UPDATE_SECONDS,
+) -> str:
     """Return the plan as a text table."""
     head = ("stage", "units", "updates", "lanes", "FLOP", "peak memory", "state", "kept")
     body = [
@@ -127,7 +147,13 @@ def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str, 
         for r in rows
     ]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in [head, *body]]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        )
+        for row in [head, *body]
+    ]
     peak = max((r.peak_bytes for r in rows), default=0)
     stored = sum(r.output_bytes for r in rows)
     state = 2 * max((min(r.units, workers) * r.state_bytes // r.units for r in rows), default=0)
@@ -137,8 +163,17 @@ def render(rows: Sequence[StageCost], *, rate: float, workers: int, where: str, 
         "",
         f"peak memory of a worker: {format_bytes(peak)} and about 0.5 GB for the process",
         f"storage: {format_bytes(stored)} of outputs, about {format_bytes(state)} of checkpoints while units run",
-        *([f"soft labels, of these: {_label_size(labels)}, written straight into the distilled set"] if labels else []),
-        f"compute: {sum(r.flop for r in rows):.2e} FLOP; about {duration(seconds)} with {workers} worker{'s' * (workers != 1)} {where}",
+        *(
+            [
+                f"soft labels, of these: {_label_size(labels)}, written straight into the distilled set"
+            ]
+            if labels
+            else []
+        ),
+        (
+            f"compute: {sum(r.flop for r in rows):.2e} FLOP; about {duration(seconds)} with {workers}"
+            f" worker{'s' * (workers != 1)} {where}"
+        ),
     ]
     return "\n".join(lines)
 
@@ -158,12 +193,21 @@ def duration(seconds: float) -> str:
 
 def unit_table(targets: Sequence[Ref]) -> list[tuple[str, str, int]]:
     """Return ``(stage, key, updates)`` of every unit behind the targets, for progress."""
-    return [(stage.name, unit_key(stage, unit), stage.steps(unit)) for stage, units, _ in stages_of(targets) for unit in units]
+    return [
+        (stage.name, unit_key(stage, unit), stage.steps(unit))
+        for stage, units, _ in stages_of(targets)
+        for unit in units
+    ]
 
 
 def skipped_of(store: Store, targets: Sequence[Ref], where: str) -> dict[str, str]:
     """Return the samples that could not be decoded in all that is behind the targets: name below ``where``, reason."""
-    refs = [Ref(stage, unit, output) for stage, units, outputs in stages_of(targets) for unit in units for output in sorted(outputs)]
+    refs = [
+        Ref(stage, unit, output)
+        for stage, units, outputs in stages_of(targets)
+        for unit in units
+        for output in sorted(outputs)
+    ]
     found: dict[str, str] = {}
     for ref in refs:
         try:

@@ -39,7 +39,14 @@ from raydd.methods.sources import StoredSet
 from raydd.runtime.devices import Markers, main_kind, mixed_line, store_lines
 from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
 from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
-from raydd.runtime.pipeline import Interrupted, Outcome, git_commit, make_runner, stop_on_signals, to_json
+from raydd.runtime.pipeline import (
+    Interrupted,
+    Outcome,
+    git_commit,
+    make_runner,
+    stop_on_signals,
+    to_json,
+)
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.progress import Progress
 from raydd.runtime.resolved import describe as describe_protocols
@@ -57,7 +64,8 @@ SHOWN, ROWS = 10, 100
 class Subject:
     """The set to be evaluated: where it lies, what it is called, what it holds.
 
-    ``notes``: what was guessed and left out when it was read. ``beside``: what else makes an evaluation of it another one.
+    ``notes``: what was guessed and left out when it was read. ``beside``: what else makes an
+    evaluation of it another one.
     """
 
     url: str
@@ -105,19 +113,30 @@ def plan_stored(
     pooled: bool = False,
     anyway: bool = False,
 ) -> tuple[Subject, EvaluationPlan]:
-    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be, ``Missing`` without the data.
+    """Read the set and plan its evaluation; ``ConfigError`` or ``DataError`` if that cannot be,
+    ``Missing`` without the data.
 
-    ``reading``: what the values of a foreign set mean, as far as it is stated. ``labels``: URL of soft labels that do not lie
-    beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``, …. ``pooled``: all experiments of a file, as repetitions.
-    ``anyway``: plan without the data, where the catalog knows it.
+    ``reading``: what the values of a foreign set mean, as far as it is stated. ``labels``: URL of
+    soft labels that do not lie beside the set: a ``labels/`` folder of ours, or FKD's ``epoch_0``,
+    …. ``pooled``: all experiments of a file, as repetitions. ``anyway``: plan without the data,
+    where the catalog knows it.
     """
     (info, held), url, notes = _data(job, anyway), absolute(url), dict[str, None]()
     readings, published = _readings(url, reading or Reading(), pooled)
-    sets = [read_set(url, info=info, reading=one, tell=lambda line: notes.setdefault(line)) for one in readings]
+    sets = [
+        read_set(url, info=info, reading=one, tell=lambda line: notes.setdefault(line))
+        for one in readings
+    ]
     distilled = sets[-1]
-    if (distilled.info.classes, *distilled.images.shape[1:]) != (info.classes, *info.shape) and distilled.decoding.name == "identity":
+    if (distilled.info.classes, *distilled.images.shape[1:]) != (
+        info.classes,
+        *info.shape,
+    ) and distilled.decoding.name == "identity":
         shape = "x".join(map(str, distilled.images.shape[1:]))
-        raise ConfigError(f"{url}: {shape} images of {distilled.info.classes} classes; {info.name} has {info.shape} and {info.classes}")
+        raise ConfigError(
+            f"{url}: {shape} images of {distilled.info.classes} classes; {info.name} has {info.shape} and"
+            f" {info.classes}"
+        )
     method = distilled.recipe.get("method")
     made_by = method if isinstance(method, Mapping) else {}
     name, own = str(made_by.get("name", "set")), made_by.get("network")
@@ -132,7 +151,9 @@ def plan_stored(
             raise ConfigError("soft labels of views need one set, whose images are not whitened")
         found.check(distilled)
     if stored[0].whitening is not None and job.evaluation.baselines:
-        notes.setdefault("Test images are whitened as the set is; the sets beside it, and their tests, are not whitened.")
+        notes.setdefault(
+            "Test images are whitened as the set is; the sets beside it, and their tests, are not whitened."
+        )
     own = own if isinstance(own, str) else DEFAULT_NETWORK
     plan = stored_evaluation(
         stored if len(stored) > 1 else stored[0],
@@ -146,21 +167,33 @@ def plan_stored(
         published=published or distilled.recipe.get("published", {}),
     )
     beside = {"labels": found.digest} if labels is not None and found is not None else {}
-    beside |= {"experiments": " ".join(one.digest[:12] for one in stored)} if len(stored) > 1 else {}
+    beside |= (
+        {"experiments": " ".join(one.digest[:12] for one in stored)} if len(stored) > 1 else {}
+    )
     beside |= {} if stored[0].whitening is None else {"space": stored[0].whitening.space}
     subject = Subject(url, name, distilled, tuple(notes), beside, held)
     return subject, replace(plan, notes=(*plan.notes, *notes))
 
 
-def _readings(url: str, reading: Reading, pooled: bool) -> tuple[list[Reading], Mapping[str, Sequence[float]]]:
-    """Return how each set of a file is read, one or all its experiments, and the accuracies that the file has of all of them."""
+def _readings(
+    url: str, reading: Reading, pooled: bool
+) -> tuple[list[Reading], Mapping[str, Sequence[float]]]:
+    """Return how each set of a file is read, one or all its experiments, and the accuracies that
+    the file has of all of them.
+    """
     if not pooled:
         return [reading], {}
     held = experiments_at(url)
     if held is None:
-        raise ConfigError(f"experiment=all has no effect: {url} holds one set; only .pt lists hold more")
+        raise ConfigError(
+            f"experiment=all has no effect: {url} holds one set; only .pt lists hold more"
+        )
     # The steps of continual learning are one set.
-    readings = [reading] if held.steps else [replace(reading, experiment=place) for place in range(len(held.sets))]
+    readings = (
+        [reading]
+        if held.steps
+        else [replace(reading, experiment=place) for place in range(len(held.sets))]
+    )
     return readings, held.published
 
 
@@ -169,7 +202,9 @@ def uneven(distilled: DistilledSet) -> str:
     counts = distilled.ipc
     present = [count for count in counts if count]
     images = f"{len(distilled):,} image{'s' * (len(distilled) != 1)}"
-    if distilled.soft_labels is not None or len(distilled.labels) != len(distilled):  # its images are of no one class
+    if distilled.soft_labels is not None or len(distilled.labels) != len(
+        distilled
+    ):  # its images are of no one class
         return images if len(distilled) % len(counts) else ""
     if len(set(counts)) == 1:
         return ""
@@ -179,7 +214,9 @@ def uneven(distilled: DistilledSet) -> str:
 
 
 def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | None:
-    """Return what made a set of ours, if it has teachers and was made of this training split (if that is here) by a version like this."""
+    """Return what made a set of ours, if it has teachers and was made of this training split (if
+    that is here) by a version like this.
+    """
     try:
         method = method_from(recipe["method"], "recipe.json")
         numerics = build(Numerics, recipe["job"]["numerics"], "recipe.json")
@@ -187,7 +224,11 @@ def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | 
         same = not info.digests or recipe["source"]["train"] == dict(info.digests)["train"]
     except (ConfigError, KeyError, TypeError, ValueError):
         return None
-    return Maker(method, problem) if same and isinstance(getattr(method, "labels", None), LabelConfig) else None
+    return (
+        Maker(method, problem)
+        if same and isinstance(getattr(method, "labels", None), LabelConfig)
+        else None
+    )
 
 
 def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
@@ -200,7 +241,9 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
     return PublishedLabels.at(url) if ours and Storage(url).exists(f"{FOLDER}/{MANIFEST}") else None
 
 
-def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) -> tuple[str, list[str]]:
+def describe_plan(
+    job: EvaluationJob, subject: Subject, plan: EvaluationPlan
+) -> tuple[str, list[str]]:
     """Return the plan as text, and a line for each thing that is missing, for ``--dry-run``."""
     check_place("output", place_of(job, subject))
     check_claim_as(place_of(job, subject), *_claimed(job, subject))
@@ -208,14 +251,18 @@ def describe_plan(job: EvaluationJob, subject: Subject, plan: EvaluationPlan) ->
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
     absent = missing(job.dataset) if subject.data is None else []
-    made = store_lines(Store(job.store), plan.targets(), device_kind(pick_device()), job.compute.same_device)
+    made = store_lines(
+        Store(job.store), plan.targets(), device_kind(pick_device()), job.compute.same_device
+    )
     parts = [as_yaml(job.stated()), *describe_protocols(plan, {}), "", table, *made]
     parts += [] if subject.data is None else ["", *subject.data.lines()]
     return "\n".join([*parts, *(["", *listed(absent)] if absent else [])]), absent
 
 
 def place_of(job: EvaluationJob, subject: Subject) -> str:
-    """Return where an evaluation's report goes: the job's output, or a folder named after the set and what is asked of it."""
+    """Return where an evaluation's report goes: the job's output, or a folder named after the set
+    and what is asked of it.
+    """
     if job.output is not None:
         return job.output
     asked = {key: value for key, value in job.resolved().items() if key in ASKED}
@@ -228,7 +275,9 @@ ASKED = ("seed", "dataset", "evaluation", "numerics")
 """Keys of a job that make an evaluation of a set another one."""
 
 
-def _claimed(job: EvaluationJob, subject: Subject) -> tuple[dict[str, Any], Recorded, tuple[str, ...]]:
+def _claimed(
+    job: EvaluationJob, subject: Subject
+) -> tuple[dict[str, Any], Recorded, tuple[str, ...]]:
     """Return what is asked of which set, how a ``job.yaml`` says so, and what the run writes; see :func:`claim_as`."""
 
     def recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -254,8 +303,11 @@ def _claim(output: Storage, job: EvaluationJob, subject: Subject) -> None:
     claim_as(output, text, *_claimed(job, subject))
 
 
-def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]) -> Outcome:
-    """Evaluate, write ``report.json`` and its pictures to the job's output (see :func:`place_of`), and track; return what is where.
+def run_stored(
+    job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell: Callable[[str], None]
+) -> Outcome:
+    """Evaluate, write ``report.json`` and its pictures to the job's output (see :func:`place_of`),
+    and track; return what is where.
 
     ``ConfigError`` if the output is that of another evaluation, or of a distillation.
     """
@@ -271,15 +323,25 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
     tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
     for line in subject.data.lines() if subject.data is not None else ():
         tell(line)
-    tags = {"raydd.set": subject.distilled.digest, "raydd.output": output.url, "raydd.protocol": plan.config.resolve().label}
+    tags = {
+        "raydd.set": subject.distilled.digest,
+        "raydd.output": output.url,
+        "raydd.protocol": plan.config.resolve().label,
+    }
     tags["mlflow.source.name"] = f"raydd evaluate {subject.name}"
     commit = git_commit()
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     params = {**flatten(job.stated()), **protocol_params(plan)}
-    tracker = Tracker(uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags)
+    tracker = Tracker(
+        uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags
+    )
     try:
         report = _evaluate(job, subject, plan, store)
-        files = {"report.json": to_json(report.to_dict()), GRID: _picture(subject.distilled), **report_files(report)}
+        files = {
+            "report.json": to_json(report.to_dict()),
+            GRID: _picture(subject.distilled),
+            **report_files(report),
+        }
         for name, data in files.items():
             output.put(name, data)
         tracker.report(report, 0, picture=f"evaluation/{GRID}")
@@ -287,7 +349,10 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
         for name, data in files.items():
             if name.endswith(".png"):
                 tracker.picture(name.removesuffix(".png"), 0, data)
-        places = {"report": join(output.url, "report.json"), **{name: join(output.url, name) for name in files if name != "report.json"}}
+        places = {
+            "report": join(output.url, "report.json"),
+            **{name: join(output.url, name) for name in files if name != "report.json"},
+        }
         places |= tracker.places()
     except BaseException as error:
         tracker.finish("KILLED" if isinstance(error, Interrupted) else "FAILED")
@@ -301,22 +366,33 @@ def run_stored(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, tell:
 def _picture(distilled: DistilledSet) -> bytes:
     """Return a picture of a set: the first images of its first classes, as a large set would fill the memory."""
     labels, names = distilled.labels, distilled.info.class_names
-    if len(labels) != len(distilled.images):  # images that hold several are of no one class: rows without a name
+    if len(labels) != len(
+        distilled.images
+    ):  # images that hold several are of no one class: rows without a name
         labels, names = torch.arange(len(distilled.images)) // SHOWN, ("",) * (ROWS + 1)
-    keep = torch.cat([(labels == label).nonzero().flatten()[:SHOWN] for label in labels.unique()[:ROWS]])
+    keep = torch.cat(
+        [(labels == label).nonzero().flatten()[:SHOWN] for label in labels.unique()[:ROWS]]
+    )
     return png(grid(distilled.to_rgb(distilled.images[keep]), labels[keep], names))
 
 
 def _evaluate(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, store: Store) -> Report:
     runner = make_runner(job.compute, OpenData(job.dataset))
     targets = plan.targets()
-    with Progress(unit_table(targets)) as progress, stop_on_signals(runner, progress.say) as stopped:
+    with (
+        Progress(unit_table(targets)) as progress,
+        stop_on_signals(runner, progress.say) as stopped,
+    ):
         runner.run(targets, store, progress.on_event)
     if stopped.is_set() and not all(store.has(targets)):
         raise Interrupted("the same command goes on from here")
 
     markers, held = Markers(store), subject.data
-    skipped = skipped_lines(skipped_of(store, targets, held.where)) if held is not None and job.dataset.on_error == "skip" else []
+    skipped = (
+        skipped_lines(skipped_of(store, targets, held.where))
+        if held is not None and job.dataset.on_error == "skip"
+        else []
+    )
     kinds = markers.kinds(targets)
     notes = (*plan.notes, *skipped, *mixed_line(kinds))
     report = summarise(plan, store.load, markers.seconds, device=main_kind(kinds), notes=notes)

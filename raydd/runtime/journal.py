@@ -64,11 +64,31 @@ def _records(event: Event) -> list[dict[str, Any]]:
     }
     records = [{**common, "kind": "log", "t": t, "values": values} for t, values in event.rows]
     if event.kind in ("start", "output", "failed", "message"):
-        facts = {"output": event.output, "seconds": round(event.seconds, 3), "cached": event.cached, "text": event.text}
+        facts = {
+            "output": event.output,
+            "seconds": round(event.seconds, 3),
+            "cached": event.cached,
+            "text": event.text,
+        }
         of_unit = {"t": event.t} if event.unit else {}
         records.append({**common, "kind": event.kind, **of_unit, **facts})
-    order = ("time", "kind", "stage", "unit", "key", "t", "output", "seconds", "cached", "values", "text")
-    return [{name: record[name] for name in order if name in record and (name == "t" or record[name])} for record in records]
+    order = (
+        "time",
+        "kind",
+        "stage",
+        "unit",
+        "key",
+        "t",
+        "output",
+        "seconds",
+        "cached",
+        "values",
+        "text",
+    )
+    return [
+        {name: record[name] for name in order if name in record and (name == "t" or record[name])}
+        for record in records
+    ]
 
 
 def _encode(record: dict[str, Any]) -> bytes:
@@ -78,9 +98,10 @@ def _encode(record: dict[str, Any]) -> bytes:
 class Journal:
     """A job's log: a JSON line per started unit, row of scalars, output, failure and message.
 
-    A row ``(key, t)`` and an output ``(key, output)`` are written once, however often a resumed run sends them. On a
-    local file system each line is appended and flushed; elsewhere a thread writes the object whole. A line that cannot be
-    written is kept in memory and tried again: a journal never stops a job.
+    A row ``(key, t)`` and an output ``(key, output)`` are written once, however often a resumed run
+    sends them. On a local file system each line is appended and flushed; elsewhere a thread writes
+    the object whole. A line that cannot be written is kept in memory and tried again: a journal
+    never stops a job.
     """
 
     def __init__(self, storage: Storage, path: str = "log.jsonl") -> None:
@@ -91,7 +112,9 @@ class Journal:
         self._pending: list[dict[str, Any]] = []
         self._warned = False
         self._failed_at = float("-inf")
-        self._writer: _Append | _Rewrite = _Append(Path(storage.root) / path) if storage.local else _Rewrite(storage, path)
+        self._writer: _Append | _Rewrite = (
+            _Append(Path(storage.root) / path) if storage.local else _Rewrite(storage, path)
+        )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if storage.local:
@@ -119,7 +142,11 @@ class Journal:
             self._flush()
         self._writer.close()
         if self._pending:
-            log.warning("%d lines of the log could not be written to %s", len(self._pending), join(self.storage.url, self.path))
+            log.warning(
+                "%d lines of the log could not be written to %s",
+                len(self._pending),
+                join(self.storage.url, self.path),
+            )
 
     def _keep_writing(self) -> None:
         pause = 0.0  # the old lines are read at once, so that few new ones wait for them
@@ -143,7 +170,11 @@ class Journal:
             self._failed_at = time.monotonic()
             if not self._warned:
                 self._warned = True
-                log.warning("the log %s cannot be written for now: %s", join(self.storage.url, self.path), error)
+                log.warning(
+                    "the log %s cannot be written for now: %s",
+                    join(self.storage.url, self.path),
+                    error,
+                )
 
     def _load(self) -> None:
         """Read, once, the lines that are there; then drop what of the waiting lines they already say."""
@@ -270,7 +301,13 @@ class Curves:
                 total, count = sums.get(name, (0.0, 0))
                 sums[name] = (total + value, count + 1)
             if rows.reported[t] == rows.everyone:
-                complete.append((rows.label, t, {name: total / count for name, (total, count) in rows.sums.pop(t).items()}))
+                complete.append(
+                    (
+                        rows.label,
+                        t,
+                        {name: total / count for name, (total, count) in rows.sums.pop(t).items()},
+                    )
+                )
         return sorted(complete, key=lambda row: row[1])
 
 
@@ -284,5 +321,7 @@ def _labels(stages: Sequence[Stage]) -> list[str]:
         elif len({other.seed for other in alike}) == len(alike):
             labels.append(f"{stage.name}/seed-{stage.seed}")
         else:
-            labels.append(f"{stage.name}/{next(i for i, other in enumerate(alike, 1) if other is stage)}")
+            labels.append(
+                f"{stage.name}/{next(i for i, other in enumerate(alike, 1) if other is stage)}"
+            )
     return labels

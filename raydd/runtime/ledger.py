@@ -1,10 +1,13 @@
-"""Who computes what next: the graph of missing outputs, and leases on them. Plain Python; the truth is the store's markers."""
+"""Who computes what next: the graph of missing outputs, and leases on them. Plain Python; the truth
+is the store's markers.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from raydd.core.events import Event
 from raydd.core.store import Store
@@ -77,10 +80,13 @@ def _group(worker: str) -> str:
 class Ledger:
     """Leases segments of units (up to the next wanted output) to workers, earliest snapshot first.
 
-    ``device``: the only kind of device whose outputs count; others in the store are removed, and made anew. Empty: any counts.
+    ``device``: the only kind of device whose outputs count; others in the store are removed, and
+    made anew. Empty: any counts.
     """
 
-    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int = 0, device: str = "") -> None:
+    def __init__(
+        self, targets: Sequence[Ref], store: Store, evaluators: int = 0, device: str = ""
+    ) -> None:
         self.store, self.device = store, device
         self.kinds: dict[str, set[str]] = {}
         self._told_of_kinds = False
@@ -104,16 +110,25 @@ class Ledger:
         """Add what is missing of ``targets``, and of all that it needs, to the graph."""
         frontier = list(dict.fromkeys((r.key, r.output, r) for r in targets))
         while frontier:
-            new = {(k, o): r for k, o, r in frontier if (k, o) not in self.done and not (k in self.nodes and o in self.nodes[k].wanted)}
+            new = {
+                (k, o): r
+                for k, o, r in frontier
+                if (k, o) not in self.done and not (k in self.nodes and o in self.nodes[k].wanted)
+            }
             refs = list(new.values())
-            there = [found and self.store.verify(ref) for ref, found in zip(refs, self.store.has(refs), strict=True)]
+            there = [
+                found and self.store.verify(ref)
+                for ref, found in zip(refs, self.store.has(refs), strict=True)
+            ]
             frontier = []
             for ref, found in zip(refs, there, strict=True):
                 if found and self._note_cached(ref):
                     continue
                 node = self._node(ref)
                 node.wanted.add(ref.output)
-                frontier += [(need.key, need.output, need) for need in ref.stage.inputs(ref.unit).values()]
+                frontier += [
+                    (need.key, need.output, need) for need in ref.stage.inputs(ref.unit).values()
+                ]
 
     def _note_cached(self, ref: Ref) -> bool:
         """Note an output that is there; return False if it is of a device that does not count."""
@@ -126,20 +141,38 @@ class Ledger:
             return False
         self.done.add((ref.key, ref.output))
         rows = tuple((int(t), dict(values)) for t, values in marker.get("log", []))
-        self._tell(ref.stage, ref.unit, ref.key, kind="output", output=ref.output, cached=True, seconds=marker["seconds"], rows=rows)
+        self._tell(
+            ref.stage,
+            ref.unit,
+            ref.key,
+            kind="output",
+            output=ref.output,
+            cached=True,
+            seconds=marker["seconds"],
+            rows=rows,
+        )
         return True
 
     def _node(self, ref: Ref) -> Node:
         node = self.nodes.get(ref.key)
         if node is None:
             inputs = ref.stage.inputs(ref.unit).values()
-            node = Node(ref.stage, ref.unit, ref.key, order=len(self.nodes), needs={(r.key, r.output) for r in inputs})
-            node.urgency = min((float(r.step) for r in inputs if r.step is not None), default=math.inf)
+            node = Node(
+                ref.stage,
+                ref.unit,
+                ref.key,
+                order=len(self.nodes),
+                needs={(r.key, r.output) for r in inputs},
+            )
+            node.urgency = min(
+                (float(r.step) for r in inputs if r.step is not None), default=math.inf
+            )
             self.nodes[ref.key] = node
         return node
 
-    def _tell(self, stage: Stage, unit: str, key: str, **facts: object) -> None:
-        self.events.append(Event(stage=stage.name, unit=unit, key=key, steps=stage.steps(unit), **facts))  # type: ignore[arg-type]
+    def _tell(self, stage: Stage, unit: str, key: str, **facts: Any) -> None:
+        steps = stage.steps(unit)
+        self.events.append(Event(stage=stage.name, unit=unit, key=key, steps=steps, **facts))
 
     @property
     def finished(self) -> bool:
@@ -179,19 +212,36 @@ class Ledger:
             self.fail(node.key, f"its worker died {node.crashes} times in a row at step {node.t}")
 
     def _meet(self, kind: str) -> None:
-        """Say, at the first worker, what the store holds of other kinds of devices; refuse one of a kind that does not count."""
+        """Say, at the first worker, what the store holds of other kinds of devices; refuse one of a
+        kind that does not count.
+        """
         if self.device and kind != self.device and self.failure is None:
             self.failure = f"compute.same_device: one worker is on {named(self.device)}, another on {named(kind)}"
         if not self._told_of_kinds:
             self._told_of_kinds = True
             counts = {known: len(keys) for known, keys in self.kinds.items() if known}
-            self.events += [Event(kind="message", text=line) for line in reused_lines(counts, kind, bool(self.device))]
+            self.events += [
+                Event(kind="message", text=line)
+                for line in reused_lines(counts, kind, bool(self.device))
+            ]
 
-    def lease(self, worker: str, held: Sequence[str], generation: int = 0, world: int = 1, device: str = "") -> Lease:
+    def lease(
+        self,
+        worker: str,
+        held: Sequence[str],
+        generation: int = 0,
+        world: int = 1,
+        device: str = "",
+    ) -> Lease:
         """Return the next segment for a worker that is idle now, on that kind of device (empty: it does not say)."""
         if device:
             self._meet(device)
-        if not self.hello(worker, generation, world) or self.failure or self.stopping or self.finished:
+        if (
+            not self.hello(worker, generation, world)
+            or self.failure
+            or self.stopping
+            or self.finished
+        ):
             return Lease("stop")
         for node in self.nodes.values():  # an idle worker holds nothing
             node.holders.discard(worker)
@@ -199,12 +249,24 @@ class Ledger:
             return self._gather(worker)
         evaluator = worker.startswith("evaluator")
         ready = [node for node in self.nodes.values() if self._ready(node)]
-        own = [n for n in ready if (n.stage.phase == "evaluate") == evaluator] if self.evaluators else ready
+        own = (
+            [n for n in ready if (n.stage.phase == "evaluate") == evaluator]
+            if self.evaluators
+            else ready
+        )
         if not own and not evaluator:
             own = ready
         if not own:
             return Lease("wait")
-        node = min(own, key=lambda n: (min(n.urgency, _step(n.next_output())), n.key not in held, PHASES.index(n.stage.phase), n.order))
+        node = min(
+            own,
+            key=lambda n: (
+                min(n.urgency, _step(n.next_output())),
+                n.key not in held,
+                PHASES.index(n.stage.phase),
+                n.order,
+            ),
+        )
         if self._together(node, ready):
             self.gathering = node.key
             self.idle, self.called = set(), set()
@@ -215,11 +277,15 @@ class Ledger:
         return Lease("run", node.stage, node.unit, self._segment(node))
 
     def _together(self, node: Node, ready: Sequence[Node]) -> bool:
-        """Return whether the whole group shares a unit's lanes: where more workers find work so than with a unit for each.
+        """Return whether the whole group shares a unit's lanes: where more workers find work so
+        than with a unit for each.
 
-        Lanes give the same bytes either way. While one worker has such a unit to itself, no group is called together: it would wait.
+        Lanes give the same bytes either way. While one worker has such a unit to itself, no group
+        is called together: it would wait.
         """
-        alone = any(other.alone and other.holders and not other.complete for other in self.nodes.values())
+        alone = any(
+            other.alone and other.holders and not other.complete for other in self.nodes.values()
+        )
         units = sum(1 for other in ready if other.stage.lanes)
         return not alone and units < min(node.stage.lanes, self.world.get("rank", 1))
 
@@ -231,7 +297,9 @@ class Ledger:
         return (output, "final") if last and output != "final" else (output,)
 
     def _gather(self, worker: str) -> Lease:
-        """Hold idle workers until the whole group is, then call all of them into the unit: nobody waits in a collective."""
+        """Hold idle workers until the whole group is, then call all of them into the unit: nobody
+        waits in a collective.
+        """
         if worker.startswith("evaluator"):
             return Lease("wait")
         node = self.nodes[self.gathering or ""]
@@ -252,7 +320,14 @@ class Ledger:
             self.gathering = None
         return Lease("join", lease_node.stage, lease_node.unit, self._segment(lease_node), ticket)
 
-    def progress(self, worker: str, key: str, t: int, rows: Sequence[tuple[int, dict[str, float]]], generation: int = 0) -> bool:
+    def progress(
+        self,
+        worker: str,
+        key: str,
+        t: int,
+        rows: Sequence[tuple[int, dict[str, float]]],
+        generation: int = 0,
+    ) -> bool:
         """Note a worker's progress; return whether it should save its state and stop."""
         if generation < self.generations.get(_group(worker), 0):
             return True
@@ -260,10 +335,25 @@ class Ledger:
         if node is not None:
             node.t = max(node.t, t)
             node.holders.add(worker)
-            self._tell(node.stage, node.unit, key, kind="log" if rows else "progress", t=t, rows=tuple(rows), worker=worker)
+            self._tell(
+                node.stage,
+                node.unit,
+                key,
+                kind="log" if rows else "progress",
+                t=t,
+                rows=tuple(rows),
+                worker=worker,
+            )
         return self.stopping or self.failure is not None
 
-    def wrote(self, worker: str, key: str, output: str, seconds: float, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+    def wrote(
+        self,
+        worker: str,
+        key: str,
+        output: str,
+        seconds: float,
+        rows: Sequence[tuple[int, dict[str, float]]],
+    ) -> None:
         """Note that an output and its marker are in the store."""
         node = self.nodes.get(key)
         if node is None or output in node.done:
@@ -272,7 +362,17 @@ class Ledger:
         self.done.add((key, output))
         step = _step(output)
         node.t = node.stage.steps(node.unit) if math.isinf(step) else int(step)
-        self._tell(node.stage, node.unit, key, kind="output", output=output, t=node.t, seconds=seconds, rows=tuple(rows), worker=worker)
+        self._tell(
+            node.stage,
+            node.unit,
+            key,
+            kind="output",
+            output=output,
+            t=node.t,
+            seconds=seconds,
+            rows=tuple(rows),
+            worker=worker,
+        )
 
     def torn(self, worker: str, key: str, bad: Ref, text: str) -> None:
         """Note that an input turned out to be torn: it is computed again, and the unit waits for it."""
@@ -294,7 +394,12 @@ class Ledger:
         else:
             # What went wrong is told once: if it does again, as the error that ends the run.
             kind = text.partition(":")[0]
-            self.events.append(Event(kind="message", text=f"{node.stage.name} unit '{node.unit}' failed ({kind}) and is tried again"))
+            self.events.append(
+                Event(
+                    kind="message",
+                    text=f"{node.stage.name} unit '{node.unit}' failed ({kind}) and is tried again",
+                )
+            )
 
     def fail(self, key: str, text: str) -> None:
         """Note that a unit cannot be computed; the run stops."""

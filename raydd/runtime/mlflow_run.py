@@ -92,18 +92,31 @@ KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (Metric, Tag, Input, Pi
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")
 _LEFT_OUT = re.compile(r"labels/epoch-\d+\.(safetensors|json)|tracking(\.json|/.*)")
-"""Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are. Nor is what is still to be sent."""
+"""Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are.
+Nor is what is still to be sent.
+"""
 
 
 def clean(name: str) -> str:
-    """Return ``name`` with whatever MLflow does not allow in the name of a metric, param or picture replaced by ``_``."""
+    """Return ``name`` with whatever MLflow does not allow in the name of a metric, param or picture
+    replaced by ``_``.
+    """
     return posixpath.normpath(re.sub(r"[^a-zA-Z0-9_/.\- ]", "_", name)).strip("/.")[:250] or "_"
 
 
 class MlflowRun:
     """A job's run on a tracking server. ``token`` is a tag by which the run is found even if its id got lost."""
 
-    def __init__(self, uri: str, experiment: str, name: str, *, token: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        name: str,
+        *,
+        token: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
         self.uri, self.experiment, self.name, self.token = uri, experiment, name, token
         self.params, self.tags = params, tags
         self.begun = int(time.time() * 1000)
@@ -122,14 +135,21 @@ class MlflowRun:
         fresh = run is None
         if run is None:
             tags = {"raydd.token": self.token}
-            run = client.create_run(self._experiment(client), start_time=self.begun, run_name=self.name, tags=tags)
+            run = client.create_run(
+                self._experiment(client), start_time=self.begun, run_name=self.name, tags=tags
+            )
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         if run.info.run_id != run_id:
             self.files.clear()
         self._steps.clear()
         self._pictures = set() if fresh else None
         inputs = run.inputs.dataset_inputs
-        self._inputs = {(i.dataset.name, i.dataset.digest, t.value) for i in inputs for t in i.tags if t.key == "mlflow.data.context"}
+        self._inputs = {
+            (i.dataset.name, i.dataset.digest, t.value)
+            for i in inputs
+            for t in i.tags
+            if t.key == "mlflow.data.context"
+        }
         if run.info.status != "RUNNING":
             client.update_run(self.run_id, status="RUNNING")
         self._describe(client, dict(run.data.params))
@@ -155,12 +175,19 @@ class MlflowRun:
         # Without a server MLflow would put artifacts below whatever folder the process runs in.
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:
-            # Which half of MLflow's page opens: where it has no switch between them the kind decides, else the link (web_address).
-            return str(client.create_experiment(self.experiment, artifact_location=location, tags=dict([_KIND])))
+            # Which half of MLflow's page opens: where it has no switch between them the kind
+            # decides, else the link (web_address).
+            return str(
+                client.create_experiment(
+                    self.experiment, artifact_location=location, tags=dict([_KIND])
+                )
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return str(client.get_experiment_by_name(self.experiment).experiment_id)  # another job was a moment earlier
+            return str(
+                client.get_experiment_by_name(self.experiment).experiment_id
+            )  # another job was a moment earlier
 
     def _find(self, client: Any, run_id: str | None) -> Any:
         from mlflow.exceptions import MlflowException
@@ -176,7 +203,9 @@ class MlflowRun:
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
             return None
-        runs = client.search_runs([found.experiment_id], f"tags.`raydd.token` = '{self.token}'", max_results=1)
+        runs = client.search_runs(
+            [found.experiment_id], f"tags.`raydd.token` = '{self.token}'", max_results=1
+        )
         return client.get_run(runs[0].info.run_id) if runs else None
 
     def _describe(self, client: Any, known: Mapping[str, str]) -> None:
@@ -184,16 +213,25 @@ class MlflowRun:
         from mlflow.entities import Param, RunTag
 
         tags = dict(self.tags)
-        tags |= {f"raydd.now.{key}": value for key, value in self.params.items() if known.get(key, value) != value}
+        tags |= {
+            f"raydd.now.{key}": value
+            for key, value in self.params.items()
+            if known.get(key, value) != value
+        }
         params = [Param(key, value) for key, value in self.params.items() if key not in known]
-        client.log_batch(self.run_id, params=params, tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()])
+        client.log_batch(
+            self.run_id,
+            params=params,
+            tags=[RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items()],
+        )
 
     def end(self, status: str) -> None:
         """Set the run's status: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status=status)
 
     def send(self, items: Sequence[Item], note: Callable[[int], None]) -> None:
-        """Send items of one kind that the run does not have yet; ``note`` is told the bytes of each file before it goes.
+        """Send items of one kind that the run does not have yet; ``note`` is told the bytes of each
+        file before it goes.
 
         Raises :class:`Rejected` for what the server will never take, and whatever MLflow raises otherwise.
         """
@@ -213,7 +251,11 @@ class MlflowRun:
         if isinstance(first, Metric):
             self._send_metrics([item for item in items if isinstance(item, Metric)])
         elif isinstance(first, Tag):
-            values = {item.key[:250]: item.value.replace(RUN_ID, str(self.run_id)) for item in items if isinstance(item, Tag)}
+            values = {
+                item.key[:250]: item.value.replace(RUN_ID, str(self.run_id))
+                for item in items
+                if isinstance(item, Tag)
+            }
             tags = [RunTag(key, value[:TAG_LENGTH]) for key, value in values.items()]
             self._client.log_batch(self.run_id, tags=tags)
         elif isinstance(first, Input):
@@ -230,7 +272,9 @@ class MlflowRun:
         added: dict[str, set[int]] = {}
         for metric in metrics:
             if metric.name not in self._steps:
-                self._steps[metric.name] = {m.step for m in self._client.get_metric_history(self.run_id, metric.name)}
+                self._steps[metric.name] = {
+                    m.step for m in self._client.get_metric_history(self.run_id, metric.name)
+                }
             if metric.step in self._steps[metric.name] or metric.step in added.get(metric.name, ()):
                 continue
             added.setdefault(metric.name, set()).add(metric.step)
@@ -250,7 +294,10 @@ class MlflowRun:
         kind = {"file": "local", "https": "http"}.get(scheme, scheme)
         source = json.dumps({"url" if kind == "http" else "uri": item.source})
         dataset = Dataset(item.name[:500], digest, kind, source, profile=item.profile)
-        self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", item.context)])])
+        self._client.log_inputs(
+            self.run_id,
+            datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", item.context)])],
+        )
         self._inputs.add((item.name, digest, item.context))
 
     def _send_picture(self, item: Picture) -> None:
@@ -260,8 +307,15 @@ class MlflowRun:
 
         if self._pictures is None:
             # Names are images/<key, / as ~>+step+<step>+timestamp+<time>+<uuid>.png.
-            names = [posixpath.basename(unquote(f.path)).split("+") for f in self._client.list_artifacts(self.run_id, "images")]
-            self._pictures = {(n[0], int(n[2])) for n in names if len(n) == 6 and n[2].isdigit() and n[5].endswith(".png")}
+            names = [
+                posixpath.basename(unquote(f.path)).split("+")
+                for f in self._client.list_artifacts(self.run_id, "images")
+            ]
+            self._pictures = {
+                (n[0], int(n[2]))
+                for n in names
+                if len(n) == 6 and n[2].isdigit() and n[5].endswith(".png")
+            }
         name = (item.key.replace("/", "~"), item.step)
         if name in self._pictures:
             return
@@ -270,7 +324,9 @@ class MlflowRun:
             image.load()
         except OSError as error:
             raise Rejected(f"not a picture: {error}") from error
-        self._client.log_image(self.run_id, image, key=item.key, step=item.step, timestamp=item.time, synchronous=True)
+        self._client.log_image(
+            self.run_id, image, key=item.key, step=item.step, timestamp=item.time, synchronous=True
+        )
         self._pictures.add(name)
 
     def _send_artifacts(self, item: Artifacts, note: Callable[[int], None]) -> None:
@@ -290,12 +346,16 @@ class MlflowRun:
                 self._client.log_artifact(self.run_id, str(Path(source.root) / name), folder)
             else:
                 with tempfile.TemporaryDirectory(prefix="raydd-") as temporary:
-                    self._client.log_artifact(self.run_id, _download(source, name, size, Path(temporary)), folder)
+                    self._client.log_artifact(
+                        self.run_id, _download(source, name, size, Path(temporary)), folder
+                    )
             self.files[target] = f"{size}:{content}"
 
 
 def _create(database: Path) -> None:
-    """Make an empty database whole: jobs that start at once, or are killed meanwhile, would leave one no migration can mend."""
+    """Make an empty database whole: jobs that start at once, or are killed meanwhile, would leave
+    one no migration can mend.
+    """
     from mlflow import MlflowClient
 
     database.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""What a tracked run says of itself on its page: a description with a picture and a table, who ran it, and by which command."""
+"""What a tracked run says of itself on its page: a description with a picture and a table, who ran
+it, and by which command.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ def origin() -> dict[str, str]:
     except (KeyError, OSError):  # a container's user without a name
         user = ""
     command = redact(command_line(sys.argv))
-    return {"mlflow.source.type": "LOCAL", **({"mlflow.user": user} if user else {}), **({"raydd.command": command} if command else {})}
+    return {
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.user": user} if user else {}),
+        **({"raydd.command": command} if command else {}),
+    }
 
 
 def command_line(argv: list[str]) -> str:
@@ -35,19 +41,35 @@ def command_line(argv: list[str]) -> str:
 def note(report: Report, picture: str | None) -> str:
     """Return a run's description in Markdown, not longer than a tag may be.
 
-    Its first line is the result, since MLflow folds the rest. ``picture``: the path of a picture among the run's artifacts;
-    MLflow's page shows it through its own address.
+    Its first line is the result, since MLflow folds the rest. ``picture``: the path of a picture
+    among the run's artifacts; MLflow's page shows it through its own address.
     """
     first = report.rows[0]
-    random = next((row for row in report.rows if (row.set, row.network) == ("random", first.network) and row is not first), None)
-    beside = "" if random is None else f" (random images {random.accuracy_mean:.1f} ± {random.accuracy_std:.1f} %)"
+    random = next(
+        (
+            row
+            for row in report.rows
+            if (row.set, row.network) == ("random", first.network) and row is not first
+        ),
+        None,
+    )
+    beside = (
+        ""
+        if random is None
+        else f" (random images {random.accuracy_mean:.1f} ± {random.accuracy_std:.1f} %)"
+    )
     lines = [
-        f"**{first.accuracy_mean:.1f} ± {first.accuracy_std:.1f} %**{beside}: {report.dataset}, {images_per_class(report.ipc)}, "
-        f"{first.set}, {first.protocol}, {first.network}",
+        (
+            f"**{first.accuracy_mean:.1f} ± {first.accuracy_std:.1f} %**{beside}: {report.dataset},"
+            f" {images_per_class(report.ipc)}, {first.set}, {first.protocol}, {first.network}"
+        ),
         "",
     ]
     if picture is not None:
-        lines += [f"![the set's images](get-artifact?path={quote(picture, safe='')}&run_uuid={RUN_ID})", ""]
+        lines += [
+            f"![the set's images](get-artifact?path={quote(picture, safe='')}&run_uuid={RUN_ID})",
+            "",
+        ]
     return _cut([*lines, *render_markdown(report).splitlines()], TAG_LENGTH - 100)
 
 

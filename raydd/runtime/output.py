@@ -43,8 +43,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def claim(output: Storage, job: Job) -> bool:
     """Write ``job.yaml``, or compare with the one that is there; return whether the folder is new.
 
-    Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation, or holds results without saying
-    whose; ``compute`` and ``tracking`` may differ.
+    Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation,
+    or holds results without saying whose; ``compute`` and ``tracking`` may differ.
     """
     return claim_as(output, job.to_yaml(), *_claimed(job))
 
@@ -55,7 +55,9 @@ def check_claim(key: str, url: str, job: Job) -> None:
     check_claim_as(url, *_claimed(job))
 
 
-def check_claim_as(url: str, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]) -> None:
+def check_claim_as(
+    url: str, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]
+) -> None:
     """Raise ``ConfigError`` if :func:`claim_as` would for a local output; a plan of one far away is made without it."""
     output = Storage(url)
     if output.local:
@@ -66,33 +68,51 @@ def _claimed(job: Job) -> tuple[Mapping[str, Any], Recorded, Collection[str]]:
     return job.resolved(), _recorded, _WRITTEN
 
 
-def claim_as(output: Storage, text: str, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]) -> bool:
-    """As :func:`claim`, for any run: ``text`` is what ``job.yaml`` will say, ``recorded`` brings what it says to ``resolved``'s form;
-    ``written``: names of the files and folders that the run writes, which nobody else's may have.
+def claim_as(
+    output: Storage,
+    text: str,
+    resolved: Mapping[str, Any],
+    recorded: Recorded,
+    written: Collection[str],
+) -> bool:
+    """As :func:`claim`, for any run: ``text`` is what ``job.yaml`` will say, ``recorded`` brings
+    what it says to ``resolved``'s form; ``written``: names of the files and folders that the run
+    writes, which nobody else's may have.
     """
     new = _is_new(output, resolved, recorded, written)
     output.put("job.yaml", text.encode())
     return new
 
 
-def _is_new(output: Storage, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]) -> bool:
+def _is_new(
+    output: Storage, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]
+) -> bool:
     """Return whether an output says nothing of whose it is; ``ConfigError`` if it is another's."""
     try:
         old = yaml.safe_load(output.get("job.yaml"))
     except FileNotFoundError:
         old = None
     except yaml.YAMLError as error:
-        raise ConfigError(f"output: {output.url}/job.yaml is not readable ({error}); choose another output") from error
+        raise ConfigError(
+            f"output: {output.url}/job.yaml is not readable ({error}); choose another output"
+        ) from error
     if old is not None and not isinstance(old, dict):
-        raise ConfigError(f"output: {output.url}/job.yaml is not the file of a job; choose another output")
+        raise ConfigError(
+            f"output: {output.url}/job.yaml is not the file of a job; choose another output"
+        )
     if old is not None:
         a, b = _compared(recorded(old)), _compared(resolved)
         other = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
-        lines = [f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now" for key in other]
+        lines = [
+            f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now"
+            for key in other
+        ]
         if lines:
             shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
             advice = "choose another output (output=…) or remove that folder"
-            raise ConfigError(f"output: {output.url} was made by a different job:\n{shown}\n{advice}")
+            raise ConfigError(
+                f"output: {output.url} was made by a different job:\n{shown}\n{advice}"
+            )
     held = [] if old is not None else _held(output, written)
     if held:
         what = f"{output.url} holds {', '.join(held)}, not made by this job (there is no job.yaml)"
@@ -103,11 +123,15 @@ def _is_new(output: Storage, resolved: Mapping[str, Any], recorded: Recorded, wr
 def _held(output: Storage, names: Collection[str]) -> list[str]:
     """Return which of ``names`` an output holds; empty folders do not count."""
     found = [(name, folder) for name, folder in output.children(emptied=True) if name in names]
-    return [f"{name}/" if folder else name for name, folder in found if not folder or output.list(name)]
+    return [
+        f"{name}/" if folder else name for name, folder in found if not folder or output.list(name)
+    ]
 
 
 def check_place(key: str, url: str) -> None:
-    """Raise ``ConfigError`` if a local place is a file, or lies below one; nothing is written, as a dry run wants it."""
+    """Raise ``ConfigError`` if a local place is a file, or lies below one; nothing is written, as a
+    dry run wants it.
+    """
     storage = Storage(url)
     place = storage.root if storage.local else ""
     while place and not os.path.lexists(place) and os.path.dirname(place) != place:
@@ -117,7 +141,9 @@ def check_place(key: str, url: str) -> None:
 
 
 def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a ``job.yaml`` says, with the defaults of keys that it lacks: an earlier version did not know them all."""
+    """Return what a ``job.yaml`` says, with the defaults of keys that it lacks: an earlier version
+    did not know them all.
+    """
     try:
         return parse_job(tree).resolved()
     except ConfigError:
@@ -129,17 +155,27 @@ def _compared(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fleeting(places: Mapping[str, str]) -> str:
-    """Return a warning if local ``places`` (paths by key of the job) lie in the copy of the working directory that Ray made for
-    a submitted job, as relative paths then do; Ray removes it when it likes. Empty if none does.
+    """Return a warning if local ``places`` (paths by key of the job) lie in the copy of the working
+    directory that Ray made for a submitted job, as relative paths then do; Ray removes it when it
+    likes. Empty if none does.
     """
     try:
-        copied = bool(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["runtime_env"]["working_dir"])
+        copied = bool(
+            json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["runtime_env"][
+                "working_dir"
+            ]
+        )
     except (ValueError, KeyError, TypeError):
         copied = False
-    lost = [key for key, place in places.items() if copied and place.startswith(os.getcwd() + os.sep)]
+    lost = [
+        key for key, place in places.items() if copied and place.startswith(os.getcwd() + os.sep)
+    ]
     if not lost:
         return ""
-    where = f"{', '.join(lost)}: below {os.getcwd()}, Ray's temporary copy of the working directory, which may vanish after the job"
+    where = (
+        f"{', '.join(lost)}: below {os.getcwd()}, Ray's temporary copy of the working directory, which may vanish after"
+        " the job"
+    )
     return f"{where}; give absolute paths or URLs ({lost[0]}=/data/runs/…, {lost[0]}=s3://bucket/…)"
 
 
@@ -178,7 +214,12 @@ class Lock:
             return None
 
     def _write(self) -> None:
-        me = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        me = {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+        }
         facts = {**me, "beat": time.time()}
         self.output.put("lock.json", json.dumps(facts).encode())
 
@@ -186,17 +227,23 @@ class Lock:
         who = f"process {other.get('pid')} on {other.get('host')}"
         if other.get("host") == socket.gethostname():
             if _started(int(other.get("pid", -1))) == other.get("started"):
-                raise LockedError(f"{self.output.url} is being written by {who}; stop it first, or choose another output")
+                raise LockedError(
+                    f"{self.output.url} is being written by {who}; stop it first, or choose another output"
+                )
             return
         begun = time.monotonic()
-        self.tell(f"{self.output.url} was locked by {who}; waiting {STALE_SECONDS:.0f} s for a sign of life")
+        self.tell(
+            f"{self.output.url} was locked by {who}; waiting {STALE_SECONDS:.0f} s for a sign of life"
+        )
         while time.monotonic() - begun < STALE_SECONDS:
             time.sleep(3)
             now = self._read()
             if now is None:
                 return
             if now != other:
-                raise LockedError(f"{self.output.url} is being written by {who}; stop it first, or choose another output")
+                raise LockedError(
+                    f"{self.output.url} is being written by {who}; stop it first, or choose another output"
+                )
         self.tell(f"{who} gives no sign of life; taking over")
 
     def _beat(self) -> None:

@@ -59,7 +59,9 @@ class Interrupted(RayddError):
 def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
     """Return the runner that ``compute`` asks for: in this process, or on Ray."""
     if compute.workers == 0:
-        return LocalRunner(data, checkpoint_every=compute.checkpoint_every, same_device=compute.same_device)
+        return LocalRunner(
+            data, checkpoint_every=compute.checkpoint_every, same_device=compute.same_device
+        )
     from raydd.runtime.ray_runner import RayRunner
 
     return RayRunner(
@@ -102,7 +104,9 @@ def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[thr
 
 
 def check(job: Job) -> tuple[DatasetInfo, Inventory]:
-    """Refuse, before anything starts, a job whose data is missing or whose places cannot be written; return what the data is and holds."""
+    """Refuse, before anything starts, a job whose data is missing or whose places cannot be
+    written; return what the data is and holds.
+    """
     Storage(job.output).check_writable("output")
     Storage(job.store).check_writable("store")
     if job.tracking.uri != "none":
@@ -146,20 +150,29 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
         plan = make_plan(job, info)
         absent = job.method.missing(plan.problems[0])
     if absent:
-        raise Missing("method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent]))
+        raise Missing(
+            "method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent])
+        )
     output, store = Storage(job.output), Store(job.store, plan.places())
     warning = fleeting(_local_places(job))
     if warning:
         tell(f"warning: {warning}")
     with Lock(output, tell):
         new = claim(output, job)
-        tell(f"{job.name}: {job.method.name} on {info.name}, ipc {job.ipc}" + ("" if new else " (resumed)"))
+        tell(
+            f"{job.name}: {job.method.name} on {info.name}, ipc {job.ipc}"
+            + ("" if new else " (resumed)")
+        )
         for line in held.lines():
             tell(line)
         planned = sum(stage.facts()["bytes"] for stage in plan.labels if stage is not None)
         if planned:
-            tell(f"soft labels: {format_bytes(planned)} will be written into {join(output.url, plan.folder(0))}/labels")
-        keys = {unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units}
+            tell(
+                f"soft labels: {format_bytes(planned)} will be written into {join(output.url, plan.folder(0))}/labels"
+            )
+        keys = {
+            unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units
+        }
         register_run(store, output.url, keys, finished=False)
         session = _Session(plan, output, store, tell, held)
         if job.tracking.uri != "none":
@@ -189,23 +202,42 @@ def _local_places(job: Job) -> dict[str, str]:
 class _Session:
     """One run of one job: the runner's events go to progress, journal, tracker and pictures."""
 
-    def __init__(self, plan: Plan, output: Storage, store: Store, tell: Callable[[str], None], held: Inventory) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        output: Storage,
+        store: Store,
+        tell: Callable[[str], None],
+        held: Inventory,
+    ) -> None:
         self.plan, self.output, self.store, self.tell, self.held = plan, output, store, tell, held
         job = plan.job
         self.journal, self.markers = Journal(output), Markers(store)
         made = [ref for problem in plan.problems for ref in job.method.targets(problem).values()]
-        # Sets of other methods, and of single steps of continual learning, have losses of their own, which say nothing of this set.
+        # Sets of other methods, and of single steps of continual learning, have losses of their
+        # own, which say nothing of this set.
         self.curves = Curves([stage for stage, _, _ in stages_of(made)])
         self.charted = {self.curves.label(ref.key) for ref in made}
         self.series: dict[str, dict[int, float]] = {}
         self.tracker = Tracker(
-            job.tracking.uri, job.tracking.experiment, job.name, output, params=_params(plan), tags=_tags(plan)
+            job.tracking.uri,
+            job.tracking.experiment,
+            job.name,
+            output,
+            params=_params(plan),
+            tags=_tags(plan),
         )
         for split, value in plan.problems[0].dataset.digests:
             source = job.dataset.shards or job.dataset.root or job.dataset.name
-            self.tracker.input_dataset(f"{plan.problems[0].dataset.name}-{split}", value[:36], source, split, {})
+            self.tracker.input_dataset(
+                f"{plan.problems[0].dataset.name}-{split}", value[:36], source, split, {}
+            )
         self.waiting = {
-            step: {(r.key, r.output) for r in job.method.targets(plan.problems[0], snapshot(step)).values()} for step in plan.picture_steps
+            step: {
+                (r.key, r.output)
+                for r in job.method.targets(plan.problems[0], snapshot(step)).values()
+            }
+            for step in plan.picture_steps
         }
         self.pictured = {p for p in output.list("pictures") if p.endswith(".png")}
         self.painter = ThreadPoolExecutor(1, thread_name_prefix="pictures")
@@ -214,7 +246,10 @@ class _Session:
         """Compute all targets."""
         job = self.plan.job
         runner = make_runner(job.compute, OpenData(job.dataset))
-        with Progress(unit_table(self.plan.targets)) as progress, stop_on_signals(runner, progress.say) as stopped:
+        with (
+            Progress(unit_table(self.plan.targets)) as progress,
+            stop_on_signals(runner, progress.say) as stopped,
+        ):
             runner.run(self.plan.targets, self.store, self._listener(progress.on_event))
         if stopped.is_set() and not all(self.store.has(self.plan.targets)):
             raise Interrupted(f"the same command goes on from here ({self.output.url})")
@@ -247,17 +282,30 @@ class _Session:
 
     def _assemble(self, index: int, output: str = "final") -> DistilledSet:
         method, problem = self.plan.job.method, self.plan.problems[index]
-        return method.assemble(problem, {name: self.store.load(ref) for name, ref in method.targets(problem, output).items()})
+        return method.assemble(
+            problem,
+            {name: self.store.load(ref) for name, ref in method.targets(problem, output).items()},
+        )
 
     def publish(self) -> Outcome:
         """Write the distilled sets, the report and the pictures; return where they are."""
         self.painter.shutdown(wait=True)
         job = self.plan.job
         seconds = [self._device_seconds(problem) for problem in self.plan.problems]
-        skipped = skipped_lines(skipped_of(self.store, self.plan.targets, self.held.where)) if job.dataset.on_error == "skip" else []
+        skipped = (
+            skipped_lines(skipped_of(self.store, self.plan.targets, self.held.where))
+            if job.dataset.on_error == "skip"
+            else []
+        )
         kinds = self.markers.kinds(self.plan.targets)
         notes = [*skipped, *mixed_line(kinds)]
-        report = summarise(self.plan.evaluation, self.store.load, self.markers.seconds, device=main_kind(kinds), notes=notes)
+        report = summarise(
+            self.plan.evaluation,
+            self.store.load,
+            self.markers.seconds,
+            device=main_kind(kinds),
+            notes=notes,
+        )
         report = replace(report, inventory=self.held.to_dict())
         places: dict[str, str] = {}
         written = 0
@@ -279,7 +327,12 @@ class _Session:
             folder = self.plan.folder(index)
             places.setdefault("set", join(job.output, folder))
             url, labels = join(job.output, folder), self._label_files(index)
-            publish(replace(distilled, recipe={**distilled.recipe, **recipe}), url, report, written=labels)
+            publish(
+                replace(distilled, recipe={**distilled.recipe, **recipe}),
+                url,
+                report,
+                written=labels,
+            )
             written += sum(facts["size"] for facts in labels.values())
             self.tracker.artifacts(Storage(join(job.output, folder)), folder)
             if index == 0:
@@ -301,7 +354,9 @@ class _Session:
         return Outcome(report, places | self.tracker.places())
 
     def _label_files(self, index: int) -> dict[str, dict[str, Any]]:
-        """Write the manifest of a set's label records, which are in place; return size and sha256 of all these files."""
+        """Write the manifest of a set's label records, which are in place; return size and sha256
+        of all these files.
+        """
         stage = self.plan.labels[index]
         if stage is None:
             return {}
@@ -311,7 +366,10 @@ class _Session:
         text = label_manifest(stage, records)
         self.output.put(f"{self.plan.folder(index)}/{stage.place}/{LABEL_MANIFEST}", text)
         own = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-        return {f"{stage.place}/{name}": facts for name, facts in {**records, LABEL_MANIFEST: own}.items()}
+        return {
+            f"{stage.place}/{name}": facts
+            for name, facts in {**records, LABEL_MANIFEST: own}.items()
+        }
 
     def _last_step(self) -> int:
         refs = self.plan.job.method.targets(self.plan.problems[0]).values()
@@ -319,11 +377,17 @@ class _Session:
 
     def _device_seconds(self, problem: Problem) -> float:
         behind = stages_of(list(self.plan.job.method.targets(problem).values()))
-        return sum(self.markers.seconds(Ref(stage, unit)) for stage, units, _ in behind for unit in units)
+        return sum(
+            self.markers.seconds(Ref(stage, unit)) for stage, units, _ in behind for unit in units
+        )
 
     def _loss_chart(self) -> bytes | None:
         wanted = {f"{label} loss" for label in self.charted}
-        series = {name: sorted(points.items()) for name, points in self.series.items() if len(points) > 1 and name in wanted}
+        series = {
+            name: sorted(points.items())
+            for name, points in self.series.items()
+            if len(points) > 1 and name in wanted
+        }
         if not series:
             return None
         title = f"{self.plan.job.name}: {self.plan.job.method.name}"
@@ -367,7 +431,14 @@ def git_commit() -> str:
     """Return the commit of the code that runs, empty outside a checkout."""
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

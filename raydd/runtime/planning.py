@@ -47,25 +47,40 @@ class Plan:
 
     def folder(self, index: int) -> str:
         """Return the folder below the output that a problem's set is published in."""
-        return "distilled" if len(self.problems) == 1 else f"distilled/seed-{self.problems[index].seed}"
+        return (
+            "distilled"
+            if len(self.problems) == 1
+            else f"distilled/seed-{self.problems[index].seed}"
+        )
 
     def places(self) -> dict[str, str]:
-        """Return where the outputs of stages go that are written straight into the published sets, by the stages' digests."""
+        """Return where the outputs of stages go that are written straight into the published sets,
+        by the stages' digests.
+        """
         made = [(index, stage) for index, stage in enumerate(self.labels) if stage is not None]
-        return {stage_digest(stage): join(self.job.output, self.folder(index), stage.place) for index, stage in made}
+        return {
+            stage_digest(stage): join(self.job.output, self.folder(index), stage.place)
+            for index, stage in made
+        }
 
 
 def make_plan(job: Job, info: DatasetInfo) -> Plan:
     """Return the plan of a job on a data set; ``ConfigError`` for a combination that cannot run."""
-    problems = [Problem(dataset=info, ipc=job.ipc, seed=seed, numerics=job.numerics) for seed in job.seeds]
+    problems = [
+        Problem(dataset=info, ipc=job.ipc, seed=seed, numerics=job.numerics) for seed in job.seeds
+    ]
     evaluation = evaluation_stages(job.method, problems, job.evaluation)
     steps = _picture_steps(job, problems[0])
     targets = [ref for p in problems for ref in job.method.targets(p).values()]
-    targets += [ref for step in steps for ref in job.method.targets(problems[0], snapshot(step)).values()]
+    targets += [
+        ref for step in steps for ref in job.method.targets(problems[0], snapshot(step)).values()
+    ]
     targets += evaluation.targets()
     labels = [_stored(labels_of(job.method, problem)) for problem in problems]
     targets += [ref for stage in labels if stage is not None for ref in stage.refs()]
-    if not all(info.train_counts) and any(_reads_train(stage) for stage, _, _ in stages_of(targets)):
+    if not all(info.train_counts) and any(
+        _reads_train(stage) for stage, _, _ in stages_of(targets)
+    ):
         check_counts(info, 1)
     return Plan(job, problems, evaluation, steps, list(dict.fromkeys(targets)), labels)
 
@@ -94,9 +109,10 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
     """Return the resolved job and its plan as text, and a line for each thing that is missing; works without the data.
     ``ConfigError`` for places that are files, or a local output that is another run's.
 
-    ``sheet``: path or URL to write a contact sheet of the training images to. Data of one's own that is not there leaves no plan.
-    ``DataError`` for data that is there and cannot be used. ``device``: one of :mod:`raydd.runtime.hardware` to estimate for and to
-    advise on, in place of this machine's.
+    ``sheet``: path or URL to write a contact sheet of the training images to. Data of one's own
+    that is not there leaves no plan. ``DataError`` for data that is there and cannot be used.
+    ``device``: one of :mod:`raydd.runtime.hardware` to estimate for and to advise on, in place of
+    this machine's.
     """
     gpu = None if device is None else named_device(device)
     check_claim("output", job.output, job)
@@ -115,18 +131,28 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
             raise
         return "\n".join([*parts, "", f"no plan: {error}", "", *listed(absent)]), absent
     if not info.train_counts and (published := entry(job.dataset.name).train_count):
-        info = replace(info, train_counts=(published // info.classes,) * info.classes)  # for the estimate alone
+        info = replace(
+            info, train_counts=(published // info.classes,) * info.classes
+        )  # for the estimate alone
     plan = make_plan(job, info)
     absent = [*absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)
     parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
-    parts += ["", _table(job, plan, gpu, here := pick_device() if device is None else torch.device("cpu"))]
+    parts += [
+        "",
+        _table(job, plan, gpu, here := pick_device() if device is None else torch.device("cpu")),
+    ]
     kind = gpu.kind if gpu else device_kind(here)
-    parts += store_lines(Store(job.store, plan.places()), plan.targets, kind, job.compute.same_device)
+    parts += store_lines(
+        Store(job.store, plan.places()), plan.targets, kind, job.compute.same_device
+    )
     if device is not None:
         parts += ["", *advice(job, plan.problems[0], plan.evaluation, gpu, workers)]
     if not info.train_counts:
-        parts += ["", "the number of training images is not known without them: what reads them all is left out of FLOP and time"]
+        parts += [
+            "",
+            "the number of training images is not known without them: what reads them all is left out of FLOP and time",
+        ]
     if held is not None:
         parts += ["", *held.lines()]
         if sheet and splits is not None:
@@ -144,8 +170,12 @@ def _table(job: Job, plan: Plan, gpu: Hardware | None, here: torch.device) -> st
     rows, workers = costs(plan.targets), most_workers(job.compute)
     if gpu is not None:
         rate = gpu.rate(job.numerics)
-        where = f"at the {rate / 1e12:.0f} TFLOP/s that networks of this kind reach on an {gpu.kind}"
-        return render(rows, rate=rate, workers=workers, where=where, update_seconds=GPU_UPDATE_SECONDS)
+        where = (
+            f"at the {rate / 1e12:.0f} TFLOP/s that networks of this kind reach on an {gpu.kind}"
+        )
+        return render(
+            rows, rate=rate, workers=workers, where=where, update_seconds=GPU_UPDATE_SECONDS
+        )
     rate = measured_rate(job.numerics, here)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(here)}"
     return render(rows, rate=rate, workers=workers, where=where)

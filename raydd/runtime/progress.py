@@ -30,7 +30,11 @@ def clock(seconds: float) -> str:
 
 def _redirect_logging(before: Any, now: Any) -> list[tuple[logging.StreamHandler[Any], Any]]:
     """Send what is logged to ``before`` to ``now``, which prints above the bars; return what was changed."""
-    found = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is before]
+    found = [
+        h
+        for h in logging.getLogger().handlers
+        if isinstance(h, logging.StreamHandler) and h.stream is before
+    ]
     for handler in found:
         handler.setStream(now)
     return [(handler, before) for handler in found]
@@ -106,12 +110,17 @@ class _Stage:
 class Progress:
     """Shows a run's events; ``plan`` lists ``(stage, key, updates)`` of every unit that may be computed.
 
-    A stage is shown from its first event on: what the store makes needless never appears. ``console`` is rich's (default:
-    standard output); outside a terminal the lines are plain text. ``now`` gives the time in seconds.
+    A stage is shown from its first event on: what the store makes needless never appears.
+    ``console`` is rich's (default: standard output); outside a terminal the lines are plain text.
+    ``now`` gives the time in seconds.
     """
 
     def __init__(
-        self, plan: Sequence[tuple[str, str, int]], console: Console | None = None, *, now: Callable[[], float] = time.monotonic
+        self,
+        plan: Sequence[tuple[str, str, int]],
+        console: Console | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         from rich.console import Console
 
@@ -136,13 +145,28 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bars
 
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed:.0f}/{task.total:.0f} steps"))
-            self._bars = Bars(*columns, TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), console=self.console, refresh_per_second=2)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            )
+            self._bars = Bars(
+                *columns,
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                console=self.console,
+                refresh_per_second=2,
+            )
             self._bars.start()
             self._redirected = _redirect_logging(sys.__stderr__, sys.stderr)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._sum_up()
         if self._bars is not None:
             self._bars.stop()
@@ -181,20 +205,39 @@ class Progress:
         self._summed_up = True
         for stage in self._stages.values():
             if stage.cached:
-                self.say(f"{stage.label}: {len(stage.cached)} of {len(stage.steps)} units already in the store")
+                self.say(
+                    f"{stage.label}: {len(stage.cached)} of {len(stage.steps)} units already in the store"
+                )
 
     def _line(self, stage: _Stage) -> None:
         now = self._now()
         self._told[stage.label], stage.shown = now, stage.made
-        self.say("  ".join([clock(now - self._begun), stage.label, f"{stage.made}/{stage.total} steps", *stage.facts(now)]))
+        self.say(
+            "  ".join(
+                [
+                    clock(now - self._begun),
+                    stage.label,
+                    f"{stage.made}/{stage.total} steps",
+                    *stage.facts(now),
+                ]
+            )
+        )
 
     def say(self, text: str) -> None:
-        """Print a line for a person, above the bars; not from within a signal handler, which may have interrupted another line."""
+        """Print a line for a person, above the bars; not from within a signal handler, which may
+        have interrupted another line.
+        """
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, bars: Bars, stage: _Stage) -> None:
         from rich.markup import escape
 
         if stage.label not in self._tasks:
-            self._tasks[stage.label] = bars.add_task(escape(stage.label), total=stage.total, facts="")
-        bars.update(self._tasks[stage.label], completed=stage.made, facts="  ".join(stage.facts(self._now())))
+            self._tasks[stage.label] = bars.add_task(
+                escape(stage.label), total=stage.total, facts=""
+            )
+        bars.update(
+            self._tasks[stage.label],
+            completed=stage.made,
+            facts="  ".join(stage.facts(self._now())),
+        )

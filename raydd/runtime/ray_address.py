@@ -18,7 +18,10 @@ from raydd.core.errors import ConfigError, first_line
 T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 """For a TCP connection, and for the first answer of a head."""
-_HEAD = "the driver runs on a machine of the cluster and wants its head's host:port, such as RAY_ADDRESS=10.0.0.1:6379, or RAY_ADDRESS=auto"
+_HEAD = (
+    "the driver runs on a machine of the cluster and wants its head's host:port, such as RAY_ADDRESS=10.0.0.1:6379, or"
+    " RAY_ADDRESS=auto"
+)
 _SETTINGS = b"\x04"
 """The kind of the frame with which both sides of HTTP/2 begin."""
 _SUBMIT = "`ray job submit --working-dir . -- python -m raydd.distill …`"
@@ -28,7 +31,9 @@ class Cancelled(Exception):
     """The caller no longer wants the answer."""
 
 
-def waiting_for(work: Callable[[], T], timeout: float, cancelled: Callable[[], bool], what: str) -> T:
+def waiting_for(
+    work: Callable[[], T], timeout: float, cancelled: Callable[[], bool], what: str
+) -> T:
     """Return what ``work`` returns, done in a thread: it may hang in C++ code that answers to no signal.
 
     ``TimeoutError``, which names ``what``, after ``timeout`` seconds; ``Cancelled`` as soon as ``cancelled()`` says so.
@@ -62,9 +67,13 @@ def split_address(address: str) -> tuple[str, int]:
     said = f"RAY_ADDRESS={address}"
     scheme, sign, _ = address.partition("://")
     if sign and scheme in ("http", "https"):
-        raise ConfigError(f"{said} is a dashboard's address, for `ray job submit`: {_SUBMIT} hands the job in there. Here {_HEAD}")
+        raise ConfigError(
+            f"{said} is a dashboard's address, for `ray job submit`: {_SUBMIT} hands the job in there. Here {_HEAD}"
+        )
     if sign and scheme == "ray":
-        raise ConfigError(f"{said}: raydd does not run through Ray Client; {_HEAD}. From outside, hand the job in: {_SUBMIT}")
+        raise ConfigError(
+            f"{said}: raydd does not run through Ray Client; {_HEAD}. From outside, hand the job in: {_SUBMIT}"
+        )
     if sign:
         raise ConfigError(f"{said}: unknown kind of address '{scheme}://'; {_HEAD}")
     host, sign, port = address.rpartition(":")
@@ -79,16 +88,24 @@ def find_address(cancelled: Callable[[], bool]) -> str:
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:
-        return waiting_for(lambda: canonicalize_bootstrap_address_or_die("auto"), 2 * CONNECT_SECONDS, cancelled, "looking for a cluster")
+        return waiting_for(
+            lambda: canonicalize_bootstrap_address_or_die("auto"),
+            2 * CONNECT_SECONDS,
+            cancelled,
+            "looking for a cluster",
+        )
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(
-            f"RAY_ADDRESS=auto: no cluster runs on this machine, or more than one does ({first_line(error)}). Start one with "
-            "`ray start --head`, name its host:port, or leave RAY_ADDRESS away: raydd then starts Ray here by itself"
+            f"RAY_ADDRESS=auto: no cluster runs on this machine, or more than one does ({first_line(error)}). Start one"
+            " with `ray start --head`, name its host:port, or leave RAY_ADDRESS away: raydd then starts Ray here by"
+            " itself"
         ) from error
 
 
 def check_head(address: str, cancelled: Callable[[], bool]) -> None:
-    """Raise ``ConfigError`` unless a head that takes this process's token and runs its versions answers at ``host:port``."""
+    """Raise ``ConfigError`` unless a head that takes this process's token and runs its versions
+    answers at ``host:port``.
+    """
     said = f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"
     said += "" if said.endswith(f"={address}") else f" ({address})"
     host, port = split_address(address)
@@ -99,8 +116,9 @@ def check_head(address: str, cancelled: Callable[[], bool]) -> None:
     except RuntimeError as error:
         ray, python = versions["ray_version"], versions["python_version"]
         raise ConfigError(
-            f"{said}: the cluster was started with Ray {ray} on Python {python}, raydd runs with Ray {_ray_version()} on Python "
-            f"{platform.python_version()}. Start all of the cluster's machines in raydd's environment (`uv run ray start …`)"
+            f"{said}: the cluster was started with Ray {ray} on Python {python}, raydd runs with Ray {_ray_version()}"
+            f" on Python {platform.python_version()}. Start all of the cluster's machines in raydd's environment (`uv"
+            " run ray start …`)"
         ) from error
 
 
@@ -137,21 +155,28 @@ def _connect(said: str, host: str, port: int, cancelled: Callable[[], bool]) -> 
     except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
         why = "nothing answers there" if isinstance(error, TimeoutError) else first_line(error)
         raise ConfigError(
-            f"{said}: no cluster there ({why}). Is its head running (`ray status`), is this its port, may this machine reach it? "
-            "Without RAY_ADDRESS raydd starts Ray on this machine"
+            f"{said}: no cluster there ({why}). Is its head running (`ray status`), is this its port, may this machine"
+            " reach it? Without RAY_ADDRESS raydd starts Ray on this machine"
         ) from error
     with connection:
-        answer = waiting_for(lambda: _greeted(connection), 2 * CONNECT_SECONDS, cancelled, "greeting")
+        answer = waiting_for(
+            lambda: _greeted(connection), 2 * CONNECT_SECONDS, cancelled, "greeting"
+        )
     if answer.startswith((b"HTTP/", b"<")):  # some answer with a page alone
         raise ConfigError(
-            f"{said}: a web server answers there, no head; is it the dashboard's port? Here {_HEAD}. A dashboard takes jobs: {_SUBMIT}"
+            f"{said}: a web server answers there, no head; is it the dashboard's port? Here {_HEAD}. A dashboard takes"
+            f" jobs: {_SUBMIT}"
         )
     if answer[3:4] != _SETTINGS:
-        raise ConfigError(f"{said}: what listens there does not answer as a Ray head does. Here {_HEAD}")
+        raise ConfigError(
+            f"{said}: what listens there does not answer as a Ray head does. Here {_HEAD}"
+        )
 
 
 def _greeted(connection: socket.socket) -> bytes:
-    """Return the first bytes of an answer to a client of HTTP/2, which a head speaks; its frames begin with length and kind."""
+    """Return the first bytes of an answer to a client of HTTP/2, which a head speaks; its frames
+    begin with length and kind.
+    """
     connection.settimeout(CONNECT_SECONDS)
     try:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5)
@@ -162,7 +187,9 @@ def _greeted(connection: socket.socket) -> bytes:
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Drop what C++ code writes meanwhile: Ray's warnings of a connection that fails say less than the error that follows."""
+    """Drop what C++ code writes meanwhile: Ray's warnings of a connection that fails say less than
+    the error that follows.
+    """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -182,14 +209,18 @@ def _ask(said: str, address: str, cancelled: Callable[[], bool]) -> dict[str, An
 
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=False)
-    except ray.exceptions.AuthenticationError as error:  # without a token Ray's own code would abort the process
+    except (
+        ray.exceptions.AuthenticationError
+    ) as error:  # without a token Ray's own code would abort the process
         raise ConfigError(
-            f"RAY_AUTH_MODE=token, but there is no token ({first_line(error).partition('. ')[0]}): set RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH (a file), to what the head was started with"
+            f"RAY_AUTH_MODE=token, but there is no token ({first_line(error).partition('. ')[0]}): set RAY_AUTH_TOKEN,"
+            " or RAY_AUTH_TOKEN_PATH (a file), to what the head was started with"
         ) from error
 
     def ask() -> bytes | None:
-        return GcsClient(address=address).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=CONNECT_SECONDS)
+        return GcsClient(address=address).internal_kv_get(
+            b"CLUSTER_METADATA", b"cluster", timeout=CONNECT_SECONDS
+        )
 
     try:
         with _no_stderr():
@@ -198,9 +229,17 @@ def _ask(said: str, address: str, cancelled: Callable[[], bool]) -> dict[str, An
         ours = os.environ.get("RAY_AUTH_MODE") == "token"
         given = "the one given here is not its token" if ours else "none is given here"
         raise ConfigError(
-            f"{said}: the cluster wants a token, and {given}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file) "
-            "to what the head was started with"
+            f"{said}: the cluster wants a token, and {given}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or"
+            " RAY_AUTH_TOKEN_PATH, a file) to what the head was started with"
         ) from error
-    except (TimeoutError, ray.exceptions.RaySystemError, ray.exceptions.RpcError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{said}: what listens there does not answer as a Ray head does ({first_line(error)}). Here {_HEAD}") from error
+    except (
+        TimeoutError,
+        ray.exceptions.RaySystemError,
+        ray.exceptions.RpcError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise ConfigError(
+            f"{said}: what listens there does not answer as a Ray head does ({first_line(error)}). Here {_HEAD}"
+        ) from error
     return dict(json.loads(found)) if found else {}

@@ -40,7 +40,9 @@ class GlooLanes:
     def gather(self, mine: dict[int, Tensors]) -> dict[int, Tensors]:
         """Return every lane's tensors, on every worker."""
         boxes: list[Any] = [None] * self.world
-        dist.all_gather_object(boxes, {lane: {k: v.detach().cpu() for k, v in t.items()} for lane, t in mine.items()})
+        dist.all_gather_object(
+            boxes, {lane: {k: v.detach().cpu() for k, v in t.items()} for lane, t in mine.items()}
+        )
         return {lane: tensors for box in boxes for lane, tensors in box.items()}
 
     def agree(self, value: int) -> int:
@@ -57,7 +59,9 @@ class GlooLanes:
 
 
 class FreePolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """Counts what nobody else uses, where Ray counts what machines have: a group sized for that would wait for other jobs' ends."""
+    """Counts what nobody else uses, where Ray counts what machines have: a group sized for that
+    would wait for other jobs' ends.
+    """
 
     def __init__(self, scaling_config: Any) -> None:
         super().__init__(scaling_config)
@@ -66,7 +70,10 @@ class FreePolicy(ElasticScalingPolicy):  # type: ignore[misc]
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         each = self.scaling_config.resources_per_worker
         need = Need(self.scaling_config.min_workers, cpus=each["CPU"], gpus=each.get("GPU", 0.0))
-        return min(super()._count_possible_workers(reserved_resources), self._held + room(machines(), need, free=True))
+        return min(
+            super()._count_possible_workers(reserved_resources),
+            self._held + room(machines(), need, free=True),
+        )
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Note what the group is about to hold."""
@@ -113,15 +120,25 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 class Group:
-    """One Train group of ``workers`` (a number, or ``(min, max)``) that runs ``config["work"]`` until that returns on each of them."""
+    """One Train group of ``workers`` (a number, or ``(min, max)``) that runs ``config["work"]``
+    until that returns on each of them.
+    """
 
-    def __init__(self, config: dict[str, Any], store: Store, workers: int | tuple[int, int], bundle: dict[str, float]) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        store: Store,
+        workers: int | tuple[int, int],
+        bundle: dict[str, float],
+    ) -> None:
         self.name, self.store = f"train-{uuid.uuid4().hex[:8]}", store
         self.error: BaseException | None = None
         self._trainer = _Trainer(
             train_loop,
             train_loop_config=config,
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu="GPU" in bundle, resources_per_worker=bundle),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu="GPU" in bundle, resources_per_worker=bundle
+            ),
             torch_config=TorchConfig(backend="gloo"),
             run_config=ray.train.RunConfig(
                 name=self.name,
@@ -150,18 +167,30 @@ class Group:
                 except GetTimeoutError:  # it waits for a placement group, which is removed with it
                     ray.kill(controller)
         with contextlib.suppress(RayError, ValueError):
-            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            coordinator = ray.get_actor(
+                "AutoscalingCoordinator", namespace="AutoscalingCoordinator"
+            )
             requester = f"train-{self._trainer.train_run_context.run_id}"
-            ray.get(coordinator.cancel_request.remote(requester_id=requester), timeout=ABORT_SECONDS)
+            ray.get(
+                coordinator.cancel_request.remote(requester_id=requester), timeout=ABORT_SECONDS
+            )
 
 
 def tidy() -> None:
     """End the actor that Ray Train leaves on the cluster, unless other jobs may use it."""
     from ray._private.worker import global_worker
 
-    with contextlib.suppress(Exception):  # a small actor left behind is no reason to fail a finished run
+    with contextlib.suppress(
+        Exception
+    ):  # a small actor left behind is no reason to fail a finished run
         jobs = global_worker.gcs_client.get_all_job_info().values()
-        if sum(not job.is_dead and not job.config.ray_namespace.startswith("_ray_internal") for job in jobs) == 1:
+        if (
+            sum(
+                not job.is_dead and not job.config.ray_namespace.startswith("_ray_internal")
+                for job in jobs
+            )
+            == 1
+        ):
             ray.kill(ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator"))
 
 
@@ -171,7 +200,10 @@ def _train_storage(store: Store) -> dict[str, Any]:
         return {"storage_path": f"{store.url}/ray"}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    return {"storage_path": f"{store.storage.root}/ray", "storage_filesystem": PyFileSystem(FSSpecHandler(store.storage.fs))}
+    return {
+        "storage_path": f"{store.storage.root}/ray",
+        "storage_filesystem": PyFileSystem(FSSpecHandler(store.storage.fs)),
+    }
 
 
 def _remove_train_files(store: Store, name: str) -> None:

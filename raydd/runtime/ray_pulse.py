@@ -32,14 +32,17 @@ def cluster_answers() -> bool:
 
 def cluster_gone(how: str) -> RunFailed:
     """Return the error of a run whose cluster has ended."""
-    return RunFailed(f"the cluster at {cluster_address()} is gone ({how}). The same command goes on once it is back")
+    return RunFailed(
+        f"the cluster at {cluster_address()} is gone ({how}). The same command goes on once it is back"
+    )
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error may be that of a cluster, or of a part of it, that has ended.
 
-    All of Ray's may (objects lost with their owner or their machine, actors and machines that died, calls without an answer), and
-    what Python has for connections. An error that a task or an actor raised is none, unless it was one of these there.
+    All of Ray's may (objects lost with their owner or their machine, actors and machines that died,
+    calls without an answer), and what Python has for connections. An error that a task or an actor
+    raised is none, unless it was one of these there.
     """
     from ray.exceptions import RayError, RayTaskError
 
@@ -49,7 +52,9 @@ def is_outage(error: BaseException) -> bool:
 
 
 def ends(cancelled: Callable[[], bool]) -> bool:
-    """Whether the cluster is gone, or goes within ``ENDING_SECONDS``; it is not waited for that once ``cancelled()``."""
+    """Whether the cluster is gone, or goes within ``ENDING_SECONDS``; it is not waited for that
+    once ``cancelled()``.
+    """
     until = time.monotonic() + ENDING_SECONDS
     while cluster_answers():
         if cancelled() or time.monotonic() >= until:
@@ -105,7 +110,9 @@ class Pulse:
             return None
         if error is None:
             raise cluster_gone(f"no answer for {silent:.0f} s")
-        raise RunFailed(f"the cluster at {cluster_address()} has not answered a question for {silent:.0f} s: {_said(error)}") from error
+        raise RunFailed(
+            f"the cluster at {cluster_address()} has not answered a question for {silent:.0f} s: {_said(error)}"
+        ) from error
 
 
 def _said(error: BaseException) -> str:

@@ -27,13 +27,17 @@ from raydd.runtime.runner import DataSource, OnEvent
 
 log = logging.getLogger(__name__)
 END_SECONDS = 10.0
-"""For ending what is left on a cluster: a head that ends meanwhile answers no more, and after 60 s of that Ray ends this process."""
+"""For ending what is left on a cluster: a head that ends meanwhile answers no more, and after 60 s
+of that Ray ends this process.
+"""
 
 
 class LedgerActor:
     """The ledger as a Ray actor; when it is restarted it lists the store again."""
 
-    def __init__(self, targets: Sequence[Ref], store: Store, evaluators: int, device: str = "") -> None:
+    def __init__(
+        self, targets: Sequence[Ref], store: Store, evaluators: int, device: str = ""
+    ) -> None:
         self.ledger = Ledger(targets, store, evaluators, device)
         self.identity = uuid.uuid4().hex
         self.group: tuple[str, Any] = ("", None)
@@ -51,7 +55,9 @@ class LedgerActor:
         self.ledger.events.append(Event(kind="message", text=text))
 
     def poll(self, since: int, identity: str) -> tuple[list[Event], int, str | None, str, str, Any]:
-        """Return events after ``since`` (all of them to a driver that knew another incarnation), and the run's and the group's state."""
+        """Return events after ``since`` (all of them to a driver that knew another incarnation),
+        and the run's and the group's state.
+        """
         events, _, failure = self.ledger.poll(since if identity == self.identity else 0)
         return events, len(self.ledger.events), failure, self.identity, *self.group
 
@@ -119,7 +125,9 @@ def _work(config: dict[str, Any], worker: str, generation: int, world: int, lane
     device = pick_device()
     desk = RayDesk(handle, worker, generation, world, device_kind(device))
     options = {name: config[name] for name in ("checkpoint_every", "same_device")}
-    Worker(config["store"], config["open_data"], desk, device=device, lanes=lanes, **options).work(idle=lambda: time.sleep(0.1))
+    Worker(config["store"], config["open_data"], desk, device=device, lanes=lanes, **options).work(
+        idle=lambda: time.sleep(0.1)
+    )
 
 
 def _evaluator(config: dict[str, Any], index: int) -> None:
@@ -140,8 +148,8 @@ def _sees(store: Store, path: str) -> bool:
 class RayRunner:
     """One Train group of ``workers`` (a number, or ``(min, max)``) and ``evaluators`` tasks on a Ray cluster.
 
-    ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of it. ``same_device``: what
-    another kind of device than the workers' made is made anew.
+    ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least
+    of it. ``same_device``: what another kind of device than the workers' made is made anew.
     """
 
     def __init__(
@@ -157,7 +165,12 @@ class RayRunner:
         same_device: bool = False,
     ) -> None:
         self.open_data, self.workers, self.evaluators = open_data, workers, evaluators
-        self.gpus, self.cpus, self.checkpoint_every, self.wait = gpus_per_worker, cpus_per_worker, checkpoint_every, wait
+        self.gpus, self.cpus, self.checkpoint_every, self.wait = (
+            gpus_per_worker,
+            cpus_per_worker,
+            checkpoint_every,
+            wait,
+        )
         low, self.most = (workers, workers) if isinstance(workers, int) else workers
         self.need = Need(low, evaluators, cpus_per_worker, gpus_per_worker, elastic=self.most > low)
         self.same_device = same_device
@@ -187,7 +200,12 @@ class RayRunner:
 
         # A cluster of this machine alone has no use for more elastic workers than cores.
         count = max(self.need.workers, min(self.most, os.cpu_count() or 1)) + self.evaluators
-        with contextlib.suppress(Cancelled), ray_session(count * self.cpus, self.need.count, self.gpus, self._cancelled) as dashboard:
+        with (
+            contextlib.suppress(Cancelled),
+            ray_session(
+                count * self.cpus, self.need.count, self.gpus, self._cancelled
+            ) as dashboard,
+        ):
             tell(f"Ray is ready; dashboard: {dashboard}")
             with told_if_gone(self._cancelled):
                 if not wait_for_room(self.need, self.wait, tell, self._cancelled):
@@ -197,7 +215,9 @@ class RayRunner:
             self._run(targets, store, on_event, device)
 
     def _get(self, refs: Any, timeout: float, what: str) -> Any:
-        """Return what Ray has for ``refs``; ``TimeoutError`` after ``timeout`` seconds, ``Cancelled`` where the run is stopped."""
+        """Return what Ray has for ``refs``; ``TimeoutError`` after ``timeout`` seconds,
+        ``Cancelled`` where the run is stopped.
+        """
         import ray
 
         return waiting_for(lambda: ray.get(refs), timeout, self._cancelled, what)
@@ -206,7 +226,9 @@ class RayRunner:
         """Return the kind of device that a worker of this cluster gets."""
         import ray
 
-        kind = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": worker_environment()})(_own_kind)
+        kind = ray.remote(
+            num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": worker_environment()}
+        )(_own_kind)
         return str(self._get(kind.remote(), 300, "asking a worker for its device"))
 
     def _check_store(self, store: Store) -> None:
@@ -221,14 +243,25 @@ class RayRunner:
         store.storage.put(probe, b"")
         sees = ray.remote(num_cpus=0)(_sees)
         try:
-            answers = [sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=True)).remote(store, probe) for n in nodes]
-            blind = [node for node, ok in zip(nodes, self._get(answers, 120, "looking for the store"), strict=True) if not ok]
+            answers = [
+                sees.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=True)
+                ).remote(store, probe)
+                for n in nodes
+            ]
+            blind = [
+                node
+                for node, ok in zip(
+                    nodes, self._get(answers, 120, "looking for the store"), strict=True
+                )
+                if not ok
+            ]
         finally:
             store.storage.delete(probe)
         if blind:
             raise ConfigError(
-                f"store: {store.url} is a folder of one machine; {len(blind)} of {len(nodes)} cluster nodes do not see it. "
-                "Use an object store (store=s3://bucket/prefix) or a shared file system"
+                f"store: {store.url} is a folder of one machine; {len(blind)} of {len(nodes)} cluster nodes do not see"
+                " it. Use an object store (store=s3://bucket/prefix) or a shared file system"
             )
 
     def _run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent, device: str) -> None:
@@ -243,7 +276,9 @@ class RayRunner:
         finally:
             if cluster_answers():
                 with contextlib.suppress(TimeoutError):
-                    waiting_for(lambda: _end(tasks, ledger), END_SECONDS, lambda: False, "ending the group")
+                    waiting_for(
+                        lambda: _end(tasks, ledger), END_SECONDS, lambda: False, "ending the group"
+                    )
 
     def _compute(self, ledger: Any, tasks: list[Any], store: Store, on_event: OnEvent) -> None:
         """Have everything computed; the evaluators' tasks are added to ``tasks``."""
@@ -253,23 +288,33 @@ class RayRunner:
         from raydd.runtime.ray_group import Group
 
         try:
-            self._get(ledger.poll.options(max_task_retries=0).remote(0, ""), 300, "starting the ledger")
+            self._get(
+                ledger.poll.options(max_task_retries=0).remote(0, ""), 300, "starting the ledger"
+            )
         except (RayError, TimeoutError) as error:
             raise failed(
-                f"the ledger could not be started on the cluster: {_short(error)}. All of its machines have to be started in an "
-                "environment that has this raydd, or the job be handed in with its code: `ray job submit --working-dir .`",
+                f"the ledger could not be started on the cluster: {_short(error)}. All of its machines have to be"
+                " started in an environment that has this raydd, or the job be handed in with its code: `ray job"
+                " submit --working-dir .`",
                 self._cancelled,
             ) from error
         options = {"checkpoint_every": self.checkpoint_every, "same_device": self.same_device}
         config = {"ledger": ledger, "store": store, "open_data": self.open_data, **options}
-        evaluate = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1, runtime_env={"env_vars": worker_environment()})
+        evaluate = ray.remote(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            max_retries=-1,
+            runtime_env={"env_vars": worker_environment()},
+        )
         tasks += [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
         group = Group(config | {"work": _work}, store, self.workers, self.need.bundle)
         failure = self._watch(ledger, group, on_event)
         if failure:
             raise RunFailed(failure)
         if group.error is not None and not self._stopping:
-            raise failed(f"the Ray Train group ended: {_short(group.error)}", self._cancelled) from group.error
+            raise failed(
+                f"the Ray Train group ended: {_short(group.error)}", self._cancelled
+            ) from group.error
 
     def _watch(self, ledger: Any, group: Any, on_event: OnEvent) -> str | None:
         """Pass events on until the group has ended; return why the run failed, if it did."""

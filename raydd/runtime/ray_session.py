@@ -33,7 +33,9 @@ INIT_SECONDS = 30.0
 """For ``ray.init`` on a cluster whose head has answered."""
 SHUTDOWN_SECONDS = 30.0
 PARTING_SECONDS = 5.0
-"""For leaving a cluster whose head is gone: Ray would ask it for longer than a minute, then end this process without a word."""
+"""For leaving a cluster whose head is gone: Ray would ask it for longer than a minute, then end
+this process without a word.
+"""
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +46,9 @@ def worker_environment() -> dict[str, str]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's SIGTERM handler: ``ray.init`` puts others in its place that end the process with nothing saved."""
+    """Keep this process's SIGTERM handler: ``ray.init`` puts others in its place that end the
+    process with nothing saved.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -57,11 +61,13 @@ def _own_sigterm() -> Iterator[None]:
 def _group_apart() -> Iterator[None]:
     """Start processes in a process group of their own.
 
-    A signal for this process's whole group (``timeout``, a batch system that ends a job) is then for this process to answer,
-    which saves what is there and stops the others in order.
+    A signal for this process's whole group (``timeout``, a batch system that ends a job) is then
+    for this process to answer, which saves what is there and stops the others in order.
     """
     group = os.getpgrp()
-    leader = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, process_group=0)
+    leader = subprocess.Popen(
+        [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, process_group=0
+    )
     try:
         try:
             os.setpgid(0, leader.pid)
@@ -77,7 +83,9 @@ def _group_apart() -> Iterator[None]:
 
 
 def _check_gpus(least: int, gpus: float) -> None:
-    """Refuse, as ``ConfigError``, ``least`` processes with ``gpus`` each where this machine alone could never place them."""
+    """Refuse, as ``ConfigError``, ``least`` processes with ``gpus`` each where this machine alone
+    could never place them.
+    """
     if not gpus:
         return
     import torch
@@ -86,8 +94,8 @@ def _check_gpus(least: int, gpus: float) -> None:
     places = found // gpus if gpus >= 1 else found * int(1 / gpus)
     if places < least:
         raise ConfigError(
-            f"compute.gpus_per_worker={gpus:g}: this machine has {found} GPUs, enough for {places:g} of at least {least} "
-            "workers and evaluators; for a cluster set RAY_ADDRESS"
+            f"compute.gpus_per_worker={gpus:g}: this machine has {found} GPUs, enough for {places:g} of at least"
+            f" {least} workers and evaluators; for a cluster set RAY_ADDRESS"
         )
 
 
@@ -106,16 +114,26 @@ def _connect(cancelled: Callable[[], bool]) -> Any:
     check_head(address, cancelled)
 
     # In a thread Ray leaves SIGTERM alone, and regrets it.
-    logging.getLogger("ray._private.worker").addFilter(lambda record: not record.getMessage().startswith("SIGTERM handler is not set"))
+    logging.getLogger("ray._private.worker").addFilter(
+        lambda record: not record.getMessage().startswith("SIGTERM handler is not set")
+    )
     try:
         if not _machine_of_a_cluster():
             raise ConnectionError("no Ray process runs on this machine")
         with _own_sigterm():
-            return waiting_for(lambda: ray.init(address=address, **_QUIET), INIT_SECONDS, cancelled, "ray.init")
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # ConnectionError and TimeoutError are OSErrors
+            return waiting_for(
+                lambda: ray.init(address=address, **_QUIET), INIT_SECONDS, cancelled, "ray.init"
+            )
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        ray.exceptions.RayError,
+    ) as error:  # ConnectionError and TimeoutError are OSErrors
         raise ConfigError(
-            f"RAY_ADDRESS={said}: a head answers there, but this process cannot join its cluster: {first_line(error)}. Is this one of the "
-            "cluster's machines (`ray start --address=…`)? From outside, hand the job in with `ray job submit`"
+            f"RAY_ADDRESS={said}: a head answers there, but this process cannot join its cluster: {first_line(error)}."
+            " Is this one of the cluster's machines (`ray start --address=…`)? From outside, hand the job in with `ray"
+            " job submit`"
         ) from error
 
 
@@ -139,7 +157,8 @@ def _start(cpus: float, least: int, gpus: float) -> Any:
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
                 object_store_memory=512 << 20,
-                _temp_dir=os.environ.get("RAYDD_RAY_TMP") or os.path.join(tempfile.gettempdir(), "ray"),
+                _temp_dir=os.environ.get("RAYDD_RAY_TMP")
+                or os.path.join(tempfile.gettempdir(), "ray"),
                 **_QUIET,
             )
     except SystemExit:  # Ray's answer to SIGTERM while it starts; ours comes now
@@ -161,23 +180,29 @@ def _shutdown() -> None:
 
 
 @contextmanager
-def ray_session(cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
+def ray_session(
+    cpus: float, least: int = 1, gpus: float = 0.0, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[str]:
     """Yield the dashboard's address of a connected cluster; one started here is stopped again.
 
-    ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is; else a local cluster with
-    token authentication (unless Ray was imported before), bound to the loopback address, is started with at least ``cpus``
-    logical CPUs. ``ConfigError`` if that would have no room for ``least`` processes with ``gpus`` GPUs each, or if there
-    is no cluster at the address.
-    ``Cancelled`` as soon as ``cancelled()`` is true while it connects.
+    ``RAY_ADDRESS`` (set by ``ray job submit``) or a session already initialised is used as it is;
+    else a local cluster with token authentication (unless Ray was imported before), bound to the
+    loopback address, is started with at least ``cpus`` logical CPUs. ``ConfigError`` if that would
+    have no room for ``least`` processes with ``gpus`` GPUs each, or if there is no cluster at the
+    address. ``Cancelled`` as soon as ``cancelled()`` is true while it connects.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "TORCH_HOME" in os.environ:  # workers run in folders of their own
         os.environ["TORCH_HOME"] = os.path.abspath(os.path.expanduser(os.environ["TORCH_HOME"]))
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if given or (remote_address() is not None and os.path.exists(os.path.expanduser("~/.ray/auth_token"))):
+    if given or (
+        remote_address() is not None and os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # without it Ray sends no token
-    elif remote_address() is None and "ray" not in sys.modules:  # Ray keeps the mode that it found when it was first used
+    elif (
+        remote_address() is None and "ray" not in sys.modules
+    ):  # Ray keeps the mode that it found when it was first used
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray

@@ -31,7 +31,10 @@ def machines() -> list[Machine]:
 
     free, kinds = state.available_resources_per_node(), _kinds()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    return [Machine(node["Resources"], free.get(node["NodeID"], {}), kinds.get(node["NodeID"], "")) for node in alive]
+    return [
+        Machine(node["Resources"], free.get(node["NodeID"], {}), kinds.get(node["NodeID"], ""))
+        for node in alive
+    ]
 
 
 def has_workers() -> bool:
@@ -40,7 +43,10 @@ def has_workers() -> bool:
     from ray._private.state import state
 
     own = state.actor_table(None, ray.JobID.from_hex(ray.get_runtime_context().get_job_id()))
-    return any(actor["ActorClassName"] == "RayTrainWorker" and actor["State"] != "DEAD" for actor in own.values())
+    return any(
+        actor["ActorClassName"] == "RayTrainWorker" and actor["State"] != "DEAD"
+        for actor in own.values()
+    )
 
 
 def _state() -> Any:
@@ -54,7 +60,10 @@ def _state() -> Any:
 
 
 def _kinds() -> dict[str, str]:
-    return {node.node_id.hex(): node.ray_node_type_name for node in _state().cluster_resource_state.node_states}
+    return {
+        node.node_id.hex(): node.ray_node_type_name
+        for node in _state().cluster_resource_state.node_states
+    }
 
 
 class Supply:
@@ -90,7 +99,11 @@ class Supply:
             if self._group.wait(timeout_seconds=1.0):
                 return Verdict("go")
         # Room on paper is none until the group has it: two may have been promised the same.
-        return Verdict("wait", f"waiting for {self.need}; {describe(self.need, machines())}") if found.kind == "go" else found
+        return (
+            Verdict("wait", f"waiting for {self.need}; {describe(self.need, machines())}")
+            if found.kind == "go"
+            else found
+        )
 
     # -- what the autoscaler says ------------------------------------------------------------------------------------
 
@@ -113,29 +126,47 @@ class Supply:
         if not said.autoscaler_state_version:
             return self._unheard()
         own = self._group.id.hex() if self._group is not None else ""
-        if own and any(request.details.startswith(own) for request in said.infeasible_gang_resource_requests):
+        if own and any(
+            request.details.startswith(own) for request in said.infeasible_gang_resource_requests
+        ):
             return Growth("full")
         coming = _coming((r.ray_node_type_name, r.count) for r in said.pending_instance_requests)
         coming.update(Counter(r.ray_node_type_name for r in said.pending_instances))
-        if self._asked_at is None and any(request.details.startswith(own) for request in seen.pending_gang_resource_requests if own):
+        if self._asked_at is None and any(
+            request.details.startswith(own)
+            for request in seen.pending_gang_resource_requests
+            if own
+        ):
             self._asked_at = seen.cluster_resource_state_version
-        answered = self._asked_at is not None and said.last_seen_cluster_resource_state_version >= self._asked_at
+        answered = (
+            self._asked_at is not None
+            and said.last_seen_cluster_resource_state_version >= self._asked_at
+        )
         return Growth("grows" if coming or answered else "asked", coming)
 
     def _first(self) -> Growth:
-        """Read the first autoscaler's report, which a head without autoscaler writes, too, a kind for each of its machines."""
+        """Read the first autoscaler's report, which a head without autoscaler writes, too, a kind
+        for each of its machines.
+        """
         from ray.experimental.internal_kv import _internal_kv_get
 
         report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
         said = report.get("autoscaler_report")
         if not said:
             return self._unheard()
-        if all(kind == f"node_{machine}" for machine, kind in (said["node_type_mapping"] or {}).items()):
+        if all(
+            kind == f"node_{machine}" for machine, kind in (said["node_type_mapping"] or {}).items()
+        ):
             return Growth("fixed")
         coming = _coming((said["pending_launches"] or {}).items())
         coming.update(Counter(kind for _, kind, _ in said["pending_nodes"]))
         now = time.monotonic()
-        if coming or self._started is None or not report["load_metrics_report"]["pg_demand"] or said["failed_nodes"]:
+        if (
+            coming
+            or self._started is None
+            or not report["load_metrics_report"]["pg_demand"]
+            or said["failed_nodes"]
+        ):
             self._started = now
         return Growth("grows" if now - self._started < IDLE_SECONDS else "full", coming)
 
@@ -156,11 +187,13 @@ def from_limits(need: Need, there: Sequence[Machine], groups: Iterable[Any]) -> 
     return Growth("grows" if have + more >= need.count else "full")
 
 
-def wait_for_room(need: Need, limit: float, tell: Callable[[str], None], cancelled: Callable[[], bool]) -> bool:
+def wait_for_room(
+    need: Need, limit: float, tell: Callable[[str], None], cancelled: Callable[[], bool]
+) -> bool:
     """Return True once the cluster has room for ``need``, False as soon as ``cancelled()``.
 
-    ``tell`` hears at once, and every minute, what is waited for. ``ConfigError`` if it can never come, ``RunFailed`` if it has not
-    come after ``limit`` seconds.
+    ``tell`` hears at once, and every minute, what is waited for. ``ConfigError`` if it can never
+    come, ``RunFailed`` if it has not come after ``limit`` seconds.
     """
     begun, told, last, said = time.monotonic(), float("-inf"), "", ""
     pulse = Pulse()
@@ -187,4 +220,7 @@ def wait_for_room(need: Need, limit: float, tell: Callable[[str], None], cancell
 
 def too_long(text: str, limit: float) -> str:
     """Return the error of a wait that has lasted for ``limit`` seconds."""
-    return f"{text}: not there after {limit:g} s. The same command goes on once it is; compute.wait=… (seconds) waits longer"
+    return (
+        f"{text}: not there after {limit:g} s. The same command goes on once it is; compute.wait=… (seconds) waits"
+        " longer"
+    )

@@ -34,7 +34,12 @@ class Post:
     @property
     def working(self) -> bool:
         """Whether the group has workers, as far as is known."""
-        return self.state in ("RunningState", "PreemptingState", "ResizingState", "ShuttingDownState")
+        return self.state in (
+            "RunningState",
+            "PreemptingState",
+            "ResizingState",
+            "ShuttingDownState",
+        )
 
     def fetch(self) -> list[Event]:
         """Return new events: none of a ledger that is silent. One that is being restarted answers again soon."""
@@ -42,7 +47,8 @@ class Post:
 
         try:
             events, self._seen, self.failure, self._identity, state, controller = ray.get(
-                self.ledger.poll.options(max_task_retries=0).remote(self._seen, self._identity), timeout=5
+                self.ledger.poll.options(max_task_retries=0).remote(self._seen, self._identity),
+                timeout=5,
             )
         except Exception as error:
             if not is_outage(error):
@@ -74,13 +80,21 @@ class Idle:
             return
         self._looked = now
         need = replace(self.need, evaluators=0)
-        idle = self._pulse.ask(lambda: not (post.working or has_workers() or room(machines(), need, free=True) >= need.count))
+        idle = self._pulse.ask(
+            lambda: (
+                not (
+                    post.working or has_workers() or room(machines(), need, free=True) >= need.count
+                )
+            )
+        )
         if not idle:
             self._since = None if idle is False else self._since
             return
         if self._since is None:
             self._since, self._told = now, 0.0
-        if now - self._since < START_SECONDS:  # its own places are taken before its workers are there
+        if (
+            now - self._since < START_SECONDS
+        ):  # its own places are taken before its workers are there
             return
         text = f"waiting for {need}; {describe(need, machines())}"
         if now - self._since > self.limit:

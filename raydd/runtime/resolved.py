@@ -1,4 +1,6 @@
-"""What a job comes to: the values that it leaves open, and its protocols', as dry runs, recipes and trackers show them."""
+"""What a job comes to: the values that it leaves open, and its protocols', as dry runs, recipes and
+trackers show them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def settled(method: Method, problem: Problem) -> dict[str, dict[str, Any]]:
     left_open = {name for name, value in given if value is None}
     known = {(name, repr(value)) for name, value in given if name not in left_open}
     info = problem.dataset
-    found: dict[str, dict[str, Any]] = {"dataset": {"shape": list(info.shape), "mean": list(info.mean), "std": list(info.std)}}
+    found: dict[str, dict[str, Any]] = {
+        "dataset": {"shape": list(info.shape), "mean": list(info.mean), "std": list(info.std)}
+    }
     for stage in method.plan(problem):
         values = {name: value for name, value in _values(stage) if (name, repr(value)) not in known}
         recipe = getattr(stage, "recipe", None)
@@ -53,11 +57,18 @@ def _values(stage: Stage) -> Iterator[tuple[str, Any]]:
 
 
 def protocol_params(plan: EvaluationPlan) -> dict[str, Any]:
-    """Return the recipe of the evaluated set's own students as flat parameters, ``protocol.lr``; by network where these differ."""
+    """Return the recipe of the evaluated set's own students as flat parameters, ``protocol.lr``; by
+    network where these differ.
+    """
     own = [training for training in trainings(plan) if plan.name in training.sets]
     params: dict[str, Any] = {"protocol.name": own[0].protocol}
     for name in dict.fromkeys(name for training in own for name in training.recipe):
-        values = {network: training.recipe[name] for training in own if name in training.recipe for network in training.networks}
+        values = {
+            network: training.recipe[name]
+            for training in own
+            if name in training.recipe
+            for network in training.networks
+        }
         if len(set(map(repr, values.values()))) == 1:
             params[f"protocol.{name}"] = next(iter(values.values()))
         else:

@@ -26,7 +26,9 @@ DataSource = Callable[[], Mapping[str, Data]]
 
 @dataclass(frozen=True)
 class OpenData:
-    """Opens a job's data set on any worker, where the process that made this would: workers run in folders of their own."""
+    """Opens a job's data set on any worker, where the process that made this would: workers run in
+    folders of their own.
+    """
 
     config: DatasetConfig
 
@@ -93,7 +95,8 @@ class _DirectDesk:
 
 
 class LocalRunner:
-    """Everything in this process, one unit after another. ``same_device``: what another kind of device made is made anew.
+    """Everything in this process, one unit after another. ``same_device``: what another kind of
+    device made is made anew.
 
     ``fault(stage, unit, t)`` is called before each update (tests kill the run from there).
     """

@@ -16,9 +16,28 @@ from typing import Any
 from raydd.artifacts.report import Report
 from raydd.core.errors import RayddError
 from raydd.core.storage import Storage, absolute
-from raydd.runtime.mlflow_run import KINDS, METRICS_AT_ONCE, Artifacts, Input, Item, Metric, MlflowRun, Picture, Rejected, Tag, clean
+from raydd.runtime.mlflow_run import (
+    KINDS,
+    METRICS_AT_ONCE,
+    Artifacts,
+    Input,
+    Item,
+    Metric,
+    MlflowRun,
+    Picture,
+    Rejected,
+    Tag,
+    clean,
+)
 from raydd.runtime.note import note, origin
-from raydd.runtime.tracking_uri import quiet, redact, resolve_uri, show_command, sqlite_path, web_address
+from raydd.runtime.tracking_uri import (
+    quiet,
+    redact,
+    resolve_uri,
+    show_command,
+    sqlite_path,
+    web_address,
+)
 
 log = logging.getLogger(__name__)
 STATE = "tracking.json"
@@ -33,15 +52,22 @@ SLOWEST_BYTES_PER_SECOND = 5e6
 class Tracker:
     """A job's MLflow run. Every method but ``finish`` and ``places`` puts something into a queue and returns at once.
 
-    ``uri``: a tracking server or database; ``None``: ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db`` below the current
-    folder, with artifacts beside it; ``"none"``: nothing is tracked. ``params`` (flat, without secrets) are logged once.
-    The run's id is kept in ``tracking.json`` in ``output``, with what could not be sent: the next tracker on the same
+    ``uri``: a tracking server or database; ``None``: ``MLFLOW_TRACKING_URI``, else
+    ``runs/mlflow.db`` below the current folder, with artifacts beside it; ``"none"``: nothing is
+    tracked. ``params`` (flat, without secrets) are logged once. The run's id is kept in
+    ``tracking.json`` in ``output``, with what could not be sent: the next tracker on the same
     output continues the run, and asks the server what it has, so that nothing is there twice.
     Raises ``ConfigError`` for a URI that names no server or database.
     """
 
     def __init__(
-        self, uri: str | None, experiment: str, run_name: str, output: Storage, params: Mapping[str, Any], tags: Mapping[str, str]
+        self,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        output: Storage,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
     ) -> None:
         self.output = output
         self._wake = threading.Condition()
@@ -64,24 +90,43 @@ class Tracker:
             return
         quiet()
         # Where a run is tracked is no fact about it, and an address may hold a password.
-        flat = {clean(key): str(value)[:5000] for key, value in params.items() if not key.startswith("tracking.")}
-        self._run = MlflowRun(resolve_uri(uri), experiment, run_name, token=uuid.uuid4().hex, params=flat, tags=origin() | dict(tags))
+        flat = {
+            clean(key): str(value)[:5000]
+            for key, value in params.items()
+            if not key.startswith("tracking.")
+        }
+        self._run = MlflowRun(
+            resolve_uri(uri),
+            experiment,
+            run_name,
+            token=uuid.uuid4().hex,
+            params=flat,
+            tags=origin() | dict(tags),
+        )
         self._thread = threading.Thread(target=self._work, daemon=True, name="tracking")
         self._thread.start()
 
     # -- what a job calls --------------------------------------------------------------------------------------------
 
     def metrics(self, name: str, value: float, step: int, timestamp: float | None = None) -> None:
-        """Log a scalar of an update; ``timestamp`` in seconds since 1970 (default: now). A second value of a step is ignored."""
+        """Log a scalar of an update; ``timestamp`` in seconds since 1970 (default: now). A second
+        value of a step is ignored.
+        """
         self.batch({name: value}, step, timestamp)
 
     def batch(self, values: Mapping[str, float], step: int, timestamp: float | None = None) -> None:
         """Log the scalars of an update; see :meth:`metrics`."""
         milliseconds = _milliseconds(timestamp)
-        self._put(*(Metric(clean(name), float(value), step, milliseconds) for name, value in values.items()))
+        self._put(
+            *(
+                Metric(clean(name), float(value), step, milliseconds)
+                for name, value in values.items()
+            )
+        )
 
     def report(self, report: Report, step: int, picture: str | None = None) -> None:
-        """Log a report's accuracies and scores at ``step``, those of continual learning by the number of classes seen, and describe it.
+        """Log a report's accuracies and scores at ``step``, those of continual learning by the
+        number of classes seen, and describe it.
 
         ``picture``: path of an artifact that the run's description shows.
         """
@@ -100,13 +145,19 @@ class Tracker:
         """Log a PNG of an update; pictures with one key share a slider over the steps."""
         self._put(Picture(clean(key), step, _milliseconds(None), png_bytes))
 
-    def input_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+    def input_dataset(
+        self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]
+    ) -> None:
         """Note a data set that the job reads: ``context`` is its role (``train``), ``profile`` any facts about it."""
         self._put(Input(name, digest[:36], source, context, json.dumps(dict(profile))))
 
     def artifacts(self, source: Storage | str, artifact_path: str) -> None:
         """Copy a folder into the run, below ``artifact_path``; files the run has already are left out."""
-        self._put(Artifacts(source.url if isinstance(source, Storage) else absolute(source), artifact_path))
+        self._put(
+            Artifacts(
+                source.url if isinstance(source, Storage) else absolute(source), artifact_path
+            )
+        )
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
@@ -119,14 +170,17 @@ class Tracker:
         return f"tracking: {show_command(self._run.uri) or redact(self._run.uri)} (experiment {self._run.experiment})"
 
     def places(self) -> dict[str, str]:
-        """Return what to tell a person who wants to see the run: its link as ``tracking``, and the command that must run for it.
+        """Return what to tell a person who wants to see the run: its link as ``tracking``, and the
+        command that must run for it.
 
         Waits up to 15 s for a server's first answer.
         """
         if self._run is None:
             return {"tracking": "not tracked (tracking.uri: none)"}
         with self._wake:
-            self._wake.wait_for(lambda: self._opened or self._attempts > 0, 15.0 + self._creating(self._run))
+            self._wake.wait_for(
+                lambda: self._opened or self._attempts > 0, 15.0 + self._creating(self._run)
+            )
         if self._run.run_id is None:
             return {"tracking": f"{redact(self._run.uri)} (not reached yet)"}
         command = show_command(self._run.uri)
@@ -136,8 +190,9 @@ class Tracker:
     def finish(self, status: str, patience: float = 20.0) -> str | None:
         """Wait until everything is sent and end the run with ``FINISHED``, ``FAILED`` or ``KILLED``.
 
-        Gives up when nothing could be sent for ``patience`` seconds (longer while a large file is on its way); then what
-        is left is kept in the output folder, and the sentence returned tells a person so.
+        Gives up when nothing could be sent for ``patience`` seconds (longer while a large file is
+        on its way); then what is left is kept in the output folder, and the sentence returned tells
+        a person so.
         """
         run = self._run
         if run is None or self._status:
@@ -152,7 +207,11 @@ class Tracker:
             return None
         kept = self._save()
         counts = _counts([*self._light, *self._heavy]) or "the run's end"
-        fate = "kept, and sent when the same command runs again" if kept else "and not kept, since the output folder cannot be written"
+        fate = (
+            "kept, and sent when the same command runs again"
+            if kept
+            else "and not kept, since the output folder cannot be written"
+        )
         return f"tracking: {counts} could not be sent to {redact(run.uri)} ({self._error or 'no answer'}); {fate}"
 
     def _creating(self, run: MlflowRun) -> float:
@@ -199,7 +258,9 @@ class Tracker:
             if delay:
                 self._wake.wait_for(lambda: bool(self._status), delay)
             else:
-                self._wake.wait_for(lambda: bool(self._light or self._heavy or self._status), SAVE_SECONDS)
+                self._wake.wait_for(
+                    lambda: bool(self._light or self._heavy or self._status), SAVE_SECONDS
+                )
         if delay and self._status and not self._over():
             time.sleep(min(1.0, delay))
 
@@ -226,7 +287,9 @@ class Tracker:
         with self._wake:
             first = type(queue[0])
             most = METRICS_AT_ONCE if queue is self._light else 1
-            items = list(itertools.takewhile(lambda item: type(item) is first, itertools.islice(queue, most)))
+            items = list(
+                itertools.takewhile(lambda item: type(item) is first, itertools.islice(queue, most))
+            )
         try:
             run.send(items, self._extend)
         except Rejected as error:
@@ -244,16 +307,23 @@ class Tracker:
     def _extend(self, size: int) -> None:
         """Put off the deadline: something went out, or a file of ``size`` bytes goes out now."""
         if self._deadline is not None and not self._error:
-            self._deadline = max(self._deadline, time.monotonic() + self._patience + size / SLOWEST_BYTES_PER_SECOND)
+            self._deadline = max(
+                self._deadline, time.monotonic() + self._patience + size / SLOWEST_BYTES_PER_SECOND
+            )
 
     def _failed(self, error: Exception) -> None:
         self._opened = False  # what the server has is asked again: a request without an answer may have been heard
         self._dirty = True
         # What matters stands behind the last "Caused by" of a request's error.
-        self._error = redact((str(error).splitlines() or [type(error).__name__])[0]).rsplit("Caused by ", 1)[-1][:200]
+        self._error = redact((str(error).splitlines() or [type(error).__name__])[0]).rsplit(
+            "Caused by ", 1
+        )[-1][:200]
         if self._deadline is not None:
             self._deadline = min(self._deadline, time.monotonic() + self._patience)
-        self._warn("away", f"nothing can be sent for now ({self._error}); the job goes on, and it is tried again")
+        self._warn(
+            "away",
+            f"nothing can be sent for now ({self._error}); the job goes on, and it is tried again",
+        )
 
     def _warn(self, kind: str, text: str) -> None:
         if kind not in self._warned:
@@ -266,18 +336,31 @@ class Tracker:
         """Take up where an earlier run of the job left off."""
         try:
             state = dict(json.loads(self.output.get(STATE)))
-            kept = [item for item in (self._revive(dict(facts)) for facts in state.get("unsent", [])) if item is not None]
+            kept = [
+                item
+                for item in (self._revive(dict(facts)) for facts in state.get("unsent", []))
+                if item is not None
+            ]
         except FileNotFoundError:
             state, kept = {}, []
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("tracking: %s/%s cannot be read (%s); a new run is made", self.output.url, STATE, error)
+            log.warning(
+                "tracking: %s/%s cannot be read (%s); a new run is made",
+                self.output.url,
+                STATE,
+                error,
+            )
             state, kept = {}, []
         run.token = str(state.get("token", run.token))
         self._kept_id = state.get("run_id")
         run.files |= state.get("files", {})
         with self._wake:
-            self._light.extendleft(reversed([item for item in kept if isinstance(item, (Metric, Tag))]))
-            self._heavy.extendleft(reversed([item for item in kept if not isinstance(item, (Metric, Tag))]))
+            self._light.extendleft(
+                reversed([item for item in kept if isinstance(item, (Metric, Tag))])
+            )
+            self._heavy.extendleft(
+                reversed([item for item in kept if not isinstance(item, (Metric, Tag))])
+            )
         self._loaded = True
         if not state:
             self._save()  # the token first: should the answer to "create a run" get lost, the run is found by it
@@ -341,5 +424,8 @@ def _counts(items: list[Item]) -> str:
     number: dict[str, int] = {}
     for item in items:
         number[item.kind] = number.get(item.kind, 0) + 1
-    names = [f"{count} {kind}{'s' * (count != 1 and not kind.endswith('s'))}" for kind, count in number.items()]
+    names = [
+        f"{count} {kind}{'s' * (count != 1 and not kind.endswith('s'))}"
+        for kind, count in number.items()
+    ]
     return " and ".join(names)

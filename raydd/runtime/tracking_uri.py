@@ -15,11 +15,14 @@ SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databrick
 
 def redact(text: str) -> str:
     """Return ``text`` with the user and password of every URL in it replaced by ``***``."""
-    return re.sub(r"(\w://)\S*@", r"\1***@", text)  # to the last @: a password may hold one, or a slash
+    return re.sub(
+        r"(\w://)\S*@", r"\1***@", text
+    )  # to the last @: a password may hold one, or a slash
 
 
 def resolve_uri(uri: str | None) -> str:
-    """Return the tracking URI to use: ``uri``, else ``MLFLOW_TRACKING_URI``, else a database in ``runs/``; SQLite paths made absolute.
+    """Return the tracking URI to use: ``uri``, else ``MLFLOW_TRACKING_URI``, else a database in
+    ``runs/``; SQLite paths made absolute.
 
     Raises ``ConfigError`` for a scheme that MLflow does not keep runs under.
     """
@@ -28,14 +31,20 @@ def resolve_uri(uri: str | None) -> str:
     if scheme not in SCHEMES:
         hint = nearest(scheme, SCHEMES)
         allowed = ", ".join(f"{name}://…" for name in SCHEMES)
-        raise ConfigError(f"tracking.uri: '{redact(uri)}' names no tracking server or database{hint}; allowed: {allowed}, none")
+        raise ConfigError(
+            f"tracking.uri: '{redact(uri)}' names no tracking server or database{hint}; allowed: {allowed}, none"
+        )
     database = sqlite_path(uri)
     return uri if database is None else f"sqlite:///{database}"
 
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the absolute path of a SQLite database's file; ``None`` for other URIs."""
-    return Path(uri.removeprefix("sqlite:///")).expanduser().absolute() if uri.startswith("sqlite:///") else None
+    return (
+        Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+        if uri.startswith("sqlite:///")
+        else None
+    )
 
 
 def quiet() -> None:
@@ -52,11 +61,16 @@ def quiet() -> None:
 
 def show_command(uri: str) -> str:
     """Return the command that shows a database's runs in a browser; empty for a server, which shows them itself."""
-    return "" if _server(uri) or uri.startswith("databricks") else f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"
+    return (
+        ""
+        if _server(uri) or uri.startswith("databricks")
+        else f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"
+    )
 
 
 def web_address(uri: str, experiment_id: str, run_id: str) -> str:
-    """Return the link to a run's page: on its server, or on that of :func:`show_command`, without the address's credentials.
+    """Return the link to a run's page: on its server, or on that of :func:`show_command`, without
+    the address's credentials.
 
     MLflow 3 opens on traces of language models unless the link asks for its other half.
     """

@@ -111,7 +111,9 @@ class UnitContext:
         """Return an input's tensors on the CPU, or some rows of each."""
         ref = self._stage.inputs(self._unit)[name]
         try:
-            tensors = self._worker.cached(("input", ref.key, ref.output), lambda: self._worker.store.load(ref))
+            tensors = self._worker.cached(
+                ("input", ref.key, ref.output), lambda: self._worker.store.load(ref)
+            )
         except (TornFileError, FileNotFoundError) as error:
             raise TornInput(ref, str(error)) from error
         return {k: v[rows] for k, v in tensors.items()} if rows is not None else dict(tensors)
@@ -122,14 +124,27 @@ class UnitContext:
 
     def each_lane(self, fn: Callable[[int], Tensors]) -> list[Tensors]:
         """Run ``fn`` for every lane over the group and return all results in lane order."""
-        mine = {lane: fn(lane) for lane in range(self._lanes.rank, self._stage.lanes, self._lanes.world)}
+        mine = {
+            lane: fn(lane) for lane in range(self._lanes.rank, self._stage.lanes, self._lanes.world)
+        }
         everyone = self._lanes.gather(mine)
-        return [{k: v.to(self.device) for k, v in everyone[lane].items()} for lane in range(self._stage.lanes)]
+        return [
+            {k: v.to(self.device) for k, v in everyone[lane].items()}
+            for lane in range(self._stage.lanes)
+        ]
 
     def log(self, t: int, **scalars: float | torch.Tensor) -> None:
         """Record scalars of update ``t``; long units keep an even selection of steps, and the last."""
         if t % self._every == 0 or t == self._stage.steps(self._unit) - 1:
-            self.rows.append((t, {k: v.detach() if isinstance(v, torch.Tensor) else float(v) for k, v in scalars.items()}))
+            self.rows.append(
+                (
+                    t,
+                    {
+                        k: v.detach() if isinstance(v, torch.Tensor) else float(v)
+                        for k, v in scalars.items()
+                    },
+                )
+            )
 
     def take_rows(self) -> Rows:
         """Return the scalars recorded since the last call, as numbers; ``NumericsError`` if one is not finite."""
@@ -138,7 +153,9 @@ class UnitContext:
         for t, values in rows:
             for name, value in values.items():
                 if value != value or value in (float("inf"), float("-inf")):
-                    raise NumericsError(f"{self._stage.name} unit '{self._unit}' step {t}: {name} is {value}")
+                    raise NumericsError(
+                        f"{self._stage.name} unit '{self._unit}' step {t}: {name} is {value}"
+                    )
         return rows
 
 
@@ -203,7 +220,11 @@ class Worker:
 
     def _new_skips(self) -> dict[str, str]:
         """Return the samples that could not be decoded, with the reasons, and were not yet told of."""
-        met = {title: why for split in (self._data or {}).values() for title, why in getattr(split, "skipped", {}).items()}
+        met = {
+            title: why
+            for split in (self._data or {}).values()
+            for title, why in getattr(split, "skipped", {}).items()
+        }
         new = {title: why for title, why in met.items() if title not in self._told}
         self._told |= new.keys()
         return new
@@ -242,9 +263,14 @@ class Worker:
             except Exception as error:
                 if lanes.world > 1:
                     raise  # a peer may have died; the whole group starts again
-                log.debug("%s unit '%s'", lease.ref.stage.name, lease.unit, exc_info=True)  # the ledger tells it, once
+                log.debug(
+                    "%s unit '%s'", lease.ref.stage.name, lease.unit, exc_info=True
+                )  # the ledger tells it, once
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                self.desk.stumbled(lease.ref.key, f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
+                self.desk.stumbled(
+                    lease.ref.key,
+                    f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})",
+                )
 
     def run(self, lease: Lease, lanes: Lanes) -> None:
         """Run one segment: from the newest state to the leased output, with checkpoints on the way."""
@@ -255,7 +281,12 @@ class Worker:
         total = stage.steps(unit)
         until = total if ref.step is None else ref.step
         now = self._start(ref, until, context, lanes)
-        saved_t, saved_at, told_at, begun = now.t, time.monotonic(), 0.0, time.monotonic() - now.seconds
+        saved_t, saved_at, told_at, begun = (
+            now.t,
+            time.monotonic(),
+            0.0,
+            time.monotonic() - now.seconds,
+        )
         next_check = saved_t + 1
         while now.t < until:
             if self.fault is not None:
@@ -285,12 +316,22 @@ class Worker:
                 raise Stopped
         now.seconds = time.monotonic() - begun
         now.log += context.take_rows()
-        self._finish(ref, lease.outputs, now, context, lanes, final=until == total and "final" in lease.outputs)
+        self._finish(
+            ref,
+            lease.outputs,
+            now,
+            context,
+            lanes,
+            final=until == total and "final" in lease.outputs,
+        )
 
     def _start(self, ref: Ref, until: int, context: UnitContext, lanes: Lanes) -> Checkpoint:
         held = self._held.pop(ref.key, None)
         found = held if held is not None and held.t <= until else None
-        if lanes.agree(-1 if found is None else found.t) != (-1 if found is None else found.t) or found is None:
+        if (
+            lanes.agree(-1 if found is None else found.t) != (-1 if found is None else found.t)
+            or found is None
+        ):
             found = self.store.load_checkpoint(ref.key, until, self._only)
             at = lanes.agree(-1 if found is None else found.t)
             if at >= 0 and (found is None or found.t != at):
@@ -306,19 +347,30 @@ class Worker:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise NumericsError(
-                    f"{ref.stage.name} unit '{ref.unit}' step {t}: '{name}' holds NaN or infinity; the last good checkpoint is kept"
+                    f"{ref.stage.name} unit '{ref.unit}' step {t}: '{name}' holds NaN or infinity; the last good"
+                    " checkpoint is kept"
                 )
         return tensors
 
     def _checkpoint(self, ref: Ref, now: Checkpoint, lanes: Lanes) -> None:
         self._checked(ref, now.t, now.state)
         if lanes.world > 1 and not lanes.same(digest(now.state)):
-            raise NumericsError(f"{ref.stage.name} unit '{ref.unit}' step {now.t}: the workers of the group no longer hold the same state")
+            raise NumericsError(
+                f"{ref.stage.name} unit '{ref.unit}' step {now.t}: the workers of the group no longer hold the same"
+                " state"
+            )
         if lanes.rank == 0:
             self.store.save_checkpoint(ref.key, now, self._kind)
 
     def _finish(
-        self, ref: Ref, outputs: tuple[str, ...], now: Checkpoint, context: UnitContext, lanes: Lanes, *, final: bool
+        self,
+        ref: Ref,
+        outputs: tuple[str, ...],
+        now: Checkpoint,
+        context: UnitContext,
+        lanes: Lanes,
+        *,
+        final: bool,
     ) -> None:
         self._checked(ref, now.t, now.state)
         if not final:
@@ -331,7 +383,14 @@ class Worker:
         if lanes.rank == 0:
             for output in outputs:
                 target = Ref(ref.stage, ref.unit, output)
-                self.store.save(target, result, device=self.device, seconds=now.seconds, rows=now.log, skipped=skipped)
+                self.store.save(
+                    target,
+                    result,
+                    device=self.device,
+                    seconds=now.seconds,
+                    rows=now.log,
+                    skipped=skipped,
+                )
                 self.desk.wrote(ref.key, output, now.seconds, now.log)
             if final:
                 self.store.drop_checkpoints(ref.key)

@@ -21,11 +21,16 @@ RESIDENT_BYTES = 4 << 30
 Batch = tuple[Tensor, Tensor]
 
 
-def evaluate_accuracy(network: Callable[[Tensor], Tensor], batches: Iterable[Batch], prepare: Callable[[Tensor], Tensor]) -> float:
+def evaluate_accuracy(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    prepare: Callable[[Tensor], Tensor],
+) -> float:
     """Return the top-1 accuracy in [0, 1] of a network, which should be in eval mode.
 
-    ``batches``: uint8 images ``[B, C, H, W]`` and labels ``[B]`` on the network's device; ``prepare`` brings images into
-    the network's space (normalisation, whitening). The device is waited for once, at the end.
+    ``batches``: uint8 images ``[B, C, H, W]`` and labels ``[B]`` on the network's device;
+    ``prepare`` brings images into the network's space (normalisation, whitening). The device is
+    waited for once, at the end.
     """
     correct, seen = None, 0
     with torch.no_grad():
@@ -43,7 +48,12 @@ class Examiner:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._run = fast_forward(self.network, numerics)
 
-    def accuracy(self, state: Mapping[str, Tensor], batches: Iterable[Batch], prepare: Callable[[Tensor], Tensor]) -> float:
+    def accuracy(
+        self,
+        state: Mapping[str, Tensor],
+        batches: Iterable[Batch],
+        prepare: Callable[[Tensor], Tensor],
+    ) -> float:
         """Return the accuracy in [0, 1] of one network's state (see :func:`raydd.training.sgd.weights_for_test`)."""
         load_state(self.network, weights_for_test(state))
         return evaluate_accuracy(self._run, batches, prepare)
@@ -52,14 +62,19 @@ class Examiner:
 def load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy a training's parameters and buffers into a network."""
     with torch.no_grad():
-        for kind, named in (("params", network.named_parameters()), ("buffers", network.named_buffers())):
+        for kind, named in (
+            ("params", network.named_parameters()),
+            ("buffers", network.named_buffers()),
+        ):
             values = part(state, kind)
             for name, tensor in named:
                 tensor.copy_(values[name])
 
 
 def resident(data: Data, ctx: Context) -> Tensors | None:
-    """Return a split's ``images`` (uint8) and ``labels`` on the worker's device, kept there; ``None`` if they are too many."""
+    """Return a split's ``images`` (uint8) and ``labels`` on the worker's device, kept there;
+    ``None`` if they are too many.
+    """
     if not len(data):
         return None
     size = data.take(torch.arange(1)).numel() * len(data)

@@ -19,13 +19,17 @@ Augment = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
 
 
 class BatchAugmentation(ABC):
-    """An :data:`Augment`. ``capturable``: it can be recorded with a step on a GPU; then it is a :class:`DrawnAugmentation`."""
+    """An :data:`Augment`. ``capturable``: it can be recorded with a step on a GPU; then it is a
+    :class:`DrawnAugmentation`.
+    """
 
     capturable: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the images ``[R, B, C, H, W]``, each network's augmented by the draws of its own generator (on the CPU)."""
+        """Return the images ``[R, B, C, H, W]``, each network's augmented by the draws of its own
+        generator (on the CPU).
+        """
 
 
 class DrawnAugmentation(BatchAugmentation):
@@ -45,20 +49,27 @@ class DrawnAugmentation(BatchAugmentation):
         """Return the augmented images; ``numbers`` are those of :meth:`draw`, where the images are."""
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        return self.apply(images, self.draw(generators, images.shape[1]).to(images.device, non_blocking=True))
+        return self.apply(
+            images, self.draw(generators, images.shape[1]).to(images.device, non_blocking=True)
+        )
 
 
-def make_augmentation(recipe: Recipe, size: tuple[int, int], black: Sequence[float] | None = None) -> BatchAugmentation:
+def make_augmentation(
+    recipe: Recipe, size: tuple[int, int], black: Sequence[float] | None = None
+) -> BatchAugmentation:
     """Return the augmentation of a recipe; ``ConfigError`` for an operation that does not exist.
 
-    ``dsa``: one operation per batch, with numbers of its own for every image (dc_dsa_dm spec, section 1.2.2, not siamese).
-    ``dc``: one operation per image (section 3.4). ``pad_crop_flip``, ``resized_crop_flip``: each image is cropped and, one
-    time in two, mirrored (specification edc_sre2l_gvbsm_rded, section 1.3). ``size`` is ``(H, W)``; ``black``: the value of
-    a black pixel in each channel, which a padded crop finds outside the image (default: 0, the mean).
+    ``dsa``: one operation per batch, with numbers of its own for every image (dc_dsa_dm spec,
+    section 1.2.2, not siamese). ``dc``: one operation per image (section 3.4). ``pad_crop_flip``,
+    ``resized_crop_flip``: each image is cropped and, one time in two, mirrored (specification
+    edc_sre2l_gvbsm_rded, section 1.3). ``size`` is ``(H, W)``; ``black``: the value of a black
+    pixel in each channel, which a padded crop finds outside the image (default: 0, the mean).
     """
     make: dict[Augmentation, Callable[[], BatchAugmentation]] = {
         "none": _Nothing,
-        "dsa": lambda: _Dsa(recipe.strategy, size) if parse_strategy(recipe.strategy) else _Nothing(),
+        "dsa": lambda: (
+            _Dsa(recipe.strategy, size) if parse_strategy(recipe.strategy) else _Nothing()
+        ),
         "dc": lambda: _Dc(recipe.strategy),
         "pad_crop_flip": lambda: _PadCropFlip(recipe.pad or max(1, min(size) // 8), size, black),
         "resized_crop_flip": lambda: _ResizedCropFlip(recipe.scale or CROP_SCALE, size),
@@ -79,7 +90,9 @@ class _Dsa(DrawnAugmentation):
         self.strategy, self.size = strategy, size
 
     def _transforms(self, generators: Sequence[torch.Generator], count: int) -> list[DsaTransform]:
-        return [draw(self.strategy, g, size=self.size, siamese=False, count=count) for g in generators]
+        return [
+            draw(self.strategy, g, size=self.size, siamese=False, count=count) for g in generators
+        ]
 
     def draw(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
         # One operation per batch: a table of one operation, with a group for each image.
@@ -108,8 +121,13 @@ class _Dc(BatchAugmentation):
         from raydd.augment.dc import draw_dc
 
         count, (channels, height, width) = images.shape[1], images.shape[2:]
-        transforms = [draw_dc(self.strategy, g, count=count, shape=(channels, height, width)) for g in generators]
-        return torch.stack([transform(batch) for transform, batch in zip(transforms, images, strict=True)])
+        transforms = [
+            draw_dc(self.strategy, g, count=count, shape=(channels, height, width))
+            for g in generators
+        ]
+        return torch.stack(
+            [transform(batch) for transform, batch in zip(transforms, images, strict=True)]
+        )
 
 
 class _PadCropFlip(DrawnAugmentation):
@@ -120,7 +138,9 @@ class _PadCropFlip(DrawnAugmentation):
         self._outside: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def draw(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
-        shifts = [torch.randint(-self.pad, self.pad + 1, (count, 2), generator=g) for g in generators]
+        shifts = [
+            torch.randint(-self.pad, self.pad + 1, (count, 2), generator=g) for g in generators
+        ]
         flips = [torch.rand(count, generator=g) < 0.5 for g in generators]
         return torch.cat([torch.stack(shifts), torch.stack(flips).unsqueeze(2)], 2)
 
@@ -130,17 +150,27 @@ class _PadCropFlip(DrawnAugmentation):
         rows = torch.arange(height, device=device) + drawn[:, :1]
         columns = torch.arange(width, device=device) + drawn[:, 1:2]
         columns = torch.where(drawn[:, 2:] > 0, columns.flip(1), columns)
-        inside = ((rows >= 0) & (rows < height)).unsqueeze(2) & ((columns >= 0) & (columns < width)).unsqueeze(1)
-        pixels = rows.clamp(0, height - 1).unsqueeze(2) * width + columns.clamp(0, width - 1).unsqueeze(1)
+        inside = ((rows >= 0) & (rows < height)).unsqueeze(2) & (
+            (columns >= 0) & (columns < width)
+        ).unsqueeze(1)
+        pixels = rows.clamp(0, height - 1).unsqueeze(2) * width + columns.clamp(
+            0, width - 1
+        ).unsqueeze(1)
         flat = images.reshape(-1, channels, height * width)
         index = pixels.flatten(1).unsqueeze(1).expand(-1, channels, -1)
-        return torch.where(inside.flatten(1).unsqueeze(1), flat.gather(2, index), self._outside_of(images)).reshape(images.shape)
+        return torch.where(
+            inside.flatten(1).unsqueeze(1), flat.gather(2, index), self._outside_of(images)
+        ).reshape(images.shape)
 
     def _outside_of(self, images: Tensor) -> Tensor:
-        """Return the black pixel ``[C, 1]``, copied to the images' device once and kept for as long as a recording may read it."""
+        """Return the black pixel ``[C, 1]``, copied to the images' device once and kept for as long
+        as a recording may read it.
+        """
         key = (images.shape[2], images.dtype, images.device)
         if key not in self._outside:
-            self._outside[key] = torch.tensor(self.black or (0.0,) * key[0], dtype=key[1], device=key[2]).view(-1, 1)
+            self._outside[key] = torch.tensor(
+                self.black or (0.0,) * key[0], dtype=key[1], device=key[2]
+            ).view(-1, 1)
         return self._outside[key]
 
 
@@ -151,14 +181,25 @@ class _ResizedCropFlip(DrawnAugmentation):
         self.scale, self.size = scale, size
 
     def _drawn(self, generators: Sequence[torch.Generator], count: int) -> list[tuple[Box, bool]]:
-        return [(draw_resized_crop(g, *self.size, self.scale), draw_flip(g)) for g in generators for _ in range(count)]
+        return [
+            (draw_resized_crop(g, *self.size, self.scale), draw_flip(g))
+            for g in generators
+            for _ in range(count)
+        ]
 
     def draw(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
-        drawn = [(box.top, box.left, box.height, box.width, flip) for box, flip in self._drawn(generators, count)]
+        drawn = [
+            (box.top, box.left, box.height, box.width, flip)
+            for box, flip in self._drawn(generators, count)
+        ]
         return torch.tensor(drawn).view(len(generators), count, 5)
 
     def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return Crops.read(numbers.flatten(0, 1), self.size, images.dtype).apply(images.flatten(0, 1)).reshape(images.shape)
+        return (
+            Crops.read(numbers.flatten(0, 1), self.size, images.dtype)
+            .apply(images.flatten(0, 1))
+            .reshape(images.shape)
+        )
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         if images.device.type != "cpu":

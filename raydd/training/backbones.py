@@ -1,8 +1,9 @@
 """Teachers: networks trained here or read from files, which other stages match, score with and take labels from.
 
-Specification of EDC, sections 1.1 and 1.3. Weights of ImageNet-1k are torchvision's ``IMAGENET1K_V1``, never a later version: it
-has other statistics and other labels. An ImageNet-10 teacher keeps torchvision's plain stem (defect 16 of the original, which
-trains another stem than it loads) and has ten classes: a file of a thousand is refused (defect 17).
+Specification of EDC, sections 1.1 and 1.3. Weights of ImageNet-1k are torchvision's
+``IMAGENET1K_V1``, never a later version: it has other statistics and other labels. An ImageNet-10
+teacher keeps torchvision's plain stem (defect 16 of the original, which trains another stem than it
+loads) and has ten classes: a file of a thousand is refused (defect 17).
 """
 
 from __future__ import annotations
@@ -45,7 +46,15 @@ from raydd.training.weights import (
     torchvision_weights,
 )
 
-__all__ = ["Backbone", "PretrainedStart", "TeacherConfig", "Weights", "convert_images_", "keep_trained", "training_stages"]
+__all__ = [
+    "Backbone",
+    "PretrainedStart",
+    "TeacherConfig",
+    "Weights",
+    "convert_images_",
+    "keep_trained",
+    "training_stages",
+]
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +103,14 @@ def _converting(kind: Any) -> type[Network]:
 def convert_images_(network: Network, dataset: DatasetInfo, mean: Values, std: Values) -> Network:
     """Make a network of images normalised by ``mean``/``std`` read those normalised as the data set's, in place.
 
-    One multiplication and addition at the entry; names of layers and weights stay. Nothing happens where both are equal.
+    One multiplication and addition at the entry; names of layers and weights stay. Nothing happens
+    where both are equal.
     """
     if (mean, std) == (dataset.mean, dataset.std) or not mean:
         return network
-    ours, theirs = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (dataset.mean, mean))
+    ours, theirs = (
+        torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (dataset.mean, mean)
+    )
     scale = torch.tensor(dataset.std, dtype=torch.float64).view(-1, 1, 1)
     width = torch.tensor(std, dtype=torch.float64).view(-1, 1, 1)
     like = next(network.parameters())
@@ -123,7 +135,9 @@ class Backbone:
 
     def __post_init__(self) -> None:
         if (self.training is None) == (self.weights is None):
-            raise ConfigError(f"network '{self.network}' is either trained or read from a file, not both or neither")
+            raise ConfigError(
+                f"network '{self.network}' is either trained or read from a file, not both or neither"
+            )
 
     def inputs(self, name: str) -> dict[str, Ref]:
         """Return the output that holds the weights, to be read as ``name``; nothing for those of a file."""
@@ -131,22 +145,29 @@ class Backbone:
 
     @property
     def identity(self) -> str:
-        """What tells its weights from others: the sha256 of their file (empty: it is missing), or the key of what its training puts out."""
+        """What tells its weights from others: the sha256 of their file (empty: it is missing), or
+        the key of what its training puts out.
+        """
         return self.weights.digest if self.weights is not None else self.inputs("")[""].key
 
     def load(self, ctx: Context, name: str) -> Network:
         """Return the network in eval mode, without gradients for its weights, on the worker's device, where it is kept.
 
-        ``name``: as given to :meth:`inputs`. It reads images normalised as the data set's. ``DataError`` for a file that is
-        missing or has changed, or for weights that are not finite; ``ConfigError`` for weights that do not fit.
+        ``name``: as given to :meth:`inputs`. It reads images normalised as the data set's.
+        ``DataError`` for a file that is missing or has changed, or for weights that are not finite;
+        ``ConfigError`` for weights that do not fit.
         """
         return ctx.cached(("backbone", self), lambda: self._load(ctx, name))
 
     def _load(self, ctx: Context, name: str) -> Network:
         if self.weights is None:
             network = restore_network(self.network, self.dataset, ctx.load(name), ctx.device)
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
-                raise DataError(f"the weights of network '{self.network}' hold NaN or infinity: its training diverged")
+            if not all(
+                bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()
+            ):
+                raise DataError(
+                    f"the weights of network '{self.network}' hold NaN or infinity: its training diverged"
+                )
             return network
         network = _fresh(self.network, self.dataset.shape, self.dataset.classes)
         mean, std = self.weights.fill(network)
@@ -154,11 +175,14 @@ class Backbone:
         return network.to(ctx.device).eval().requires_grad_(False)
 
 
-def keep_trained(backbones: Sequence[Backbone], load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
+def keep_trained(
+    backbones: Sequence[Backbone], load: Callable[[Ref], Tensors], url: str
+) -> dict[str, str]:
     """Write the networks that were trained here below ``url``, as ``teachers.weights`` of other jobs reads them.
 
-    ``<network>.safetensors`` holds the state dict under our names; its metadata says how images are normalised, and what the network
-    is. Returns each file's sha256 by the network's name; files that were not trained here are left where they are.
+    ``<network>.safetensors`` holds the state dict under our names; its metadata says how images are
+    normalised, and what the network is. Returns each file's sha256 by the network's name; files
+    that were not trained here are left where they are.
     """
     kept: dict[str, str] = {}
     for backbone in dict.fromkeys(backbones):
@@ -166,9 +190,22 @@ def keep_trained(backbones: Sequence[Backbone], load: Callable[[Ref], Tensors], 
             continue
         (ref,) = backbone.inputs("").values()
         output, info = load(ref), backbone.dataset
-        state = {name.split(".", 1)[1]: value for name, value in output.items() if name.startswith(("params.", "buffers."))}
-        facts = {"network": backbone.network, "classes": info.classes, "shape": info.shape, "mean": info.mean, "std": info.std}
-        data = dump_tensors(state, {"raydd.key": ref.key, **{name: json.dumps(value) for name, value in facts.items()}})
+        state = {
+            name.split(".", 1)[1]: value
+            for name, value in output.items()
+            if name.startswith(("params.", "buffers."))
+        }
+        facts = {
+            "network": backbone.network,
+            "classes": info.classes,
+            "shape": info.shape,
+            "mean": info.mean,
+            "std": info.std,
+        }
+        data = dump_tensors(
+            state,
+            {"raydd.key": ref.key, **{name: json.dumps(value) for name, value in facts.items()}},
+        )
         Storage(url).put(f"{spellings(backbone.network)[0]}.safetensors", data)
         kept[backbone.network] = hashlib.sha256(data).hexdigest()
     return kept
@@ -183,16 +220,20 @@ def training_stages(backbones: Sequence[Backbone]) -> list[TrainNetwork]:
 class TeacherConfig:
     """Where teachers come from; the fields are the YAML keys under ``method.teachers``.
 
-    ``weights``: ``train`` trains them here; ``torchvision`` reads that library's ``IMAGENET1K_V1``; else the URL of a file, of a
-    folder that holds ``<network>.safetensors``, ``.pth``, ``.pt`` (or EDC's ``<Network>/squeeze_<Network>.pth``), ``.pth.tar`` or
-    ``.ckpt``, or one with ``{network}`` in it. ``mean``/``std``: how the images of those files' networks are normalised, where the
-    files do not say (default: as the data set's). ``download``: fetch torchvision's weights that are not in torch hub's cache.
+    ``weights``: ``train`` trains them here; ``torchvision`` reads that library's ``IMAGENET1K_V1``;
+    else the URL of a file, of a folder that holds ``<network>.safetensors``, ``.pth``, ``.pt`` (or
+    EDC's ``<Network>/squeeze_<Network>.pth``), ``.pth.tar`` or ``.ckpt``, or one with ``{network}``
+    in it. ``mean``/``std``: how the images of those files' networks are normalised, where the files
+    do not say (default: as the data set's). ``download``: fetch torchvision's weights that are not
+    in torch hub's cache.
 
-    The other keys are of training alone. ``init``: ``random`` (default), or ``torchvision`` for its ``IMAGENET1K_V1`` weights with a
-    new last layer. ``epochs``: the schedule's length. ``save_epoch``: the epoch (from 0) whose weights are used, by default the
-    last; published are 40 of 50, and 0 of 5 for CIFAR-10. ``batch``, ``lr``, ``momentum``, ``weight_decay``, ``schedule`` with its
-    ``st``, ``augmentation``: see :class:`raydd.training.recipe.Recipe`. Defaults are CIFAR-100's (section 1.3): 50 epochs of batches
-    of 64, rate 0.05, momentum 0.9, no decay, ``constant``, ``pad_crop_flip``.
+    The other keys are of training alone. ``init``: ``random`` (default), or ``torchvision`` for its
+    ``IMAGENET1K_V1`` weights with a new last layer. ``epochs``: the schedule's length.
+    ``save_epoch``: the epoch (from 0) whose weights are used, by default the last; published are 40
+    of 50, and 0 of 5 for CIFAR-10. ``batch``, ``lr``, ``momentum``, ``weight_decay``, ``schedule``
+    with its ``st``, ``augmentation``: see :class:`raydd.training.recipe.Recipe`. Defaults are
+    CIFAR-100's (section 1.3): 50 epochs of batches of 64, rate 0.05, momentum 0.9, no decay,
+    ``constant``, ``pad_crop_flip``.
     """
 
     weights: str = unkeyed(default="train")  # the backbones' keys hold what the files hold
@@ -214,28 +255,44 @@ class TeacherConfig:
         trained, files = self.weights == "train", self.weights not in ("train", "torchvision")
         for name in (*_TRAINING, "init", "save_epoch"):
             if not trained and getattr(self, name) is not None:
-                raise ConfigError(f"teachers.{name}={getattr(self, name)} has no effect: teachers.weights is '{self.weights}', not 'train'")
+                raise ConfigError(
+                    f"teachers.{name}={getattr(self, name)} has no effect: teachers.weights is '{self.weights}', not"
+                    " 'train'"
+                )
         for name in ("mean", "std"):
             if not files and getattr(self, name) is not None:
-                raise ConfigError(f"teachers.{name} has no effect: teachers.weights is '{self.weights}', not files")
+                raise ConfigError(
+                    f"teachers.{name} has no effect: teachers.weights is '{self.weights}', not files"
+                )
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ConfigError(f"teachers.mean is {self.mean} and teachers.std {self.std}: both are needed, equally many numbers")
+            raise ConfigError(
+                f"teachers.mean is {self.mean} and teachers.std {self.std}: both are needed, equally many numbers"
+            )
         check_normalisation(self.mean, self.std, "teachers")
         if self.download and "torchvision" not in (self.weights, self.init):
-            raise ConfigError("teachers.download has no effect: neither teachers.weights nor teachers.init is 'torchvision'")
+            raise ConfigError(
+                "teachers.download has no effect: neither teachers.weights nor teachers.init is 'torchvision'"
+            )
         if files:
             check_url(self.weights, "teachers.weights")
         recipe = self.recipe()
         if self.save_epoch is not None and self.save_epoch >= recipe.epochs:
-            raise ConfigError(f"teachers.save_epoch={self.save_epoch}: of {recipe.epochs} epochs, 0 to {recipe.epochs - 1} are allowed")
+            raise ConfigError(
+                f"teachers.save_epoch={self.save_epoch}: of {recipe.epochs} epochs, 0 to {recipe.epochs - 1} are"
+                " allowed"
+            )
 
     def recipe(self) -> Recipe:
         """Return how teachers are trained: what is set, and the defaults above."""
         given = {name: getattr(self, name) for name in _TRAINING if getattr(self, name) is not None}
-        return Recipe(**{**{name: value for name, value in _TRAINING.items() if value is not None}, **given})
+        return Recipe(
+            **{**{name: value for name, value in _TRAINING.items() if value is not None}, **given}
+        )
 
     def backbones(self, networks: Sequence[str], problem: _Problem) -> tuple[Backbone, ...]:
-        """Return the teachers of these networks, in order; of files that are missing without a digest (see :meth:`missing`)."""
+        """Return the teachers of these networks, in order; of files that are missing without a
+        digest (see :meth:`missing`).
+        """
         return tuple(self._backbone(normalise_name(network), problem) for network in networks)
 
     def _backbone(self, network: str, problem: _Problem) -> Backbone:
@@ -247,11 +304,19 @@ class TeacherConfig:
         if weights is not None:
             options["start"] = PretrainedStart(weights=weights)
         count, recipe = sum(info.train_counts), self.recipe()
-        # Without digests the number of images is an estimate; networks are built here only for a number that may not do.
+        # Without digests the number of images is an estimate; networks are built here only for a
+        # number that may not do.
         if info.digests and 1 in sizes(count, recipe.batch, recipe.slice):
-            check_batches(network, info.shape, info.classes, [count], recipe, "method.teachers.batch")
+            check_batches(
+                network, info.shape, info.classes, [count], recipe, "method.teachers.batch"
+            )
         training = TrainNetwork(
-            seed=problem.seed, numerics=problem.numerics, dataset=info.only("train"), network=network, recipe=recipe, **options
+            seed=problem.seed,
+            numerics=problem.numerics,
+            dataset=info.only("train"),
+            network=network,
+            recipe=recipe,
+            **options,
         )
         return Backbone(network=network, dataset=info.only(), training=training)
 
@@ -261,7 +326,9 @@ class TeacherConfig:
             return None
         if self.weights in ("train", "torchvision"):
             return torchvision_weights(network)
-        found = next((url for url in self._places(network) if exists(url)), self._places(network)[0])
+        found = next(
+            (url for url in self._places(network) if exists(url)), self._places(network)[0]
+        )
         return Weights.at(found, self.mean or (), self.std or ())
 
     def _places(self, network: str) -> list[str]:
@@ -291,7 +358,9 @@ class TeacherConfig:
                     log.warning("%s", error)
 
     def missing(self, networks: Sequence[str], dataset: DatasetInfo) -> list[str]:
-        """Return a line for each network that cannot read the images, or whose file is absent (what to put where), torn or does not fit."""
+        """Return a line for each network that cannot read the images, or whose file is absent (what
+        to put where), torn or does not fit.
+        """
         lines = []
         for network in dict.fromkeys(map(normalise_name, networks)):
             weights = self._file(network)
@@ -299,15 +368,25 @@ class TeacherConfig:
                 fault = _fault(None, network, dataset.shape, dataset.classes, True)
                 lines += [fault] if fault else []
             elif weights.digest:
-                fault = _fault(weights, network, dataset.shape, dataset.classes, self.weights != "train")
+                fault = _fault(
+                    weights, network, dataset.shape, dataset.classes, self.weights != "train"
+                )
                 lines += [fault] if fault else []
             elif self.weights in ("train", "torchvision"):
                 hint = "" if self.download else ", or set teachers.download=true"
-                lines.append(f"network '{network}': put {weights.url} at {cache_path(weights.url)}{hint}")
+                lines.append(
+                    f"network '{network}': put {weights.url} at {cache_path(weights.url)}{hint}"
+                )
             else:
                 places = self._places(network)
-                others = f" (or {', '.join(place.rsplit('/', 1)[-1] for place in places[1:4])})" if len(places) > 1 else ""
-                meant = "" if "/" in self.weights else nearest(self.weights, ("train", "torchvision"))
+                others = (
+                    f" (or {', '.join(place.rsplit('/', 1)[-1] for place in places[1:4])})"
+                    if len(places) > 1
+                    else ""
+                )
+                meant = (
+                    "" if "/" in self.weights else nearest(self.weights, ("train", "torchvision"))
+                )
                 meant = meant and f"; teachers.weights is '{self.weights}'{meant}"
                 lines.append(f"network '{network}': put its weights at {places[0]}{others}{meant}")
         return lines

@@ -20,8 +20,9 @@ from raydd.networks.base import Shape
 class NetworkFacts:
     """FLOP of one image's forward pass; numbers of parameters, of values its layers put out for one image, of features.
 
-    ``alive``: values that exist together in a forward pass without a gradient, about: three of the largest layer's outputs.
-    ``single``: whether a batch norm sees one value per channel of one image.
+    ``alive``: values that exist together in a forward pass without a gradient, about: three of the
+    largest layer's outputs. ``single``: whether a batch norm sees one value per channel of one
+    image.
     """
 
     flop: float
@@ -37,7 +38,14 @@ def network_facts(name: str, shape: Shape, classes: int) -> NetworkFacts:
     """Return the facts of a network that a plan needs."""
     network = create_network(name, shape, classes, generator(0, "facts"))
     sizes, single = _outputs(network, shape)
-    return NetworkFacts(float(flops(network, shape)), parameter_count(network), sum(sizes), network.embed_dim, 3 * max(sizes), single)
+    return NetworkFacts(
+        float(flops(network, shape)),
+        parameter_count(network),
+        sum(sizes),
+        network.embed_dim,
+        3 * max(sizes),
+        single,
+    )
 
 
 def _outputs(network: nn.Module, shape: Shape) -> tuple[list[int], bool]:
@@ -53,8 +61,16 @@ def _outputs(network: nn.Module, shape: Shape) -> tuple[list[int], bool]:
         nonlocal single
         single = single or inputs[0].numel() == inputs[0].shape[1]
 
-    hooks = [module.register_forward_hook(add) for module in network.modules() if not list(module.children())]
-    hooks += [module.register_forward_hook(look) for module in network.modules() if isinstance(module, _BatchNorm)]
+    hooks = [
+        module.register_forward_hook(add)
+        for module in network.modules()
+        if not list(module.children())
+    ]
+    hooks += [
+        module.register_forward_hook(look)
+        for module in network.modules()
+        if isinstance(module, _BatchNorm)
+    ]
     try:
         with torch.no_grad():  # on real tensors: those without data would import the compiler
             network.eval()(torch.zeros(1, *shape))

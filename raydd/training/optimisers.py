@@ -8,9 +8,17 @@ EPS = 1e-8
 
 
 def sgd(
-    value: Tensor, gradient: Tensor | None, momentum: Tensor, *, rate: Tensor, beta: float, decay: float | None
+    value: Tensor,
+    gradient: Tensor | None,
+    momentum: Tensor,
+    *,
+    rate: Tensor,
+    beta: float,
+    decay: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return a parameter and its momentum after a step; ``gradient=None``: it is zero; ``decay=None``: no weight decay."""
+    """Return a parameter and its momentum after a step; ``gradient=None``: it is zero;
+    ``decay=None``: no weight decay.
+    """
     direction = gradient
     if decay is not None:
         decayed = decay * value
@@ -30,7 +38,8 @@ def adamw(
     betas: tuple[float, float],
     decay: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a parameter and its two moments after a step; ``gradient=None``: it is zero; ``decay=None``: no weight decay.
+    """Return a parameter and its two moments after a step; ``gradient=None``: it is zero;
+    ``decay=None``: no weight decay.
 
     ``corrections``: ``1 - beta ** t`` of both moments in step ``t`` (from 1), scalars.
     """
@@ -44,6 +53,8 @@ def adamw(
 
 
 def corrections(betas: tuple[float, float], count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return AdamW's bias corrections, float64 scalars, for the step after ``count`` steps (int64; the same number if several)."""
+    """Return AdamW's bias corrections, float64 scalars, for the step after ``count`` steps (int64;
+    the same number if several).
+    """
     t = count.reshape(-1)[0].double() + 1
     return 1 - betas[0] ** t, 1 - betas[1] ** t

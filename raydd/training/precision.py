@@ -19,7 +19,9 @@ class LowConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of ``input [B, C, H, W]`` in the input's type."""
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
-        return self._conv_forward(input.to(torch.bfloat16), self.weight.to(torch.bfloat16), bias).to(input.dtype)
+        return self._conv_forward(
+            input.to(torch.bfloat16), self.weight.to(torch.bfloat16), bias
+        ).to(input.dtype)
 
 
 def lower_convolutions(network: nn.Module) -> nn.Module:
@@ -47,18 +49,24 @@ def warn_of_slow_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     facts = torch.cpu.get_capabilities()
-    slow = facts.get("architecture") == "x86_64" and not (facts.get("avx512_bf16") or facts.get("amx_bf16"))
+    slow = facts.get("architecture") == "x86_64" and not (
+        facts.get("avx512_bf16") or facts.get("amx_bf16")
+    )
     if slow:
-        log.warning("numerics.precision=bf16: %s has no bfloat16 instructions, fp32 is faster", facts.get("cpu_name", "this processor"))
+        log.warning(
+            "numerics.precision=bf16: %s has no bfloat16 instructions, fp32 is faster",
+            facts.get("cpu_name", "this processor"),
+        )
     return slow
 
 
 def cancelled_biases(network: nn.Module) -> tuple[str, ...]:
     """Return the names of conv biases whose gradient is zero in training, since a norm takes each channel's mean away.
 
-    True of a convolution whose output goes to one place only: an instance norm (also a group norm of as many groups as
-    channels), or a batch norm in train mode. Read from the autograd graph of one forward pass of a copy (``torch.fx`` would
-    patch modules for all threads of the process). Empty where the network does not say its images' ``shape``.
+    True of a convolution whose output goes to one place only: an instance norm (also a group norm
+    of as many groups as channels), or a batch norm in train mode. Read from the autograd graph of
+    one forward pass of a copy (``torch.fx`` would patch modules for all threads of the process).
+    Empty where the network does not say its images' ``shape``.
     """
     shape = getattr(network, "shape", None)
     if shape is None:
@@ -82,6 +90,14 @@ def cancelled_biases(network: nn.Module) -> tuple[str, ...]:
                     frontier.append(below)
     found = set()
     for node in order:
-        if type(node).__name__ == "ConvolutionBackward0" and len(readers.get(node, ())) == 1 and _takes_mean_away(readers[node][0]):
-            found |= {names[id(below.variable)] for below, _ in node.next_functions[2:3] if below is not None}
+        if (
+            type(node).__name__ == "ConvolutionBackward0"
+            and len(readers.get(node, ())) == 1
+            and _takes_mean_away(readers[node][0])
+        ):
+            found |= {
+                names[id(below.variable)]
+                for below, _ in node.next_functions[2:3]
+                if below is not None
+            }
     return tuple(name for name in names.values() if name in found)

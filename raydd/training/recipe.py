@@ -64,22 +64,25 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Recipe:
     """How a network is trained: shuffled batches, with the last, smaller batch kept.
 
-    ``accumulate``: a batch goes through the network in so many slices, whose gradients are averaged before one step; batch norms
-    see slices. A smaller last batch has fewer slices of the same size, and is divided by as many as the others (published; EDC
-    spec, section 4.1).
-    ``epochs``: epochs run, all of them. ``optimizer``: ``sgd`` with ``momentum``, or ``adamw`` with ``betas``.
-    ``weight_decay``: on all parameters, or on ``matrices_only`` (those of more than one dimension whose name holds "weight").
+    ``accumulate``: a batch goes through the network in so many slices, whose gradients are averaged
+    before one step; batch norms see slices. A smaller last batch has fewer slices of the same size,
+    and is divided by as many as the others (published; EDC spec, section 4.1). ``epochs``: epochs
+    run, all of them. ``optimizer``: ``sgd`` with ``momentum``, or ``adamw`` with ``betas``.
+    ``weight_decay``: on all parameters, or on ``matrices_only`` (those of more than one dimension
+    whose name holds "weight").
 
-    ``schedule``: of the rate, see :func:`raydd.training.schedules.rate`; ``st``, ``milestones``, ``drop_factor``: its numbers.
-    ``steps``: at the epochs ``drops`` (from 0) the rate is multiplied by ``drop_factor`` and the optimiser's memory is set
-    back to zero (dc_dsa_dm spec, section 3.5).
+    ``schedule``: of the rate, see :func:`raydd.training.schedules.rate`; ``st``, ``milestones``,
+    ``drop_factor``: its numbers. ``steps``: at the epochs ``drops`` (from 0) the rate is multiplied
+    by ``drop_factor`` and the optimiser's memory is set back to zero (dc_dsa_dm spec, section 3.5).
 
-    ``loss``: ``ce``, cross entropy with the set's labels; ``mse_gt`` (with ``ce_weight``) and ``kl`` (with ``temperature``)
-    learn teachers' logits (:class:`~raydd.losses.soft.SoftTargets`). ``ema``: tests use a moving average of the parameters
-    with this decay. ``double_norm``: every batch updates the running statistics of batch norms twice, as RDED's loop does.
+    ``loss``: ``ce``, cross entropy with the set's labels; ``mse_gt`` (with ``ce_weight``) and
+    ``kl`` (with ``temperature``) learn teachers' logits (:class:`~raydd.losses.soft.SoftTargets`).
+    ``ema``: tests use a moving average of the parameters with this decay. ``double_norm``: every
+    batch updates the running statistics of batch norms twice, as RDED's loop does.
 
-    ``augmentation``: the family; ``strategy``: its operations, separated by ``_``; ``pad``: pixels around the images that
-    are cropped (default: an eighth of their size); ``scale``: of the area (default: 0.08 to 1).
+    ``augmentation``: the family; ``strategy``: its operations, separated by ``_``; ``pad``: pixels
+    around the images that are cropped (default: an eighth of their size); ``scale``: of the area
+    (default: 0.08 to 1).
     """
 
     epochs: int
@@ -119,13 +122,19 @@ class Recipe:
                 continue
             if getattr(self, owner) in kinds:
                 if value in (None, (), "") and field.name in _REQUIRED:
-                    raise ConfigError(f"{owner} '{getattr(self, owner)}' needs {_REQUIRED[field.name]}")
+                    raise ConfigError(
+                        f"{owner} '{getattr(self, owner)}' needs {_REQUIRED[field.name]}"
+                    )
             elif value != field.default:
                 raise without_effect(field.name, value, getattr(self, owner))
         if self.accumulate > self.batch:
-            raise ConfigError(f"accumulate={self.accumulate} slices are more than the {self.batch} images of a batch")
+            raise ConfigError(
+                f"accumulate={self.accumulate} slices are more than the {self.batch} images of a batch"
+            )
         if self.accumulate > 1 and self.double_norm:
-            raise ConfigError(f"accumulate={self.accumulate} and double_norm: the published loops have one or the other")
+            raise ConfigError(
+                f"accumulate={self.accumulate} and double_norm: the published loops have one or the other"
+            )
 
     @property
     def slice(self) -> int:
@@ -134,21 +143,29 @@ class Recipe:
 
     @property
     def copies(self) -> int:
-        """How many tensors of each parameter's size a training keeps: the parameter, and what the optimiser remembers."""
+        """How many tensors of each parameter's size a training keeps: the parameter, and what the
+        optimiser remembers.
+        """
         return 2 + (self.optimizer == "adamw") + (self.ema is not None)
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
         milestones = self.drops if self.schedule == "steps" else self.milestones
-        return rate(self.schedule, self.lr, epoch, self.epochs, self.st, milestones, self.drop_factor)
+        return rate(
+            self.schedule, self.lr, epoch, self.epochs, self.st, milestones, self.drop_factor
+        )
 
     def effective(self, size: tuple[int, int]) -> dict[str, Any]:
-        """Return what counts for images of ``size`` ``(H, W)`` as plain values, by field: nothing switched off or without effect."""
+        """Return what counts for images of ``size`` ``(H, W)`` as plain values, by field: nothing
+        switched off or without effect.
+        """
         values: dict[str, Any] = {}
         for field in fields(self):
             owner, kinds = NEEDS.get(field.name, (None, ()))
             value = getattr(self, field.name)
-            if (owner is None or getattr(self, owner) in kinds) and not (field.name in _SWITCHES and value == field.default):
+            if (owner is None or getattr(self, owner) in kinds) and not (
+                field.name in _SWITCHES and value == field.default
+            ):
                 values[field.name] = list(value) if isinstance(value, tuple) else value
         if values.get("pad", 0) is None:
             values["pad"] = max(1, min(size) // 8)
@@ -160,7 +177,18 @@ class Recipe:
 
     def of_step(self) -> Recipe:
         """Return the recipe with only what a single step depends on; trainings that differ in the rest share a step."""
-        known = ("optimizer", "momentum", "betas", "weight_decay", "decay", "loss", "ce_weight", "temperature", "ema", "double_norm")
+        known = (
+            "optimizer",
+            "momentum",
+            "betas",
+            "weight_decay",
+            "decay",
+            "loss",
+            "ce_weight",
+            "temperature",
+            "ema",
+            "double_norm",
+        )
         sliced = ("batch", "accumulate") if self.accumulate > 1 else ()
         return Recipe(epochs=0, **{name: getattr(self, name) for name in (*known, *sliced)})
 
@@ -168,4 +196,6 @@ class Recipe:
 def without_effect(name: str, value: Any, of: str) -> ConfigError:
     """Return the error for a recipe's field that does not count, ``of`` being what another field is."""
     owner, kinds = NEEDS[name]
-    return ConfigError(f"{name}={value} has no effect with {owner} '{of}'; it needs {owner} {' or '.join(kinds)}")
+    return ConfigError(
+        f"{name}={value} has no effect with {owner} '{of}'; it needs {owner} {' or '.join(kinds)}"
+    )

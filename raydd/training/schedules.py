@@ -9,19 +9,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Schedule = Literal["steps", "constant", "cosine", "linear_st", "cos_st", "cos2_st", "multistep", "alrs"]
+Schedule = Literal[
+    "steps", "constant", "cosine", "linear_st", "cos_st", "cos2_st", "multistep", "alrs"
+]
 
 ALRS_FACTOR, ALRS_CHANGE = 0.9975, 0.02
 
 
 def rate(
-    name: Schedule, lr: float, epoch: int, epochs: int, st: float | None = None, milestones: Sequence[int] = (), factor: float = 0.1
+    name: Schedule,
+    lr: float,
+    epoch: int,
+    epochs: int,
+    st: float | None = None,
+    milestones: Sequence[int] = (),
+    factor: float = 0.1,
 ) -> float:
     """Return the learning rate of ``epoch`` (from 0) out of ``epochs`` E, starting at ``lr``.
 
-    ``cosine``: to zero after E. ``cos_st``, ``linear_st``: half a cosine, or a line, that would be at zero after ``st`` E.
-    ``cos2_st``: ``cos_st`` for 5/6 of the epochs, then a line to zero (which starts with a jump; so published).
-    ``multistep``, ``steps``: times ``factor`` from each milestone on. ``constant``, ``alrs``: ``lr`` (see :func:`alrs_factor`).
+    ``cosine``: to zero after E. ``cos_st``, ``linear_st``: half a cosine, or a line, that would be
+    at zero after ``st`` E. ``cos2_st``: ``cos_st`` for 5/6 of the epochs, then a line to zero
+    (which starts with a jump; so published). ``multistep``, ``steps``: times ``factor`` from each
+    milestone on. ``constant``, ``alrs``: ``lr`` (see :func:`alrs_factor`).
     """
     if name in ("steps", "multistep"):
         return lr * factor ** sum(epoch >= milestone for milestone in milestones)
@@ -38,8 +47,9 @@ def rate(
 def alrs_factor(factor: Tensor, last: Tensor, loss: Tensor) -> Tensor:
     """Return what ``alrs`` multiplies the rate of decayed parameters with in the next epoch, elementwise.
 
-    ``factor``: what it was; ``last``, ``loss``: mean losses of the epoch before and of this one (``last`` infinite at the
-    start). It shrinks by 0.9975 where the loss changed by less than 0.02, absolutely and relatively.
+    ``factor``: what it was; ``last``, ``loss``: mean losses of the epoch before and of this one
+    (``last`` infinite at the start). It shrinks by 0.9975 where the loss changed by less than 0.02,
+    absolutely and relatively.
     """
     change = (loss - last).abs()
     still = (change < ALRS_CHANGE) & (change < ALRS_CHANGE * last.abs())

@@ -64,7 +64,11 @@ def fresh_state(network: nn.Module, recipe: Recipe | None = None) -> Tensors:
 
 def part(state: Mapping[str, Tensor], name: str) -> Tensors:
     """Return one part of a state (``params``, ``momentum``, ``buffers``, …), keyed by the network's own names."""
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+    return {
+        key.removeprefix(f"{name}."): value
+        for key, value in state.items()
+        if key.startswith(f"{name}.")
+    }
 
 
 def is_trained(name: str) -> bool:
@@ -73,10 +77,14 @@ def is_trained(name: str) -> bool:
 
 
 def weights_for_test(state: Mapping[str, Tensor]) -> Tensors:
-    """Return ``params.*`` and ``buffers.*`` to test with: the parameters' moving average where there is one, live buffers."""
+    """Return ``params.*`` and ``buffers.*`` to test with: the parameters' moving average where
+    there is one, live buffers.
+    """
     averaged = part(state, "ema")
     params = averaged or part(state, "params")
-    return {f"params.{k}": v for k, v in params.items()} | {f"buffers.{k}": v for k, v in part(state, "buffers").items()}
+    return {f"params.{k}": v for k, v in params.items()} | {
+        f"buffers.{k}": v for k, v in part(state, "buffers").items()
+    }
 
 
 def forget_momentum(state: Mapping[str, Tensor]) -> Tensors:
@@ -115,42 +123,63 @@ class TrainingStep:
     labels have a first dimension ``R`` and ``R`` networks are trained by one call.
     """
 
-    def __init__(self, network: nn.Module, numerics: Numerics, recipe: Recipe, *, stacked: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, numerics: Numerics, recipe: Recipe, *, stacked: bool = False
+    ) -> None:
         self.network = lower_convolutions(network) if numerics.precision == "bf16" else network
         self.still = cancelled_biases(network)
         self.recipe, self.stacked = recipe, stacked
         named = network.named_parameters()
-        self.decayed = {name for name, p in named if recipe.decay == "all" or ("weight" in name and p.dim() > 1)}
+        self.decayed = {
+            name for name, p in named if recipe.decay == "all" or ("weight" in name and p.dim() > 1)
+        }
         self.norms = _running_norms(network) if recipe.double_norm else {}
         gradients = grad_and_value(self._loss, has_aux=True)
-        # Eager torch.func takes norms apart for a second derivative that nothing here needs: 11 % slower (ConvNet, CPU).
+        # Eager torch.func takes norms apart for a second derivative that nothing here needs: 11 %
+        # slower (ConvNet, CPU).
         alone = gradients if numerics.compile else self._plain_gradients
         self._gradients = vmap(gradients) if stacked else alone
         self._run = compiled(self._update) if numerics.compile else self._update
         device = next(network.parameters()).device
-        self._fused, self._precision = network if can_be_fused(network) else None, numerics.precision
+        self._fused, self._precision = (
+            network if can_be_fused(network) else None,
+            numerics.precision,
+        )
         if recordable(device):
-            one = self._plain_gradients if self._fused is not None or not numerics.compile else compiled(gradients)
+            one = (
+                self._plain_gradients
+                if self._fused is not None or not numerics.compile
+                else compiled(gradients)
+            )
             self._gradients, self._run = OneByOne(one, device) if stacked else one, self._update
 
-    def __call__(self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+    def __call__(
+        self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor
+    ) -> tuple[Tensors, Tensor, Tensor]:
         """Return the state after one batch, and the batch's sum of losses and count of correct answers (per network).
 
-        ``images`` float ``[B, C, H, W]`` in network space; ``labels`` int64 ``[B]``, probabilities ``[B, classes]``, or the
-        :class:`SoftTargets` that a loss ``mse_gt`` or ``kl`` needs; ``rate`` the learning rate, a scalar tensor (so that a
-        change of it compiles nothing anew). ``ConfigError`` for labels that are not of the loss's kind.
+        ``images`` float ``[B, C, H, W]`` in network space; ``labels`` int64 ``[B]``, probabilities
+        ``[B, classes]``, or the :class:`SoftTargets` that a loss ``mse_gt`` or ``kl`` needs;
+        ``rate`` the learning rate, a scalar tensor (so that a change of it compiles nothing anew).
+        ``ConfigError`` for labels that are not of the loss's kind.
         """
         self._check(labels)
         self.network.train()
         others = {name: value for name, value in state.items() if name in _OTHERS}
-        parts, counted, loss, correct = self._run({kind: part(state, kind) for kind in _KINDS}, others, images, labels, rate)
+        parts, counted, loss, correct = self._run(
+            {kind: part(state, kind) for kind in _KINDS}, others, images, labels, rate
+        )
         new = {f"{kind}.{name}": value for kind in _KINDS for name, value in parts[kind].items()}
         return new | counted, loss, correct
 
     def _check(self, labels: Labels) -> None:
         soft = isinstance(labels, SoftTargets)
         if soft == (self.recipe.loss == "ce"):
-            has, needs = ("the logits of teachers", "labels") if soft else ("labels", "the logits of teachers")
+            has, needs = (
+                ("the logits of teachers", "labels")
+                if soft
+                else ("labels", "the logits of teachers")
+            )
             raise ConfigError(f"loss '{self.recipe.loss}' needs {needs}, and the set has {has}")
 
     def _distance(self, logits: Tensor, labels: Labels) -> Tensor:
@@ -185,7 +214,12 @@ class TrainingStep:
         return dict(zip(leaves, found, strict=True)), (loss.detach(), rest)
 
     def _update(
-        self, parts: dict[str, Tensors], others: Tensors, images: Tensor, labels: Labels, rate: Tensor
+        self,
+        parts: dict[str, Tensors],
+        others: Tensors,
+        images: Tensor,
+        labels: Labels,
+        rate: Tensor,
     ) -> tuple[dict[str, Tensors], Tensors, Tensor, Tensor]:
         params, before = parts["params"], parts["buffers"]
         still = {name: params[name] for name in self.still}
@@ -200,7 +234,10 @@ class TrainingStep:
             self._sgd(parts, gradients, others, rate, new)
         if self.recipe.ema is not None:
             kept = self.recipe.ema
-            new["ema"] = {name: kept * value + (1 - kept) * new["params"][name] for name, value in parts["ema"].items()}
+            new["ema"] = {
+                name: kept * value + (1 - kept) * new["params"][name]
+                for name, value in parts["ema"].items()
+            }
         return new, others, loss, correct
 
     def _accumulated(
@@ -209,17 +246,40 @@ class TrainingStep:
         """Return a batch's gradients, buffers, count of correct answers and sum of losses, slice after slice."""
         dim, slices = int(self.stacked), self.recipe.accumulate
         if slices == 1:
-            gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, buffers, images, labels)
+            gradients, (_, (buffers, correct, loss)) = self._gradients(
+                moving, still, buffers, images, labels
+            )
             return gradients, buffers, correct, loss
         found: list[tuple[Tensors, Tensor, Tensor]] = []
-        for piece, of_piece in zip(images.split(self.recipe.slice, dim), _split(labels, self.recipe.slice, dim), strict=True):
-            gradients, (_, (buffers, correct, loss)) = self._gradients(moving, still, buffers, piece, of_piece)
+        for piece, of_piece in zip(
+            images.split(self.recipe.slice, dim),
+            _split(labels, self.recipe.slice, dim),
+            strict=True,
+        ):
+            gradients, (_, (buffers, correct, loss)) = self._gradients(
+                moving, still, buffers, piece, of_piece
+            )
             found.append((gradients, correct, loss))
         names = found[0][0]
-        total = {name: torch.stack([gradients[name] for gradients, _, _ in found]).sum(0) / slices for name in names}
-        return total, buffers, torch.stack([c for _, c, _ in found]).sum(0), torch.stack([value for _, _, value in found]).sum(0)
+        total = {
+            name: torch.stack([gradients[name] for gradients, _, _ in found]).sum(0) / slices
+            for name in names
+        }
+        return (
+            total,
+            buffers,
+            torch.stack([c for _, c, _ in found]).sum(0),
+            torch.stack([value for _, _, value in found]).sum(0),
+        )
 
-    def _sgd(self, parts: dict[str, Tensors], gradients: Tensors, others: Tensors, rate: Tensor, new: dict[str, Tensors]) -> None:
+    def _sgd(
+        self,
+        parts: dict[str, Tensors],
+        gradients: Tensors,
+        others: Tensors,
+        rate: Tensor,
+        new: dict[str, Tensors],
+    ) -> None:
         recipe = self.recipe
         for name, value in parts["params"].items():
             new["params"][name], new["momentum"][name] = sgd(
@@ -231,7 +291,14 @@ class TrainingStep:
                 decay=recipe.weight_decay if name in self.decayed else None,
             )
 
-    def _adamw(self, parts: dict[str, Tensors], gradients: Tensors, others: Tensors, rate: Tensor, new: dict[str, Tensors]) -> None:
+    def _adamw(
+        self,
+        parts: dict[str, Tensors],
+        gradients: Tensors,
+        others: Tensors,
+        rate: Tensor,
+        new: dict[str, Tensors],
+    ) -> None:
         recipe, bias = self.recipe, corrections(self.recipe.betas, others["count"])
         for name, value in parts["params"].items():
             new["params"][name], new["momentum"][name], new["second"][name] = adamw(
@@ -250,10 +317,16 @@ class TrainingStep:
         factor = others.get("alrs.factor")
         if factor is None or name not in self.decayed:
             return rate
-        return (rate * factor).to(value.dtype).reshape([-1] + [1] * (value.dim() - 1) if factor.dim() else [])
+        return (
+            (rate * factor)
+            .to(value.dtype)
+            .reshape([-1] + [1] * (value.dim() - 1) if factor.dim() else [])
+        )
 
     def _normed_again(self, before: Tensors, after: Tensors) -> Tensors:
-        """Return the buffers as after a second pass of the same batch: its statistics do not depend on the running ones."""
+        """Return the buffers as after a second pass of the same batch: its statistics do not depend
+        on the running ones.
+        """
         again = dict(after)
         for prefix, momentum in self.norms.items():
             for name in (f"{prefix}running_mean", f"{prefix}running_var"):
@@ -265,7 +338,12 @@ class TrainingStep:
 def _split(labels: Labels, size: int, dim: int) -> list[Labels]:
     if isinstance(labels, Tensor):
         return list(labels.split(size, dim))
-    return [SoftTargets(logits, hard) for logits, hard in zip(labels.logits.split(size, dim), labels.hard.split(size, dim), strict=True)]
+    return [
+        SoftTargets(logits, hard)
+        for logits, hard in zip(
+            labels.logits.split(size, dim), labels.hard.split(size, dim), strict=True
+        )
+    ]
 
 
 def _running_norms(network: nn.Module) -> dict[str, float]:
@@ -275,6 +353,8 @@ def _running_norms(network: nn.Module) -> dict[str, float]:
         if not isinstance(module, _BatchNorm) or module.running_mean is None:
             continue
         if module.momentum is None:
-            raise ConfigError(f"double_norm needs batch norms with a momentum; '{name}' averages over all batches")
+            raise ConfigError(
+                f"double_norm needs batch norms with a momentum; '{name}' averages over all batches"
+            )
         found[f"{name}." if name else ""] = module.momentum
     return found

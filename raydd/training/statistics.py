@@ -1,11 +1,14 @@
-"""Statistics of a data set under a network: of all images, and of each class (specification edc_sre2l_gvbsm_rded, 1.4 and 1.5).
+"""Statistics of a data set under a network: of all images, and of each class (specification
+edc_sre2l_gvbsm_rded, 1.4 and 1.5).
 
-``G``: the mean, weighted by size, of the statistics of batches (convolutions alone: batch norms know their own running
-statistics). ``T``: per class, the mean of its images' own statistics, whose variances are those within an image. One augmented
-view per image, keyed by the image: tables are equal bytes for any number of workers, and ``T`` depends on no slices or batches.
+``G``: the mean, weighted by size, of the statistics of batches (convolutions alone: batch norms
+know their own running statistics). ``T``: per class, the mean of its images' own statistics, whose
+variances are those within an image. One augmented view per image, keyed by the image: tables are
+equal bytes for any number of workers, and ``T`` depends on no slices or batches.
 
-Tables are outputs named ``G/<layer>/<statistic>`` and ``T/<layer>/<statistic>``, the statistics being ``mu``, ``var`` of channels
-and ``pmu``, ``pvar`` of patches. Of ImageNet-1k's five networks they are 0.8 GB in all; sums in float64 twice that.
+Tables are outputs named ``G/<layer>/<statistic>`` and ``T/<layer>/<statistic>``, the statistics
+being ``mu``, ``var`` of channels and ``pmu``, ``pvar`` of patches. Of ImageNet-1k's five networks
+they are 0.8 GB in all; sums in float64 twice that.
 """
 
 from __future__ import annotations
@@ -40,14 +43,17 @@ BATCH, SLICES = 256, 8
 def add_batch(sums: Tensors, statistics: Tensor, labels: Tensor) -> None:
     """Add a batch to running sums, in place: ``G [2, W]``, ``T [C, 2, W]`` float64, ``count [C]`` int64.
 
-    ``statistics``: of each image alone, ``[B, 2, W]``. The variance of the batch is the mean variance within its images plus the
-    variance of their means. Images of a class are added one after another: no atomics, the same bytes on every run.
+    ``statistics``: of each image alone, ``[B, 2, W]``. The variance of the batch is the mean
+    variance within its images plus the variance of their means. Images of a class are added one
+    after another: no atomics, the same bytes on every run.
     """
     wide = statistics.double()
     mean = wide[:, 0].mean(0)
     sums["G"][0] += mean * len(wide)
     sums["G"][1] += (wide[:, 1] + (wide[:, 0] - mean).square_()).sum(0)
-    earlier = (labels.unsqueeze(1) == labels).tril(-1).sum(1)  # images of the same class before this one
+    earlier = (
+        (labels.unsqueeze(1) == labels).tril(-1).sum(1)
+    )  # images of the same class before this one
     for k in range(int(earlier.max()) + 1):
         rows = (earlier == k).nonzero().squeeze(1)
         sums["T"][labels[rows]] += wide[rows]
@@ -67,9 +73,10 @@ class _Reader:
 class CollectStatistics(Stage):
     """Sums of a network's statistics over fixed slices of the training set, one unit each, one batch per step.
 
-    The training set is shuffled once, cut into ``slices``, and these into batches of ``batch`` images (the last of a slice may
-    be smaller): all part of the key, since ``G`` depends on who shares a batch. ``crop``: range of areas of a random resized
-    crop, or ``pad``: pixels of black around the image, of which a random crop is taken; then a flip. ``patch``: side of patches.
+    The training set is shuffled once, cut into ``slices``, and these into batches of ``batch``
+    images (the last of a slice may be smaller): all part of the key, since ``G`` depends on who
+    shares a batch. ``crop``: range of areas of a random resized crop, or ``pad``: pixels of black
+    around the image, of which a random crop is taken; then a flip. ``patch``: side of patches.
     Output: sums in float64 by layer, ``count`` of images by class.
     """
 
@@ -103,19 +110,27 @@ class CollectStatistics(Stage):
     @property
     def layout(self) -> Layout:
         """Which layers are observed."""
-        return observe(self.backbone.network, self.dataset.shape, self.backbone.dataset.classes, self.patch).layout
+        return observe(
+            self.backbone.network, self.dataset.shape, self.backbone.dataset.classes, self.patch
+        ).layout
 
     def cost(self, unit: str) -> Cost:
-        """Return the cost of a slice: forward passes; the sums, their output, and two batches of statistics and activations."""
+        """Return the cost of a slice: forward passes; the sums, their output, and two batches of
+        statistics and activations.
+        """
         first, last = self._span(unit)
-        facts = network_facts(self.backbone.network, self.dataset.shape, self.backbone.dataset.classes)
+        facts = network_facts(
+            self.backbone.network, self.dataset.shape, self.backbone.dataset.classes
+        )
         width = 2 * self.layout.width
         sums = 8 * (self.dataset.classes + 1) * width
         pixels = self.dataset.channels * self.dataset.height * self.dataset.width
         # No gradient: of the activations only some layers' are alive at once, beside maps of values and squares.
         return Cost(
             flop=facts.flop * (last - first),
-            peak_bytes=2 * sums + self.batch * (4 * facts.alive + 20 * width + 8 * pixels) + 4 * facts.parameters,
+            peak_bytes=2 * sums
+            + self.batch * (4 * facts.alive + 20 * width + 8 * pixels)
+            + 4 * facts.parameters,
             state_bytes=sums,
             output_bytes=sums,
         )
@@ -123,7 +138,9 @@ class CollectStatistics(Stage):
     def init(self, unit: str, ctx: Context) -> Tensors:
         """Return sums of zero."""
         if len(ctx.data["train"]) != sum(self.dataset.train_counts):
-            raise DataError(f"the training set has {len(ctx.data['train'])} images, planned were {sum(self.dataset.train_counts)}")
+            raise DataError(
+                f"the training set has {len(ctx.data['train'])} images, planned were {sum(self.dataset.train_counts)}"
+            )
         width, classes = self.layout.width, self.dataset.classes
         wide = {"dtype": torch.float64, "device": ctx.device}
         return {
@@ -136,20 +153,31 @@ class CollectStatistics(Stage):
         """Return the sums with batch ``t`` added, in place."""
         ids = self._ids(unit, t, ctx)
         images, labels = self._next(unit, t, ctx)
-        tap = ctx.cached(("tap", stage_digest(self)), lambda: StatTap(self.backbone.load(ctx, "backbone"), self.patch))
-        views = self._views(images.to(ctx.device), [ctx.rng("views", i) for i in ids[: len(images)].tolist()])
+        tap = ctx.cached(
+            ("tap", stage_digest(self)),
+            lambda: StatTap(self.backbone.load(ctx, "backbone"), self.patch),
+        )
+        views = self._views(
+            images.to(ctx.device), [ctx.rng("views", i) for i in ids[: len(images)].tolist()]
+        )
         with torch.no_grad():
             _, statistics = tap(views, len(views))
         if not bool(torch.isfinite(statistics).all()):
-            raise DataError(f"statistics of network '{self.backbone.network}' are not finite in batch {t} of {unit}")
+            raise DataError(
+                f"statistics of network '{self.backbone.network}' are not finite in batch {t} of {unit}"
+            )
         add_batch(state, statistics, labels.to(ctx.device))
         return state
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the sums by layer."""
         layout = self.layout
-        overall = {k: v for k, v in layout.split(state["G"]).items() if not k.startswith(self._batch_norms)}
-        tables = {f"G/{k}": v for k, v in overall.items()} | {f"T/{k}": v for k, v in layout.split(state["T"]).items()}
+        overall = {
+            k: v for k, v in layout.split(state["G"]).items() if not k.startswith(self._batch_norms)
+        }
+        tables = {f"G/{k}": v for k, v in overall.items()} | {
+            f"T/{k}": v for k, v in layout.split(state["T"]).items()
+        }
         return tables | {"count": state["count"]}
 
     @property
@@ -167,7 +195,10 @@ class CollectStatistics(Stage):
     def _ids(self, unit: str, t: int, ctx: Context) -> Tensor:
         """Return the images of a slice from batch ``t`` on."""
         data = cast(BaseData, ctx.data["train"])
-        order: Tensor = ctx.cached(("order", stage_digest(self)), lambda: data.shuffled(torch.arange(len(data)), ctx.rng("order")))
+        order: Tensor = ctx.cached(
+            ("order", stage_digest(self)),
+            lambda: data.shuffled(torch.arange(len(data)), ctx.rng("order")),
+        )
         first, last = self._span(unit)
         return order[first + t * self.batch : last]
 
@@ -212,7 +243,9 @@ class Statistics(TableStage):
                 sums[key] += value
         count = sums.pop("count")
         if not bool(count.all()):
-            raise DataError(f"class {int((count == 0).nonzero()[0, 0])} has no training images to take statistics of")
+            raise DataError(
+                f"class {int((count == 0).nonzero()[0, 0])} has no training images to take statistics of"
+            )
         images = count.sum().double()
         tables = {}
         while sums:  # one layer after another, so that both precisions are in memory once
@@ -225,10 +258,12 @@ class Statistics(TableStage):
 class StatisticsConfig:
     """Where statistics come from; the fields are the YAML keys under ``method.statistics``.
 
-    ``files``: the URL of a folder of tables made before (``<network>.safetensors``) or of the published ``npz`` tree; none: they
-    are collected here. ``patch``: side of patches in pixels (published: 16 at 224 pixels, 4 at 32 and 64). The other keys are of
-    collecting alone: images per ``batch`` (published: 256; 64 at 32 and 64 pixels), ``crop`` (areas of a random resized crop, by
-    default 0.08 to 1) or ``pad`` (published: 4 at 32 pixels, 8 at 64), ``slices`` (units, 8).
+    ``files``: the URL of a folder of tables made before (``<network>.safetensors``) or of the
+    published ``npz`` tree; none: they are collected here. ``patch``: side of patches in pixels
+    (published: 16 at 224 pixels, 4 at 32 and 64). The other keys are of collecting alone: images
+    per ``batch`` (published: 256; 64 at 32 and 64 pixels), ``crop`` (areas of a random resized
+    crop, by default 0.08 to 1) or ``pad`` (published: 4 at 32 pixels, 8 at 64), ``slices`` (units,
+    8).
     """
 
     patch: Annotated[int, Ge(1)] = 16
@@ -243,24 +278,39 @@ class StatisticsConfig:
             check_url(self.files, "statistics.files")
             for name in ("batch", "crop", "pad", "slices"):
                 if getattr(self, name) is not None:
-                    raise ConfigError(f"statistics.{name}={getattr(self, name)} has no effect: statistics.files={self.files} are read")
+                    raise ConfigError(
+                        f"statistics.{name}={getattr(self, name)} has no effect: statistics.files={self.files} are read"
+                    )
         if self.crop is not None and self.pad is not None:
-            raise ConfigError(f"statistics.crop={self.crop} and statistics.pad={self.pad}: images are cropped in one way; give one of them")
+            raise ConfigError(
+                f"statistics.crop={self.crop} and statistics.pad={self.pad}: images are cropped in one way; give one of"
+                " them"
+            )
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ConfigError(f"statistics.crop={self.crop}: allowed is a range within (0, 1]")
 
-    def source(self, backbone: Backbone, dataset: DatasetInfo, seed: int, numerics: Numerics) -> TableStage:
-        """Return the stage whose unit ``all`` holds the tables of a network; ``ConfigError`` for files that say they are of another."""
+    def source(
+        self, backbone: Backbone, dataset: DatasetInfo, seed: int, numerics: Numerics
+    ) -> TableStage:
+        """Return the stage whose unit ``all`` holds the tables of a network; ``ConfigError`` for
+        files that say they are of another.
+        """
         if self.files is not None:
             file = StatisticsFile.at(self.files, backbone.network, dataset.only(), self.patch)
-            if backbone.training is None or dataset.digests:  # else a plan made without the data, which the training's key depends on
+            if (
+                backbone.training is None or dataset.digests
+            ):  # else a plan made without the data, which the training's key depends on
                 file.require_weights(backbone.identity)
             return file
         side, images = min(dataset.height, dataset.width), sum(dataset.train_counts)
         if images and (self.slices or SLICES) > images:
-            raise ConfigError(f"statistics.slices={self.slices or SLICES} is more than the {images} training images")
+            raise ConfigError(
+                f"statistics.slices={self.slices or SLICES} is more than the {images} training images"
+            )
         if self.pad is not None and self.pad >= side:
-            raise ConfigError(f"statistics.pad={self.pad}: images of {dataset.height}x{dataset.width} allow at most {side - 1}")
+            raise ConfigError(
+                f"statistics.pad={self.pad}: images of {dataset.height}x{dataset.width} allow at most {side - 1}"
+            )
         collected = CollectStatistics(
             seed=seed,
             numerics=numerics,
@@ -274,12 +324,18 @@ class StatisticsConfig:
         )
         return Statistics(seed=seed, numerics=numerics, collected=collected)
 
-    def missing(self, networks: Sequence[str], dataset: DatasetInfo, *, classes: bool = True) -> list[str]:
-        """Return a line for each network whose tables are not among the files, or do not fit; none where they are collected.
+    def missing(
+        self, networks: Sequence[str], dataset: DatasetInfo, *, classes: bool = True
+    ) -> list[str]:
+        """Return a line for each network whose tables are not among the files, or do not fit; none
+        where they are collected.
 
         ``classes``: whether class tables are needed.
         """
         if self.files is None:
             return []
-        made = (StatisticsFile.at(self.files, network, dataset.only(), self.patch) for network in dict.fromkeys(networks))
+        made = (
+            StatisticsFile.at(self.files, network, dataset.only(), self.patch)
+            for network in dict.fromkeys(networks)
+        )
         return [line for line in (file.fault(classes) for file in made) if line]

@@ -1,8 +1,10 @@
-"""Tables of statistics as files: ours, and the published tree of ``npz`` (specification edc_sre2l_gvbsm_rded, section 1.6).
+"""Tables of statistics as files: ours, and the published tree of ``npz`` (specification
+edc_sre2l_gvbsm_rded, section 1.6).
 
-Ours is ``<network>.safetensors`` with ``G/<layer>/{mu,var,pmu,pvar}`` and ``T/...`` of a row per class. The published tree has a
-small file per layer and class, in which the class files of convolutions hold patch means under the name of variances and the other
-way round. That is recognised (a variance is never negative) and undone: tables here are never swapped.
+Ours is ``<network>.safetensors`` with ``G/<layer>/{mu,var,pmu,pvar}`` and ``T/...`` of a row per
+class. The published tree has a small file per layer and class, in which the class files of
+convolutions hold patch means under the name of variances and the other way round. That is
+recognised (a variance is never negative) and undone: tables here are never swapped.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ _IDENTITY = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class Tables(NamedTuple):
-    """What a network's statistics are to match: ``overall [2, W]``; ``classes [C, 2, W]``, or ``None`` if not asked for."""
+    """What a network's statistics are to match: ``overall [2, W]``; ``classes [C, 2, W]``, or
+    ``None`` if not asked for.
+    """
 
     overall: Tensor
     classes: Tensor | None
@@ -54,21 +58,28 @@ class TableStage(Stage):
         return {name: Ref(self, "all")}
 
 
-def load_tables(ctx: Context, name: str, tap: StatTap, *, classes: bool = True, swap: bool = False) -> Tables:
+def load_tables(
+    ctx: Context, name: str, tap: StatTap, *, classes: bool = True, swap: bool = False
+) -> Tables:
     """Return the tables of the input ``name`` for an observed network, on the worker's device.
 
-    Batch norms' overall statistics are the network's own. ``swap``: exchange the patch means and variances of classes, as the
-    published files have them. ``DataError`` if a layer that is observed is not in the tables, or not of its width.
+    Batch norms' overall statistics are the network's own. ``swap``: exchange the patch means and
+    variances of classes, as the published files have them. ``DataError`` if a layer that is
+    observed is not in the tables, or not of its width.
     """
     found = ctx.load(name)
-    parts: dict[str, Tensors] = {kind: {k[2:]: v for k, v in found.items() if k.startswith(f"{kind}/")} for kind in "GT"}
+    parts: dict[str, Tensors] = {
+        kind: {k[2:]: v for k, v in found.items() if k.startswith(f"{kind}/")} for kind in "GT"
+    }
     what = f"the tables '{name}'"
     overall = tap.running()
     convolutions = [layer for layer in tap.layout.layers if layer.kind == "conv"]
     if convolutions:
         _require(parts["G"], convolutions, f"{what} of the data set")
         own = tap.layout.columns(kind="bn").to(overall.device)
-        overall = torch.where(own, overall, tap.layout.join(parts["G"], what=what).to(overall.device))
+        overall = torch.where(
+            own, overall, tap.layout.join(parts["G"], what=what).to(overall.device)
+        )
     if not classes:
         return Tables(overall, None)
     _require(parts["T"], tap.layout.layers, f"{what} of classes")
@@ -79,7 +90,10 @@ def load_tables(ctx: Context, name: str, tap: StatTap, *, classes: bool = True, 
 def _require(parts: Mapping[str, Tensor], layers: Sequence[Layer], what: str) -> None:
     absent = [layer.name for layer in layers if f"{layer.name}/mu" not in parts]
     if absent:
-        raise DataError(f"{what} lack {len(absent)} of {len(layers)} layers: {', '.join(absent[:4])}{', …' if len(absent) > 4 else ''}")
+        raise DataError(
+            f"{what} lack {len(absent)} of {len(layers)} layers:"
+            f" {', '.join(absent[:4])}{', …' if len(absent) > 4 else ''}"
+        )
 
 
 def _numbers(text: str) -> tuple[Any, ...]:
@@ -94,7 +108,9 @@ def _require_table(values: Tensor, name: str, url: str) -> None:
     shape = ["classes", width] if name.startswith("T/") else [width]
     if values.dim() != len(shape) or not values.is_floating_point():
         found = f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
-        raise DataError(f"{url}: table '{name}' is {found}; floating-point numbers [{', '.join(shape)}] are read")
+        raise DataError(
+            f"{url}: table '{name}' is {found}; floating-point numbers [{', '.join(shape)}] are read"
+        )
 
 
 def _require_variances(values: Tensor, what: str) -> None:
@@ -104,7 +120,9 @@ def _require_variances(values: Tensor, what: str) -> None:
 
 @lru_cache(maxsize=64)
 def _weights_of(url: str, path: str, digest: str) -> tuple[str, ...]:
-    """Return by what our file of this sha256 names the weights it is of, any of which will do; nothing if it does not say so."""
+    """Return by what our file of this sha256 names the weights it is of, any of which will do;
+    nothing if it does not say so.
+    """
     storage = Storage(url)
     if storage.size(path) < 8:
         return ()
@@ -117,11 +135,20 @@ def _weights_of(url: str, path: str, digest: str) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str) and _IDENTITY.fullmatch(name))
 
 
-def save_tables(url: str, network: str, tables: Mapping[str, Tensor], *, dataset: DatasetInfo, patch: int, facts: Mapping[str, str]) -> str:
+def save_tables(
+    url: str,
+    network: str,
+    tables: Mapping[str, Tensor],
+    *,
+    dataset: DatasetInfo,
+    patch: int,
+    facts: Mapping[str, str],
+) -> str:
     """Write the output of a :class:`TableStage` for others, in the folder ``url``; return the file's URL.
 
-    ``facts``: what else its metadata says (weights, transform, batch, number of images). ``weights``: JSON, the identity of the network
-    or a list of several by which it is known; a job whose network has another is refused.
+    ``facts``: what else its metadata says (weights, transform, batch, number of images).
+    ``weights``: JSON, the identity of the network or a list of several by which it is known; a job
+    whose network has another is refused.
     """
     metadata = {
         **facts,
@@ -157,7 +184,15 @@ class StatisticsFile(TableStage):
         paths = [f"{name}.safetensors" for name in dict.fromkeys((*spellings(network), network))]
         path = next((p for p in paths if storage.exists(p)), "")
         digest = Weights.at(join(storage.url, path)).digest if path else tree_digest(storage.url)
-        return cls(seed=0, url=storage.url, path=path, digest=digest, network=network, dataset=dataset, patch=patch)
+        return cls(
+            seed=0,
+            url=storage.url,
+            path=path,
+            digest=digest,
+            network=network,
+            dataset=dataset,
+            patch=patch,
+        )
 
     def cost(self, unit: str) -> Cost:
         """Return the cost: the tables twice in memory, and in the store."""
@@ -170,8 +205,14 @@ class StatisticsFile(TableStage):
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the tables under our names; ``DataError`` if they are missing, have changed or do not fit."""
-        if StatisticsFile.at(self.url, self.network, self.dataset, self.patch).digest != self.digest or not self.digest:
-            raise DataError(f"{join(self.url, self.path)} has changed since it was planned with, or is missing")
+        if (
+            StatisticsFile.at(self.url, self.network, self.dataset, self.patch).digest
+            != self.digest
+            or not self.digest
+        ):
+            raise DataError(
+                f"{join(self.url, self.path)} has changed since it was planned with, or is missing"
+            )
         return self.read()
 
     def fault(self, classes: bool) -> str:
@@ -189,12 +230,15 @@ class StatisticsFile(TableStage):
         return ""
 
     def require_weights(self, identity: str) -> None:
-        """Raise ``ConfigError`` if our file says that its statistics are of other weights than those of ``identity`` (empty: not known)."""
+        """Raise ``ConfigError`` if our file says that its statistics are of other weights than
+        those of ``identity`` (empty: not known).
+        """
         said = _weights_of(self.url, self.path, self.digest) if self.path and identity else ()
         if said and identity not in said:
             raise ConfigError(
-                f"{join(self.url, self.path)} has statistics of network '{self.network}' with the weights {said[0][:12]}, but the job's "
-                f"are {identity[:12]}: give the teachers they were taken of, or leave statistics.files out to collect them"
+                f"{join(self.url, self.path)} has statistics of network '{self.network}' with the weights"
+                f" {said[0][:12]}, but the job's are {identity[:12]}: give the teachers they were taken of, or leave"
+                " statistics.files out to collect them"
             )
 
     def read(self) -> Tensors:
@@ -210,19 +254,33 @@ class StatisticsFile(TableStage):
         held = load_tensors(data, url)
         said = load_metadata(data)
         if said.get("patch", str(self.patch)) != str(self.patch):
-            raise DataError(f"{url} has patches of {said['patch']} pixels, statistics.patch is {self.patch}")
+            raise DataError(
+                f"{url} has patches of {said['patch']} pixels, statistics.patch is {self.patch}"
+            )
         for key, value in (("mean", self.dataset.mean), ("std", self.dataset.std)):
             if key in said and _numbers(said[key]) != value:
-                raise DataError(f"{url} is of images normalised with {key} {said[key]}, the data set's is {list(value)}")
+                raise DataError(
+                    f"{url} is of images normalised with {key} {said[key]}, the data set's is {list(value)}"
+                )
         layout, spelled = self._observed()
-        names = max(spelled, key=lambda names: sum(f"G/{theirs}/mu" in held for theirs in names.values()))
+        names = max(
+            spelled, key=lambda names: sum(f"G/{theirs}/mu" in held for theirs in names.values())
+        )
         tables: Tensors = {}
         for kind in "GT":
-            keys = {f"{ours}/{s}": f"{kind}/{theirs}/{s}" for ours, theirs in names.items() for s in KEYS}
+            keys = {
+                f"{ours}/{s}": f"{kind}/{theirs}/{s}"
+                for ours, theirs in names.items()
+                for s in KEYS
+            }
             parts = {ours: held[theirs] for ours, theirs in keys.items() if theirs in held}
             if not parts and kind == "T":
                 continue
-            _require(parts, [x for x in layout.layers if kind == "T" or x.kind == "conv"], f"{url}: the tables {kind}")
+            _require(
+                parts,
+                [x for x in layout.layers if kind == "T" or x.kind == "conv"],
+                f"{url}: the tables {kind}",
+            )
             for theirs in (theirs for theirs in keys.values() if theirs in held):
                 _require_table(held[theirs], theirs, url)
             self._check_rows(parts, kind, url)
@@ -236,7 +294,10 @@ class StatisticsFile(TableStage):
     def _check_rows(self, parts: Mapping[str, Tensor], kind: str, url: str) -> None:
         rows = {len(v) for v in parts.values()} if kind == "T" else {self.dataset.classes}
         if rows != {self.dataset.classes}:
-            raise DataError(f"{url} has tables of {', '.join(map(str, sorted(rows)))} classes, the data set has {self.dataset.classes}")
+            raise DataError(
+                f"{url} has tables of {', '.join(map(str, sorted(rows)))} classes, the data set has"
+                f" {self.dataset.classes}"
+            )
 
     def _files(self) -> tuple[Files, dict[str, str]]:
         """Return the network's files in the published tree, and what our layers are called there."""
@@ -250,21 +311,33 @@ class StatisticsFile(TableStage):
             if {layer for layer, c in files if c == -1} == {names[ours] for ours in convolutions}
         ]
         # Of one Python class with several networks, the tree names the network behind it.
-        told = [(p, names) for p, names in fitting if any(p.endswith(f"_{name}") for name in spellings(self.network))]
+        told = [
+            (p, names)
+            for p, names in fitting
+            if any(p.endswith(f"_{name}") for name in spellings(self.network))
+        ]
         chosen = dict(reversed(told or fitting))
         if len(chosen) != 1:
-            found = f"{', '.join(sorted(chosen))} could each be" if chosen else f"none of {', '.join(sorted(tree))} has the layers of"
+            found = (
+                f"{', '.join(sorted(chosen))} could each be"
+                if chosen
+                else f"none of {', '.join(sorted(tree))} has the layers of"
+            )
             raise DataError(f"{self.url}: {found} network '{self.network}'")
         ((prefix, names),) = chosen.items()
         return tree[prefix], names
 
     def _published(self, most: int | None = None) -> Tensors:
-        """Return the tables of the published tree, those of at most ``most`` classes; all files must be there all the same."""
+        """Return the tables of the published tree, those of at most ``most`` classes; all files
+        must be there all the same.
+        """
         (files, names), layout = self._files(), self._observed().layout
         known = self._classes(files)
         self._require_files(files, names, known)
         with ThreadPoolExecutor(16) as pool:
-            overall = self._rows(files, names, [-1], [x for x in layout.layers if x.kind == "conv"], pool)
+            overall = self._rows(
+                files, names, [-1], [x for x in layout.layers if x.kind == "conv"], pool
+            )
             tables = {f"G/{k}": v[0] for k, v in overall.items()}
             if not known:
                 return tables
@@ -283,17 +356,26 @@ class StatisticsFile(TableStage):
             absent = [row for row in known if (names[layer.name], row) not in files]
             if absent:
                 folder = f"{'Conv' if layer.kind == 'conv' else 'BN'}FeatureHook/class_{absent[0]}"
-                raise DataError(f"{self.url} lacks layer '{names[layer.name]}' of class {absent[0]}: put its file into {folder}")
+                raise DataError(
+                    f"{self.url} lacks layer '{names[layer.name]}' of class {absent[0]}: put its file into {folder}"
+                )
 
     def _classes(self, files: Files) -> list[int]:
         """Return the classes that the published tree has files of: all of the data set's, or none."""
         known = sorted({c for _, c in files if c >= 0})
         if known and known != list(range(self.dataset.classes)):
-            raise DataError(f"{self.url} has statistics of {len(known)} classes, the data set has {self.dataset.classes}")
+            raise DataError(
+                f"{self.url} has statistics of {len(known)} classes, the data set has {self.dataset.classes}"
+            )
         return known
 
     def _rows(
-        self, files: Files, names: Mapping[str, str], rows: Sequence[int], layers: Sequence[Layer], pool: ThreadPoolExecutor
+        self,
+        files: Files,
+        names: Mapping[str, str],
+        rows: Sequence[int],
+        layers: Sequence[Layer],
+        pool: ThreadPoolExecutor,
     ) -> Tensors:
         """Return ``<layer>/<statistic>`` of the files of some classes, stacked."""
         found: Tensors = {}
@@ -303,22 +385,42 @@ class StatisticsFile(TableStage):
             held = list(pool.map(partial(read_npz, storage), paths))
             for statistic in tuple(KEYS)[: 4 if layer.cells else 2]:
                 width = layer.cells if statistic.startswith("p") else layer.channels
-                found[f"{layer.name}/{statistic}"] = self._stack(held, paths, statistic, width, swapped=rows[0] >= 0)
+                found[f"{layer.name}/{statistic}"] = self._stack(
+                    held, paths, statistic, width, swapped=rows[0] >= 0
+                )
         return found
 
-    def _stack(self, held: Sequence[Tensors], paths: Sequence[str], statistic: str, width: int, *, swapped: bool) -> Tensor:
-        """Return a statistic ``[len(held), width]`` of the files of ``paths``; ``swapped``: whether patches may be exchanged in them."""
+    def _stack(
+        self,
+        held: Sequence[Tensors],
+        paths: Sequence[str],
+        statistic: str,
+        width: int,
+        *,
+        swapped: bool,
+    ) -> Tensor:
+        """Return a statistic ``[len(held), width]`` of the files of ``paths``; ``swapped``: whether
+        patches may be exchanged in them.
+        """
         patches = statistic.startswith("p")
         for path, values in zip(paths, held, strict=True):
             if values.get(statistic, torch.empty(0)).shape != (width,):
                 hint = f" (statistics.patch is {self.patch})" if patches else ""
-                raise DataError(f"{join(self.url, path)}: {KEYS[statistic]} is missing, or not of {width} values{hint}")
+                raise DataError(
+                    f"{join(self.url, path)}: {KEYS[statistic]} is missing, or not of {width} values{hint}"
+                )
         table = torch.stack([values[statistic] for values in held])
         least = 0.0 if statistic.endswith("var") and not (patches and swapped) else -torch.inf
         bad = ~(torch.isfinite(table) & (table >= least)).all(1)
         if bool(bad.any()):
-            what = "values that are not finite" if least else "negative variances, or values that are not finite"
-            raise DataError(f"{join(self.url, paths[int(bad.nonzero()[0, 0])])}: {KEYS[statistic]} holds {what}")
+            what = (
+                "values that are not finite"
+                if least
+                else "negative variances, or values that are not finite"
+            )
+            raise DataError(
+                f"{join(self.url, paths[int(bad.nonzero()[0, 0])])}: {KEYS[statistic]} holds {what}"
+            )
         return table
 
 
@@ -335,7 +437,10 @@ def observe(name: str, shape: Shape, classes: int, patch: int) -> Observed:
     network = create_network(name, shape, classes, generator(0, "facts"))
     with StatTap(network, patch) as tap:
         layers = [layer.name for layer in tap.layout.layers]
-        return Observed(tap.layout, [{ours: scheme(ours) for ours in layers} for scheme in (_same, *schemes(network))])
+        return Observed(
+            tap.layout,
+            [{ours: scheme(ours) for ours in layers} for scheme in (_same, *schemes(network))],
+        )
 
 
 def _same(name: str) -> str:

@@ -1,4 +1,6 @@
-"""The published tree of statistics: a small ``npz`` per layer and class (specification edc_sre2l_gvbsm_rded, section 1.6)."""
+"""The published tree of statistics: a small ``npz`` per layer and class (specification
+edc_sre2l_gvbsm_rded, section 1.6).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 
 _FILE = re.compile(r"(?:.*/)?(Conv|BN)FeatureHook/(?:class_(\d+)/)?([^/=]+)=([^/]+)/running\.npz")
-KEYS = {"mu": "running_dd_mean", "var": "running_dd_var", "pmu": "running_patch_mean", "pvar": "running_patch_var"}
+KEYS = {
+    "mu": "running_dd_mean",
+    "var": "running_dd_var",
+    "pmu": "running_patch_mean",
+    "pvar": "running_patch_var",
+}
 _CHUNK = 64
 Files = dict[tuple[str, int], str]
 """The paths of ``(layer, class)``, class -1 for the whole data set."""
@@ -29,9 +36,15 @@ def read_npz(storage: Storage, path: str) -> dict[str, Tensor]:
     """Return the statistics in one file, under our names; ``DataError`` if it is torn."""
     try:
         with np.load(io.BytesIO(storage.get(path)), allow_pickle=False) as arrays:
-            return {ours: torch.from_numpy(np.array(arrays[key], np.float32)) for ours, key in KEYS.items() if key in arrays}
+            return {
+                ours: torch.from_numpy(np.array(arrays[key], np.float32))
+                for ours, key in KEYS.items()
+                if key in arrays
+            }
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise DataError(f"{join(storage.url, path)} is no npz file of statistics: {error}") from error
+        raise DataError(
+            f"{join(storage.url, path)} is no npz file of statistics: {error}"
+        ) from error
 
 
 @lru_cache(maxsize=4)
@@ -48,7 +61,9 @@ def list_tree(url: str) -> dict[str, Files]:
         if match is not None:
             tree.setdefault(match[3], {})[match[4], int(match[2] or -1)] = path
     if not tree:
-        raise DataError(f"{url} holds neither <network>.safetensors nor the folders ConvFeatureHook and BNFeatureHook")
+        raise DataError(
+            f"{url} holds neither <network>.safetensors nor the folders ConvFeatureHook and BNFeatureHook"
+        )
     return tree
 
 
@@ -59,11 +74,19 @@ def _contents(storage: Storage, paths: Sequence[str]) -> bytes:
 @lru_cache(maxsize=4)
 def _hash_tree(url: str) -> str:
     storage, stamps = Storage(url), _listing(url)
-    entries = sorted((path, c) for files in list_tree(url).values() for (_, c), path in files.items())
-    h = hashlib.sha256("\n".join(path if storage.local else f"{path} {stamps[path]}" for path, _ in entries).encode())
+    entries = sorted(
+        (path, c) for files in list_tree(url).values() for (_, c), path in files.items()
+    )
+    h = hashlib.sha256(
+        "\n".join(
+            path if storage.local else f"{path} {stamps[path]}" for path, _ in entries
+        ).encode()
+    )
     read = [path for path, c in entries if storage.local or c <= 0]
     with ThreadPoolExecutor(16) as pool:
-        for part in pool.map(partial(_contents, storage), (read[i : i + _CHUNK] for i in range(0, len(read), _CHUNK))):
+        for part in pool.map(
+            partial(_contents, storage), (read[i : i + _CHUNK] for i in range(0, len(read), _CHUNK))
+        ):
             h.update(part)
     return h.hexdigest()
 
@@ -71,8 +94,9 @@ def _hash_tree(url: str) -> str:
 def tree_digest(url: str) -> str:
     """Return the sha256 of a published tree's paths and files, kept like :func:`list_tree`; empty if there is no tree.
 
-    Local files are read, so that a copy has the same digest. Elsewhere that would be a request for each: there it is of the data set's
-    files, those of the first class, and the sizes and checksums (or times) that the listing says of all.
+    Local files are read, so that a copy has the same digest. Elsewhere that would be a request for
+    each: there it is of the data set's files, those of the first class, and the sizes and checksums
+    (or times) that the listing says of all.
     """
     try:
         return _hash_tree(url)

@@ -1,8 +1,8 @@
 """Training of one or several networks on a set of labelled images, epoch by epoch.
 
-The state of ``R`` networks is one ``dict[str, Tensor]`` whose tensors have a first dimension ``R``. Every draw is keyed by
-the network's number (its *repeat*) and the epoch, so that a network does not depend on those trained beside it, and a
-training resumed between two epochs returns the same bytes.
+The state of ``R`` networks is one ``dict[str, Tensor]`` whose tensors have a first dimension ``R``.
+Every draw is keyed by the network's number (its *repeat*) and the epoch, so that a network does not
+depend on those trained beside it, and a training resumed between two epochs returns the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from raydd.training.augmentation import Augment, DrawnAugmentation, make_augment
 from raydd.training.precision import warn_of_slow_bf16
 from raydd.training.recorded import RecordedStep
 from raydd.training.schedules import alrs_factor
-from raydd.training.sgd import Labels, Recipe, TrainingStep, forget_momentum, fresh_state, stack_states, unstack_state
+from raydd.training.sgd import (
+    Labels,
+    Recipe,
+    TrainingStep,
+    forget_momentum,
+    fresh_state,
+    stack_states,
+    unstack_state,
+)
 
 Batch = tuple[Tensor, Labels]
 
@@ -65,7 +73,9 @@ class ResidentSet:
         if len(self.images) <= size:
             yield self.images, self.labels
             return
-        order = torch.randperm(len(self.images), generator=rng("batches", epoch)).to(self.images.device)
+        order = torch.randperm(len(self.images), generator=rng("batches", epoch)).to(
+            self.images.device
+        )
         for ids in order.split(size):
             yield self.images[ids], self.labels[ids]
 
@@ -99,9 +109,18 @@ def global_draws(generator: torch.Generator) -> Iterator[None]:
 
 @lru_cache(maxsize=32)
 def _made_once(
-    network: str, shape: Shape, classes: int, recipe: Recipe, numerics: Numerics, device: str, dtype: torch.dtype, stacked: bool
+    network: str,
+    shape: Shape,
+    classes: int,
+    recipe: Recipe,
+    numerics: Numerics,
+    device: str,
+    dtype: torch.dtype,
+    stacked: bool,
 ) -> tuple[Network, TrainingStep, bool]:
-    """Return a network (for its structure), its step, and whether that is stacked: compiled once per process, not per unit."""
+    """Return a network (for its structure), its step, and whether that is stacked: compiled once
+    per process, not per unit.
+    """
     if numerics.precision == "bf16":
         warn_of_slow_bf16(torch.device(device))
     made = create_network(network, shape, classes, generator(0, "structure")).to(device, dtype)
@@ -110,8 +129,12 @@ def _made_once(
 
 
 @lru_cache(maxsize=8)
-def _recorded_once(step: TrainingStep, recipe: Recipe, size: tuple[int, int], black: tuple[float, ...], device: str) -> RecordedStep | None:
-    """Return the step with the recipe's augmentation as one recorded piece; ``None`` where that cannot be: layers or images that draw."""
+def _recorded_once(
+    step: TrainingStep, recipe: Recipe, size: tuple[int, int], black: tuple[float, ...], device: str
+) -> RecordedStep | None:
+    """Return the step with the recipe's augmentation as one recorded piece; ``None`` where that
+    cannot be: layers or images that draw.
+    """
     augmentation = make_augmentation(recipe, size, black or None)
     if not isinstance(augmentation, DrawnAugmentation) or not stackable(step.network):
         return None
@@ -154,31 +177,53 @@ class StudentTraining:
         self.create = lambda draws: create_network(network, shape, classes, draws)
         wanted = len(self.repeats) > 1 and (device.type == "cuda" if stacked is None else stacked)
         known = recipe.of_step()
-        self.network, self.step, self.stacked = _made_once(network, shape, classes, known, numerics, str(device), dtype, wanted)
+        self.network, self.step, self.stacked = _made_once(
+            network, shape, classes, known, numerics, str(device), dtype, wanted
+        )
         self.augment: Augment = make_augmentation(recipe, shape[1:], black)
-        drawn = Recipe(epochs=0, **{name: getattr(recipe, name) for name in ("augmentation", "strategy", "pad", "scale")})
+        drawn = Recipe(
+            epochs=0,
+            **{
+                name: getattr(recipe, name) for name in ("augmentation", "strategy", "pad", "scale")
+            },
+        )
         facts = (drawn, shape[1:], tuple(black or ()), str(device))
         self.recorded = _recorded_once(self.step, *facts) if recordable(device) else None
 
     def init(self, fill: Callable[[Network], None] | None = None) -> Tensors:
-        """Return the state of freshly initialised students, on the device; ``fill`` may put other weights into each first."""
+        """Return the state of freshly initialised students, on the device; ``fill`` may put other
+        weights into each first.
+        """
         networks = [self.create(rng("init")) for rng in self.rngs]
         if fill is not None:
             for network in networks:
                 fill(network)
-        return stack_states([fresh_state(network.to(self.device, self.dtype), self.recipe) for network in networks])
+        return stack_states(
+            [fresh_state(network.to(self.device, self.dtype), self.recipe) for network in networks]
+        )
 
-    def epoch(self, state: Tensors, epoch: int, data: TrainingSet) -> tuple[Tensors, Tensor, Tensor]:
-        """Return the state after one epoch, and each student's mean loss and accuracy on its (augmented) batches, ``[R]``."""
+    def epoch(
+        self, state: Tensors, epoch: int, data: TrainingSet
+    ) -> tuple[Tensors, Tensor, Tensor]:
+        """Return the state after one epoch, and each student's mean loss and accuracy on its
+        (augmented) batches, ``[R]``.
+        """
         if epoch in self.recipe.drops:
             state = forget_momentum(state)
         rate = torch.tensor(self.recipe.rate(epoch), dtype=self.dtype, device=self.device)
         if self.stacked:
             state, loss, accuracy = self._lockstep(state, epoch, data, rate)
         else:
-            parts = [self._alone(unstack_state(state, i), epoch, data, rate, rng) for i, rng in enumerate(self.rngs)]
+            parts = [
+                self._alone(unstack_state(state, i), epoch, data, rate, rng)
+                for i, rng in enumerate(self.rngs)
+            ]
             states, losses, accuracies = zip(*parts, strict=True)
-            state, loss, accuracy = stack_states(list(states)), torch.stack(losses), torch.stack(accuracies)
+            state, loss, accuracy = (
+                stack_states(list(states)),
+                torch.stack(losses),
+                torch.stack(accuracies),
+            )
         if self.recipe.schedule == "alrs":
             state["alrs.factor"] = alrs_factor(state["alrs.factor"], state["alrs.loss"], loss)
             state["alrs.loss"] = loss
@@ -193,32 +238,50 @@ class StudentTraining:
         return images, labels.to(self.dtype) if labels.is_floating_point() else labels
 
     def _batch(
-        self, state: Tensors, images: Tensor, labels: Labels, rate: Tensor, draws: Sequence[torch.Generator]
+        self,
+        state: Tensors,
+        images: Tensor,
+        labels: Labels,
+        rate: Tensor,
+        draws: Sequence[torch.Generator],
     ) -> tuple[Tensors, Tensor, Tensor]:
-        """Return the state after one batch ``[R, B, C, H, W]`` (R is 1 unless students are stacked), augmented by its students' draws."""
+        """Return the state after one batch ``[R, B, C, H, W]`` (R is 1 unless students are
+        stacked), augmented by its students' draws.
+        """
         if self.recorded is not None:
             return self.recorded(state, images if self.stacked else images[0], labels, rate, draws)
         images = self.augment(images, draws)
         return self.step(state, images if self.stacked else images.squeeze(0), labels, rate)
 
-    def _alone(self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor, rng: KeyedRng) -> tuple[Tensors, Tensor, Tensor]:
+    def _alone(
+        self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor, rng: KeyedRng
+    ) -> tuple[Tensors, Tensor, Tensor]:
         draws = rng("augment", epoch)
         seen, losses, hits = 0, [], []
         with global_draws(rng("dropout", epoch)):
             for images, labels in data.batches(epoch, self.recipe.batch, rng):
                 images, labels = self._to_device(images, labels)
-                state, loss, correct = self._batch(state, images.unsqueeze(0), labels, rate, [draws])
+                state, loss, correct = self._batch(
+                    state, images.unsqueeze(0), labels, rate, [draws]
+                )
                 losses.append(loss)
                 hits.append(correct)
                 seen += len(images)
         return state, torch.stack(losses).sum(0) / seen, torch.stack(hits).sum(0) / seen
 
-    def _lockstep(self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+    def _lockstep(
+        self, state: Tensors, epoch: int, data: TrainingSet, rate: Tensor
+    ) -> tuple[Tensors, Tensor, Tensor]:
         draws = [rng("augment", epoch) for rng in self.rngs]
         seen, losses, hits = 0, [], []
-        for batches in zip(*(data.batches(epoch, self.recipe.batch, rng) for rng in self.rngs), strict=True):
+        for batches in zip(
+            *(data.batches(epoch, self.recipe.batch, rng) for rng in self.rngs), strict=True
+        ):
             ready = [self._to_device(images, labels) for images, labels in batches]
-            images, labels = torch.stack([images for images, _ in ready]), stack_labels([labels for _, labels in ready])
+            images, labels = (
+                torch.stack([images for images, _ in ready]),
+                stack_labels([labels for _, labels in ready]),
+            )
             state, loss, correct = self._batch(state, images, labels, rate, draws)
             losses.append(loss)
             hits.append(correct)

@@ -1,4 +1,6 @@
-"""Networks trained on the whole training set: feature extractors, and the reference a distilled set is measured against."""
+"""Networks trained on the whole training set: feature extractors, and the reference a distilled set
+is measured against.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Start(Protocol):
     """Weights that a training starts from: a frozen dataclass, part of the stage's key."""
 
     def fill(self, network: Network) -> None:
-        """Write the weights into a fresh network in place; what it leaves (a last layer of other classes) stays fresh."""
+        """Write the weights into a fresh network in place; what it leaves (a last layer of other
+        classes) stays fresh.
+        """
         ...
 
 
@@ -65,9 +69,9 @@ class TrainNetwork(Stage):
     ``save_epoch``: the epoch (from 0) after which the training ends, its schedule being that of all the recipe's epochs
     (default: the last). ``start``: weights to start from instead of random ones.
 
-    Output of a unit: ``params.*`` (their moving average where the recipe has one) and ``buffers.*`` of the network,
-    ``train_accuracy`` of its last epoch, the number of ``images`` it was trained on. A recipe of no epochs gives a network
-    as it started. ``dataset``: narrowed to ``train``.
+    Output of a unit: ``params.*`` (their moving average where the recipe has one) and ``buffers.*``
+    of the network, ``train_accuracy`` of its last epoch, the number of ``images`` it was trained
+    on. A recipe of no epochs gives a network as it started. ``dataset``: narrowed to ``train``.
     """
 
     phase: ClassVar[str] = "squeeze"
@@ -82,7 +86,9 @@ class TrainNetwork(Stage):
     def __post_init__(self) -> None:
         if self.save_epoch is not None and not 0 <= self.save_epoch < self.recipe.epochs:
             epochs = self.recipe.epochs
-            raise ConfigError(f"save_epoch must be from 0 to {epochs - 1}, of {epochs} epochs, not {self.save_epoch}")
+            raise ConfigError(
+                f"save_epoch must be from 0 to {epochs - 1}, of {epochs} epochs, not {self.save_epoch}"
+            )
 
     def units(self) -> Sequence[str]:
         """Return one unit per network, ``network-000``."""
@@ -122,7 +128,10 @@ class TrainNetwork(Stage):
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the network's weights without the optimiser's memory."""
         weights = {name: value[0] for name, value in weights_for_test(state).items()}
-        counts = {"train_accuracy": state["train_accuracy"][0], "images": torch.tensor(len(ctx.data["train"]))}
+        counts = {
+            "train_accuracy": state["train_accuracy"][0],
+            "images": torch.tensor(len(ctx.data["train"])),
+        }
         return weights | counts
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
@@ -136,13 +145,18 @@ class TrainNetwork(Stage):
                 repeats=[int(unit.removeprefix("network-"))],
                 rng=partial(generator, self.seed),
                 device=ctx.device,
-                black=[-mean / std for mean, std in zip(self.dataset.mean, self.dataset.std, strict=True)],
+                black=[
+                    -mean / std
+                    for mean, std in zip(self.dataset.mean, self.dataset.std, strict=True)
+                ],
             )
 
         return ctx.cached(("training", stage_digest(self), unit), make)
 
 
-def restore_network(name: str, info: DatasetInfo, weights: Mapping[str, Tensor], device: torch.device) -> Network:
+def restore_network(
+    name: str, info: DatasetInfo, weights: Mapping[str, Tensor], device: torch.device
+) -> Network:
     """Return the network of a :class:`TrainNetwork` output, in eval mode and without gradients."""
     network = create_network(name, info.shape, info.classes, generator(0, "structure")).to(device)
     load_state(network, weights)
@@ -150,12 +164,23 @@ def restore_network(name: str, info: DatasetInfo, weights: Mapping[str, Tensor],
     return network
 
 
-def features_of(network: Network, images: Tensor, info: DatasetInfo, numerics: Numerics, batch: int = 256) -> Tensor:
-    """Return the features ``[N, embed_dim]`` (float32) of uint8 images, ``batch`` at a time; ``DataError`` if not finite."""
+def features_of(
+    network: Network, images: Tensor, info: DatasetInfo, numerics: Numerics, batch: int = 256
+) -> Tensor:
+    """Return the features ``[N, embed_dim]`` (float32) of uint8 images, ``batch`` at a time;
+    ``DataError`` if not finite.
+    """
     device = next(network.parameters()).device
     embed = fast_embed(network, numerics)
     with torch.no_grad():
-        features = torch.cat([embed(normalise(chunk.to(device), info.mean, info.std)) for chunk in images.split(batch)])
+        features = torch.cat(
+            [
+                embed(normalise(chunk.to(device), info.mean, info.std))
+                for chunk in images.split(batch)
+            ]
+        )
     if not bool(torch.isfinite(features).all()):
-        raise DataError(f"the features of network '{network.name}' hold NaN or infinity: its training diverged")
+        raise DataError(
+            f"the features of network '{network.name}' hold NaN or infinity: its training diverged"
+        )
     return features

@@ -1,9 +1,11 @@
-"""Files of trained weights: ``.pth`` and its like of others, safetensors, torchvision's published ones; read without unpickling.
+"""Files of trained weights: ``.pth`` and its like of others, safetensors, torchvision's published
+ones; read without unpickling.
 
-What a file holds is found as :mod:`raydd.training.checkpoints` says, and its names are fitted to a network's as
-:mod:`raydd.networks.fitting` says: ours or the published ones (:mod:`raydd.networks.released`). A safetensors file may say in its
-metadata how the images of its network are normalised: ``mean`` and ``std``, JSON lists of a number per channel, of pixels in
-[0, 1]. An output of :class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
+What a file holds is found as :mod:`raydd.training.checkpoints` says, and its names are fitted to a
+network's as :mod:`raydd.networks.fitting` says: ours or the published ones
+(:mod:`raydd.networks.released`). A safetensors file may say in its metadata how the images of its
+network are normalised: ``mean`` and ``std``, JSON lists of a number per channel, of pixels in [0,
+1]. An output of :class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".tar", 
 """How files of weights are called; one that is there is read whatever it is called."""
 _SITE = "https://download.pytorch.org/models/"
 _TRANSFORMED = ("torchvision/googlenet", "torchvision/inception_v3")
-"""Networks whose published weights read images in another normalisation, which torchvision converts inside the network."""
+"""Networks whose published weights read images in another normalisation, which torchvision converts
+inside the network.
+"""
 _WAIT_SECONDS = 30.0
 Values = tuple[float, ...]
 
@@ -44,8 +48,9 @@ Values = tuple[float, ...]
 class Weights:
     """A file of weights; what it holds is part of a stage's key, where it lies is not.
 
-    ``digest``: sha256 of the file, empty in a plan made while it is missing. ``mean``/``std``: how images are normalised for its
-    network, of a file that does not say so itself; empty for as the data set's are.
+    ``digest``: sha256 of the file, empty in a plan made while it is missing. ``mean``/``std``: how
+    images are normalised for its network, of a file that does not say so itself; empty for as the
+    data set's are.
     """
 
     url: str = unkeyed()
@@ -57,19 +62,33 @@ class Weights:
     def at(cls, url: str, mean: Values = (), std: Values = ()) -> Weights:
         """Return the weights in the file at ``url``, which is read once for its digest if it is there."""
         place = _place(url)
-        return cls(url=url if place != url else Storage(url).url, digest=_digest(*_stamped(place)), mean=mean, std=std)
+        return cls(
+            url=url if place != url else Storage(url).url,
+            digest=_digest(*_stamped(place)),
+            mean=mean,
+            std=std,
+        )
 
-    def fill(self, network: Network, *, head: bool = True, tell: Callable[[str], None] | None = None) -> tuple[Values, Values]:
+    def fill(
+        self, network: Network, *, head: bool = True, tell: Callable[[str], None] | None = None
+    ) -> tuple[Values, Values]:
         """Write the weights into a network in place and return the mean and std of its images (empty: not known).
 
-        ``head=False``: the last linear layer stays as it is. ``tell`` gets a line for each choice that was made and each kind of
-        thing in the file that was left out. ``DataError`` for a file that is missing, has changed since it was planned with, or
-        holds something else; ``ConfigError`` for one of another network, image shape or number of classes.
+        ``head=False``: the last linear layer stays as it is. ``tell`` gets a line for each choice
+        that was made and each kind of thing in the file that was left out. ``DataError`` for a file
+        that is missing, has changed since it was planned with, or holds something else;
+        ``ConfigError`` for one of another network, image shape or number of classes.
         """
         data = _read(self.url)
         if hashlib.sha256(data).hexdigest() != self.digest:
-            planned = f"planned was {self.digest[:12]}" if self.digest else "it was missing when this was planned"
-            raise DataError(f"{self.url} has changed: its sha256 is {hashlib.sha256(data).hexdigest()[:12]}, {planned}")
+            planned = (
+                f"planned was {self.digest[:12]}"
+                if self.digest
+                else "it was missing when this was planned"
+            )
+            raise DataError(
+                f"{self.url} has changed: its sha256 is {hashlib.sha256(data).hexdigest()[:12]}, {planned}"
+            )
         value, mean, std = parse_weights(data, self.url)
 
         def fits(state: Tensors, what: str) -> Fit:
@@ -88,7 +107,9 @@ class Weights:
                 tell(f"{self.url}: {line}")
         mean, std = (mean, std) if mean else (self.mean, self.std)
         if mean and {len(mean), len(std)} != {network.shape[0]}:
-            raise ConfigError(f"{self.url}: {len(mean)} means and {len(std)} deviations for images of {network.shape[0]} channels")
+            raise ConfigError(
+                f"{self.url}: {len(mean)} means and {len(std)} deviations for images of {network.shape[0]} channels"
+            )
         return mean, std
 
     def _transform_input_(self, network: Network) -> None:
@@ -112,9 +133,11 @@ class PretrainedStart:
 
 
 def torchvision_weights(network: str) -> Weights:
-    """Return torchvision's ``IMAGENET1K_V1`` weights of a network, whatever its default is; ``ConfigError`` if it has none.
+    """Return torchvision's ``IMAGENET1K_V1`` weights of a network, whatever its default is;
+    ``ConfigError`` if it has none.
 
-    They are read from torch hub's cache. The digest is the file's: the hash in its name, wrong for EfficientNet, is not used.
+    They are read from torch hub's cache. The digest is the file's: the hash in its name, wrong for
+    EfficientNet, is not used.
     """
     return Weights.at(torchvision_url(network), IMAGENET_MEAN, IMAGENET_STD)
 
@@ -127,9 +150,13 @@ def torchvision_url(network: str) -> str:
     if name.startswith("torchvision/"):
         from torchvision import models
 
-        found = models.get_model_weights(name.removeprefix("torchvision/")).__members__.get("IMAGENET1K_V1")
+        found = models.get_model_weights(name.removeprefix("torchvision/")).__members__.get(
+            "IMAGENET1K_V1"
+        )
     if found is None:
-        raise ConfigError(f"torchvision has no IMAGENET1K_V1 weights of network '{network}'; train it, or give a file")
+        raise ConfigError(
+            f"torchvision has no IMAGENET1K_V1 weights of network '{network}'; train it, or give a file"
+        )
     return str(found.url)
 
 
@@ -144,7 +171,9 @@ def download(url: str) -> None:
     target = cache_path(url)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(target), suffix=".tmp", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=os.path.dirname(target), suffix=".tmp", delete=False
+        ) as file:
             try:
                 with urllib.request.urlopen(url, timeout=_WAIT_SECONDS) as source:  # noqa: S310 - torchvision's own address
                     shutil.copyfileobj(source, file)
@@ -173,7 +202,9 @@ def exists(url: str) -> bool:
 
 
 def is_file(url: str) -> bool:
-    """Return whether ``url`` means one file of weights, not a folder of them: what is there tells, else how it is called."""
+    """Return whether ``url`` means one file of weights, not a folder of them: what is there tells,
+    else how it is called.
+    """
     storage, name = _storage(url.rstrip("/"))
     named = url.lower().endswith(SUFFIXES)
     if protocol(url) in ("http", "https"):  # where anything that is there is a file
@@ -189,7 +220,10 @@ def _stamped(url: str) -> tuple[str, str]:
     if not storage.exists(name):
         return url, ""
     info = storage.fs.info(f"{storage.root.rstrip('/')}/{name}")
-    return url, "|".join(str(info.get(key)) for key in ("size", "mtime", "ino", "LastModified", "ETag", "etag", "created"))
+    return url, "|".join(
+        str(info.get(key))
+        for key in ("size", "mtime", "ino", "LastModified", "ETag", "etag", "created")
+    )
 
 
 @lru_cache(maxsize=256)
@@ -209,18 +243,24 @@ def _read(url: str) -> bytes:
 
 
 def parse_weights(data: bytes, what: str) -> tuple[Any, Values, Values]:
-    """Return what is in a file's bytes, for :func:`find_weights`, and the mean and std it carries (empty if it carries none).
+    """Return what is in a file's bytes, for :func:`find_weights`, and the mean and std it carries
+    (empty if it carries none).
 
-    ``what``: the file's URL. ``DataError`` for anything but tensors and plain values, ``TornFileError`` for broken bytes.
+    ``what``: the file's URL. ``DataError`` for anything but tensors and plain values,
+    ``TornFileError`` for broken bytes.
     """
     if data.lstrip()[:1] == b"{":
-        raise DataError(f"{what} is text, no file of weights; of weights in several parts, put these into one file")
+        raise DataError(
+            f"{what} is text, no file of weights; of weights in several parts, put these into one file"
+        )
     if what.endswith(".safetensors") or data[8:9] == b"{":
         state = load_tensors(data, what)
         metadata = load_metadata(data)
         mean, std = (_values(metadata.get(key), f"{what}: {key}") for key in ("mean", "std"))
         if len(mean) != len(std) or any(value <= 0 for value in std):
-            raise DataError(f"{what}: mean {list(mean)} and std {list(std)} must be as long as each other, and std above 0")
+            raise DataError(
+                f"{what}: mean {list(mean)} and std {list(std)} must be as long as each other, and std above 0"
+            )
         return _of_unit(state), mean, std
     return _of_unit(load_checkpoint(data, what)), (), ()
 
@@ -238,4 +278,8 @@ def _of_unit(value: Any) -> Any:
     """Return the weights of a training's output from a store, anything else as it is."""
     if not isinstance(value, Mapping) or not any(str(name).startswith("params.") for name in value):
         return value
-    return {name.split(".", 1)[1]: part for name, part in value.items() if str(name).startswith(("params.", "buffers."))}
+    return {
+        name.split(".", 1)[1]: part
+        for name, part in value.items()
+        if str(name).startswith(("params.", "buffers."))
+    }

@@ -34,7 +34,9 @@ def make(digits: tuple[torch.Tensor, torch.Tensor]) -> Callable[..., DistilledSe
         info = entry("digits").info
         images = (digits[0].float() / 255 * 1.2 - info.mean[0]) / info.std[0]
         recipe = {"method": {"name": "dm", "lr_img": 1.0}, "ipc": 3, "seed": 0}
-        return DistilledSet(**{"images": images, "labels": digits[1], "info": info, "recipe": recipe, **fields})
+        return DistilledSet(
+            **{"images": images, "labels": digits[1], "info": info, "recipe": recipe, **fields}
+        )
 
     return build
 
@@ -42,10 +44,37 @@ def make(digits: tuple[torch.Tensor, torch.Tensor]) -> Callable[..., DistilledSe
 @pytest.fixture
 def report() -> Report:
     """A report with the set, its random baseline and a curve."""
-    shared = {"protocol": "dsa-1000", "network": "convnet3-w128", "image_bytes": 7680, "label_bytes": 240}
+    shared = {
+        "protocol": "dsa-1000",
+        "network": "convnet3-w128",
+        "image_bytes": 7680,
+        "label_bytes": 240,
+    }
     rows = (
-        Row(set="dm", accuracy_mean=83.5, accuracy_std=0.31, seeds=5, networks=20, device_seconds=3700.0, **shared),
+        Row(
+            set="dm",
+            accuracy_mean=83.5,
+            accuracy_std=0.31,
+            seeds=5,
+            networks=20,
+            device_seconds=3700.0,
+            **shared,
+        ),
         Row(set="random", accuracy_mean=73.7, accuracy_std=1.3, seeds=3, networks=20, **shared),
     )
-    points = tuple(Point(step=t, device_seconds=t / 10, accuracy_mean=70 + t / 100, accuracy_std=0.5, networks=5) for t in (0, 500, 1000))
-    return Report(dataset="digits", ipc=3, split="test", rows=rows, hlr=10.2, ior=9.8, curve=points, curve_protocol="dsa-1000")
+    points = tuple(
+        Point(
+            step=t, device_seconds=t / 10, accuracy_mean=70 + t / 100, accuracy_std=0.5, networks=5
+        )
+        for t in (0, 500, 1000)
+    )
+    return Report(
+        dataset="digits",
+        ipc=3,
+        split="test",
+        rows=rows,
+        hlr=10.2,
+        ior=9.8,
+        curve=points,
+        curve_protocol="dsa-1000",
+    )

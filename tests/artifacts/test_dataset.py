@@ -17,12 +17,17 @@ from raydd.artifacts.folder import publish
 Make = Callable[..., DistilledSet]
 
 
-def test_samples_are_what_students_see(make: Make, digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_samples_are_what_students_see(
+    make: Make, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     for made in (make(), make(images=digits[0])):
         dataset = DistilledDataset(made)
         images, labels = made.tensors()
         assert len(dataset) == 30
-        assert all(torch.equal(dataset[i][0], images[i]) and dataset[i][1] == int(labels[i]) for i in range(30))
+        assert all(
+            torch.equal(dataset[i][0], images[i]) and dataset[i][1] == int(labels[i])
+            for i in range(30)
+        )
         assert torch.equal(dataset[-1][0], images[29])
         assert isinstance(dataset[3][1], int)
 
@@ -45,7 +50,9 @@ def test_soft_labels_come_as_they_are(make: Make) -> None:
 
 
 def test_decoded_samples(make: Make) -> None:
-    DECODERS.register("test_twice")(lambda images, labels: (torch.cat([images, -images]), labels.repeat(2)))
+    DECODERS.register("test_twice")(
+        lambda images, labels: (torch.cat([images, -images]), labels.repeat(2))
+    )
     try:
         dataset = DistilledDataset(make(decoding=Decoding("test_twice")))
         assert len(dataset) == 60
@@ -68,8 +75,14 @@ def test_load_gives_the_facts_a_student_needs(make: Make, tmp_path: Path) -> Non
 
 
 def test_importing_raydd_stays_instant() -> None:
-    code = "import sys, raydd; assert 'torch' not in sys.modules; raydd.__version__; raydd.load; assert 'torch' in sys.modules"
-    code += "; assert not {'ray', 'mlflow', 'webdataset', 'torchvision', 'matplotlib', 'PIL', 'pydantic'} & set(sys.modules)"
+    code = (
+        "import sys, raydd; assert 'torch' not in sys.modules; raydd.__version__; raydd.load; assert 'torch' in"
+        " sys.modules"
+    )
+    code += (
+        "; assert not {'ray', 'mlflow', 'webdataset', 'torchvision', 'matplotlib', 'PIL', 'pydantic'} &"
+        " set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = raydd.laod
@@ -78,11 +91,25 @@ def test_importing_raydd_stays_instant() -> None:
 def test_a_dataset_says_what_it_is(make: Make) -> None:
     shown = repr(DistilledDataset(make()))
     assert shown == str(DistilledDataset(make()))
-    for part in ("digits", "30 images of 10 classes (3 per class)", "1×8×8", "normalised", "hard labels", "method dm", "mean (0.3056)"):
+    for part in (
+        "digits",
+        "30 images of 10 classes (3 per class)",
+        "1×8×8",
+        "normalised",
+        "hard labels",
+        "method dm",
+        "mean (0.3056)",
+    ):
         assert part in shown
     labels = torch.cat([torch.zeros(21, dtype=torch.int64), torch.arange(1, 10)])
     soft = torch.full((30, 10), 0.1)
     fields = {"labels": labels, "soft_labels": soft, "recipe": {"space": "pixels255"}}
     other = repr(DistilledDataset(make(decoding=Decoding("grid", {"factor": 2}), **fields)))
-    for part in ("(1 to 21 per class)", "decoded to 120", "stored as pixels255", "soft labels", "method unknown"):
+    for part in (
+        "(1 to 21 per class)",
+        "decoded to 120",
+        "stored as pixels255",
+        "soft labels",
+        "method unknown",
+    ):
         assert part in other

@@ -17,7 +17,11 @@ rng = partial(generator, 7)
 
 def whitening(size: int, per_image: bool = False) -> Whitening:
     noise = torch.randn(size, size, generator=generator(0, "whitening"))
-    return Whitening(matrix=torch.eye(size) * 2 + 0.1 * noise, mean=torch.linspace(-1, 1, size), per_image=per_image)
+    return Whitening(
+        matrix=torch.eye(size) * 2 + 0.1 * noise,
+        mean=torch.linspace(-1, 1, size),
+        per_image=per_image,
+    )
 
 
 def test_sizes_and_counts(make: Make) -> None:
@@ -38,13 +42,17 @@ def test_a_set_that_fits_one_batch_comes_whole_in_its_order(make: Make) -> None:
 
 def test_batches_are_keyed_by_epoch_and_keep_the_last_partial_one(make: Make) -> None:
     made = make()
-    first, again, other = ([labels for _, labels in made.batches(epoch, 8, rng)] for epoch in (0, 0, 1))
+    first, again, other = (
+        [labels for _, labels in made.batches(epoch, 8, rng)] for epoch in (0, 0, 1)
+    )
     assert [len(part) for part in first] == [8, 8, 8, 6]
     assert torch.equal(torch.cat(first), torch.cat(again))
     assert not torch.equal(torch.cat(first), torch.cat(other))
     assert torch.equal(torch.cat(first).sort().values, made.labels)
     order = torch.randperm(30, generator=generator(7, "batches", 0))
-    assert torch.equal(torch.cat([images for images, _ in made.batches(0, 8, rng)]), made.images[order])
+    assert torch.equal(
+        torch.cat([images for images, _ in made.batches(0, 8, rng)]), made.images[order]
+    )
 
 
 def test_soft_labels_are_what_students_see(make: Make) -> None:
@@ -55,7 +63,9 @@ def test_soft_labels_are_what_students_see(make: Make) -> None:
     assert torch.equal(labels, soft)
 
 
-def test_uint8_images_are_normalised_for_students(make: Make, digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_uint8_images_are_normalised_for_students(
+    make: Make, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     made = make(images=digits[0])
     expected = (digits[0].float() / 255 - made.mean[0]) / made.std[0]
     torch.testing.assert_close(made.tensors()[0], expected)
@@ -64,7 +74,9 @@ def test_uint8_images_are_normalised_for_students(make: Make, digits: tuple[torc
     torch.testing.assert_close(made.to_rgb() * 255, digits[0].float())
 
 
-def test_pictures_undo_the_normalisation_and_are_clamped(make: Make, digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_pictures_undo_the_normalisation_and_are_clamped(
+    make: Make, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     made = make()
     expected = (digits[0].float() / 255 * 1.2).clamp(0, 1)
     assert float(expected.max()) == 1.0
@@ -84,21 +96,27 @@ def test_whitening_is_inverted_for_pictures(make: Make) -> None:
 
 def test_whitening_of_standardised_images_gives_stretched_pictures(make: Make) -> None:
     plain, white = make(), whitening(64, per_image=True)
-    torch.testing.assert_close(white.apply(3 * plain.images + 1), white.apply(plain.images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        white.apply(3 * plain.images + 1), white.apply(plain.images), atol=1e-5, rtol=0
+    )
     rgb = make(images=white.apply(plain.images), whitening=white).to_rgb()
     flat, original = rgb.flatten(1), plain.images.flatten(1)
     low, high = original.amin(1, keepdim=True), original.amax(1, keepdim=True)
     torch.testing.assert_close(flat, (original - low) / (high - low), atol=1e-4, rtol=0)
 
 
-def test_uint8_images_are_whitened_for_students(make: Make, digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_uint8_images_are_whitened_for_students(
+    make: Make, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     white = whitening(64)
     expected = white.apply(make(images=digits[0]).tensors()[0])
     torch.testing.assert_close(make(images=digits[0], whitening=white).tensors()[0], expected)
 
 
 def test_decoders_make_what_students_see(make: Make) -> None:
-    def quarters(images: torch.Tensor, labels: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def quarters(
+        images: torch.Tensor, labels: torch.Tensor, side: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.cat([images[..., :side, :side], images[..., -side:, -side:]]), labels.repeat(2)
 
     DECODERS.register("test_quarters")(quarters)
@@ -153,7 +171,9 @@ def test_the_digest_covers_all_that_students_see(make: Make) -> None:
         ({"whitening": whitening(60)}, "does not fit images of 64 values"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(make: Make, fields: dict[str, object], message: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(
+    make: Make, fields: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**fields)
 

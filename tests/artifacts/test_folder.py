@@ -28,15 +28,28 @@ Make = Callable[..., DistilledSet]
 
 def full(make: Make) -> DistilledSet:
     white = Whitening(matrix=torch.eye(64) * 2, mean=torch.linspace(-1, 1, 64), per_image=True)
-    return make(soft_labels=torch.eye(10).repeat_interleave(3, 0) * 0.9 + 0.01, whitening=white, decoding=Decoding("identity", {"note": 1}))
+    return make(
+        soft_labels=torch.eye(10).repeat_interleave(3, 0) * 0.9 + 0.01,
+        whitening=white,
+        decoding=Decoding("identity", {"note": 1}),
+    )
 
 
 def same(a: DistilledSet, b: DistilledSet) -> bool:
-    return a.digest == b.digest and a.info == b.info and a.info.name == b.info.name and dict(a.recipe) == dict(b.recipe)
+    return (
+        a.digest == b.digest
+        and a.info == b.info
+        and a.info.name == b.info.name
+        and dict(a.recipe) == dict(b.recipe)
+    )
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_what_is_read_is_what_was_published(make: Make, tmp_path: Path) -> None:
@@ -65,7 +78,10 @@ def test_the_manifest_lists_every_file_with_size_and_checksum(make: Make, tmp_pa
     files = snapshot(tmp_path)
     assert json.loads(files.pop("manifest.json")) == manifest
     assert manifest["digest"] == make().digest
-    assert manifest["files"] == {path: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for path, data in files.items()}
+    assert manifest["files"] == {
+        path: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for path, data in files.items()
+    }
     verify(str(tmp_path))
 
 
@@ -85,18 +101,26 @@ def test_large_sets_are_split_and_joined(make: Make, tmp_path: Path, limit: int)
     torch.testing.assert_close(read(str(tmp_path)).images, made.images, rtol=0, atol=0)
 
 
-def test_publishing_again_leaves_nothing_of_the_set_before(make: Make, report: Report, tmp_path: Path) -> None:
+def test_publishing_again_leaves_nothing_of_the_set_before(
+    make: Make, report: Report, tmp_path: Path
+) -> None:
     publish(full(make), str(tmp_path / "used"), report, part_bytes=5000)
     publish(make(), str(tmp_path / "used"))
     publish(make(), str(tmp_path / "fresh"))
     assert snapshot(tmp_path / "used") == snapshot(tmp_path / "fresh")
 
 
-def test_the_manifest_is_written_last_and_removed_first(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_is_written_last_and_removed_first(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     put, delete = Storage.put, Storage.delete
-    monkeypatch.setattr(Storage, "put", lambda self, path, data: (order.append(path), put(self, path, data))[1])
-    monkeypatch.setattr(Storage, "delete", lambda self, path: (order.append(f"-{path}"), delete(self, path))[1])
+    monkeypatch.setattr(
+        Storage, "put", lambda self, path, data: (order.append(path), put(self, path, data))[1]
+    )
+    monkeypatch.setattr(
+        Storage, "delete", lambda self, path: (order.append(f"-{path}"), delete(self, path))[1]
+    )
     publish(make(), str(tmp_path))
     publish(make(recipe={}), str(tmp_path))
     half = len(order) // 2
@@ -153,13 +177,20 @@ with safe_open(sys.argv[1] + "/data.safetensors", "numpy") as file:
     images, labels = file.get_tensor("images"), file.get_tensor("labels")
 assert not any(name.split(".")[0] in ("raydd", "torch") for name in sys.modules)
 pixels = images * facts["std"][0] + facts["mean"][0]
-print(json.dumps([images.shape, labels.tolist(), float(pixels.sum()), facts["dataset"]["name"], facts["decoding"]["name"]]))
+names = [facts["dataset"]["name"], facts["decoding"]["name"]]
+print(json.dumps([images.shape, labels.tolist(), float(pixels.sum()), *names]))
 """
 
 
 def test_the_set_is_readable_without_raydd(make: Make, tmp_path: Path) -> None:
     publish(make(), str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", READER, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
     shape, labels, total, name, decoding = json.loads(done.stdout)
     made = make()
     assert shape == [30, 1, 8, 8]
@@ -181,7 +212,9 @@ def first_picture(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("part_bytes", [10**9, 2200])
-def test_the_cards_code_runs(make: Make, tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cards_code_runs(
+    make: Make, tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(make(), str(tmp_path), part_bytes=part_bytes)
     monkeypatch.chdir(tmp_path)
     with_raydd, by_hand, of_shards = python_blocks((tmp_path / "README.md").read_text())
@@ -216,7 +249,11 @@ def test_the_card_says_what_hubs_and_people_ask(make: Make, report: Report, tmp_
     assert "curve.png" in text
     assert '"lr_img": 1.0' in text
     assert "labels/" not in text
-    publish(make(), str(tmp_path / "c"), written={"labels/epoch-000.safetensors": {"size": 2000, "sha256": ""}})
+    publish(
+        make(),
+        str(tmp_path / "c"),
+        written={"labels/epoch-000.safetensors": {"size": 2000, "sha256": ""}},
+    )
     soft = (tmp_path / "c" / "README.md").read_text()
     assert "in `labels/` (2.0 kB)" in soft
     assert "\n- `labels/`: " in soft
@@ -253,7 +290,9 @@ def test_a_recipe_that_is_no_json_is_refused(make: Make, tmp_path: Path) -> None
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_images_of_many_channels_are_published_without_pictures_of_them(make: Make, tmp_path: Path) -> None:
+def test_images_of_many_channels_are_published_without_pictures_of_them(
+    make: Make, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
     info = replace(make().info, channels=6, mean=(0.5,) * 6, std=(0.25,) * 6)
@@ -282,7 +321,11 @@ def bucket() -> Iterator[str]:
     import boto3
 
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert server.stdout is not None
     assert server.stdin is not None
@@ -300,7 +343,9 @@ def bucket() -> Iterator[str]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def test_folders_live_in_object_storage_too(make: Make, report: Report, bucket: str, tmp_path: Path) -> None:
+def test_folders_live_in_object_storage_too(
+    make: Make, report: Report, bucket: str, tmp_path: Path
+) -> None:
     import raydd
 
     publish(make(), f"{bucket}/runs/digits", report, part_bytes=5000)
@@ -310,7 +355,10 @@ def test_folders_live_in_object_storage_too(make: Make, report: Report, bucket: 
     dataset = raydd.load(f"{bucket}/runs/digits")
     assert torch.equal(dataset.tensors()[0], make().images)
     storage.put("data-00001-of-00002.safetensors", b"torn")
-    with pytest.raises(TornFileError, match=r"s3://distilled/runs/digits/data-00001-of-00002\.safetensors is torn: 4 bytes"):
+    with pytest.raises(
+        TornFileError,
+        match=r"s3://distilled/runs/digits/data-00001-of-00002\.safetensors is torn: 4 bytes",
+    ):
         raydd.load(f"{bucket}/runs/digits")
 
 
@@ -318,16 +366,29 @@ def test_the_header_alone_says_how_to_read(make: Make, tmp_path: Path) -> None:
     publish(full(make), str(tmp_path))
     with safe_open(str(tmp_path / "data.safetensors"), "pt") as file:
         facts = json.loads(file.metadata()["raydd"])
-        assert set(file.keys()) == {"images", "labels", "soft_labels", "whitening_matrix", "whitening_mean"}
+        assert set(file.keys()) == {
+            "images",
+            "labels",
+            "soft_labels",
+            "whitening_matrix",
+            "whitening_mean",
+        }
     assert facts["whitening"] == {"per_image": True}
     assert facts["decoding"] == {"name": "identity", "parameters": {"note": 1}}
 
 
-def test_the_card_holds_no_place_of_the_machine_that_made_the_set(make: Make, report: Report, tmp_path: Path) -> None:
+def test_the_card_holds_no_place_of_the_machine_that_made_the_set(
+    make: Make, report: Report, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
-    job = {"dataset": {"root": "/home/alice/my photos/cats", "shards": "s3://bucket/shards"}, "method": {"init": {"folder": "~/start"}}}
-    notes = ("/home/alice/my_set/one.pt: read (https://example.org/a/b); C:\\Users\\alice\\set.pt, file:///home/alice/x/y",)
+    job = {
+        "dataset": {"root": "/home/alice/my photos/cats", "shards": "s3://bucket/shards"},
+        "method": {"init": {"folder": "~/start"}},
+    }
+    notes = (
+        "/home/alice/my_set/one.pt: read (https://example.org/a/b); C:\\Users\\alice\\set.pt, file:///home/alice/x/y",
+    )
     publish(make(recipe={"method": "dm", "job": job}), str(tmp_path), replace(report, notes=notes))
     text = (tmp_path / "README.md").read_text()
     assert "alice" not in text
@@ -335,4 +396,6 @@ def test_the_card_holds_no_place_of_the_machine_that_made_the_set(make: Make, re
     assert '"folder": "…/start"' in text
     assert '"shards": "s3://bucket/shards"' in text
     assert "…/one.pt: read (https://example.org/a/b); …/set.pt, …/y" in text
-    assert json.loads((tmp_path / "recipe.json").read_text())["job"] == job, "by which the set is evaluated again"
+    assert json.loads((tmp_path / "recipe.json").read_text())["job"] == job, (
+        "by which the set is evaluated again"
+    )

@@ -37,9 +37,12 @@ def test_pixels_are_sharp_squares_in_class_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "rows", "columns", "low", "high"), [(8, 10, 10, 48, 64), (28, 10, 10, 56, 84), (32, 100, 10, 32, 48), (224, 10, 1, 96, 96)]
+    ("side", "rows", "columns", "low", "high"),
+    [(8, 10, 10, 48, 64), (28, 10, 10, 56, 84), (32, 100, 10, 32, 48), (224, 10, 1, 96, 96)],
 )
-def test_tiles_are_neither_tiny_nor_huge(side: int, rows: int, columns: int, low: int, high: int) -> None:
+def test_tiles_are_neither_tiny_nor_huge(
+    side: int, rows: int, columns: int, low: int, high: int
+) -> None:
     width, height = tile_size(side, side, rows, columns)
     assert width == height
     assert low <= width <= high
@@ -62,7 +65,9 @@ def test_few_columns_are_set_side_by_side() -> None:
 
 
 def test_a_long_name_is_cut_not_spread() -> None:
-    short, long = (grid(noise(10, 1, 8), torch.arange(10), [name] * 10) for name in ("m" * 12, "m" * 400))
+    short, long = (
+        grid(noise(10, 1, 8), torch.arange(10), [name] * 10) for name in ("m" * 12, "m" * 400)
+    )
     assert long.width <= short.width + 100
 
 
@@ -90,7 +95,9 @@ def test_curves_are_deterministic_pictures_that_show_their_series() -> None:
     first, again = (curve({"dm": points}, levels={"random 73.7": 73.7}, **labels) for _ in range(2))
     assert first == again
     assert first != curve({"dm": points}, **labels)
-    assert first != curve({"dm": [(x, y + (x == 5), s) for x, y, s in points]}, levels={"random 73.7": 73.7}, **labels)
+    assert first != curve(
+        {"dm": [(x, y + (x == 5), s) for x, y, s in points]}, levels={"random 73.7": 73.7}, **labels
+    )
     image = Image.open(io.BytesIO(first))
     assert image.width >= 1000
     assert len(image.info.get("Software", "")) == 0
@@ -105,18 +112,30 @@ def test_names_that_no_font_draws_are_numbers(monkeypatch: pytest.MonkeyPatch) -
     from matplotlib import font_manager
 
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
-    images, labels = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    images, labels = (
+        torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(3),
+    )
     assert font_for("猫") is None
-    assert np.array_equal(np.asarray(grid(images, labels, ("猫", "dog", "犬 1"))), np.asarray(grid(images, labels, ("0", "dog", "2"))))
+    assert np.array_equal(
+        np.asarray(grid(images, labels, ("猫", "dog", "犬 1"))),
+        np.asarray(grid(images, labels, ("0", "dog", "2"))),
+    )
 
 
-def test_names_are_drawn_by_a_font_that_has_their_letters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_are_drawn_by_a_font_that_has_their_letters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import matplotlib
     from matplotlib import font_manager
 
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     (tmp_path / "broken.ttf").write_bytes(b"no font")
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "broken.ttf"), str(fonts / "STIXNonUni.ttf")])
+    monkeypatch.setattr(
+        font_manager,
+        "findSystemFonts",
+        lambda: [str(tmp_path / "broken.ttf"), str(fonts / "STIXNonUni.ttf")],
+    )
     found = font_for("\ue000")  # a letter that only this font has
     assert found is not None
     assert found.path == str(fonts / "STIXNonUni.ttf")

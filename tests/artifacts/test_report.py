@@ -6,7 +6,15 @@ from dataclasses import replace
 import pytest
 
 from raydd.artifacts.protocol import Training
-from raydd.artifacts.report import Report, format_bytes, format_seconds, render_markdown, render_table, signed, summarise
+from raydd.artifacts.report import (
+    Report,
+    format_bytes,
+    format_seconds,
+    render_markdown,
+    render_table,
+    signed,
+    summarise,
+)
 from raydd.core.errors import ConfigError
 
 
@@ -24,7 +32,16 @@ def test_mean_and_spread_are_pooled_with_ddof_0() -> None:
 
 def test_every_number_has_its_context(report: Report) -> None:
     text = render_table(report)
-    for part in ("digits", "3 images per class", "test split", "ddof 0", "last epoch", "seeds × networks", "dsa-1000", "convnet3-w128"):
+    for part in (
+        "digits",
+        "3 images per class",
+        "test split",
+        "ddof 0",
+        "last epoch",
+        "seeds × networks",
+        "dsa-1000",
+        "convnet3-w128",
+    ):
         assert part in text
     row = next(line for line in text.splitlines() if line.startswith("dm "))
     assert row.split("  ")[0] == "dm"
@@ -58,7 +75,11 @@ def test_a_missing_random_baseline_is_said(report: Report) -> None:
 
 def test_random_of_another_protocol_is_no_baseline(report: Report) -> None:
     rows = (report.rows[0], replace(report.rows[1], protocol="mse-gt"))
-    assert "+9.80" not in "".join(line for line in render_table(replace(report, rows=rows)).splitlines() if line.startswith("dm"))
+    assert "+9.80" not in "".join(
+        line
+        for line in render_table(replace(report, rows=rows)).splitlines()
+        if line.startswith("dm")
+    )
 
 
 def test_few_random_draws_are_said(report: Report) -> None:
@@ -84,7 +105,9 @@ def test_markdown_is_a_table_with_the_same_cells(report: Report) -> None:
         ({"protocl": "x"}, "did you mean 'protocol'"),
     ],
 )
-def test_rows_that_cannot_be_are_refused(report: Report, change: dict[str, object], message: str) -> None:
+def test_rows_that_cannot_be_are_refused(
+    report: Report, change: dict[str, object], message: str
+) -> None:
     values = report.to_dict()
     values["rows"][0].update(change)
     with pytest.raises(ConfigError, match=message):
@@ -103,18 +126,44 @@ def test_a_difference_of_nothing_has_no_minus() -> None:
 
 
 def test_protocols_are_told_with_what_they_come_to(report: Report) -> None:
-    recipe = {"epochs": 300, "batch": 100, "accumulate": 2, "lr": 1e-3, "optimizer": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.01,
-              "decay": "matrices_only", "schedule": "multistep", "milestones": [100, 200], "drop_factor": 0.2, "loss": "kl",
-              "temperature": 20.0, "ema": 0.99, "double_norm": True, "augmentation": "pad_crop_flip", "pad": 4}
-    training = Training(protocol="dsa-1000", sets=("dm", "random"), networks=("convnet3-w128",), recipe=recipe)
+    recipe = {
+        "epochs": 300,
+        "batch": 100,
+        "accumulate": 2,
+        "lr": 1e-3,
+        "optimizer": "adamw",
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.01,
+        "decay": "matrices_only",
+        "schedule": "multistep",
+        "milestones": [100, 200],
+        "drop_factor": 0.2,
+        "loss": "kl",
+        "temperature": 20.0,
+        "ema": 0.99,
+        "double_norm": True,
+        "augmentation": "pad_crop_flip",
+        "pad": 4,
+    }
+    training = Training(
+        protocol="dsa-1000", sets=("dm", "random"), networks=("convnet3-w128",), recipe=recipe
+    )
     told = replace(report, trainings=(training,))
     line = "dsa-1000 (dm, random; convnet3-w128): 300 epochs of batches of 100 in 2 slices; "
-    line += "adamw, lr 0.001, betas 0.9/0.999, weight decay 0.01 of matrices only; schedule multistep, times 0.2 from epoch 100, 200; "
-    line += "loss kl, temperature 20; tested with a moving average of 0.99; batch norms updated twice; augmentation pad_crop_flip, pad 4"
+    line += (
+        "adamw, lr 0.001, betas 0.9/0.999, weight decay 0.01 of matrices only; schedule multistep, times 0.2 from epoch"
+        " 100, 200; "
+    )
+    line += (
+        "loss kl, temperature 20; tested with a moving average of 0.99; batch norms updated twice; augmentation"
+        " pad_crop_flip, pad 4"
+    )
     assert f"  {line}" in render_table(told).splitlines()
     assert f"- {line}" in render_markdown(told).splitlines()
     assert Report.from_dict(json.loads(json.dumps(told.to_dict()))) == told
-    assert "trainings" not in report.to_dict(), "reports of earlier versions have none, and read back as they are"
+    assert "trainings" not in report.to_dict(), (
+        "reports of earlier versions have none, and read back as they are"
+    )
     values = told.to_dict()
     values["trainings"][0]["netwroks"] = ["x"]
     with pytest.raises(ConfigError, match="did you mean 'networks'"):
@@ -122,5 +171,16 @@ def test_protocols_are_told_with_what_they_come_to(report: Report) -> None:
 
 
 def test_units() -> None:
-    assert [format_bytes(n) for n in (999, 313_600, 4_000_000, 2.5e13)] == ["999 B", "313.6 kB", "4.0 MB", "25.0 TB"]
-    assert [format_seconds(s) for s in (None, 2.25, 64, 294, 9000)] == ["–", "2.2 s", "64 s", "4.9 min", "2.5 h"]
+    assert [format_bytes(n) for n in (999, 313_600, 4_000_000, 2.5e13)] == [
+        "999 B",
+        "313.6 kB",
+        "4.0 MB",
+        "25.0 TB",
+    ]
+    assert [format_seconds(s) for s in (None, 2.25, 64, 294, 9000)] == [
+        "–",
+        "2.2 s",
+        "64 s",
+        "4.9 min",
+        "2.5 h",
+    ]

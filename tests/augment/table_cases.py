@@ -24,5 +24,8 @@ def difference(groups: int, maps: int, size: int, taps: int, dtype: torch.dtype)
 
 
 if __name__ == "__main__":
-    wide = [difference(*case, torch.float64) for case in ((3, 11, 300, 4), (2, 1, 20, 9), (5, 3, 257, 9), (1, 8, 256, 4))]
+    wide = [
+        difference(*case, torch.float64)
+        for case in ((3, 11, 300, 4), (2, 1, 20, 9), (5, 3, 257, 9), (1, 8, 256, 4))
+    ]
     sys.stdout.write(f"{max(wide)} {difference(2, 5, 70, 4, torch.float32)}")

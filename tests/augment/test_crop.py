@@ -18,15 +18,22 @@ def test_a_crop_is_torchvisions_bilinear_one(out: int | None, flip: bool) -> Non
     found = Crops.of(boxes, [flip] * 3, (24, 20), out).apply(images)
     for image, box, mine in zip(images, boxes, found, strict=True):
         size = [out or 24, out or 20]
-        theirs = F.resized_crop(image, box.top, box.left, box.height, box.width, size, antialias=False)
-        torch.testing.assert_close(mine, F.horizontal_flip(theirs) if flip else theirs, rtol=0, atol=2e-6)
+        theirs = F.resized_crop(
+            image, box.top, box.left, box.height, box.width, size, antialias=False
+        )
+        torch.testing.assert_close(
+            mine, F.horizontal_flip(theirs) if flip else theirs, rtol=0, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_crops_read_from_numbers_are_the_same_crops(flip: bool) -> None:
     boxes = [Box(0, 0, 24, 20), Box(3, 5, 7, 11), Box(20, 0, 4, 1), Box(2, 19, 22, 1)]
     numbers = torch.tensor([(box.top, box.left, box.height, box.width, flip) for box in boxes])
-    want, found = Crops.of(boxes, [flip] * 4, (24, 20)), Crops.read(numbers, (24, 20), torch.float64)
+    want, found = (
+        Crops.of(boxes, [flip] * 4, (24, 20)),
+        Crops.read(numbers, (24, 20), torch.float64),
+    )
     assert torch.equal(found.rows, want.rows)
     assert torch.equal(found.columns, want.columns)
     assert Crops.read(numbers, (24, 20), torch.float32).rows.dtype == torch.float32
@@ -43,13 +50,18 @@ def test_images_of_a_group_share_a_crop_and_gradients_flow() -> None:
 def test_draws_stay_inside_and_cover_the_range() -> None:
     g = generator(0, "crops")
     boxes = [draw_resized_crop(g, 32, 32, (0.08, 1.0)) for _ in range(400)]
-    assert all(b.top >= 0 and b.left >= 0 and b.top + b.height <= 32 and b.left + b.width <= 32 for b in boxes)
+    assert all(
+        b.top >= 0 and b.left >= 0 and b.top + b.height <= 32 and b.left + b.width <= 32
+        for b in boxes
+    )
     areas = [b.height * b.width / 1024 for b in boxes]
     assert min(areas) < 0.12
     assert max(areas) > 0.9
     assert all(0.7 < b.width / b.height < 1.45 for b in boxes)
     assert draw_resized_crop(g, 32, 32, (1.0, 1.0), (1.0, 1.0)) == Box(0, 0, 32, 32)
-    assert draw_resized_crop(g, 10, 100, (1.0, 1.0)) == Box(0, 43, 10, 13), "misfits fall back to the middle"
+    assert draw_resized_crop(g, 10, 100, (1.0, 1.0)) == Box(0, 43, 10, 13), (
+        "misfits fall back to the middle"
+    )
     assert 150 < sum(draw_flip(g) for _ in range(400)) < 250
 
 

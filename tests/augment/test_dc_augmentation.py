@@ -12,7 +12,9 @@ import torch
 from raydd.augment.dc import DcTransform, draw_dc, reference_dc_draw
 from raydd.core.errors import ConfigError
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_dc_dsa_dm.json").read_text())["dc_augment"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_dc_dsa_dm.json").read_text())[
+    "dc_augment"
+]
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -34,7 +36,12 @@ def test_golden_t5(key: str) -> None:
 
 def test_draws_depend_on_the_generator_alone_and_cover_all_operations() -> None:
     def drawn(seed: int) -> DcTransform:
-        return draw_dc("crop_scale_rotate_noise", torch.Generator().manual_seed(seed), count=400, shape=(1, 8, 8))
+        return draw_dc(
+            "crop_scale_rotate_noise",
+            torch.Generator().manual_seed(seed),
+            count=400,
+            shape=(1, 8, 8),
+        )
 
     a, b, c = drawn(0), drawn(0), drawn(1)
     assert a.choices == b.choices
@@ -65,7 +72,9 @@ def test_crop_pads_with_the_mean_of_the_batch_before_it_changed() -> None:
 
 def test_non_square_images_keep_their_shape() -> None:
     x = normal(2, 12, 3, 8, 14)
-    out = draw_dc("crop_scale_rotate_noise", torch.Generator().manual_seed(0), count=12, shape=(3, 8, 14))(x)
+    out = draw_dc(
+        "crop_scale_rotate_noise", torch.Generator().manual_seed(0), count=12, shape=(3, 8, 14)
+    )(x)
     assert out.shape == x.shape
     assert torch.isfinite(out).all()
     assert not torch.equal(out, x)

@@ -1,4 +1,6 @@
-"""DSA against the golden numbers (T4), against formulas written out in numpy, and its siamese and class-wise promises."""
+"""DSA against the golden numbers (T4), against formulas written out in numpy, and its siamese and
+class-wise promises.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import pytest
 import torch
 
 from raydd.augment import sampling
-from raydd.augment.dsa import DEFAULT_STRATEGY, DsaTransform, apply_classes, draw, parse_strategy, reference_cpu_draw
+from raydd.augment.dsa import (
+    DEFAULT_STRATEGY,
+    DsaTransform,
+    apply_classes,
+    draw,
+    parse_strategy,
+    reference_cpu_draw,
+)
 from raydd.augment.operations import OPERATIONS
 from raydd.augment.table import apply_table, make_table
 from raydd.core.errors import ConfigError
@@ -44,14 +53,23 @@ def test_golden_t4(key: str) -> None:
         transform = reference_cpu_draw(strategy, 77, size=(side, side), siamese=False, count=3)
     else:
         mode = "M" if name.startswith("M_") else "S"
-        transform = reference_cpu_draw(strategy, int(seed.removeprefix("seed")), size=(side, side), mode=mode)
+        transform = reference_cpu_draw(
+            strategy, int(seed.removeprefix("seed")), size=(side, side), mode=mode
+        )
     expected = GOLDEN[key]
-    tolerance = TOLERANCE.get(transform.operations[0], 3e-5) if len(transform.operations) == 1 else 3e-5
-    for out in (transform(x).double(), apply_table(x.unsqueeze(0), make_table([transform]))[0].double()):
+    tolerance = (
+        TOLERANCE.get(transform.operations[0], 3e-5) if len(transform.operations) == 1 else 3e-5
+    )
+    for out in (
+        transform(x).double(),
+        apply_table(x.unsqueeze(0), make_table([transform]))[0].double(),
+    ):
         assert out.flatten()[:4].tolist() == pytest.approx(expected["first"], abs=tolerance)
         assert float(out.square().sum()) == pytest.approx(expected["sq"], rel=tolerance)
         assert float(out.abs().sum()) == pytest.approx(expected["abssum"], rel=tolerance)
-        assert float(out.sum()) == pytest.approx(expected["sum"], abs=tolerance * expected["abssum"])
+        assert float(out.sum()) == pytest.approx(
+            expected["sum"], abs=tolerance * expected["abssum"]
+        )
 
 
 @pytest.mark.parametrize("seed", FILE["dsa_cpu_params"])
@@ -60,13 +78,25 @@ def test_golden_draws(seed: str) -> None:
     chosen = reference_cpu_draw(DEFAULT_STRATEGY, int(seed), size=(32, 32))
     assert OPERATIONS.index(chosen.operations[0]) == golden["choice6"]
     five = "color_crop_cutout_scale_rotate"
-    assert five.split("_").index(reference_cpu_draw(five, int(seed), size=(32, 32)).operations[0]) == golden["choice5"]
-    brightness, saturation, contrast = reference_cpu_draw("color", int(seed), size=(32, 32)).values[0][0].tolist()
-    assert [brightness + 0.5, saturation / 2, contrast - 0.5] == pytest.approx([golden[f"u(s+{i})"] for i in (1, 2, 3)], abs=1e-7)
+    assert (
+        five.split("_").index(reference_cpu_draw(five, int(seed), size=(32, 32)).operations[0])
+        == golden["choice5"]
+    )
+    brightness, saturation, contrast = (
+        reference_cpu_draw("color", int(seed), size=(32, 32)).values[0][0].tolist()
+    )
+    assert [brightness + 0.5, saturation / 2, contrast - 0.5] == pytest.approx(
+        [golden[f"u(s+{i})"] for i in (1, 2, 3)], abs=1e-7
+    )
     for side in (28, 32, 64):
         crop = reference_cpu_draw("crop", int(seed), size=(side, side)).values[0][0]
         assert crop.tolist() == golden[f"crop{side}"]
-        first, last = reference_cpu_draw("cutout", int(seed), size=(side, side)).values[0][0].view(2, 2).unbind(1)
+        first, last = (
+            reference_cpu_draw("cutout", int(seed), size=(side, side))
+            .values[0][0]
+            .view(2, 2)
+            .unbind(1)
+        )
         hole, centre = side // 2, torch.tensor(golden[f"cut{side}"])
         assert torch.equal(first, (centre - hole // 2).clamp(0, side - 1).double())
         assert torch.equal(last, (centre - hole // 2 + hole - 1).clamp(0, side - 1).double())
@@ -106,7 +136,10 @@ def by_formula(operation: str, x: np.ndarray, v: list[float]) -> np.ndarray:
                 row, column = cy + v[1] * (i - cy), cx + v[0] * (j - cx)
             else:
                 sin, cos = math.sin(v[0]), math.cos(v[0])
-                row, column = cy + sin * (j - cx) + cos * (i - cy), cx + cos * (j - cx) - sin * (i - cy)
+                row, column = (
+                    cy + sin * (j - cx) + cos * (i - cy),
+                    cx + cos * (j - cx) - sin * (i - cy),
+                )
             out[:, i, j] = bilinear(x, row, column)
     return out
 
@@ -114,14 +147,18 @@ def by_formula(operation: str, x: np.ndarray, v: list[float]) -> np.ndarray:
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 9, 14)])
 @pytest.mark.parametrize("siamese", [True, False])
-def test_operations_equal_the_formulas(operation: str, channels: int, height: int, width: int, siamese: bool) -> None:
+def test_operations_equal_the_formulas(
+    operation: str, channels: int, height: int, width: int, siamese: bool
+) -> None:
     x = normal(3, 4, channels, height, width)
     for seed in range(4):
         transform = draw(operation, keyed(seed), size=(height, width), siamese=siamese, count=4)
         out = transform(x).numpy()
         for i in range(4):
             values = transform.values[0][0 if siamese else i].tolist()
-            np.testing.assert_allclose(out[i], by_formula(operation, x[i].numpy(), values), atol=1e-12)
+            np.testing.assert_allclose(
+                out[i], by_formula(operation, x[i].numpy(), values), atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -137,7 +174,15 @@ def test_per_sample_shares_the_operation_but_not_its_numbers() -> None:
     image = normal(4, 1, 1, 12, 12).expand(16, -1, -1, -1)
     transform = draw(DEFAULT_STRATEGY, keyed(0), size=(12, 12), siamese=False, count=16)
     assert len(transform.operations) == 1
-    assert len({tuple(row.flatten().tolist()) for row in draw("rotate", keyed(1), size=(12, 12), siamese=False, count=16)(image)}) == 16
+    assert (
+        len(
+            {
+                tuple(row.flatten().tolist())
+                for row in draw("rotate", keyed(1), size=(12, 12), siamese=False, count=16)(image)
+            }
+        )
+        == 16
+    )
 
 
 def test_draws_are_uniform_over_operations_and_in_range() -> None:
@@ -168,13 +213,18 @@ def test_mode_m_applies_all_in_order() -> None:
     x = normal(6, 2, 3, 10, 10)
     expected = np.stack(list(x.numpy()))
     for operation, values in zip(transform.operations, transform.values, strict=True):
-        expected = np.stack([by_formula(operation, image, values[0].tolist()) for image in expected])
+        expected = np.stack(
+            [by_formula(operation, image, values[0].tolist()) for image in expected]
+        )
     np.testing.assert_allclose(transform(x).numpy(), expected, atol=1e-11)
 
 
 @pytest.mark.parametrize("siamese", [True, False])
 def test_class_batches_equal_class_by_class(siamese: bool) -> None:
-    transforms = [draw(DEFAULT_STRATEGY, keyed(seed), size=(9, 11), siamese=siamese, count=3) for seed in range(14)]
+    transforms = [
+        draw(DEFAULT_STRATEGY, keyed(seed), size=(9, 11), siamese=siamese, count=3)
+        for seed in range(14)
+    ]
     assert len({t.operations for t in transforms}) == 6
     x = normal(8, 14, 3, 2, 9, 11).requires_grad_()
     weight = normal(9, *x.shape)
@@ -189,16 +239,24 @@ def test_class_batches_equal_class_by_class(siamese: bool) -> None:
 def test_classes_without_rotation_never_pass_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     rotate = sampling.rotate
-    monkeypatch.setattr(sampling, "rotate", lambda x, *rest: seen.append(len(x)) or rotate(x, *rest))
+    monkeypatch.setattr(
+        sampling, "rotate", lambda x, *rest: seen.append(len(x)) or rotate(x, *rest)
+    )
     transforms = [draw(op, keyed(0), size=(8, 8)) for op in ("rotate", "crop", "rotate", "flip")]
     apply_classes(transforms, normal(1, 4, 2, 1, 8, 8))
     assert seen == [2]
 
 
 def test_mixed_siamese_and_per_sample_classes() -> None:
-    transforms = [draw("scale", keyed(0), size=(8, 8)), draw("scale", keyed(1), size=(8, 8), siamese=False, count=3)]
+    transforms = [
+        draw("scale", keyed(0), size=(8, 8)),
+        draw("scale", keyed(1), size=(8, 8), siamese=False, count=3),
+    ]
     x = normal(1, 2, 3, 1, 8, 8)
-    assert (apply_classes(transforms, x) - torch.stack([t(y) for t, y in zip(transforms, x, strict=True)])).abs().max() < 1e-12
+    assert (
+        apply_classes(transforms, x)
+        - torch.stack([t(y) for t, y in zip(transforms, x, strict=True)])
+    ).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -210,10 +268,15 @@ def test_gradients_are_right(operation: str, siamese: bool) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (9, 14), (1, 5)])
 @pytest.mark.parametrize("angle", [0.0, 0.2, -0.26, math.pi / 4, 1.3])
-def test_rotation_without_atomics_equals_the_library_sampler(height: int, width: int, angle: float) -> None:
+def test_rotation_without_atomics_equals_the_library_sampler(
+    height: int, width: int, angle: float
+) -> None:
     x = normal(1, 2, 2, 1, height, width).requires_grad_()
     angles = torch.tensor([angle, -angle], dtype=torch.float64)
-    tables = (sampling._rotation_table(angles, height, width), sampling._rotation_transpose(angles, height, width))
+    tables = (
+        sampling._rotation_table(angles, height, width),
+        sampling._rotation_transpose(angles, height, width),
+    )
     ours, theirs = sampling.apply_tables(x, *tables), sampling.rotate(x, angles, True)
     assert (ours - theirs).abs().max() < 1e-12
     weight = normal(2, *x.shape)

@@ -1,4 +1,6 @@
-"""DSA as a table of numbers: the results and derivatives of the operations one by one, by kernels that depend on no draw."""
+"""DSA as a table of numbers: the results and derivatives of the operations one by one, by kernels
+that depend on no draw.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,27 @@ from raydd.core.captured import Captured
 from raydd.core.errors import ConfigError
 
 SIZES = [(1, 8, 8), (3, 9, 14), (3, 5, 5), (1, 12, 7), (2, 1, 4)]
-VIEWS = {"view", "_unsafe_view", "expand", "slice", "unsqueeze", "select", "unbind", "detach", "alias", "promote_types"}
-ATOMIC = {"index_put", "index_put_", "scatter_add", "scatter_add_", "index_add", "index_add_", "grid_sampler_2d_backward"}
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "expand",
+    "slice",
+    "unsqueeze",
+    "select",
+    "unbind",
+    "detach",
+    "alias",
+    "promote_types",
+}
+ATOMIC = {
+    "index_put",
+    "index_put_",
+    "scatter_add",
+    "scatter_add_",
+    "index_add",
+    "index_add_",
+    "grid_sampler_2d_backward",
+}
 
 
 def keyed(seed: int) -> torch.Generator:
@@ -51,14 +72,18 @@ def assert_same(transforms: list[DsaTransform], x: Tensor, tolerance: float = 1e
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("channels", "height", "width"), SIZES)
 @pytest.mark.parametrize("siamese", [True, False])
-def test_images_and_gradients_are_those_of_the_operations(operation: str, channels: int, height: int, width: int, siamese: bool) -> None:
+def test_images_and_gradients_are_those_of_the_operations(
+    operation: str, channels: int, height: int, width: int, siamese: bool
+) -> None:
     transforms = drawn(operation, 6, (height, width), siamese=siamese, count=3)
     assert_same(transforms, normal(1, 6, 3, channels, height, width))
 
 
 @pytest.mark.parametrize("siamese", [True, False])
 @pytest.mark.parametrize(("channels", "height", "width"), SIZES)
-def test_classes_with_operations_of_their_own_go_together(channels: int, height: int, width: int, siamese: bool) -> None:
+def test_classes_with_operations_of_their_own_go_together(
+    channels: int, height: int, width: int, siamese: bool
+) -> None:
     transforms = drawn(DEFAULT_STRATEGY, 14, (height, width), siamese=siamese, count=3)
     assert len({t.operations for t in transforms}) == 6
     assert_same(transforms, normal(2, 14, 3, channels, height, width))
@@ -94,7 +119,9 @@ def test_operations_without_rounding_have_none(operation: str) -> None:
     transforms = drawn(operation, 12, (28, 27))
     x = normal(6, 12, 2, 3, 28, 27, dtype=torch.float32)
     for dtype in (torch.float64, torch.float32):
-        assert torch.equal(apply_table(x, make_table(transforms, dtype)), apply_classes(transforms, x))
+        assert torch.equal(
+            apply_table(x, make_table(transforms, dtype)), apply_classes(transforms, x)
+        )
 
 
 def test_in_single_precision_nothing_is_lost() -> None:
@@ -124,7 +151,9 @@ def test_function_transforms_see_through() -> None:
     (apart,) = torch.autograd.grad(sum(apply_table(y, table).square().sum() for y in leaf), leaf)
     assert float((gradient - apart).abs().max()) < 1e-12
     with pytest.raises(NotImplementedError, match="numbers of a table"):
-        torch.func.vmap(lambda numbers: apply_table(x[0], Table(numbers, (6, 6))))(table.numbers.unsqueeze(0))
+        torch.func.vmap(lambda numbers: apply_table(x[0], Table(numbers, (6, 6))))(
+            table.numbers.unsqueeze(0)
+        )
 
 
 def test_the_kernel_of_a_gpu_gathers_as_the_operators_do() -> None:
@@ -157,7 +186,10 @@ class Operations(TorchDispatchMode):
 
 def operations(strategy: str, seed: int, classes: int, channels: int, gradient: bool) -> Operations:
     transforms = [draw(strategy, keyed(seed + k), size=(8, 8)) for k in range(classes)]
-    x, table = normal(11, classes, 2, channels, 8, 8, dtype=torch.float32).requires_grad_(gradient), make_table(transforms)
+    x, table = (
+        normal(11, classes, 2, channels, 8, 8, dtype=torch.float32).requires_grad_(gradient),
+        make_table(transforms),
+    )
     with Operations() as found:
         out = apply_table(x, table)
         if gradient:
@@ -167,7 +199,9 @@ def operations(strategy: str, seed: int, classes: int, channels: int, gradient: 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_few_kernels_whatever_is_drawn_and_none_needs_atomics(channels: int) -> None:
-    forward, backward = (operations(DEFAULT_STRATEGY, 0, 6, channels, gradient) for gradient in (False, True))
+    forward, backward = (
+        operations(DEFAULT_STRATEGY, 0, 6, channels, gradient) for gradient in (False, True)
+    )
     assert len(forward.names) <= 30
     assert len(backward.names) <= 60
     assert "ceil" not in forward.names, "without a gradient no transposed map is made"
@@ -190,8 +224,15 @@ def test_real_and_synthetic_images_share_what_they_read() -> None:
 
 
 def test_a_compiler_takes_it_whole() -> None:
-    x, table = normal(13, 6, 2, 3, 8, 8).requires_grad_(), make_table(drawn(DEFAULT_STRATEGY, 6, (8, 8)))
-    compiled = torch.compile(lambda y, numbers: apply_table(y, Table(numbers, (8, 8))), backend="aot_eager", fullgraph=True)
+    x, table = (
+        normal(13, 6, 2, 3, 8, 8).requires_grad_(),
+        make_table(drawn(DEFAULT_STRATEGY, 6, (8, 8))),
+    )
+    compiled = torch.compile(
+        lambda y, numbers: apply_table(y, Table(numbers, (8, 8))),
+        backend="aot_eager",
+        fullgraph=True,
+    )
     outs = [compiled(x, table.numbers), apply_table(x, table)]
     torch.testing.assert_close(*outs, atol=1e-12, rtol=0)
     gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in outs]
@@ -207,7 +248,9 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ConfigError, match="one number of images, got 2 and 3"):
         make_table([draw("crop", keyed(0), size=(8, 8), siamese=False, count=n) for n in (2, 3)])
     with pytest.raises(ConfigError, match="2/3"):
-        make_table([DsaTransform((8, 8), ("scale",), (torch.tensor([[0.6, 1.0]], dtype=torch.float64),))])
+        make_table(
+            [DsaTransform((8, 8), ("scale",), (torch.tensor([[0.6, 1.0]], dtype=torch.float64),))]
+        )
     with pytest.raises(ConfigError, match="2 groups"):
         apply_table(x[:1], table)
     with pytest.raises(ConfigError, match="8x8 images got 8x7"):
@@ -216,7 +259,12 @@ def test_bad_input_is_named() -> None:
 
 def test_drawn_numbers_are_a_few_for_each_group() -> None:
     assert make_table(drawn(DEFAULT_STRATEGY, 10, (224, 224))).numbers.numel() == 270
-    assert make_table(drawn(DEFAULT_STRATEGY, 2, (28, 28), siamese=False, count=5), torch.float32).numbers.dtype == torch.float32
+    assert (
+        make_table(
+            drawn(DEFAULT_STRATEGY, 2, (28, 28), siamese=False, count=5), torch.float32
+        ).numbers.dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.gpu
@@ -226,7 +274,9 @@ def test_batches_of_any_size_on_a_gpu(dtype: torch.dtype) -> None:
     for count in (1, 2, 33):
         x = normal(4, 9, count, 3, 17, 19, dtype=dtype)
         found = apply_table(x.to(device), table.to(device)).cpu()
-        torch.testing.assert_close(found, apply_table(x, table), atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0.01)
+        torch.testing.assert_close(
+            found, apply_table(x, table), atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0.01
+        )
 
 
 @pytest.mark.gpu
@@ -248,7 +298,11 @@ def test_a_gpu_gives_the_cpus_images_the_same_bytes_twice_and_recorded(siamese: 
     try:
         for _ in range(2):
             arguments = (x.to(device), weight.to(device), make_table(transforms).numbers.to(device))
-            found, again, replayed = function(*arguments), function(*arguments), recorded(*arguments)
+            found, again, replayed = (
+                function(*arguments),
+                function(*arguments),
+                recorded(*arguments),
+            )
             for a, b, c, d in zip(want, found, again, replayed, strict=True):
                 torch.testing.assert_close(b.cpu(), a, atol=1e-12, rtol=0)
                 assert torch.equal(b, c)

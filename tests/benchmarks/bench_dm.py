@@ -1,9 +1,10 @@
 """One update of DM on Fashion-MNIST (ipc 10, ConvNet, 256 real images per class), against the published loop.
 
-Sides, each a process with one thread, in turns: the published loop with the default allocator and with raydd's settings; raydd
-compiled in fp32, and with Winograd's convolution for the real images. Figures are CPU seconds. Beside them: the fastest
-convolution this machine does, and the share of it that an update reaches (by the network's own operations, 267 GFLOP); and
-whether both sides compute the same loss (fp32) and gradient (float64) from the same draws.
+Sides, each a process with one thread, in turns: the published loop with the default allocator and
+with raydd's settings; raydd compiled in fp32, and with Winograd's convolution for the real images.
+Figures are CPU seconds. Beside them: the fastest convolution this machine does, and the share of it
+that an update reaches (by the network's own operations, 267 GFLOP); and whether both sides compute
+the same loss (fp32) and gradient (float64) from the same draws.
 
     python tests/benchmarks/bench_dm.py --rounds 7 --json docs/benchmarks/dm.json
 """
@@ -75,7 +76,9 @@ def theirs(ipc: int) -> Callable[[str], None]:
 
 
 def peak(seconds: float = 0.4) -> dict[str, float]:
-    """Return GFLOP/s of the fastest direct 3x3 convolution of 128 channels, fp32, over batches, map sizes and layouts."""
+    """Return GFLOP/s of the fastest direct 3x3 convolution of 128 channels, fp32, over batches, map
+    sizes and layouts.
+    """
     best: dict[str, float] = {}
     for layout, form in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)):
         for count, side in ((16, 16), (64, 16), (64, 32), (256, 8), (256, 16)):
@@ -85,7 +88,9 @@ def peak(seconds: float = 0.4) -> dict[str, float]:
             while time.perf_counter() < until:
                 started = time.process_time()
                 F.conv2d(x, weight, padding=1)
-                best[layout] = max(best.get(layout, 0.0), work / (time.process_time() - started) / 1e9)
+                best[layout] = max(
+                    best.get(layout, 0.0), work / (time.process_time() - started) / 1e9
+                )
     return best | {"best": max(best.values())}
 
 
@@ -100,7 +105,12 @@ def compare(ipc: int, numerics: Numerics, dtype: torch.dtype) -> dict[str, float
     seeds = [int(s) for s in torch.randint(0, 100_000, (10,), generator=generator(seed, "bench"))]
     transforms = [reference_cpu_draw(DEFAULT_STRATEGY, s, size=(28, 28)) for s in seeds]
     ctx.given["draws"] = lambda t: Draws(rows, transforms)
-    network = create_network("convnet3", info.shape, 10, ctx.rng("network")).requires_grad_(False).train().to(dtype)
+    network = (
+        create_network("convnet3", info.shape, 10, ctx.rng("network"))
+        .requires_grad_(False)
+        .train()
+        .to(dtype)
+    )
     ctx.given["dm network"] = network
     images = stage.init(unit, ctx)["images"].to(dtype)
     state = stage.step(unit, {"images": images, "momentum": torch.zeros_like(images)}, 0, ctx)
@@ -117,7 +127,9 @@ def compare(ipc: int, numerics: Numerics, dtype: torch.dtype) -> dict[str, float
     return {
         "loss": abs(float(ctx.rows[-1]["loss"]) * 10 / float(loss.detach()) - 1),
         "gradient": float((ours_ - gradient).norm() / gradient.norm()),
-        "gradient_cosine": float(F.cosine_similarity(ours_.flatten(), gradient.double().flatten(), 0)),
+        "gradient_cosine": float(
+            F.cosine_similarity(ours_.flatten(), gradient.double().flatten(), 0)
+        ),
     }
 
 
@@ -140,9 +152,16 @@ def equality(ipc: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure, print a table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--side", choices=SIDES, help="be one side (used by the program itself)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["published", "published_tuned", "fp32", "winograd"])
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        choices=SIDES,
+        default=["published", "published_tuned", "fp32", "winograd"],
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--block", type=int, default=5, help="classes per unit")
@@ -152,26 +171,50 @@ def main() -> None:
         serve(lambda: make(o.side, o.ipc, o.block))
         return
     torch.set_num_threads(1)
-    script, arguments = str(Path(__file__).resolve()), ["--ipc", str(o.ipc), "--block", str(o.block)]
-    sides = {name: Side(script, name, tuned=SIDES[name][0], arguments=arguments) for name in o.sides}
+    script, arguments = (
+        str(Path(__file__).resolve()),
+        ["--ipc", str(o.ipc), "--block", str(o.block)],
+    )
+    sides = {
+        name: Side(script, name, tuned=SIDES[name][0], arguments=arguments) for name in o.sides
+    }
     before, found, after = peak(), in_turns(sides, o.rounds), peak()
     for side in sides.values():
         side.close()
     top = max(before["best"], after["best"])
-    work = flops(create_network("convnet3", (1, 28, 28), 10, generator(0, "flops")), (1, 28, 28)) * 10 * (256 + 2 * o.ipc) / 1e9
-    result: dict[str, Any] = {"machine": machine(), "ipc": o.ipc, "gflop": work, "peak_gflops": {"before": before, "after": after}}
+    work = (
+        flops(create_network("convnet3", (1, 28, 28), 10, generator(0, "flops")), (1, 28, 28))
+        * 10
+        * (256 + 2 * o.ipc)
+        / 1e9
+    )
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "ipc": o.ipc,
+        "gflop": work,
+        "peak_gflops": {"before": before, "after": after},
+    }
     result["sides"] = {}
     base = found[o.sides[0]]["step"]
     for name, times in found.items():
         seconds = times["step"]
         row = {"cpu_s": seconds, "median_s": statistics.median(seconds), "min_s": min(seconds)}
         row["share_of_peak"] = work / row["median_s"] / top
-        row |= {f"speedup_over_{other}": ratio(found[other]["step"], seconds) for other in found if other.startswith("published")}
+        row |= {
+            f"speedup_over_{other}": ratio(found[other]["step"], seconds)
+            for other in found
+            if other.startswith("published")
+        }
         result["sides"][name] = row
         gain, share = ratio(base, seconds)["of_medians"], 100 * row["share_of_peak"]
-        sys.stdout.write(f"{name:16s} {row['median_s']:7.3f} s  {gain:5.2f} x  {share:4.0f} % of peak\n")
+        sys.stdout.write(
+            f"{name:16s} {row['median_s']:7.3f} s  {gain:5.2f} x  {share:4.0f} % of peak\n"
+        )
     result["difference_from_published"] = equality(o.ipc)
-    sys.stdout.write(json.dumps({"peak": top, "difference": result["difference_from_published"]}, indent=1) + "\n")
+    sys.stdout.write(
+        json.dumps({"peak": top, "difference": result["difference_from_published"]}, indent=1)
+        + "\n"
+    )
     if o.json:
         o.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,10 +1,13 @@
-"""What raydd reaches on a device beside the published code: updates, students' epochs, observed networks, the quickstart.
+"""What raydd reaches on a device beside the published code: updates, students' epochs, observed
+networks, the quickstart.
 
-All sides run in this process, in turns within each round: the published loops with torch's own settings (on a GPU convolutions in
-TF32), and raydd's stages by their own `step`, as jobs run them. Figures: wall and host milliseconds per update, times as fast as
-published, share of the device's peak (one large product in the same arithmetic, one copy), memory, launches, and how long the
-device was busy. First it is measured how far both sides' losses and gradients are from each other on the same draws.
-It needs neither Ray nor MLflow. Without ``--data`` (a folder of idx files) images are random.
+All sides run in this process, in turns within each round: the published loops with torch's own
+settings (on a GPU convolutions in TF32), and raydd's stages by their own `step`, as jobs run them.
+Figures: wall and host milliseconds per update, times as fast as published, share of the device's
+peak (one large product in the same arithmetic, one copy), memory, launches, and how long the device
+was busy. First it is measured how far both sides' losses and gradients are from each other on the
+same draws. It needs neither Ray nor MLflow. Without ``--data`` (a folder of idx files) images are
+random.
 
     python tests/benchmarks/bench_gpu.py --json docs/benchmarks/gpu.json
     python tests/benchmarks/bench_gpu.py --profile "dm ipc 10: bf16"
@@ -24,7 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: what deterministic sides need, and as large as the default
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # read once: what deterministic sides need, and as large as the default
 
 import torch
 from equality import differences
@@ -50,16 +55,37 @@ RESERVE = 45.0
 
 def options() -> argparse.Namespace:
     """Return what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(NAMES), help=f"some of {','.join(NAMES)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(NAMES),
+        help=f"some of {','.join(NAMES)}",
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds after which nothing more is begun")
+    parser.add_argument(
+        "--budget", type=float, default=480.0, help="seconds after which nothing more is begun"
+    )
     parser.add_argument("--data", help="a folder of Fashion-MNIST's idx files")
     parser.add_argument("--rounds", type=int, help="turns of each side (default: 5)")
-    parser.add_argument("--commit", help="what to record as the commit where this folder is no checkout")
-    parser.add_argument("--small", action="store_true", help="few images and one round, nothing compiled: that everything runs")
-    parser.add_argument("--profile", metavar="TEXT", help="print the profile of one update of the sides whose names begin so, and stop")
+    parser.add_argument(
+        "--commit", help="what to record as the commit where this folder is no checkout"
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="few images and one round, nothing compiled: that everything runs",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="TEXT",
+        help="print the profile of one update of the sides whose names begin so, and stop",
+    )
     found = parser.parse_args()
     unknown = set(found.only) - set(NAMES)
     if unknown:
@@ -72,16 +98,28 @@ def where(commit: str | None) -> dict[str, Any]:
     found = machine() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found |= {"card": properties.name, "memory": properties.total_memory, "capability": f"{properties.major}.{properties.minor}"}
-        found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
-    found["commit"] = commit or _output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        found |= {
+            "card": properties.name,
+            "memory": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+        found["driver"] = _output(
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+        )
+    found["commit"] = commit or _output(
+        "git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"
+    )
     found["command"] = shlex.join(["python", *sys.argv])
     return found
 
 
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -101,7 +139,9 @@ def profile(sides: list[Side], device: torch.device, clock: Clock) -> None:
         clock.say(f"one update: {1000 * (time.perf_counter() - begun):.3f} ms")
         found = profiled(step, device)
         key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        sys.stdout.write(found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90) + "\n")
+        sys.stdout.write(
+            found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=90) + "\n"
+        )
         sys.stdout.write(json.dumps(launches(found)) + "\n")
 
 
@@ -120,14 +160,21 @@ def line(row: Row) -> str:
         return f"{row['name']:64s} {row.get('error') or row.get('not_run') or json.dumps(row)}"
     gain = f"{row['speedup']['of_medians']:6.2f} x" if "speedup" in row else " " * 8
     gain += f" of {row['target']:2.0f}" if row.get("target") else " " * 6
-    counts = "/".join(f"{row[name]:.0f}" for name in ("launches", "graph_launches", "kernels", "operators") if name in row)
+    counts = "/".join(
+        f"{row[name]:.0f}"
+        for name in ("launches", "graph_launches", "kernels", "operators")
+        if name in row
+    )
     share, moved = (100 * row.get(name, 0.0) for name in ("share_of_peak", "share_of_copy"))
     busy = row.get("busy_ms", 0.0)
     memory = max(row.get("peak_bytes", 0), row.get("reserved_bytes", 0)) / 2**20
-    beside = "".join(f"  {times:.2f} times {name}" for name, times in row.get("times_of", {}).items())
+    beside = "".join(
+        f"  {times:.2f} times {name}" for name, times in row.get("times_of", {}).items()
+    )
     return (
-        f"{row['name']:64s} {row['ms']:9.3f} ms {gain} {share:5.1f} % {moved:5.1f} % busy {busy:8.3f} host {row['host_ms']:8.3f} "
-        f"{counts:>18s} {memory:7.0f} MiB{beside}" + (f"  {row['error']}" if "error" in row else "")
+        f"{row['name']:64s} {row['ms']:9.3f} ms {gain} {share:5.1f} % {moved:5.1f} % busy {busy:8.3f} host"
+        f" {row['host_ms']:8.3f} {counts:>18s} {memory:7.0f} MiB{beside}"
+        + (f"  {row['error']}" if "error" in row else "")
     )
 
 
@@ -136,7 +183,12 @@ class Report:
 
     def __init__(self, o: argparse.Namespace, setting: Setting, pixels: str, clock: Clock) -> None:
         self.path, self.clock = o.json, clock
-        self.figures: dict[str, Any] = {"machine": where(o.commit), "device": str(setting.device), "small": o.small, "data": pixels}
+        self.figures: dict[str, Any] = {
+            "machine": where(o.commit),
+            "device": str(setting.device),
+            "small": o.small,
+            "data": pixels,
+        }
         self.figures |= {"peak": {}, "difference_from_published": {}, "rows": []}
 
     def add(self, rows: list[Row]) -> None:
@@ -162,7 +214,16 @@ def main() -> None:
     info, data, pixels = fashion_mnist(o.data, o.small)
     setting = Setting(device, info, data, o.small)
     if o.profile:
-        profile([side for make in sum(GROUPS.values(), ()) for side in make(setting) if side.name.startswith(o.profile)], device, clock)
+        profile(
+            [
+                side
+                for make in sum(GROUPS.values(), ())
+                for side in make(setting)
+                if side.name.startswith(o.profile)
+            ],
+            device,
+            clock,
+        )
         return
     report = Report(o, setting, pixels, clock)
     report.figures["peak"] = peaks(device, o.small)
@@ -177,9 +238,23 @@ def main() -> None:
 def _part(name: str, o: argparse.Namespace, setting: Setting, report: Report) -> None:
     clock, device, reserve = report.clock, setting.device, 0.0 if o.small else RESERVE
     if name in GROUPS:
-        rounds, seconds, warm = (o.rounds or 1, 0.0, 0) if o.small else (o.rounds or (2 if name == "inner" else 5), 0.25, WARM)
+        rounds, seconds, warm = (
+            (o.rounds or 1, 0.0, 0)
+            if o.small
+            else (o.rounds or (2 if name == "inner" else 5), 0.25, WARM)
+        )
         for make in GROUPS[name]:
-            report.add(Turns(make(setting), device, clock, rounds=rounds, seconds=seconds, reserve=reserve, warm=warm).run())
+            report.add(
+                Turns(
+                    make(setting),
+                    device,
+                    clock,
+                    rounds=rounds,
+                    seconds=seconds,
+                    reserve=reserve,
+                    warm=warm,
+                ).run()
+            )
         return
     row: Row = {"name": "quickstart: fp32" if name == "quick" else name}
     if clock.left < reserve:

@@ -1,10 +1,11 @@
 """How fast shards stream, against the fastest plain decode loop on the same threads.
 
-The plain loop decodes JPEG bytes that are already in memory with simplejpeg, into one picture's memory (where libjpeg-turbo
-is fastest: not at a multiple of 32), and does nothing else. The stream reads tar shards, finds the samples, decodes and
-batches. Both run with the same number of threads, in turns, so that a busy machine slows both; the figures are the medians of
-the ratios, of images per second of wall time and of images per second of processor time (all threads together), and the ratio
-of the best rounds (what is left when the rest of the machine is quiet).
+The plain loop decodes JPEG bytes that are already in memory with simplejpeg, into one picture's
+memory (where libjpeg-turbo is fastest: not at a multiple of 32), and does nothing else. The stream
+reads tar shards, finds the samples, decodes and batches. Both run with the same number of threads,
+in turns, so that a busy machine slows both; the figures are the medians of the ratios, of images
+per second of wall time and of images per second of processor time (all threads together), and the
+ratio of the best rounds (what is left when the rest of the machine is quiet).
 
     python tests/benchmarks/bench_stream.py --seconds 3 --rounds 7
     python tests/benchmarks/bench_stream.py --seconds 3 --rounds 7 --quality 75 --subsampling 420
@@ -34,20 +35,33 @@ from raydd.data.shard_data import ShardData
 from raydd.data.tar_index import scan_shards
 
 
-def make_shards(folder: Path, side: int, count: int, shards: int, quality: int, subsampling: str) -> list[bytes]:
+def make_shards(
+    folder: Path, side: int, count: int, shards: int, quality: int, subsampling: str
+) -> list[bytes]:
     """Write noisy JPEGs of ``side`` pixels as WebDataset shards; return their bytes."""
     import tarfile
 
     rng = np.random.default_rng(side)
     blobs = []
     for _ in range(count):
-        coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-        noisy = np.clip(np.asarray(coarse).astype(int) + rng.integers(-10, 10, (side, side, 3)), 0, 255).astype(np.uint8)
-        blobs.append(simplejpeg.encode_jpeg(np.ascontiguousarray(noisy), quality, "RGB", subsampling))
+        coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        noisy = np.clip(
+            np.asarray(coarse).astype(int) + rng.integers(-10, 10, (side, side, 3)), 0, 255
+        ).astype(np.uint8)
+        blobs.append(
+            simplejpeg.encode_jpeg(np.ascontiguousarray(noisy), quality, "RGB", subsampling)
+        )
     for number in range(shards):
-        with tarfile.open(folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(
+            folder / f"train-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT
+        ) as tar:
             for i in range(number, count, shards):
-                for name, content in ((f"{i:08d}.jpg", blobs[i]), (f"{i:08d}.cls", str(i % 10).encode())):
+                for name, content in (
+                    (f"{i:08d}.jpg", blobs[i]),
+                    (f"{i:08d}.cls", str(i % 10).encode()),
+                ):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -86,16 +100,23 @@ def streamed(data: ShardData, batch: int) -> Rates:
     return rates(seen, started)
 
 
-def measure(side: int, count: int, threads: int, options: argparse.Namespace) -> dict[str, float | str]:
+def measure(
+    side: int, count: int, threads: int, options: argparse.Namespace
+) -> dict[str, float | str]:
     """Return medians over interleaved rounds for one image size."""
     with tempfile.TemporaryDirectory() as folder:
         blobs = make_shards(Path(folder), side, count, 4, options.quality, options.subsampling)
         files = Storage(folder)
         scanned = scan_shards(files, [f"train-{i:06d}.tar" for i in range(4)])
         transform = Transform(channels=3, height=side, width=side)
-        data = ShardData(files, scanned.index, scanned.digest, transform, skip=False, threads=threads)
+        data = ShardData(
+            files, scanned.index, scanned.digest, transform, skip=False, threads=threads
+        )
         streamed(data, options.batch)
-        pairs = [(plain(blobs, side, threads), streamed(data, options.batch)) for _ in range(options.rounds)]
+        pairs = [
+            (plain(blobs, side, threads), streamed(data, options.batch))
+            for _ in range(options.rounds)
+        ]
     return {
         "side": side,
         "quality": options.quality,
@@ -112,13 +133,17 @@ def measure(side: int, count: int, threads: int, options: argparse.Namespace) ->
 
 def main() -> None:
     """Measure 64- and 224-pixel JPEG shards and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5, help="length of one round, about")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
-    parser.add_argument("--subsampling", default="444", choices=("444", "422", "420"), help="of the JPEGs' colours")
+    parser.add_argument(
+        "--subsampling", default="444", choices=("444", "422", "420"), help="of the JPEGs' colours"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,11 +151,17 @@ def main() -> None:
     for side, rate in ((64, 18_000), (224, 1_700)):
         for threads in options.threads:
             rows.append(measure(side, int(options.seconds * rate), threads, options))
-    lines = ["side  threads  bytes/image  plain img/s  stream img/s  stream/plain  same, processor time  best round/best round"]
+    lines = [
+        "side  threads  bytes/image  plain img/s  stream img/s  stream/plain  same, processor time  best round/best"
+        " round"
+    ]
     for row in rows:
-        figures = f"{row['plain_images_per_s']:11.0f}  {row['stream_images_per_s']:12.0f}  {row['stream_over_plain']:12.3f}"
+        figures = f"{row['plain_images_per_s']:11.0f}  {row['stream_images_per_s']:12.0f}"
+        figures += f"  {row['stream_over_plain']:12.3f}"
         figures += f"  {row['stream_over_plain_cpu']:20.3f}  {row['stream_over_plain_best']:21.3f}"
-        lines.append(f"{row['side']:4.0f}  {row['threads']:7.0f}  {row['bytes_per_image']:11.0f}  {figures}")
+        lines.append(
+            f"{row['side']:4.0f}  {row['threads']:7.0f}  {row['bytes_per_image']:11.0f}  {figures}"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """A student's training step (100 images of 1x28x28, ConvNet, DSA on), against the published epoch with its loader.
 
-Sides, each a process with one thread, in turns; figures are CPU milliseconds per step, over epochs with new augmentations.
+Sides, each a process with one thread, in turns; figures are CPU milliseconds per step, over epochs
+with new augmentations.
 
     python tests/benchmarks/bench_student.py --rounds 7 --json docs/benchmarks/student.json
 """
@@ -33,7 +34,9 @@ SIDES: dict[str, tuple[bool, Numerics | None]] = {
 
 def task(ipc: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normal noise and labels: the time of a step does not depend on the pixels."""
-    return torch.randn(10 * ipc, 1, 28, 28, generator=generator(0, "bench")), torch.arange(10).repeat_interleave(ipc)
+    return torch.randn(10 * ipc, 1, 28, 28, generator=generator(0, "bench")), torch.arange(
+        10
+    ).repeat_interleave(ipc)
 
 
 def ours(ipc: int, numerics: Numerics, epochs: int) -> Callable[[str], None]:
@@ -82,9 +85,13 @@ def make(name: str, ipc: int, epochs: int) -> Callable[[str], None]:
 
 def main() -> None:
     """Measure, print a table, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--side", choices=SIDES, help="be one side (used by the program itself)")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["published", "published_tuned", "fp32"])
+    parser.add_argument(
+        "--sides", nargs="+", choices=SIDES, default=["published", "published_tuned", "fp32"]
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=6, help="epochs of one step each, per turn")
     parser.add_argument("--ipc", type=int, default=10)
@@ -95,7 +102,10 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     arguments = ["--ipc", str(o.ipc), "--epochs", str(o.epochs)]
-    sides = {name: Side(str(Path(__file__).resolve()), name, tuned=SIDES[name][0], arguments=arguments) for name in o.sides}
+    sides = {
+        name: Side(str(Path(__file__).resolve()), name, tuned=SIDES[name][0], arguments=arguments)
+        for name in o.sides
+    }
     found = in_turns(sides, o.rounds)
     for side in sides.values():
         side.close()
@@ -103,9 +113,15 @@ def main() -> None:
     steps = {name: [1000 * s / o.epochs for s in times["step"]] for name, times in found.items()}
     for name, times in steps.items():
         row: dict[str, Any] = {"step_ms": times, "median_ms": statistics.median(times)}
-        row |= {f"speedup_over_{other}": ratio(steps[other], times) for other in steps if other.startswith("published")}
+        row |= {
+            f"speedup_over_{other}": ratio(steps[other], times)
+            for other in steps
+            if other.startswith("published")
+        }
         result["sides"][name] = row
-        sys.stdout.write(f"{name:16s} {row['median_ms']:8.1f} ms {ratio(steps[o.sides[0]], times)['of_medians']:6.2f} x\n")
+        sys.stdout.write(
+            f"{name:16s} {row['median_ms']:8.1f} ms {ratio(steps[o.sides[0]], times)['of_medians']:6.2f} x\n"
+        )
     if o.json:
         o.json.write_text(json.dumps(result, indent=1) + "\n")
 

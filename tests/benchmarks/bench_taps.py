@@ -1,11 +1,13 @@
 """Forward and backward of a packed batch with its statistics matched: what observing costs beside the network alone.
 
-Sides, each a process with one thread, in turns: the network alone (cross entropy), with raydd's taps and loss, and with a plain
-transcription of the published hooks, which take one group at a time and are therefore called once per group. Figures are CPU
-seconds of all groups, seconds beside the network alone, and operators dispatched per image (on a GPU nearly all of them are
-kernels). Both losses are compared first.
+Sides, each a process with one thread, in turns: the network alone (cross entropy), with raydd's
+taps and loss, and with a plain transcription of the published hooks, which take one group at a time
+and are therefore called once per group. Figures are CPU seconds of all groups, seconds beside the
+network alone, and operators dispatched per image (on a GPU nearly all of them are kernels). Both
+losses are compared first.
 
-    python tests/benchmarks/bench_taps.py --rounds 7 --network torchvision/resnet18 --size 64 --json docs/benchmarks/taps.json
+    python tests/benchmarks/bench_taps.py --rounds 7 --network torchvision/resnet18 --size 64 --json
+    docs/benchmarks/taps.json
 """
 
 from __future__ import annotations
@@ -40,12 +42,24 @@ CLASSES, MOMENTUM, R_LOSS = 10, 0.8, 0.01
 class Setting:
     """A network, groups of images and tables, equal for all sides."""
 
-    def __init__(self, name: str, size: int, groups: int, each: int, patch: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        groups: int,
+        each: int,
+        patch: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.groups, self.each, self.patch = groups, each, patch
         network = create_network(name, (3, size, size), CLASSES, generator(0, "network"))
         self.network: Network = network.to(device).eval().requires_grad_(False)
-        self.images = torch.randn(groups * each, 3, size, size, generator=generator(0, "images")).to(device)
-        self.labels = torch.randint(0, CLASSES, (groups, each), generator=generator(0, "labels")).to(device)
+        self.images = torch.randn(
+            groups * each, 3, size, size, generator=generator(0, "images")
+        ).to(device)
+        self.labels = torch.randint(
+            0, CLASSES, (groups, each), generator=generator(0, "labels")
+        ).to(device)
         with StatTap(self.network, patch) as tap:
             self.layout = tap.layout
             width = tap.layout.width
@@ -74,12 +88,17 @@ def alone(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
 def taps(s: Setting) -> Callable[[], tuple[Tensor, Tensor]]:
     """Return the update with raydd's taps."""
     tap = StatTap(s.network, s.patch)
-    running, targets = torch.zeros(s.groups, 2, s.layout.width, device=s.device), class_targets(s.table, s.labels)
+    running, targets = (
+        torch.zeros(s.groups, 2, s.layout.width, device=s.device),
+        class_targets(s.table, s.labels),
+    )
 
     def step() -> tuple[Tensor, Tensor]:
         x = s.images.detach().requires_grad_(True)
         logits, found = tap(x, s.groups)
-        matched, _ = matching_loss(found, running, s.layout, overall=s.overall, classes=targets, momentum=MOMENTUM)
+        matched, _ = matching_loss(
+            found, running, s.layout, overall=s.overall, classes=targets, momentum=MOMENTUM
+        )
         loss = F.cross_entropy(logits, s.labels.flatten()) * s.groups + R_LOSS * matched.sum()
         return loss.detach(), torch.autograd.grad(loss, x)[0]
 
@@ -122,13 +141,18 @@ def serve_side(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Return how far raydd's loss and gradient are from the published ones, and the operators per image of each side."""
+    """Return how far raydd's loss and gradient are from the published ones, and the operators per
+    image of each side.
+    """
     torch.set_num_threads(1)
     results, operators = {}, {}
     for name in SIDES:
         step = MAKERS[name](setting(args))
         results[name] = step()
-        with Count() as count, mock.patch.object(observing, "_IN_TURN", sys.maxsize):  # image by image is for CPUs
+        with (
+            Count() as count,
+            mock.patch.object(observing, "_IN_TURN", sys.maxsize),
+        ):  # image by image is for CPUs
             step()
         operators[name] = count.calls / (args.groups * args.each)
     (loss, gradient), (wanted, theirs) = results["taps"], results["published"]
@@ -141,7 +165,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Run the sides in turns and print what they take."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", default="torchvision/resnet18")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--patch", type=int, default=4)
@@ -154,7 +180,9 @@ def main() -> None:
     if args.side:
         serve_side(args)
         return
-    passed = [f"--{name}={getattr(args, name)}" for name in ("network", "size", "patch", "groups", "each")]
+    passed = [
+        f"--{name}={getattr(args, name)}" for name in ("network", "size", "patch", "groups", "each")
+    ]
     found = compare(args)
     sides = {name: Side(__file__, name, tuned=True, arguments=passed) for name in SIDES}
     try:
@@ -163,9 +191,14 @@ def main() -> None:
         for side in sides.values():
             side.close()
     report = {
-        "setting": {name: getattr(args, name) for name in ("network", "size", "patch", "groups", "each", "rounds")},
+        "setting": {
+            name: getattr(args, name)
+            for name in ("network", "size", "patch", "groups", "each", "rounds")
+        },
         "cpu_seconds": {name: statistics.median(values) for name, values in times.items()},
-        "beside_the_network_alone": {name: ratio(times[name], times["alone"]) for name in ("taps", "published")},
+        "beside_the_network_alone": {
+            name: ratio(times[name], times["alone"]) for name in ("taps", "published")
+        },
         "published_over_taps": ratio(times["published"], times["taps"]),
         **found,
         "machine": machine(),

@@ -1,4 +1,6 @@
-"""How far one update is from the published loop's in float64, on any device, with the same images, numbers and weights."""
+"""How far one update is from the published loop's in float64, on any device, with the same images,
+numbers and weights.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,12 @@ Loss = Callable[..., Tensor]
 
 
 def differences(s: Setting, clock: Clock) -> dict[str, Row]:
-    """Return relative differences of loss and gradient, by work and by what is compared with the published loop in float64.
+    """Return relative differences of loss and gradient, by work and by what is compared with the
+    published loop in float64.
 
-    ``published``: the same loop in its own arithmetic. ``float64``: raydd's, eager. The others: raydd's, as jobs run it; of the
-    observed network from the published hooks in the same arithmetic.
+    ``published``: the same loop in its own arithmetic. ``float64``: raydd's, eager. The others:
+    raydd's, as jobs run it; of the observed network from the published hooks in the same
+    arithmetic.
     """
     found: dict[str, Row] = {}
 
@@ -42,9 +46,21 @@ def differences(s: Setting, clock: Clock) -> dict[str, Row]:
             clock.say(f"{name}: from published in float64: {found[name]}")
         found[name] |= {"error": row["error"]} if "error" in row else {}
 
-    dm = partial(Dm, network=s.network, iterations=FOREVER, batch_real=s.batch_real, classes_per_unit=10)
-    dsa = partial(Dsa, network=s.network, iterations=FOREVER, outer_loop=1, batch_real=s.batch_real, classes_per_unit=10)
-    for name, method, loss in (("dm", dm, published.dm_loss), ("dsa", dsa, published.gradient_loss)):
+    dm = partial(
+        Dm, network=s.network, iterations=FOREVER, batch_real=s.batch_real, classes_per_unit=10
+    )
+    dsa = partial(
+        Dsa,
+        network=s.network,
+        iterations=FOREVER,
+        outer_loop=1,
+        batch_real=s.batch_real,
+        classes_per_unit=10,
+    )
+    for name, method, loss in (
+        ("dm", dm, published.dm_loss),
+        ("dsa", dsa, published.gradient_loss),
+    ):
         known = _Update(s, method, loss)
         add(f"{name}: published", known.published)
         add(f"{name}: float64", partial(known.ours, Numerics(), torch.float64))
@@ -98,8 +114,13 @@ class _Update:
                 theirs.copy_(ours)
         plain = plain.to(s.device, dtype)
         leaf = self.images.to(dtype).requires_grad_(True)
-        real = [normalised(s.info, s.data["train"], memory.ids[rows[c]], dtype).to(s.device) for c in classes]
-        draws = [partial(lambda c: published_dsa.KeyedDraws(ctx.rng("dsa", 0, c)), c) for c in classes]
+        real = [
+            normalised(s.info, s.data["train"], memory.ids[rows[c]], dtype).to(s.device)
+            for c in classes
+        ]
+        draws = [
+            partial(lambda c: published_dsa.KeyedDraws(ctx.rng("dsa", 0, c)), c) for c in classes
+        ]
         loss = self.loss(plain, leaf, s.ipc(IPC), 10, lambda c: real[c], lambda c: draws[c])
         (gradient,) = torch.autograd.grad(loss, leaf)
         return float(loss.detach()), gradient.double()
@@ -111,9 +132,14 @@ class _Update:
 def _observed(s: Setting, precision: str) -> Row:
     """Return how far loss and gradient under raydd's taps are from the published hooks', both in this precision."""
     o = Observed.of(s)
-    Side(name="ours", make=lambda: lambda: None, numerics=Numerics(precision=precision)).settle(s.device)  # type: ignore[arg-type]
+    Side(name="ours", make=lambda: lambda: None, numerics=Numerics(precision=precision)).settle(
+        s.device
+    )  # type: ignore[arg-type]
     made = {
-        kind: bench_taps.MAKERS[kind](bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device)) for kind in bench_taps.SIDES
+        kind: bench_taps.MAKERS[kind](
+            bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device)
+        )
+        for kind in bench_taps.SIDES
     }
     (loss, gradient), (wanted, theirs) = made["taps"](), made["published"]()
     return _differences(float(loss), gradient, float(wanted), theirs)

@@ -27,11 +27,14 @@ ROOT = Path(__file__).parents[2]
 class PlainContext:
     """All that a stage needs beside its fields, without a runner: one worker alone, on any device.
 
-    ``given``: by the first word of a key, in place of what a stage would make. ``inputs``: what :meth:`load` returns, by name.
-    ``lanes``: those of the stage. ``rows``: the last scalars, as the stage gave them, so that no update waits for the device.
+    ``given``: by the first word of a key, in place of what a stage would make. ``inputs``: what
+    :meth:`load` returns, by name. ``lanes``: those of the stage. ``rows``: the last scalars, as the
+    stage gave them, so that no update waits for the device.
     """
 
-    def __init__(self, seed: int, data: dict[str, Data], device: torch.device | str = "cpu", lanes: int = 0) -> None:
+    def __init__(
+        self, seed: int, data: dict[str, Data], device: torch.device | str = "cpu", lanes: int = 0
+    ) -> None:
         self.device, self.data, self.seed, self.lanes = torch.device(device), data, seed, lanes
         self.made: dict[Any, Any] = {}
         self.given: dict[str, Any] = {}
@@ -51,7 +54,9 @@ class PlainContext:
 
     def load(self, name: str, rows: slice | None = None) -> Tensors:
         """Return an input, or some rows of each of its tensors."""
-        return {key: value if rows is None else value[rows] for key, value in self.inputs[name].items()}
+        return {
+            key: value if rows is None else value[rows] for key, value in self.inputs[name].items()
+        }
 
     def each_lane(self, fn: Callable[[int], Tensors]) -> list[Tensors]:
         """Return what every lane gives, one after another."""
@@ -66,11 +71,17 @@ class Side:
     """A process that runs one side's step when asked and says how long it took."""
 
     def __init__(self, script: str, name: str, *, tuned: bool, arguments: list[str]) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "THP_MEM_ALLOC_ENABLE"}
+        env = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith("MALLOC_") and k != "THP_MEM_ALLOC_ENABLE"
+        }
         env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         env |= {"THP_MEM_ALLOC_ENABLE": "1", "BENCH_TUNED": "1"} if tuned else {}
         command = [sys.executable, script, "--side", name, *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
 
     def __call__(self, request: str = "step") -> dict[str, Any]:
         """Run one request; return the answer."""
@@ -92,7 +103,9 @@ class Side:
 
 
 def serve(make: Callable[[], Callable[[str], dict[str, float] | None]]) -> None:
-    """Be a side: set up, then answer each line of standard input with the times of one call of what ``make`` returned."""
+    """Be a side: set up, then answer each line of standard input with the times of one call of what
+    ``make`` returned.
+    """
     torch.set_num_threads(1)
     if os.environ.get("BENCH_TUNED"):
         from raydd.core.numerics import tune_allocator
@@ -107,7 +120,9 @@ def serve(make: Callable[[], Callable[[str], dict[str, float] | None]]) -> None:
         sys.stdout.flush()
 
 
-def in_turns(sides: dict[str, Side], rounds: int, requests: tuple[str, ...] = ("step",)) -> dict[str, dict[str, list[float]]]:
+def in_turns(
+    sides: dict[str, Side], rounds: int, requests: tuple[str, ...] = ("step",)
+) -> dict[str, dict[str, list[float]]]:
     """Return, for each side and request, the CPU seconds of each round; sides take turns within a round."""
     for side in sides.values():
         for request in requests:
@@ -122,7 +137,9 @@ def in_turns(sides: dict[str, Side], rounds: int, requests: tuple[str, ...] = ("
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """Return how many times faster the second is: of the medians, of the minima, and the median of the rounds' ratios."""
+    """Return how many times faster the second is: of the medians, of the minima, and the median of
+    the rounds' ratios.
+    """
     pairs = [a / b for a, b in zip(slow, fast, strict=True)]
     return {
         "of_medians": statistics.median(slow) / statistics.median(fast),
@@ -158,8 +175,12 @@ def fashion() -> dict[str, Any]:
     return {"info": with_digests(describe(config), data), "data": data}
 
 
-def normalised(info: Any, data: Data, rows: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normalised(
+    info: Any, data: Data, rows: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Return training images in network space."""
     from raydd.data.memory import normalise
 
-    return normalise(data.take(torch.arange(len(data)) if rows is None else rows), info.mean, info.std, dtype)
+    return normalise(
+        data.take(torch.arange(len(data)) if rows is None else rows), info.mean, info.std, dtype
+    )

@@ -1,4 +1,6 @@
-"""Several sides measured in turns in one process, on any device: wall and host time, memory, launches, the device's own peaks."""
+"""Several sides measured in turns in one process, on any device: wall and host time, memory,
+launches, the device's own peaks.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from raydd.core.numerics import apply_numerics
 from raydd.core.units import Numerics
 
 WARM = 4
-"""Calls before anything is timed: the first compile, search or allocate, and what is captured is captured after some more."""
+"""Calls before anything is timed: the first compile, search or allocate, and what is captured is
+captured after some more.
+"""
 
 CALLS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 
@@ -36,9 +40,10 @@ Step = Callable[[], object]
 class Side:
     """One way to do a piece of work; ``beside`` names another side that it is compared with, beside the published one.
 
-    ``make``: sets everything up, returns a function that makes one update. ``numerics``: the process's settings (``None``: torch's
-    own, as published). ``units``: what one update counts for, such as 20 for an epoch of 20 networks. ``cycle``: updates after
-    which everything repeats; whole cycles are timed. ``flop``, ``bytes``: of a unit, for shares of the peaks; bytes are the least
+    ``make``: sets everything up, returns a function that makes one update. ``numerics``: the
+    process's settings (``None``: torch's own, as published). ``units``: what one update counts for,
+    such as 20 for an epoch of 20 networks. ``cycle``: updates after which everything repeats; whole
+    cycles are timed. ``flop``, ``bytes``: of a unit, for shares of the peaks; bytes are the least
     that have to move. ``target``: how many times faster than published it is to be.
     """
 
@@ -100,7 +105,9 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.calls = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.calls += not function.is_view and "detach" not in str(function)
         return function(*args, **(kwargs or {}))
 
@@ -154,15 +161,27 @@ class Turns:
     """Sides that take turns; the first of them is the published one, whom the others are compared with."""
 
     def __init__(
-        self, sides: Sequence[Side], device: torch.device, clock: Clock, *, rounds: int, seconds: float, reserve: float, warm: int = WARM
+        self,
+        sides: Sequence[Side],
+        device: torch.device,
+        clock: Clock,
+        *,
+        rounds: int,
+        seconds: float,
+        reserve: float,
+        warm: int = WARM,
     ) -> None:
         self.sides, self.device, self.clock = sides, device, clock
         self.rounds, self.seconds, self.reserve, self.warm = rounds, seconds, reserve, warm
-        self.rows: dict[str, Row] = {side.name: {"name": side.name, "target": side.target} for side in sides}
+        self.rows: dict[str, Row] = {
+            side.name: {"name": side.name, "target": side.target} for side in sides
+        }
         self.steps: dict[str, Step] = {}
 
     def run(self) -> list[Row]:
-        """Measure; return a row for each side, with ``error`` or ``not_run`` in place of figures where there are none."""
+        """Measure; return a row for each side, with ``error`` or ``not_run`` in place of figures
+        where there are none.
+        """
         for side in self.sides:
             if self.clock.left < self.reserve:
                 self.rows[side.name]["not_run"] = "the time was over"
@@ -189,7 +208,11 @@ class Turns:
             torch.cuda.empty_cache()
 
     def _alive(self) -> list[Side]:
-        return [side for side in self.sides if side.name in self.steps and "error" not in self.rows[side.name]]
+        return [
+            side
+            for side in self.sides
+            if side.name in self.steps and "error" not in self.rows[side.name]
+        ]
 
     def _set_up(self, side: Side) -> None:
         row = self.rows[side.name]
@@ -210,11 +233,17 @@ class Turns:
         wait(self.device)
         seconds = time.perf_counter() - again
         row["warm_up_s"] = time.perf_counter() - begun
-        row |= {"resident_bytes": allocated(self.device) - before, "reserved_bytes": reserved(self.device) - held}
+        row |= {
+            "resident_bytes": allocated(self.device) - before,
+            "reserved_bytes": reserved(self.device) - held,
+        }
         row["updates_per_turn"] = side.cycle * max(1, min(200, round(self.seconds / seconds)))
         row["ms_rounds"], row["host_ms_rounds"] = [], []
         self.steps[side.name] = step
-        self.clock.say(f"{side.name}: {1000 * seconds / side.cycle / side.units:.3f} ms, first update {row['first_update_s']:.1f} s")
+        self.clock.say(
+            f"{side.name}: {1000 * seconds / side.cycle / side.units:.3f} ms, first update"
+            f" {row['first_update_s']:.1f} s"
+        )
 
     def _time(self, side: Side, *, first: bool) -> None:
         row, step, device = self.rows[side.name], self.steps[side.name], self.device
@@ -232,7 +261,9 @@ class Turns:
         row["ms_rounds"].append(1000 * wall / count)
         row["host_ms_rounds"].append(1000 * host / count)
         if first and device.type == "cuda":
-            row["peak_bytes"] = torch.cuda.max_memory_allocated(device) - before + row["resident_bytes"]
+            row["peak_bytes"] = (
+                torch.cuda.max_memory_allocated(device) - before + row["resident_bytes"]
+            )
 
     def _look_into(self, side: Side) -> None:
         """Count one update's launches on a GPU, or the operators that it dispatches on a CPU."""
@@ -240,7 +271,10 @@ class Turns:
         side.settle(self.device)
         row["arithmetic"] = side.arithmetic(self.device)
         if self.device.type == "cuda":
-            row |= {name: value / side.units for name, value in launches(profiled(step, self.device)).items()}
+            row |= {
+                name: value / side.units
+                for name, value in launches(profiled(step, self.device)).items()
+            }
             return
         with Count() as count:
             step()
@@ -251,7 +285,10 @@ class Turns:
         if not row.get("ms_rounds"):
             row.setdefault("not_run", "the time was over")
             return
-        row["ms"], row["host_ms"] = statistics.median(row["ms_rounds"]), statistics.median(row["host_ms_rounds"])
+        row["ms"], row["host_ms"] = (
+            statistics.median(row["ms_rounds"]),
+            statistics.median(row["host_ms_rounds"]),
+        )
         row |= {"flop": side.flop, "tflops": side.flop / row["ms"] / 1e9}
         if side.bytes:
             row |= {"bytes": side.bytes, "gbytes_per_s": side.bytes / row["ms"] / 1e6}
@@ -275,10 +312,16 @@ def profiled(step: Step, device: torch.device) -> torch.profiler.profile:
 
 
 def launches(profile: torch.profiler.profile) -> dict[str, float]:
-    """Return a profile's ``launches`` of kernels by the host, ``graph_launches``, ``copies`` and fills that the host asked for,
-    the ``kernels`` that ran (in graphs, too), and ``busy_ms``, in which at least one of them ran."""
+    """Return a profile's ``launches`` of kernels by the host, ``graph_launches``, ``copies`` and
+    fills that the host asked for, the ``kernels`` that ran (in graphs, too), and ``busy_ms``, in
+    which at least one of them ran.
+    """
     events: EventList | list[Any] = profile.events() or []
-    on_gpu = [e for e in events if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", False)]
+    on_gpu = [
+        e
+        for e in events
+        if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", False)
+    ]
     names = [e.name for e in events if e.device_type.name == "CPU"]
     busy, end = 0.0, -1.0
     for start, stop in sorted((e.time_range.start, e.time_range.end) for e in on_gpu):
@@ -293,9 +336,13 @@ def launches(profile: torch.profiler.profile) -> dict[str, float]:
 
 
 def peaks(device: torch.device, small: bool) -> dict[str, float]:
-    """Return what the device reaches: TFLOP/s of one large product in ``bf16``, ``tf32`` and ``fp32``, GB/s of one ``copy``."""
+    """Return what the device reaches: TFLOP/s of one large product in ``bf16``, ``tf32`` and
+    ``fp32``, GB/s of one ``copy``.
+    """
     gpu = device.type == "cuda"
-    side, length, times = (8192, 1 << 28, 20) if gpu else ((512, 1 << 20, 3) if small else (2048, 1 << 24, 3))
+    side, length, times = (
+        (8192, 1 << 28, 20) if gpu else ((512, 1 << 20, 3) if small else (2048, 1 << 24, 3))
+    )
     found: dict[str, float] = {}
 
     def best(work: Callable[[], Tensor]) -> float:

@@ -13,7 +13,9 @@ ALL_OPERATIONS = "color_crop_cutout_flip_scale_rotate"
 
 
 class Draws:
-    """Where the numbers of an augmentation come from: with a seed, each draw's generator is seeded anew, one higher (siamese)."""
+    """Where the numbers of an augmentation come from: with a seed, each draw's generator is seeded
+    anew, one higher (siamese).
+    """
 
     siamese: bool
 
@@ -133,7 +135,9 @@ def _scale(x: Tensor, draws: Draws) -> Tensor:
 
 def _rotate(x: Tensor, draws: Draws) -> Tensor:
     angles = (draws.uniform("cpu", len(x)).to(x.dtype) - 0.5) * 2 * 15 / 180 * math.pi
-    matrices: list[list[list[Tensor | int]]] = [[[torch.cos(a), torch.sin(-a), 0], [torch.sin(a), torch.cos(a), 0]] for a in angles]
+    matrices: list[list[list[Tensor | int]]] = [
+        [[torch.cos(a), torch.sin(-a), 0], [torch.sin(a), torch.cos(a), 0]] for a in angles
+    ]
     return _sample(x, matrices)
 
 

@@ -23,11 +23,18 @@ from raydd.networks import normalise_name
 
 
 def quickstart(device: torch.device, small: bool) -> dict[str, Any]:
-    """Return the accuracy in percent (mean and deviation of five students) of jobs/quickstart.yaml's set, and the seconds taken."""
+    """Return the accuracy in percent (mean and deviation of five students) of
+    jobs/quickstart.yaml's set, and the seconds taken.
+    """
     config = DatasetConfig(name="digits")
     data: dict[str, Data] = dict(open_data(config))
     info = with_digests(describe(config), data)
-    method = Dm(network="convnet2_w8" if small else "convnet2_w64", iterations=2 if small else 300, lr_img=1.0, batch_real=64)
+    method = Dm(
+        network="convnet2_w8" if small else "convnet2_w64",
+        iterations=2 if small else 300,
+        lr_img=1.0,
+        batch_real=64,
+    )
     problem = Problem(dataset=info, ipc=1, seed=0, numerics=Numerics())
     network = normalise_name(method.network)
     stage = Evaluate(
@@ -73,5 +80,7 @@ class _Run:
             state = stage.init(unit, ctx)
             for t in range(stage.steps(unit)):
                 state = stage.step(unit, state, t, ctx)
-            self.outputs[name] = {key: value.detach().cpu() for key, value in stage.finish(unit, state, ctx).items()}
+            self.outputs[name] = {
+                key: value.detach().cpu() for key, value in stage.finish(unit, state, ctx).items()
+            }
         return self.outputs[name]

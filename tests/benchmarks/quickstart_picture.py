@@ -1,6 +1,6 @@
 """Draws the README's picture from a finished run: the distilled images, and their worth while they were made.
 
-    python tests/benchmarks/quickstart_picture.py runs/quickstart docs/quickstart.png
+python tests/benchmarks/quickstart_picture.py runs/quickstart docs/quickstart.png
 """
 
 from __future__ import annotations
@@ -29,9 +29,20 @@ def draw(run: Path, out: Path) -> None:
         axes.axis("off")
     axes = right.subplots()
     steps = [point.step for point in report.curve]
-    axes.plot(steps, [point.accuracy_mean for point in report.curve], "o-", color="#0b6e99", label=f"students of the {len(dataset)} images")
+    axes.plot(
+        steps,
+        [point.accuracy_mean for point in report.curve],
+        "o-",
+        color="#0b6e99",
+        label=f"students of the {len(dataset)} images",
+    )
     random = next(row for row in report.rows if row.set == "random")
-    axes.axhline(random.accuracy_mean, color="#888888", ls="--", label="students of as many random real images")
+    axes.axhline(
+        random.accuracy_mean,
+        color="#888888",
+        ls="--",
+        label="students of as many random real images",
+    )
     low, high = (random.accuracy_mean + sign * random.accuracy_std for sign in (-1, 1))
     axes.axhspan(low, high, color="#888888", alpha=0.2, lw=0)
     axes.set_xlabel("updates", fontsize=9)

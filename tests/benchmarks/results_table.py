@@ -18,7 +18,9 @@ from pathlib import Path
 
 from raydd.artifacts.report import Report, Row, format_bytes, format_seconds
 
-BLOCK = re.compile(r"(<!-- (?P<kind>results|methods) ?(?P<pattern>\S*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (?P<kind>results|methods) ?(?P<pattern>\S*) -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
 
 
 def table(header: list[str], lines: list[list[str]], right: int) -> str:
@@ -32,27 +34,63 @@ def _accuracy(row: Row | None) -> str:
 
 
 def results(reports: list[Report]) -> str:
-    """Return one line per set, network and report, with random images of the same number under the same protocol beside it.
+    """Return one line per set, network and report, with random images of the same number under the
+    same protocol beside it.
 
     The accuracy is in bold unless random images are better.
     """
-    header = ["data set", "images per class", "method", "network", "protocol", "accuracy, %", "random images, %", "seeds × networks"]
+    header = [
+        "data set",
+        "images per class",
+        "method",
+        "network",
+        "protocol",
+        "accuracy, %",
+        "random images, %",
+        "seeds × networks",
+    ]
     header += ["size", "device time"]
     lines = []
     for report in sorted(reports, key=lambda r: (r.dataset, r.ipc)):
         for row in report.rows:
             if row.set == "random":
                 continue
-            beside = next((r for r in report.rows if (r.set, r.protocol, r.network) == ("random", row.protocol, row.network)), None)
-            accuracy = _accuracy(row) if beside is not None and row.accuracy_mean < beside.accuracy_mean else f"**{_accuracy(row)}**"
-            line = [report.dataset, f"{report.ipc:g}", row.set, row.network, f"`{row.protocol}`", accuracy]
+            beside = next(
+                (
+                    r
+                    for r in report.rows
+                    if (r.set, r.protocol, r.network) == ("random", row.protocol, row.network)
+                ),
+                None,
+            )
+            accuracy = (
+                _accuracy(row)
+                if beside is not None and row.accuracy_mean < beside.accuracy_mean
+                else f"**{_accuracy(row)}**"
+            )
+            line = [
+                report.dataset,
+                f"{report.ipc:g}",
+                row.set,
+                row.network,
+                f"`{row.protocol}`",
+                accuracy,
+            ]
             line += [_accuracy(beside), f"{row.seeds} × {row.networks}"]
-            lines.append([*line, format_bytes(row.image_bytes + row.label_bytes), f"{format_seconds(row.device_seconds)}, {report.device}"])
+            lines.append(
+                [
+                    *line,
+                    format_bytes(row.image_bytes + row.label_bytes),
+                    f"{format_seconds(row.device_seconds)}, {report.device}",
+                ]
+            )
     return table(header, lines, 5)
 
 
 def methods() -> str:
-    """Return one line per registered method: its name, what the first line of its file says, and the published figures."""
+    """Return one line per registered method: its name, what the first line of its file says, and
+    the published figures.
+    """
     from raydd.methods import METHODS
 
     lines = []
@@ -60,7 +98,9 @@ def methods() -> str:
         text = importlib.import_module(METHODS.get(name).__module__).__doc__ or ""
         paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
         what = re.sub(r" ?\(spec[^)]*\)|; spec[^)]*(?=\))", "", paragraphs[0]).rstrip(".")
-        published = next((p.removeprefix("Published ") for p in paragraphs if p.startswith("Published ")), "")
+        published = next(
+            (p.removeprefix("Published ") for p in paragraphs if p.startswith("Published ")), ""
+        )
         published = re.sub(r"^\((.*?)\): ", lambda match: f"{match[1]}: ", published)
         lines.append([f"`{name}`", what, published])
     return table(["`method.name`", "what it is", "published"], lines, 3)
@@ -73,7 +113,12 @@ def rewrite(text: str, folder: Path) -> str:
         if match["kind"] == "methods":
             body = methods()
         else:
-            body = results([Report.from_dict(json.loads(path.read_text())) for path in sorted(folder.glob(match["pattern"]))])
+            body = results(
+                [
+                    Report.from_dict(json.loads(path.read_text()))
+                    for path in sorted(folder.glob(match["pattern"]))
+                ]
+            )
         return f"{match[1]}{body}{match[5]}"
 
     return BLOCK.sub(make, text)
@@ -83,7 +128,11 @@ def main() -> int:
     """Rewrite or check the file named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--check", action="store_true", help="Change nothing; exit with 1 if a table is out of date.")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Change nothing; exit with 1 if a table is out of date.",
+    )
     options = parser.parse_args()
     old = options.file.read_text(encoding="utf-8")
     new = rewrite(old, options.file.resolve().parent)

@@ -37,7 +37,9 @@ PRECISIONS: tuple[str, ...] = typing.get_args(typing.get_type_hints(Numerics)["p
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured on ``device``: the whole table's sizes, or ``small`` ones that say nothing but that everything runs."""
+    """What is measured on ``device``: the whole table's sizes, or ``small`` ones that say nothing
+    but that everything runs.
+    """
 
     device: torch.device
     info: DatasetInfo
@@ -88,7 +90,9 @@ def forward_flop(network: str, shape: Shape) -> float:
 
 
 def fashion_mnist(folder: str | None, small: bool) -> tuple[DatasetInfo, dict[str, Data], str]:
-    """Return Fashion-MNIST from a folder of idx files, or random images of its shape and number; and which of the two it is."""
+    """Return Fashion-MNIST from a folder of idx files, or random images of its shape and number;
+    and which of the two it is.
+    """
     info = entry("fashion_mnist").info
     data: dict[str, Data]
     if folder is not None:
@@ -97,9 +101,15 @@ def fashion_mnist(folder: str | None, small: bool) -> tuple[DatasetInfo, dict[st
     counts = {"train": 40, "test": 10} if small else {"train": 6_000, "test": 1_000}
     data = {}
     for split, each in counts.items():
-        pixels = torch.randint(0, 256, (10 * each, *info.shape), generator=generator(0, split), dtype=torch.uint8)
+        pixels = torch.randint(
+            0, 256, (10 * each, *info.shape), generator=generator(0, split), dtype=torch.uint8
+        )
         data[split] = ArrayData(pixels, torch.arange(10).repeat(each))
-    return with_digests(info, data), data, "random images of Fashion-MNIST's shape, as many (times do not depend on pixels)"
+    return (
+        with_digests(info, data),
+        data,
+        "random images of Fashion-MNIST's shape, as many (times do not depend on pixels)",
+    )
 
 
 def running(stage: Stage, ctx: PlainContext, unit: str | None = None) -> Step:
@@ -129,8 +139,13 @@ def least_bytes(s: Setting, ipc: int, precision: str) -> float:
     The first convolution's output is not counted: it can be computed again from one channel.
     """
     network, sizes = create_network(s.network, s.info.shape, 10, generator(0, "bytes")), list[int]()
-    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.AvgPool2d))]
-    hooks = [layer.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel())) for layer in layers[1:]]
+    layers = [
+        module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.AvgPool2d))
+    ]
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+        for layer in layers[1:]
+    ]
     with torch.no_grad():
         network(torch.zeros(1, *s.info.shape))
     for hook in hooks:
@@ -143,21 +158,39 @@ def dm(s: Setting, ipc: int = 10) -> list[Side]:
     flop = s.flop * 10 * (s.batch_real + 2 * s.ipc(ipc))
 
     def ours(numerics: Numerics) -> Step:
-        method = Dm(network=s.network, iterations=FOREVER, batch_real=s.batch_real, classes_per_unit=10)
+        method = Dm(
+            network=s.network, iterations=FOREVER, batch_real=s.batch_real, classes_per_unit=10
+        )
         (stage,) = method.plan(s.problem(ipc, numerics))
         return running(stage, PlainContext(0, s.data, s.device))
 
     title = f"dm ipc {s.ipc(ipc)}"
-    theirs = partial(stepping, lambda: published.dm_iterations(*s.real(), s.ipc(ipc), s.batch_real, width=s.width))
-    sides = [Side(name=f"{title}: published", make=theirs, bytes=least_bytes(s, ipc, "fp32"), flop=flop)]
+    theirs = partial(
+        stepping,
+        lambda: published.dm_iterations(*s.real(), s.ipc(ipc), s.batch_real, width=s.width),
+    )
+    sides = [
+        Side(name=f"{title}: published", make=theirs, bytes=least_bytes(s, ipc, "fp32"), flop=flop)
+    ]
     for precision in PRECISIONS:
         numerics, least = s.numerics(precision), least_bytes(s, ipc, precision)
-        sides.append(Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, bytes=least, target=20, flop=flop))
+        sides.append(
+            Side(
+                name=f"{title}: {precision}",
+                make=partial(ours, numerics),
+                numerics=numerics,
+                bytes=least,
+                target=20,
+                flop=flop,
+            )
+        )
     return sides
 
 
 def dsa(s: Setting, ipc: int, *, whole: bool = False) -> list[Side]:
-    """Return the sides of a DSA update of all classes; ``whole``: with the network's epochs that follow it, as its job does."""
+    """Return the sides of a DSA update of all classes; ``whole``: with the network's epochs that
+    follow it, as its job does.
+    """
     count = s.ipc(ipc)
     loops = (1, 1) if not whole else ((2, 1) if s.small else published_loops(ipc))
     epochs = (loops[0] - 1) / loops[0] * loops[1]
@@ -166,7 +199,12 @@ def dsa(s: Setting, ipc: int, *, whole: bool = False) -> list[Side]:
     def ours(numerics: Numerics) -> Step:
         outer, inner = loops
         method = Dsa(
-            network=s.network, iterations=FOREVER, outer_loop=outer, inner_loop=inner, batch_real=s.batch_real, classes_per_unit=10
+            network=s.network,
+            iterations=FOREVER,
+            outer_loop=outer,
+            inner_loop=inner,
+            batch_real=s.batch_real,
+            classes_per_unit=10,
         )
         (stage,) = method.plan(s.problem(ipc, numerics))
         return running(stage, PlainContext(0, s.data, s.device))
@@ -178,7 +216,14 @@ def dsa(s: Setting, ipc: int, *, whole: bool = False) -> list[Side]:
     for precision in ("fp32",) if whole else ("fp32", "bf16"):
         numerics = s.numerics(precision)
         sides.append(
-            Side(name=f"{title}: {precision}", make=partial(ours, numerics), numerics=numerics, target=6, flop=flop, cycle=loops[0])
+            Side(
+                name=f"{title}: {precision}",
+                make=partial(ours, numerics),
+                numerics=numerics,
+                target=6,
+                flop=flop,
+                cycle=loops[0],
+            )
         )
     return sides
 
@@ -202,11 +247,17 @@ class Noise:
     def load(self, ctx: Context) -> DistilledSet:
         """Return the set."""
         pixels = torch.randn(self.images, *self.info.shape, generator=generator(0, "noise"))
-        return DistilledSet(images=pixels, labels=torch.arange(self.info.classes).repeat_interleave(self.ipc), info=self.info)
+        return DistilledSet(
+            images=pixels,
+            labels=torch.arange(self.info.classes).repeat_interleave(self.ipc),
+            info=self.info,
+        )
 
 
 def student(s: Setting) -> list[Side]:
-    """Return the sides of a student's epoch on 100 images with DSA, by the number of students that are trained together."""
+    """Return the sides of a student's epoch on 100 images with DSA, by the number of students that
+    are trained together.
+    """
     ipc, info = s.ipc(10), s.info
     source = Noise(info=info, ipc=ipc)
     recipe = replace(PROTOCOLS.get("dm").recipe(info, s.network), epochs=FOREVER, drops=())
@@ -229,9 +280,27 @@ def student(s: Setting) -> list[Side]:
         return published.student_epochs(images, labels, width=s.width)
 
     flop = s.flop * 3 * source.images
-    sides = [Side(name=f"student's epoch, {source.images} images: published", make=partial(stepping, theirs), flop=flop)]
+    sides = [
+        Side(
+            name=f"student's epoch, {source.images} images: published",
+            make=partial(stepping, theirs),
+            flop=flop,
+        )
+    ]
     for precision, repeats in (("fp32", 1), ("fp32", 5), ("fp32", 20), ("bf16", 20)):
-        numerics, count = s.numerics(precision), {5: 2, 20: 3}.get(repeats, 1) if s.small else repeats
+        numerics, count = (
+            s.numerics(precision),
+            {5: 2, 20: 3}.get(repeats, 1) if s.small else repeats,
+        )
         name = f"student's epoch, {source.images} images: {precision}, {count} at once"
-        sides.append(Side(name=name, make=partial(ours, numerics, count), numerics=numerics, units=count, target=12, flop=flop))
+        sides.append(
+            Side(
+                name=name,
+                make=partial(ours, numerics, count),
+                numerics=numerics,
+                units=count,
+                target=12,
+                flop=flop,
+            )
+        )
     return sides

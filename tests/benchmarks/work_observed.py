@@ -1,4 +1,6 @@
-"""Observed ResNet-18 as work that is measured on a device: the network with its statistics matched, and EDC's recovery."""
+"""Observed ResNet-18 as work that is measured on a device: the network with its statistics matched,
+and EDC's recovery.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,16 @@ class Observed:
 
 
 def taps(s: Setting) -> list[Side]:
-    """Return the sides of a forward pass and the images' gradient: the network alone, and observed; ours recorded, as recovery is."""
+    """Return the sides of a forward pass and the images' gradient: the network alone, and observed;
+    ours recorded, as recovery is.
+    """
     o = Observed.of(s)
     flop = 2 * forward_flop(RESNET, (3, o.size, o.size)) * o.groups * o.each
 
     def make(kind: str) -> Step:
-        return bench_taps.MAKERS[kind](bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device))
+        return bench_taps.MAKERS[kind](
+            bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device)
+        )
 
     def recorded(kind: str) -> Step:
         step = make(kind)
@@ -65,9 +71,25 @@ def taps(s: Setting) -> list[Side]:
     sides = [Side(name=f"{o.title}: published", make=partial(make, "published"), flop=flop)]
     for precision in (p for p in PRECISIONS if p != "bf16"):
         numerics, title = Numerics(precision=precision), f"{o.title}: {precision}"  # type: ignore[arg-type]
-        sides.append(Side(name=f"{title}, alone", make=partial(recorded, "alone"), numerics=numerics, flop=flop))
+        sides.append(
+            Side(
+                name=f"{title}, alone",
+                make=partial(recorded, "alone"),
+                numerics=numerics,
+                flop=flop,
+            )
+        )
         observed = partial(recorded, "taps")
-        sides.append(Side(name=f"{title}, taps", make=observed, numerics=numerics, flop=flop, target=18, beside=f"{title}, alone"))
+        sides.append(
+            Side(
+                name=f"{title}, taps",
+                make=observed,
+                numerics=numerics,
+                flop=flop,
+                target=18,
+                beside=f"{title}, alone",
+            )
+        )
     return sides
 
 
@@ -84,23 +106,36 @@ def recovery(s: Setting) -> list[Side]:
         group_size=o.each,
         groups_per_unit=o.groups,
     )
-    stage = method.plan(Problem(dataset=info, ipc=o.groups * o.each // 10, seed=0, numerics=s.numerics("fp32")))[-1]
+    stage = method.plan(
+        Problem(dataset=info, ipc=o.groups * o.each // 10, seed=0, numerics=s.numerics("fp32"))
+    )[-1]
 
     def network() -> nn.Module:
-        return create_network(RESNET, info.shape, 10, generator(0, "network")).eval().requires_grad_(False)
+        return (
+            create_network(RESNET, info.shape, 10, generator(0, "network"))
+            .eval()
+            .requires_grad_(False)
+        )
 
     def tables(observed: nn.Module) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         with StatTap(observed, o.patch, shape=info.shape) as tap:
             layout = tap.layout
-        overall, classes = (torch.rand(*lead, 2, layout.width, generator=generator(0, "table")) for lead in ((), (10,)))
+        overall, classes = (
+            torch.rand(*lead, 2, layout.width, generator=generator(0, "table"))
+            for lead in ((), (10,))
+        )
         return layout, layout.split(overall), layout.split(classes)
 
     def ours() -> Step:
         ctx, observed = PlainContext(0, {}, s.device), network()
         _, overall, classes = tables(observed)
         weights = {f"params.{name}": value for name, value in observed.named_parameters()}
-        ctx.inputs["backbone-0"] = weights | {f"buffers.{name}": value for name, value in observed.named_buffers()}
-        ctx.inputs["statistics-0"] = {f"G/{k}": v for k, v in overall.items()} | {f"T/{k}": v for k, v in classes.items()}
+        ctx.inputs["backbone-0"] = weights | {
+            f"buffers.{name}": value for name, value in observed.named_buffers()
+        }
+        ctx.inputs["statistics-0"] = {f"G/{k}": v for k, v in overall.items()} | {
+            f"T/{k}": v for k, v in classes.items()
+        }
         return running(stage, ctx)
 
     def theirs() -> Iterator[float]:
@@ -108,19 +143,39 @@ def recovery(s: Setting) -> list[Side]:
         layout, *found = tables(observed)
         hooks = published_hooks.observe(observed, layout, o.patch, method.momentum)
         overall, classes = ({k: v.to(s.device) for k, v in parts.items()} for parts in found)
-        groups = torch.arange(10, device=s.device).repeat_interleave(o.groups * o.each // 10).split(o.each)
+        groups = (
+            torch.arange(10, device=s.device)
+            .repeat_interleave(o.groups * o.each // 10)
+            .split(o.each)
+        )
         images = torch.randn(o.groups * o.each, *info.shape, device=s.device).split(o.each)
-        loss = partial(published_hooks.edc_loss, observed, hooks, overall=overall, table=classes, weight=method.r_loss)
+        loss = partial(
+            published_hooks.edc_loss,
+            observed,
+            hooks,
+            overall=overall,
+            table=classes,
+            weight=method.r_loss,
+        )
         return published_hooks.recovery_iterations(loss, images, groups, info.mean, info.std)
 
     flop = 2 * forward_flop(RESNET, info.shape) * o.groups * o.each
 
     def alone() -> Step:
-        return bench_taps.alone(bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device))
+        return bench_taps.alone(
+            bench_taps.Setting(RESNET, o.size, o.groups, o.each, o.patch, s.device)
+        )
 
     title = f"recovery, {o.title}"
     return [
         Side(name=f"{title}: published", make=partial(stepping, theirs), flop=flop),
         Side(name=f"{title}: the network alone", make=alone, numerics=stage.numerics, flop=flop),
-        Side(name=f"{title}: fp32", make=ours, numerics=stage.numerics, flop=flop, target=18, beside=f"{title}: the network alone"),
+        Side(
+            name=f"{title}: fp32",
+            make=ours,
+            numerics=stage.numerics,
+            flop=flop,
+            target=18,
+            beside=f"{title}: the network alone",
+        ),
     ]

@@ -54,7 +54,9 @@ def test_what_a_function_reads_beside_its_arguments_is_read_at_each_call() -> No
 
 
 @pytest.mark.gpu
-def test_a_function_that_waits_for_the_device_is_called_as_it_is_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_that_waits_for_the_device_is_called_as_it_is_and_that_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     captured = Captured(lambda x: (x * float(x.sum().item()),), GPU)
     with caplog.at_level(logging.WARNING):
         assert captured(torch.ones(2, device=GPU))[0].tolist() == [2.0, 2.0]

@@ -20,7 +20,14 @@ class Paint(Stage):
 
 def later(name: str = "Paint", *fields: Any, **attributes: Any) -> Any:
     """Return the class as a later version of the code has it."""
-    return make_dataclass(name, fields, bases=(Paint,), frozen=True, kw_only=True, namespace={"keyed_as": "Paint", **attributes})
+    return make_dataclass(
+        name,
+        fields,
+        bases=(Paint,),
+        frozen=True,
+        kw_only=True,
+        namespace={"keyed_as": "Paint", **attributes},
+    )
 
 
 def test_a_later_field_is_in_the_key_only_away_from_the_value_of_before() -> None:
@@ -77,7 +84,9 @@ def stages(base: type = Stage) -> list[type]:
 
 def test_no_two_stages_are_keyed_under_one_name() -> None:
     assert METHODS.names()  # all methods, and so all stages, are imported
-    doubled = [name for name, count in Counter(key_name(cls) for cls in set(stages())).items() if count > 1]
+    doubled = [
+        name for name, count in Counter(key_name(cls) for cls in set(stages())).items() if count > 1
+    ]
     assert not doubled
 
 

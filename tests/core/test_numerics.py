@@ -19,7 +19,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave torch's switches as they were."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "as it is")
-    backend, threads, fills = torch.backends.cudnn, torch.get_num_threads(), torch.utils.deterministic.fill_uninitialized_memory
+    backend, threads, fills = (
+        torch.backends.cudnn,
+        torch.get_num_threads(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
     before = backend.allow_tf32, backend.benchmark, torch.are_deterministic_algorithms_enabled()
     yield
     backend.allow_tf32, backend.benchmark = before[:2]
@@ -28,8 +32,12 @@ def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(("precision", "tf32"), [("fp32", True), ("fp32_strict", False), ("bf16", True)])
-def test_convolutions_of_a_gpu_are_in_tf32_unless_strict_and_products_are_not(precision: str, tf32: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "tf32"), [("fp32", True), ("fp32_strict", False), ("bf16", True)]
+)
+def test_convolutions_of_a_gpu_are_in_tf32_unless_strict_and_products_are_not(
+    precision: str, tf32: bool
+) -> None:
     torch.backends.cudnn.allow_tf32 = not tf32
     apply_numerics(Numerics(precision=precision), CPU)  # type: ignore[arg-type]
     assert torch.backends.cudnn.allow_tf32 is tf32
@@ -52,12 +60,21 @@ def test_cudnn_searches_where_it_is_asked_to_only(deterministic: bool) -> None:
 
 
 def test_a_search_is_refused_where_bytes_have_to_be_the_same() -> None:
-    with pytest.raises(ConfigError, match=r"cudnn_search=true needs numerics\.deterministic=false: .* next run"):
+    with pytest.raises(
+        ConfigError, match=r"cudnn_search=true needs numerics\.deterministic=false: .* next run"
+    ):
         Numerics(cudnn_search=True)
 
 
 def test_strict_and_search_have_keys_of_their_own_and_the_rest_keep_theirs() -> None:
-    before = {"class": "Numerics", "precision": "fp32", "convolution": "direct", "compile": False, "threads": 1, "deterministic": True}
+    before = {
+        "class": "Numerics",
+        "precision": "fp32",
+        "convolution": "direct",
+        "compile": False,
+        "threads": 1,
+        "deterministic": True,
+    }
     assert canonical(Numerics()) == before
     assert canonical(Numerics(precision="bf16")) == {**before, "precision": "bf16"}
     assert canonical(Numerics(precision="fp32_strict")) == {**before, "precision": "fp32_strict"}
@@ -66,7 +83,10 @@ def test_strict_and_search_have_keys_of_their_own_and_the_rest_keep_theirs() -> 
 
 
 def test_what_has_no_bf16_computes_in_fp32_and_stays_strict_where_that_is_asked_for() -> None:
-    low, strict = Numerics(precision="bf16", compile=True), Numerics(precision="fp32_strict", compile=True)
+    low, strict = (
+        Numerics(precision="bf16", compile=True),
+        Numerics(precision="fp32_strict", compile=True),
+    )
     assert low.full == Numerics(compile=True)
     assert low.plain == Numerics()
     assert strict.full == strict

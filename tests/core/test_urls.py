@@ -48,11 +48,20 @@ MISSPELT = {
 
 
 @pytest.mark.parametrize(("url", "message"), MISSPELT.items())
-def test_what_is_no_place_is_refused_by_every_key(url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_place_is_refused_by_every_key(
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     method = {"name": "dm", "network": "convnet1_w8", "iterations": 1}
     for key in ("output", "store"):
-        tree = {"dataset": {"name": "digits"}, "ipc": 1, "method": method, "output": "a", "store": "b", key: url}
+        tree = {
+            "dataset": {"name": "digits"},
+            "ipc": 1,
+            "method": method,
+            "output": "a",
+            "store": "b",
+            key: url,
+        }
         if url:
             with pytest.raises(ConfigError, match=r"output|store"):
                 parse_job(tree)
@@ -79,14 +88,29 @@ def test_every_scheme_of_fsspec_is_a_store_or_refused_in_words(scheme: str) -> N
     if scheme not in WRITTEN:
         with pytest.raises(ConfigError, match=r"^output: "):
             check_url(url, "output", write=True)
-    if scheme in ("file", "local", "webhdfs"):  # those are paths; the last one connects when it is asked
+    if scheme in (
+        "file",
+        "local",
+        "webhdfs",
+    ):  # those are paths; the last one connects when it is asked
         return
     with contextlib.suppress(ConfigError):
         assert Storage(url).writable == (scheme in WRITTEN)
 
 
 def test_local_paths_and_slashes() -> None:
-    for path in ("runs/x", "runs//x", "data//mnist", "./data:v2", "~/x", "/a//b", "file:///a/b", "local:///a", "a b", "x=1:2/y"):
+    for path in (
+        "runs/x",
+        "runs//x",
+        "data//mnist",
+        "./data:v2",
+        "~/x",
+        "/a//b",
+        "file:///a/b",
+        "local:///a",
+        "a b",
+        "x=1:2/y",
+    ):
         check_url(path, "output", write=True)
         assert os.path.isabs(absolute(path))
     assert absolute("file:///a//b/") == absolute("local:///a/b") == "/a/b"
@@ -98,7 +122,9 @@ def test_local_paths_and_slashes() -> None:
 
 def test_places_that_are_only_read_refuse_to_be_written() -> None:
     for url in ("http://host/x", "https://host/x"):
-        with pytest.raises(ConfigError, match=r"store: https? URLs cannot be written; allowed: a folder, s3://"):
+        with pytest.raises(
+            ConfigError, match=r"store: https? URLs cannot be written; allowed: a folder, s3://"
+        ):
             check_url(url, "store", write=True)
         with pytest.raises(ConfigError, match=r"output: https? URLs cannot be written"):
             Storage(url).check_writable("output")

@@ -36,7 +36,11 @@ def test_facts_of_known_data_sets_need_no_data(name: str, tmp_path: Path) -> Non
 
 
 def test_the_strategy_leaves_out_flips_where_they_change_the_class() -> None:
-    assert {name for name in KNOWN if "flip" not in entry(name).info.dsa_strategy} == {"mnist", "svhn", "digits"}
+    assert {name for name in KNOWN if "flip" not in entry(name).info.dsa_strategy} == {
+        "mnist",
+        "svhn",
+        "digits",
+    }
 
 
 def test_unknown_names_get_a_hint() -> None:
@@ -53,7 +57,13 @@ def test_yaml_values_are_checked_by_type_and_bound() -> None:
     adapter = TypeAdapter(DatasetConfig)
     assert adapter.validate_python({"name": "digits", "holdout": 0.1}).holdout == 0.1
     assert adapter.validate_python({"name": "digits", "holdout": 5}).holdout == 5
-    for bad in ({"holdout": -1}, {"on_error": "ignore"}, {"size": 0}, {"test_split": 1.0}, {"mean": "x"}):
+    for bad in (
+        {"holdout": -1},
+        {"on_error": "ignore"},
+        {"size": 0},
+        {"test_split": 1.0},
+        {"mean": "x"},
+    ):
         with pytest.raises(ValidationError):
             adapter.validate_python({"name": "digits", **bad})
     with pytest.raises(ConfigError, match=r"dataset.holdout: 1.5"):
@@ -69,7 +79,10 @@ def test_digits_are_split_once_and_for_all() -> None:
     info = with_digests(describe(DatasetConfig(name="digits")), data)
     assert (len(data["train"]), len(data["test"])) == (1438, 359)
     assert torch.bincount(data["test"].labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
-    assert dict(info.digests)["test"] == "737cc31879ea3197e9e3ef9b31cf2c756703ed9b63c5ae6a55478af7509f3382"
+    assert (
+        dict(info.digests)["test"]
+        == "737cc31879ea3197e9e3ef9b31cf2c756703ed9b63c5ae6a55478af7509f3382"
+    )
     assert info.test_count == 359
     assert sum(info.train_counts) == 1438
 
@@ -79,20 +92,27 @@ def test_the_holdout_is_cut_from_train_by_share_or_count() -> None:
     share = open_data(DatasetConfig(name="digits", holdout=0.1))
     count = open_data(DatasetConfig(name="digits", holdout=7))
     assert torch.bincount(count["holdout"].labels).tolist() == [7] * 10
-    assert len(share["holdout"]) == sum(round(0.1 * n) for n in torch.bincount(whole["train"].labels).tolist())
+    assert len(share["holdout"]) == sum(
+        round(0.1 * n) for n in torch.bincount(whole["train"].labels).tolist()
+    )
     for data in (share, count):
         assert len(data["train"]) + len(data["holdout"]) == 1438
         assert data["test"].digest == whole["test"].digest
         kept = {bytes(x) for x in data["train"].identities()}
         assert not kept & {bytes(x) for x in data["holdout"].identities()}
     assert share["train"].digest != whole["train"].digest
-    with pytest.raises(DataError, match=r"class '\w+' has \d+ images: taking 500 of them for 'holdout' leaves none"):
+    with pytest.raises(
+        DataError, match=r"class '\w+' has \d+ images: taking 500 of them for 'holdout' leaves none"
+    ):
         open_data(DatasetConfig(name="digits", holdout=500))
 
 
 def test_a_keyed_split_does_not_depend_on_the_order() -> None:
     rng = np.random.default_rng(0)
-    images, labels = torch.from_numpy(rng.integers(0, 255, (90, 1, 4, 4), dtype=np.uint8)), torch.arange(90) % 3
+    images, labels = (
+        torch.from_numpy(rng.integers(0, 255, (90, 1, 4, 4), dtype=np.uint8)),
+        torch.arange(90) % 3,
+    )
     order = torch.randperm(90, generator=generator(0, "order"))
     chosen = []
     for rows in (torch.arange(90), order):
@@ -110,7 +130,9 @@ def test_slices_are_fixed_and_cover_each_sample_once(parts: int) -> None:
     whole = open_data(DatasetConfig(name="digits"))["train"]
     data = Subset(whole, torch.arange(5, 400, 3))
     for split in (whole, data):
-        seen = [labels for part in range(parts) for _, labels in split.stream(part, parts, batch=100)]
+        seen = [
+            labels for part in range(parts) for _, labels in split.stream(part, parts, batch=100)
+        ]
         assert torch.equal(torch.cat(seen), split.labels)
     images, _ = next(data.stream(0, parts, batch=16))
     assert torch.equal(images, whole.take(torch.arange(5, 400, 3)[:16]))

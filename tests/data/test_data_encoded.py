@@ -49,7 +49,9 @@ def test_images_of_memory_are_its_parts_and_follow_its_shape() -> None:
         assert len(rows) == shape[0]
         for i, row in enumerate(rows):
             row[...] = i + 1
-        assert images.sum(axis=(1, 2, 3)).tolist() == [(i + 1) * images[0].size for i in range(shape[0])]
+        assert images.sum(axis=(1, 2, 3)).tolist() == [
+            (i + 1) * images[0].size for i in range(shape[0])
+        ]
         place = images.ctypes.data
         del images  # the rows do not hold the memory
         assert buffers.array((1,)).ctypes.data == place
@@ -78,19 +80,32 @@ def shards(tmp_path: Path) -> tuple[ShardData, dict[int, torch.Tensor]]:
             content = io.BytesIO()
             Image.fromarray(pixels).save(content, "PNG" if i % 3 else "JPEG", quality=100)
             wanted[i] = torch.from_numpy(np.asarray(Image.open(content)).copy()).permute(2, 0, 1)
-            for name, data in ((f"{i:04d}.{'png' if i % 3 else 'jpg'}", content.getvalue()), (f"{i:04d}.cls", str(i).encode())):
+            for name, data in (
+                (f"{i:04d}.{'png' if i % 3 else 'jpg'}", content.getvalue()),
+                (f"{i:04d}.cls", str(i).encode()),
+            ):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     files = Storage(str(tmp_path))
     scanned = scan_shards(files, ["train-000000.tar"])
-    return ShardData(files, scanned.index, scanned.digest, Transform(channels=3, height=8, width=8), skip=False, threads=2), wanted
+    return ShardData(
+        files,
+        scanned.index,
+        scanned.digest,
+        Transform(channels=3, height=8, width=8),
+        skip=False,
+        threads=2,
+    ), wanted
 
 
 @pytest.mark.parametrize("block", [1, 3000, 16 << 20])
 @pytest.mark.parametrize("batch", [1, 7, 64, 150])
 def test_batches_that_are_held_keep_their_pixels(
-    shards: tuple[ShardData, dict[int, torch.Tensor]], batch: int, block: int, monkeypatch: pytest.MonkeyPatch
+    shards: tuple[ShardData, dict[int, torch.Tensor]],
+    batch: int,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, wanted = shards
     monkeypatch.setattr(encoded, "_BLOCK_BYTES", block)

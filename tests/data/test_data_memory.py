@@ -38,20 +38,26 @@ def test_only_the_classes_asked_for_are_resident_and_sorted() -> None:
 @pytest.mark.parametrize("m", [5, 30])
 def test_a_draw_is_distinct_of_its_class_and_keyed(m: int) -> None:
     memory = ClassMemory.load(numbered([90, 120, 150]))
-    draw = [memory.draw([0, 1, 2], m, [generator(s, "real", c) for c in range(3)]) for s in (1, 1, 2)]
+    draw = [
+        memory.draw([0, 1, 2], m, [generator(s, "real", c) for c in range(3)]) for s in (1, 1, 2)
+    ]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
     for row in draw[0]:
         assert len(row.unique()) == m
     images = memory.sample([0, 1, 2], m, [generator(1, "real", c) for c in range(3)])
     assert images.shape == (3, m, 1, 1, 2)
-    assert torch.equal(images[..., 1].squeeze(), torch.arange(3, dtype=torch.uint8)[:, None].expand(3, m))
+    assert torch.equal(
+        images[..., 1].squeeze(), torch.arange(3, dtype=torch.uint8)[:, None].expand(3, m)
+    )
 
 
 @pytest.mark.parametrize("m", [5, 40])
 def test_a_class_draws_the_same_alone_and_in_any_company(m: int) -> None:
     data = numbered([90, 120, 150])
-    together = ClassMemory.load(data).sample([0, 1, 2], m, [generator(1, "real", c) for c in range(3)])
+    together = ClassMemory.load(data).sample(
+        [0, 1, 2], m, [generator(1, "real", c) for c in range(3)]
+    )
     alone = ClassMemory.load(data, [1]).sample(1, m, generator(1, "real", 1))
     assert torch.equal(together[1], alone[0])
 
@@ -87,11 +93,17 @@ def test_normalise_gives_zero_mean_and_unit_deviation_on_digits() -> None:
     from raydd.data.datasets import describe
 
     info = describe(DatasetConfig(name="digits"))
-    images = normalise(open_data(DatasetConfig(name="digits"))["train"].take(torch.arange(1438)), info.mean, info.std)
+    images = normalise(
+        open_data(DatasetConfig(name="digits"))["train"].take(torch.arange(1438)),
+        info.mean,
+        info.std,
+    )
     assert images.is_contiguous()
     assert abs(images.mean().item()) < 1e-3
     assert abs(images.std().item() - 1) < 1e-3
     exact = (torch.tensor(128) / 255 - 0.5) / 0.25
-    assert normalise(torch.full((1, 1, 1), 128, dtype=torch.uint8), [0.5], [0.25]).item() == pytest.approx(exact.item(), abs=1e-6)
+    assert normalise(
+        torch.full((1, 1, 1), 128, dtype=torch.uint8), [0.5], [0.25]
+    ).item() == pytest.approx(exact.item(), abs=1e-6)
     with pytest.raises(ConfigError, match="3 means"):
         normalise(torch.zeros(1, 2, 2, dtype=torch.uint8), [0.5] * 3, [0.2] * 3)

@@ -35,7 +35,9 @@ RNG = np.random.default_rng(11)
 
 
 def picture(side: int) -> Image.Image:
-    return Image.fromarray(RNG.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    return Image.fromarray(RNG.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
 
 
 @pytest.fixture
@@ -56,11 +58,17 @@ def write_both(config: DatasetConfig, out: Path, **options: Any) -> None:
 
 def by_identity(data: BaseData) -> dict[bytes, tuple[int, bytes]]:
     images = data.take(torch.arange(len(data)))
-    return {bytes(key): (int(y), x.numpy().tobytes()) for key, y, x in zip(data.identities(), data.labels, images)}
+    return {
+        bytes(key): (int(y), x.numpy().tobytes())
+        for key, y, x in zip(data.identities(), data.labels, images)
+    }
 
 
 def digest_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.*"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.*"))
+    }
 
 
 def test_a_folder_and_its_shards_hold_the_same_samples(folder: Path, tmp_path: Path) -> None:
@@ -68,7 +76,9 @@ def test_a_folder_and_its_shards_hold_the_same_samples(folder: Path, tmp_path: P
     out = str(tmp_path / "out")
     seen: list[tuple[int, int]] = []
     for split in ("train", "test"):
-        manifest = write_shards(source, out, split, shard_size=7, workers=2, progress=lambda *step: seen.append(step))
+        manifest = write_shards(
+            source, out, split, shard_size=7, workers=2, progress=lambda *step: seen.append(step)
+        )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 2), (2, 2)]
     assert [shard["count"] for shard in manifest["splits"]["train"]["shards"]] == [7, 7, 7, 6]
     config = DatasetConfig(name="webdataset", shards=out)
@@ -90,17 +100,29 @@ def test_a_folder_and_its_shards_hold_the_same_samples(folder: Path, tmp_path: P
 def test_a_holdout_is_the_same_from_files_and_from_shards(folder: Path, tmp_path: Path) -> None:
     write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
     from_files = open_data(DatasetConfig(name="image_folder", root=str(folder), holdout=2))
-    from_shards = open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "out"), holdout=2))
+    from_shards = open_data(
+        DatasetConfig(name="webdataset", shards=str(tmp_path / "out"), holdout=2)
+    )
     for split in ("train", "holdout"):
         assert by_identity(from_files[split]) == by_identity(from_shards[split])
-    streamed = torch.cat([y for part in range(3) for _, y in from_shards["holdout"].stream(part, 3, batch=2)])
+    streamed = torch.cat(
+        [y for part in range(3) for _, y in from_shards["holdout"].stream(part, 3, batch=2)]
+    )
     assert torch.equal(streamed, from_shards["holdout"].labels)
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpg", "original"])
-def test_arrays_are_written_too_and_bytes_do_not_depend_on_workers(tmp_path: Path, encoding: str) -> None:
+def test_arrays_are_written_too_and_bytes_do_not_depend_on_workers(
+    tmp_path: Path, encoding: str
+) -> None:
     for name, workers in (("x", 1), ("y", 3)):
-        write_both(DatasetConfig(name="digits"), tmp_path / name, shard_size=400, workers=workers, encoding=encoding)
+        write_both(
+            DatasetConfig(name="digits"),
+            tmp_path / name,
+            shard_size=400,
+            workers=workers,
+            encoding=encoding,
+        )
     assert digest_of(tmp_path / "x") == digest_of(tmp_path / "y")
     data = open_data(DatasetConfig(name="digits", shards=str(tmp_path / "x")))["train"]
     whole = open_data(DatasetConfig(name="digits"))["train"]
@@ -122,10 +144,15 @@ def test_take_and_stream_agree_whatever_the_cut(folder: Path, tmp_path: Path) ->
         pairs = [pair for part in range(parts) for pair in data.stream(part, parts, batch=batch)]
         assert torch.equal(torch.cat([x for x, _ in pairs]), images)
         assert torch.equal(torch.cat([y for _, y in pairs]), data.labels)
-    mixed = [torch.cat([x for x, _ in data.stream(0, 1, shuffle=generator(s, "epoch"))]) for s in (0, 0, 1)]
+    mixed = [
+        torch.cat([x for x, _ in data.stream(0, 1, shuffle=generator(s, "epoch"))])
+        for s in (0, 0, 1)
+    ]
     assert torch.equal(mixed[0], mixed[1])
     assert not torch.equal(mixed[0], mixed[2])
-    assert sorted(x.numpy().tobytes() for x in mixed[0]) == sorted(x.numpy().tobytes() for x in images)
+    assert sorted(x.numpy().tobytes() for x in mixed[0]) == sorted(
+        x.numpy().tobytes() for x in images
+    )
     kept = next(iter(data.stream(0, 1, batch=9)))[0]
     before = kept.clone()
     list(data.stream(0, 1, batch=9))
@@ -137,7 +164,9 @@ def test_take_and_stream_agree_whatever_the_cut(folder: Path, tmp_path: Path) ->
             next(data.stream(0, 1, batch=batch))
 
 
-def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = DatasetConfig(name="image_folder", root=str(folder))
     out = tmp_path / "out"
     write_shards(source, str(tmp_path / "whole"), shard_size=5)
@@ -152,7 +181,10 @@ def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(folder: Path, t
     with pytest.raises(KeyboardInterrupt):
         write_shards(source, str(out), shard_size=5, workers=1)
     assert not (out / "manifest.json").exists()
-    assert "'raydd shard' was interrupted there" in missing(DatasetConfig(name="webdataset", shards=str(out)))[0]
+    assert (
+        "'raydd shard' was interrupted there"
+        in missing(DatasetConfig(name="webdataset", shards=str(out)))[0]
+    )
     done = {path.name for path in (out / "parts").iterdir()}
     assert "train-000000.json" in done
     torn = out / "train-000001.tar"
@@ -204,7 +236,9 @@ def test_a_folder_of_other_shards_is_not_overwritten(folder: Path, tmp_path: Pat
         describe(DatasetConfig(name="cifar100", shards=str(tmp_path / "digits")))
 
 
-def test_tars_of_another_run_are_not_overwritten(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tars_of_another_run_are_not_overwritten(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = DatasetConfig(name="image_folder", root=str(folder))
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "train-000001.tar").write_bytes(b"a set that was exported")
@@ -215,7 +249,10 @@ def test_tars_of_another_run_are_not_overwritten(folder: Path, tmp_path: Path, m
 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "cats.tar").write_bytes(b"pictures")
-    with pytest.raises(ConfigError, match=r"holds cats\.tar, which was not written by raydd shard; choose an empty folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds cats\.tar, which was not written by raydd shard; choose an empty folder",
+    ):
         write_shards(config, str(tmp_path / "other"), shard_size=8)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["cats.tar"]
 
@@ -246,9 +283,14 @@ def test_damage_is_named_by_shard_and_key_or_skipped(folder: Path, tmp_path: Pat
     start = int(data.index.offset[victim])
     content[start : start + int(data.index.size[victim])] = bytes(int(data.index.size[victim]))
     (out / "train-000002.tar").write_bytes(content)
-    with pytest.raises(DataError, match=rf"sample '{data.index.keys[victim]}' of .*train-000002\.tar cannot be .*\.on_error=skip"):
+    with pytest.raises(
+        DataError,
+        match=rf"sample '{data.index.keys[victim]}' of .*train-000002\.tar cannot be .*\.on_error=skip",
+    ):
         list(open_data(config)["train"].stream(0, 1))
-    skipping = open_data(DatasetConfig(name="webdataset", shards=str(out), on_error="skip"))["train"]
+    skipping = open_data(DatasetConfig(name="webdataset", shards=str(out), on_error="skip"))[
+        "train"
+    ]
     images = torch.cat([x for x, _ in skipping.stream(0, 1, batch=6)])
     same = (data.labels == data.labels[victim]).nonzero().reshape(-1).tolist()
     expected = good.clone()
@@ -269,13 +311,26 @@ def test_damage_is_named_by_shard_and_key_or_skipped(folder: Path, tmp_path: Pat
 
 def test_undecodable_files_stop_the_writing_or_are_left_out(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "b" / "4.jpg").write_bytes(b"\xff\xd8 no picture")
-    with pytest.raises(DataError, match=r"train/b/4\.jpg cannot be decoded: .*; --on-error skip leaves out"):
-        write_shards(DatasetConfig(name="image_folder", root=str(folder)), str(tmp_path / "x"), shard_size=5)
+    with pytest.raises(
+        DataError, match=r"train/b/4\.jpg cannot be decoded: .*; --on-error skip leaves out"
+    ):
+        write_shards(
+            DatasetConfig(name="image_folder", root=str(folder)), str(tmp_path / "x"), shard_size=5
+        )
     assert not (tmp_path / "x" / "manifest.json").exists()
-    manifest = write_shards(DatasetConfig(name="image_folder", root=str(folder), on_error="skip"), str(tmp_path / "y"), shard_size=5)
+    manifest = write_shards(
+        DatasetConfig(name="image_folder", root=str(folder), on_error="skip"),
+        str(tmp_path / "y"),
+        shard_size=5,
+    )
     lacking = missing(DatasetConfig(name="webdataset", shards=str(tmp_path / "y")))
     assert "the split 'test' is not in" in lacking[0]
-    write_shards(DatasetConfig(name="image_folder", root=str(folder), on_error="skip"), str(tmp_path / "y"), "test", shard_size=5)
+    write_shards(
+        DatasetConfig(name="image_folder", root=str(folder), on_error="skip"),
+        str(tmp_path / "y"),
+        "test",
+        shard_size=5,
+    )
     assert (manifest["splits"]["train"]["count"], manifest["splits"]["train"]["skipped"]) == (26, 1)
     data = open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "y")))
     assert (len(data["train"]), len(data["test"])) == (26, 9)
@@ -305,11 +360,26 @@ def test_shards_of_others_are_indexed_without_unpacking_anything(tmp_path: Path)
     shards = tmp_path / "shards"
     shards.mkdir()
     for shard in range(2):
-        members = [("../../escaped.jpg", jpeg()), ("../../escaped.cls", b"1"), ("/etc/x.jpg", jpeg()), ("/etc/x.json", b'{"label": 2}')]
-        members += [part for i in range(3) for part in ((f"s{shard}/{i}.jpg", jpeg()), (f"s{shard}/{i}.cls", b"0"))]
-        members += [(f"s{shard}/0.pyd", pickle.dumps(_Evil())), (f"s{shard}/0.pkl", pickle.dumps(_Evil())), ("README", b"text")]
+        members = [
+            ("../../escaped.jpg", jpeg()),
+            ("../../escaped.cls", b"1"),
+            ("/etc/x.jpg", jpeg()),
+            ("/etc/x.json", b'{"label": 2}'),
+        ]
+        members += [
+            part
+            for i in range(3)
+            for part in ((f"s{shard}/{i}.jpg", jpeg()), (f"s{shard}/{i}.cls", b"0"))
+        ]
+        members += [
+            (f"s{shard}/0.pyd", pickle.dumps(_Evil())),
+            (f"s{shard}/0.pkl", pickle.dumps(_Evil())),
+            ("README", b"text"),
+        ]
         foreign(shards / f"train-{shard:03d}.tar", members)
-    config = DatasetConfig(name="webdataset", shards=str(shards / "train-{000..001}.tar"), test_split=0.4)
+    config = DatasetConfig(
+        name="webdataset", shards=str(shards / "train-{000..001}.tar"), test_split=0.4
+    )
     assert missing(config) == []
     info = describe(config)
     assert (info.classes, info.shape) == (3, (3, 20, 20))
@@ -323,9 +393,14 @@ def test_shards_of_others_are_indexed_without_unpacking_anything(tmp_path: Path)
     assert len(kept) == 1
     with_index = open_data(config)
     assert with_index["train"].digest == data["train"].digest
-    both = DatasetConfig(name="webdataset", shards=config.shards, test_shards=str(shards / "train-000.tar"))
+    both = DatasetConfig(
+        name="webdataset", shards=config.shards, test_shards=str(shards / "train-000.tar")
+    )
     assert [len(split) for split in open_data(both).values()] == [10, 5]
-    assert "train-002.tar is not in" in missing(DatasetConfig(name="webdataset", shards=str(shards / "train-{000..002}.tar")))[0]
+    assert (
+        "train-002.tar is not in"
+        in missing(DatasetConfig(name="webdataset", shards=str(shards / "train-{000..002}.tar")))[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,29 +409,54 @@ def test_shards_of_others_are_indexed_without_unpacking_anything(tmp_path: Path)
         ([("a.jpg", b"x")], "sample 'a' has no label"),
         ([("a.jpg", b"x"), ("a.cls", b"cat")], "'a.cls' holds no label"),
         ([("a.jpg", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "sample 'a' has two images"),
-        ([("a.jpg", b"x"), ("a.cls", b"99999999999999999999")], "sample 'a' has the label 99999999999999999999"),
+        (
+            [("a.jpg", b"x"), ("a.cls", b"99999999999999999999")],
+            "sample 'a' has the label 99999999999999999999",
+        ),
         ([("a.cls", b"1")], "holds no labelled images"),
     ],
 )
-def test_shards_without_usable_labels_are_refused(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
+def test_shards_without_usable_labels_are_refused(
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str
+) -> None:
     foreign(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=message):
         describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
 
 
 def test_the_size_is_that_of_the_first_image_which_can_be_decoded(tmp_path: Path) -> None:
-    broken = [("0.jpg", b"\xff\xd8 no picture"), ("0.cls", b"0"), ("1.jpg", b"none"), ("1.cls", b"0")]
-    foreign(tmp_path / "x.tar", [*broken, ("2.jpg", jpeg(60)), ("2.cls", b"0"), ("3.jpg", jpeg(60)), ("3.cls", b"0")])
+    broken = [
+        ("0.jpg", b"\xff\xd8 no picture"),
+        ("0.cls", b"0"),
+        ("1.jpg", b"none"),
+        ("1.cls", b"0"),
+    ]
+    foreign(
+        tmp_path / "x.tar",
+        [*broken, ("2.jpg", jpeg(60)), ("2.cls", b"0"), ("3.jpg", jpeg(60)), ("3.cls", b"0")],
+    )
     config = DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar"), on_error="skip")
     assert describe(config).shape[1:] == (60, 60)
-    with pytest.raises(DataError, match=r"sample '0' of .*x\.tar cannot be decoded: .*; dataset\.on_error=skip goes on"):
+    with pytest.raises(
+        DataError,
+        match=r"sample '0' of .*x\.tar cannot be decoded: .*; dataset\.on_error=skip goes on",
+    ):
         describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "x.tar")))
     foreign(tmp_path / "y.tar", broken)
-    with pytest.raises(DataError, match=r"sample '0' of .*y\.tar cannot be decoded: .* \(nor can the 1 after it\)"):
+    with pytest.raises(
+        DataError, match=r"sample '0' of .*y\.tar cannot be decoded: .* \(nor can the 1 after it\)"
+    ):
         describe(DatasetConfig(name="webdataset", shards=str(tmp_path / "y.tar"), on_error="skip"))
 
 
-@pytest.mark.parametrize("splits", ['{"train": {}}', '{"train": {"count": 1, "index_sha256": "", "shards": [{}]}}', '{"train": 3}'])
+@pytest.mark.parametrize(
+    "splits",
+    [
+        '{"train": {}}',
+        '{"train": {"count": 1, "index_sha256": "", "shards": [{}]}}',
+        '{"train": 3}',
+    ],
+)
 def test_a_manifest_that_lacks_something_is_torn(folder: Path, tmp_path: Path, splits: str) -> None:
     out = tmp_path / "out"
     write_both(DatasetConfig(name="image_folder", root=str(folder)), out, shard_size=5)
@@ -367,7 +467,10 @@ def test_a_manifest_that_lacks_something_is_torn(folder: Path, tmp_path: Path, s
 
 
 def test_a_torn_foreign_shard_is_named(tmp_path: Path) -> None:
-    foreign(tmp_path / "x.tar", [part for i in range(5) for part in ((f"{i}.jpg", jpeg(60)), (f"{i}.cls", b"0"))])
+    foreign(
+        tmp_path / "x.tar",
+        [part for i in range(5) for part in ((f"{i}.jpg", jpeg(60)), (f"{i}.cls", b"0"))],
+    )
     content = (tmp_path / "x.tar").read_bytes()
     (tmp_path / "x.tar").write_bytes(content[:2000])
     with pytest.raises(DataError, match=r"x\.tar is torn"):
@@ -388,7 +491,11 @@ class _Files(SimpleHTTPRequestHandler):
         self.send_error(405)
 
     def do_GET(self) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if self.ranges else None
+        asked = (
+            re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if self.ranges
+            else None
+        )
         if asked is None:
             return super().do_GET()
         part = Path(self.translate_path(self.path)).read_bytes()[int(asked[1]) : int(asked[2]) + 1]
@@ -402,18 +509,31 @@ class _Files(SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(_Files, "puts", [])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Files, directory=str(tmp_path)))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Files, directory=str(tmp_path))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def test_shards_are_read_from_a_web_server_that_cannot_be_written(web: str, folder: Path, tmp_path: Path) -> None:
+def test_shards_are_read_from_a_web_server_that_cannot_be_written(
+    web: str, folder: Path, tmp_path: Path
+) -> None:
     write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
-    config = DatasetConfig(name="webdataset", shards=f"{web}/out/train-{{000000..000005}}.tar", test_shards=f"{web}/out/test-000000.tar")
+    config = DatasetConfig(
+        name="webdataset",
+        shards=f"{web}/out/train-{{000000..000005}}.tar",
+        test_shards=f"{web}/out/test-000000.tar",
+    )
     read = open_data(config)["train"].take(torch.arange(27))
-    assert torch.equal(read, open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "out")))["train"].take(torch.arange(27)))
+    assert torch.equal(
+        read,
+        open_data(DatasetConfig(name="webdataset", shards=str(tmp_path / "out")))["train"].take(
+            torch.arange(27)
+        ),
+    )
     assert _Files.puts == []  # the index is kept where it can be written
 
 
@@ -423,14 +543,19 @@ def test_a_server_that_sends_whole_files_only_is_named(
     write_both(DatasetConfig(name="image_folder", root=str(folder)), tmp_path / "out", shard_size=5)
     monkeypatch.setattr(_Files, "ranges", False)
     data = open_data(DatasetConfig(name="webdataset", shards=f"{web}/out"))["train"]
-    with pytest.raises(StorageError, match=r"train-00000\d\.tar: its server sends whole files only"):
+    with pytest.raises(
+        StorageError, match=r"train-00000\d\.tar: its server sends whole files only"
+    ):
         list(data.stream(0, 1))
     with pytest.raises(StorageError, match=r"train-000000\.tar: its server sends whole files only"):
         describe(DatasetConfig(name="webdataset", shards=f"{web}/out/train-000000.tar"))
 
 
 def test_patterns_have_braces_in_the_file_name_only() -> None:
-    assert split_pattern("s3://b/x/t-{08..10}.tar", "k") == ("s3://b/x", ["t-08.tar", "t-09.tar", "t-10.tar"])
+    assert split_pattern("s3://b/x/t-{08..10}.tar", "k") == (
+        "s3://b/x",
+        ["t-08.tar", "t-09.tar", "t-10.tar"],
+    )
     with pytest.raises(ConfigError, match="braces or wildcards in a folder"):
         split_pattern("s3://b/{a,b}/t.tar", "k")
     with pytest.raises(ConfigError, match="unbalanced"):
@@ -444,8 +569,12 @@ def test_the_command_names_its_own_options(tmp_path: Path) -> None:
     (tmp_path / "own" / "train" / "a" / "0.png").write_bytes(b"torn")
     ask = ["--root", str(tmp_path / "own"), str(tmp_path / "out"), "--workers", "1"]
     torn = CliRunner().invoke(main, ["--dataset", "image_folder", *ask])
-    assert (torn.exit_code, "--on-error skip goes on to the next" in torn.output) == (2, True), torn.output
-    small = CliRunner().invoke(main, ["--dataset", "image_folder", *ask, "--size", "8", "--resize", "4"])
+    assert (torn.exit_code, "--on-error skip goes on to the next" in torn.output) == (2, True), (
+        torn.output
+    )
+    small = CliRunner().invoke(
+        main, ["--dataset", "image_folder", *ask, "--size", "8", "--resize", "4"]
+    )
     assert "--resize: 4 is below --size 8" in small.output
     for result in (torn, small):
         assert "dataset." not in result.output
@@ -453,7 +582,9 @@ def test_the_command_names_its_own_options(tmp_path: Path) -> None:
 
 def test_the_command_writes_every_split(tmp_path: Path) -> None:
     out = str(tmp_path / "digits")
-    result = CliRunner().invoke(main, ["--dataset", "digits", out, "--shard-size", "500", "--workers", "1"])
+    result = CliRunner().invoke(
+        main, ["--dataset", "digits", out, "--shard-size", "500", "--workers", "1"]
+    )
     assert result.exit_code == 0, result.output
     assert "train: 1438 images in 3 shards" in result.output
     assert "test: 359 images in 1 shards" in result.output

@@ -1,4 +1,6 @@
-"""Folders as people have them: links, hidden copies, split folders of other names, roots too high, formats of all kinds."""
+"""Folders as people have them: links, hidden copies, split folders of other names, roots too high,
+formats of all kinds.
+"""
 
 from __future__ import annotations
 
@@ -87,20 +89,37 @@ def test_links_to_splits_and_a_folder_reached_twice_are_read(tmp_path: Path) -> 
 
 def test_hidden_copies_are_no_pictures_of_their_own(tmp_path: Path) -> None:
     classes(tmp_path, "cat", "dog", count=20)
-    for place in (tmp_path / "cat" / ".ipynb_checkpoints", tmp_path / "dog" / "deep" / "@eaDir", tmp_path / ".thumbnails" / "x"):
+    for place in (
+        tmp_path / "cat" / ".ipynb_checkpoints",
+        tmp_path / "dog" / "deep" / "@eaDir",
+        tmp_path / ".thumbnails" / "x",
+    ):
         shutil.copytree(tmp_path / "cat", place)
     (tmp_path / "dog" / ".DS_Store").write_bytes(b"x")
     save(tmp_path / "dog" / "._1.png")
     splits = open_data(own(tmp_path))
-    pixels = [{image.numpy().tobytes() for image in data.take(torch.arange(len(data)))} for data in splits.values()]
+    pixels = [
+        {image.numpy().tobytes() for image in data.take(torch.arange(len(data)))}
+        for data in splits.values()
+    ]
     assert sum(map(len, splits.values())) == 40
     assert not pixels[0] & pixels[1]
-    assert counted(splits["train"]) == {"hidden folder": 2, "folder of the system": 1, "hidden file": 2}
+    assert counted(splits["train"]) == {
+        "hidden folder": 2,
+        "folder of the system": 1,
+        "hidden file": 2,
+    }
 
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("Train", "Test"), ("training", "testing"), ("train_set", "test_set"), ("trainset", "testset"), ("TRAINING SET", "Validation-Set")]
+    [
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("train_set", "test_set"),
+        ("trainset", "testset"),
+        ("TRAINING SET", "Validation-Set"),
+    ]
     + [("train", name) for name in ("valid", "VAL", "dev", "eval", "validation", "test_images")],
 )
 def test_splits_are_known_by_their_usual_names(train: str, test: str, tmp_path: Path) -> None:
@@ -114,7 +133,18 @@ def test_splits_are_known_by_their_usual_names(train: str, test: str, tmp_path: 
 
 
 def test_names_of_classes_are_no_splits() -> None:
-    for name in ("trainer", "contest", "test_tube", "value", "trailer", "devil", "dataset", "set", "n01440764", "interval"):
+    for name in (
+        "trainer",
+        "contest",
+        "test_tube",
+        "value",
+        "trailer",
+        "devil",
+        "dataset",
+        "set",
+        "n01440764",
+        "interval",
+    ):
         assert split_of(name) is None, name
 
 
@@ -123,7 +153,9 @@ def test_test_is_preferred_to_val_and_says_so(tmp_path: Path) -> None:
         classes(tmp_path / split, "cat", "dog")
     data = open_data(own(tmp_path))
     assert data["test"].place == "test/"
-    assert data["train"].notes == ("val/ is not used; it holds folders (cat/, dog/), but the test split is test/",)
+    assert data["train"].notes == (
+        "val/ is not used; it holds folders (cat/, dog/), but the test split is test/",
+    )
     shutil.rmtree(tmp_path / "test")
     save(tmp_path / "test" / "unlabelled.png")
     (tmp_path / "docs").mkdir()
@@ -137,7 +169,10 @@ def test_a_flat_val_beside_train_is_refused_with_the_remedy(tmp_path: Path) -> N
     classes(tmp_path / "train", "cat", "dog")
     for i in range(3):
         save(tmp_path / "val" / f"ILSVRC2012_val_{i}.JPEG")
-    assert "val/ holds 3 pictures in no class folders; sort its pictures into val/<class>/" in refusal(tmp_path)
+    assert (
+        "val/ holds 3 pictures in no class folders; sort its pictures into val/<class>/"
+        in refusal(tmp_path)
+    )
 
 
 def test_roots_that_may_mean_something_else_are_refused_with_what_was_found(tmp_path: Path) -> None:
@@ -146,16 +181,30 @@ def test_roots_that_may_mean_something_else_are_refused_with_what_was_found(tmp_
             classes(tmp_path / name, folder, count=2)
         return tmp_path / name
 
-    assert "fold2/ beside train/ may be the test split" in refusal(root("a", "train/cat", "train/dog", "fold2/cat", "fold2/dog"))
-    assert "test2017/ beside train/ may be the test split" in refusal(root("b", "train/cat", "train/dog", "test2017"))
-    assert "test/, val/ but no training split" in refusal(root("c", "test/cat", "test/dog", "val/cat", "val/dog"))
-    assert "train/, training/ may each be the training split" in refusal(root("d", "train/cat", "training/cat"))
+    assert "fold2/ beside train/ may be the test split" in refusal(
+        root("a", "train/cat", "train/dog", "fold2/cat", "fold2/dog")
+    )
+    assert "test2017/ beside train/ may be the test split" in refusal(
+        root("b", "train/cat", "train/dog", "test2017")
+    )
+    assert "test/, val/ but no training split" in refusal(
+        root("c", "test/cat", "test/dog", "val/cat", "val/dog")
+    )
+    assert "train/, training/ may each be the training split" in refusal(
+        root("d", "train/cat", "training/cat")
+    )
     assert "train/ holds 2 pictures in no class folders" in refusal(root("e", "train", "test"))
-    assert "seg_test/, seg_train/ look like splits" in refusal(root("f", "seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog"))
-    assert "test/ holds folders of the same names as lie beside it" in refusal(root("g", "cat", "dog", "test/cat", "test/dog"))
+    assert "seg_test/, seg_train/ look like splits" in refusal(
+        root("f", "seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog")
+    )
+    assert "test/ holds folders of the same names as lie beside it" in refusal(
+        root("g", "cat", "dog", "test/cat", "test/dog")
+    )
     (tmp_path / "h" / "test").mkdir(parents=True)
     assert "test/ holds nothing" in refusal(root("h", "train/cat", "train/dog"))
-    assert "test/, images/ hold folders of the same names" in refusal(root("i", "images/cat", "images/dog", "test/cat", "test/dog"))
+    assert "test/, images/ hold folders of the same names" in refusal(
+        root("i", "images/cat", "images/dog", "test/cat", "test/dog")
+    )
 
 
 def test_classes_that_are_called_like_splits_are_read_with_a_word(tmp_path: Path) -> None:
@@ -169,10 +218,14 @@ def test_classes_that_are_called_like_splits_are_read_with_a_word(tmp_path: Path
 def test_fewer_than_two_classes_are_refused_and_a_root_too_high_is_named(tmp_path: Path) -> None:
     classes(tmp_path / "high" / "images", "cat", "dog")
     text = refusal(tmp_path / "high")
-    assert "has one class folder with pictures (images/), and at least two classes are needed" in text
+    assert (
+        "has one class folder with pictures (images/), and at least two classes are needed" in text
+    )
     assert f"set dataset.root to {tmp_path}/high/images" in text
     classes(tmp_path / "deep" / "train" / "images", "cat", "dog")
-    assert "train/images/ itself holds folders (cat/, dog/): move them up into train/" in refusal(tmp_path / "deep")
+    assert "train/images/ itself holds folders (cat/, dog/): move them up into train/" in refusal(
+        tmp_path / "deep"
+    )
     classes(tmp_path / "two", "cat")
     (tmp_path / "two" / "dog").mkdir()
     assert missing(own(tmp_path / "two")) == [], "quick: the classes' pictures are not looked for"
@@ -188,7 +241,9 @@ def test_a_fifth_of_train_becomes_the_test_split_with_a_word(tmp_path: Path) -> 
     (tmp_path / "annotations").mkdir()
     data = open_data(own(tmp_path))
     assert (len(data["train"]), len(data["test"])) == (8, 2)
-    assert data["train"].notes == ("there is no test split: 20% of every class are kept apart as one (dataset.test_split)",)
+    assert data["train"].notes == (
+        "there is no test split: 20% of every class are kept apart as one (dataset.test_split)",
+    )
 
 
 def test_empty_class_folders_are_counted_and_lost_classes_refused(tmp_path: Path) -> None:
@@ -201,7 +256,9 @@ def test_empty_class_folders_are_counted_and_lost_classes_refused(tmp_path: Path
         open_data(own(tmp_path))
 
 
-def test_what_is_not_read_is_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_read_is_counted_by_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classes(tmp_path / "train", "cat", "dog")
     classes(tmp_path / "test", "cat", "dog")
     (tmp_path / "README.md").write_text("x")
@@ -224,7 +281,9 @@ def test_what_is_not_read_is_counted_by_reason(tmp_path: Path, monkeypatch: pyte
     assert (len(data["train"]), len(data["test"])) == (10, 9)
 
 
-def test_a_folder_without_permission_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classes(tmp_path / "cat", "a", "b")
 
     real = os.scandir
@@ -237,10 +296,30 @@ def test_a_folder_without_permission_is_counted(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "scandir", scandir)
     found = walk(Tree(str(tmp_path)))
     assert len(found.pictures) == 5
-    assert found.left_out.to_dict() == {"folder without permission to read it": {"count": 1, "examples": ["cat/b"]}}
+    assert found.left_out.to_dict() == {
+        "folder without permission to read it": {"count": 1, "examples": ["cat/b"]}
+    }
 
 
-@pytest.mark.parametrize("ending", ["tif", "TIFF", "ppm", "pgm", "gif", "jfif", "JPE", "webp", "jp2", "bmp", "avif", "qoi", "pcx", "sgi"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "tif",
+        "TIFF",
+        "ppm",
+        "pgm",
+        "gif",
+        "jfif",
+        "JPE",
+        "webp",
+        "jp2",
+        "bmp",
+        "avif",
+        "qoi",
+        "pcx",
+        "sgi",
+    ],
+)
 def test_pictures_of_every_format_are_read_as_pillow_does(ending: str, tmp_path: Path) -> None:
     assert ending.lower() in EXTENSIONS
     pixels = RNG.integers(0, 255, (12, 10, 3), dtype=np.uint8)
@@ -248,7 +327,10 @@ def test_pictures_of_every_format_are_read_as_pillow_does(ending: str, tmp_path:
         for i in range(5):
             (tmp_path / name).mkdir(exist_ok=True)
             picture = Image.fromarray(pixels).convert("L" if ending == "pgm" else "RGB")
-            picture.save(tmp_path / name / f"{i}.{ending}", **({"format": "JPEG"} if ending.lower() in ("jfif", "jpe") else {}))
+            picture.save(
+                tmp_path / name / f"{i}.{ending}",
+                **({"format": "JPEG"} if ending.lower() in ("jfif", "jpe") else {}),
+            )
     data = open_data(own(tmp_path, size=None))["train"]
     wanted = np.asarray(Image.open(tmp_path / "cat" / f"0.{ending}").convert("RGB"))
     assert data.shape == (3, 12, 10)
@@ -279,7 +361,9 @@ def test_deep_pictures_keep_their_upper_bits_or_are_refused() -> None:
         decode(encoded(deep.astype(np.float32) / 65535, "TIFF"), 3)
     with pytest.raises(ValueError, match="32 bits, or signed"):
         decode(encoded(deep.astype(np.int32), "TIFF"), 3)
-    with pytest.raises(ValueError, match=r"16 bits, but no value above \d+: in 8 bits it would be black"):
+    with pytest.raises(
+        ValueError, match=r"16 bits, but no value above \d+: in 8 bits it would be black"
+    ):
         decode(encoded(deep >> 8, "TIFF"), 3)
     assert decode(encoded(deep * 0, "TIFF"), 1).max() == 0
 
@@ -288,7 +372,9 @@ def test_a_float_tiff_is_refused_by_name(tmp_path: Path) -> None:
     classes(tmp_path, "cat", "dog")
     Image.fromarray(RNG.random((8, 8), dtype=np.float32)).save(tmp_path / "dog" / "z.tif")
     data = open_data(own(tmp_path, test_split=0.1))["train"]
-    with pytest.raises(DataError, match=r"dog/z\.tif cannot be decoded: its pixels are of floating point"):
+    with pytest.raises(
+        DataError, match=r"dog/z\.tif cannot be decoded: its pixels are of floating point"
+    ):
         data.take(torch.arange(len(data)))
 
 
@@ -309,7 +395,10 @@ def test_digests_of_folders_stay(tmp_path: Path) -> None:
                 Image.new("RGB", (4, 4), (i, 50 * len(name), count)).save(path)
     data = open_data(own(tmp_path, size=4))
     assert data["train"].paths[:3] == ["train/a/0.BMP", "train/a/deep/1.BMP", "train/a/deep/2.BMP"]
-    assert [data[split].digest[:16] for split in ("train", "test")] == ["b84919b86e2ac82c", "2c59b05d7f0771dc"]
+    assert [data[split].digest[:16] for split in ("train", "test")] == [
+        "b84919b86e2ac82c",
+        "2c59b05d7f0771dc",
+    ]
 
 
 def test_folders_of_object_storage_are_read_as_local_ones(tmp_path: Path) -> None:
@@ -323,7 +412,10 @@ def test_folders_of_object_storage_are_read_as_local_ones(tmp_path: Path) -> Non
     (tmp_path / "Train" / "__MACOSX" / "1.png").write_bytes(b"x")
     memory = fsspec.filesystem("memory")
     memory.put(f"{tmp_path}/", "/folders-test/", recursive=True)
-    here, there = (open_data(DatasetConfig(name="image_folder", root=url, size=8)) for url in (str(tmp_path), "memory://folders-test"))
+    here, there = (
+        open_data(DatasetConfig(name="image_folder", root=url, size=8))
+        for url in (str(tmp_path), "memory://folders-test")
+    )
     assert [counted(data["train"]) for data in (here, there)] == [
         {"hidden folder": 2, "folder of the system": 1, "format .heic": 1} for _ in range(2)
     ]
@@ -334,15 +426,21 @@ def test_folders_of_object_storage_are_read_as_local_ones(tmp_path: Path) -> Non
     memory.rm("/folders-test", recursive=True)
 
 
-@pytest.mark.parametrize("name", ["test", "validation", "test.zip", "val.tar.gz", "Test Images.tar", "ILSVRC2012_img_val.tar"])
-def test_a_file_or_a_link_to_nothing_that_may_be_the_test_split_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["test", "validation", "test.zip", "val.tar.gz", "Test Images.tar", "ILSVRC2012_img_val.tar"],
+)
+def test_a_file_or_a_link_to_nothing_that_may_be_the_test_split_is_refused(
+    name: str, tmp_path: Path
+) -> None:
     classes(tmp_path / "train", "cat", "dog")
     if "." in name:
         (tmp_path / name).write_bytes(b"x")
     else:
         (tmp_path / name).symlink_to(tmp_path / "gone")
-    assert f"{name} beside train/ may be the test split, and is no folder that can be read; make it a folder test/<class>/" in refusal(
-        tmp_path
+    assert (
+        f"{name} beside train/ may be the test split, and is no folder that can be read; make it a folder test/<class>/"
+        in refusal(tmp_path)
     )
 
 
@@ -372,11 +470,17 @@ def test_classes_that_hold_folders_alone_are_read_with_a_word(tmp_path: Path) ->
     classes(tmp_path / "animals", "cat", "dog")
     classes(tmp_path / "vehicles", "bus", "car")
     assert describe(own(tmp_path)).class_names == ("animals", "vehicles")
-    note = "animals/, vehicles/ are read as classes, though each holds folders alone (animals/: cat/, dog/; vehicles/: bus/, car/)"
+    note = (
+        "animals/, vehicles/ are read as classes, though each holds folders alone (animals/: cat/, dog/; vehicles/:"
+        " bus/, car/)"
+    )
     assert open_data(own(tmp_path))["train"].notes[0] == note
     classes(tmp_path, "plants")
     classes(tmp_path / "animals", "")
-    assert "vehicles/ is read as a class, though it holds folders alone" in open_data(own(tmp_path))["train"].notes[0]
+    assert (
+        "vehicles/ is read as a class, though it holds folders alone"
+        in open_data(own(tmp_path))["train"].notes[0]
+    )
 
 
 def test_a_class_that_the_test_split_lacks_is_named(tmp_path: Path) -> None:

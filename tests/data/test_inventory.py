@@ -50,33 +50,59 @@ def test_a_folder_tells_splits_classes_and_what_was_left_out(root: Path) -> None
         "test: 5 images in valid/: cat 2, dog 3",
         "left out: 1 × format .heic (Train/cat/x.heic)",
         "left out: 1 × hidden folder (Train/dog/.ipynb_checkpoints)",
-        "note: 2 of 9 images in Train/ carry an EXIF orientation, which is ignored; dataset.orientation=exif turns them",
-        "note: 2 of 5 images in valid/ carry an EXIF orientation, which is ignored; dataset.orientation=exif turns them",
+        (
+            "note: 2 of 9 images in Train/ carry an EXIF orientation, which is ignored; dataset.orientation=exif turns"
+            " them"
+        ),
+        (
+            "note: 2 of 5 images in valid/ carry an EXIF orientation, which is ignored; dataset.orientation=exif turns"
+            " them"
+        ),
     ]
     values = json.loads(json.dumps(found.to_dict()))
-    assert values["splits"][0] == {"split": "train", "place": "Train/", "images": 9, "per_class": [4, 5]}
+    assert values["splits"][0] == {
+        "split": "train",
+        "place": "Train/",
+        "images": 9,
+        "per_class": [4, 5],
+    }
     assert values["left_out"]["format .heic"] == {"count": 1, "examples": ["Train/cat/x.heic"]}
     assert str(root) not in json.dumps(values)
 
 
-def test_of_large_folders_a_sample_is_looked_at_for_orientations(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_large_folders_a_sample_is_looked_at_for_orientations(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folder, "HASHED_BYTES", 0)
     monkeypatch.setattr(encoded, "_LOOKED_AT", 4)
     notes = inventory(DatasetConfig(name="image_folder", root=str(root))).notes
     carried = "carry an EXIF orientation, which is ignored; dataset.orientation=exif turns them"
-    assert notes == (f"1 of a sample of 4 images in Train/ {carried}", f"1 of a sample of 4 images in valid/ {carried}")
+    assert notes == (
+        f"1 of a sample of 4 images in Train/ {carried}",
+        f"1 of a sample of 4 images in valid/ {carried}",
+    )
 
 
 def test_splits_cut_from_train_count_what_was_left_out_once(root: Path) -> None:
     found = inventory(DatasetConfig(name="image_folder", root=str(root / "Train"), holdout=1))
     assert [(s.split, s.count) for s in found.splits] == [("train", 5), ("test", 2), ("holdout", 2)]
-    assert {reason: value.count for reason, value in found.left_out.reasons.items()} == {"format .heic": 1, "hidden folder": 1}
-    assert "there is no test split: 20% of every class are kept apart as one (dataset.test_split)" in found.notes
+    assert {reason: value.count for reason, value in found.left_out.reasons.items()} == {
+        "format .heic": 1,
+        "hidden folder": 1,
+    }
+    assert (
+        "there is no test split: 20% of every class are kept apart as one (dataset.test_split)"
+        in found.notes
+    )
     assert sum("EXIF" in note for note in found.notes) == 1
 
 
 def test_shards_and_bundled_sets_have_one_too(root: Path, tmp_path: Path) -> None:
-    assert inventory(DatasetConfig(name="digits")).lines()[1].startswith("train: 1438 images: 0 142, 1 146")
+    assert (
+        inventory(DatasetConfig(name="digits"))
+        .lines()[1]
+        .startswith("train: 1438 images: 0 142, 1 146")
+    )
     out = str(tmp_path / "out")
     for split in ("train", "test"):
         write_shards(DatasetConfig(name="image_folder", root=str(root)), out, split)
@@ -86,24 +112,41 @@ def test_shards_and_bundled_sets_have_one_too(root: Path, tmp_path: Path) -> Non
         "train: 9 images in train-*.tar: cat 4, dog 5",
         "test: 5 images in test-*.tar: cat 2, dog 3",
     ]
-    assert inventory(config, opened=False).lines()[1:] == ["train: 9 images in train-*.tar", "test: 5 images in test-*.tar"]
+    assert inventory(config, opened=False).lines()[1:] == [
+        "train: 9 images in train-*.tar",
+        "test: 5 images in test-*.tar",
+    ]
 
 
 def test_many_classes_are_told_by_the_smallest_and_the_largest() -> None:
     names = tuple(f"n{label:04d}" for label in range(1000))
     counts = (1300,) * 998 + (732, 1301)
     split = SplitInventory(split="train", place="train/", count=sum(counts), per_class=counts)
-    held = Inventory(name="x", where="", classes=1000, class_names=names, splits=(split,), left_out=LeftOut())
-    assert split.line(names).endswith("images in train/, 732 (class 'n0998') to 1301 (class 'n0999') per class")
+    held = Inventory(
+        name="x", where="", classes=1000, class_names=names, splits=(split,), left_out=LeftOut()
+    )
+    assert split.line(names).endswith(
+        "images in train/, 732 (class 'n0998') to 1301 (class 'n0999') per class"
+    )
     assert max(map(len, held.lines())) < 140
-    assert "2 samples could not be decoded and were replaced by the next of the same class: a, b" in skipped_lines({"b": "x", "a": "y"})
+    assert (
+        "2 samples could not be decoded and were replaced by the next of the same class: a, b"
+        in skipped_lines({"b": "x", "a": "y"})
+    )
     assert skipped_lines({str(i): "" for i in range(25)})[0].endswith("… (5 more)")
 
 
 def test_a_contact_sheet_shows_a_few_images_of_each_class(root: Path, tmp_path: Path) -> None:
     from raydd.cli import main
 
-    command = ["distill", "--config", "jobs/quickstart.yaml", "dataset.name=image_folder", f"dataset.root={root}", "dataset.size=8"]
+    command = [
+        "distill",
+        "--config",
+        "jobs/quickstart.yaml",
+        "dataset.name=image_folder",
+        f"dataset.root={root}",
+        "dataset.size=8",
+    ]
     sheet = str(tmp_path / "deep" / "sheet.png")
     told = CliRunner().invoke(main, [*command, "--dry-run", "--contact-sheet", sheet])
     assert told.exit_code == 0, told.output
@@ -121,11 +164,27 @@ def test_a_contact_sheet_shows_a_few_images_of_each_class(root: Path, tmp_path: 
 def test_plan_run_and_report_tell_it_and_name_what_was_skipped(root: Path, tmp_path: Path) -> None:
     from raydd.cli import main
 
-    (root / "Train" / "dog" / "3.jpg").write_bytes((root / "Train" / "dog" / "3.jpg").read_bytes()[:300])
-    small = "method.iterations=2 evaluation.epochs=1 evaluation.repeats=1 evaluation.baselines=[] compute.workers=0 tracking.uri=none"
+    (root / "Train" / "dog" / "3.jpg").write_bytes(
+        (root / "Train" / "dog" / "3.jpg").read_bytes()[:300]
+    )
+    small = (
+        "method.iterations=2 evaluation.epochs=1 evaluation.repeats=1 evaluation.baselines=[] compute.workers=0"
+        " tracking.uri=none"
+    )
     data = f"dataset.name=image_folder dataset.root={root} dataset.size=8 dataset.on_error=skip"
-    command = ["distill", "--config", "jobs/quickstart.yaml", *small.split(), *data.split(), f"output={tmp_path}/o", f"store={tmp_path}/s"]
-    lines = ["train: 9 images in Train/: cat 4, dog 5", "left out: 1 × format .heic (Train/cat/x.heic)"]
+    command = [
+        "distill",
+        "--config",
+        "jobs/quickstart.yaml",
+        *small.split(),
+        *data.split(),
+        f"output={tmp_path}/o",
+        f"store={tmp_path}/s",
+    ]
+    lines = [
+        "train: 9 images in Train/: cat 4, dog 5",
+        "left out: 1 × format .heic (Train/cat/x.heic)",
+    ]
     planned = CliRunner().invoke(main, [*command, "--dry-run"]).output
     assert all(line in planned for line in lines)
     ran = CliRunner().invoke(main, command)

@@ -1,4 +1,6 @@
-"""``dataset.orientation``: pictures that say how they are to be turned, read from folders, shards and distilled sets alike."""
+"""``dataset.orientation``: pictures that say how they are to be turned, read from folders, shards
+and distilled sets alike.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,12 @@ def test_damaged_or_missing_exif_turns_nothing() -> None:
 
 def test_the_text_of_a_transform_is_as_before_where_nothing_is_turned() -> None:
     size = {"channels": 3, "height": 8, "width": 8}
-    assert repr(Transform(**size)) == "Transform(channels=3, height=8, width=8, fit='exact', resize=0)"
     assert (
-        repr(Transform(**size, orientation="exif")) == "Transform(channels=3, height=8, width=8, fit='exact', resize=0, orientation='exif')"
+        repr(Transform(**size)) == "Transform(channels=3, height=8, width=8, fit='exact', resize=0)"
+    )
+    assert (
+        repr(Transform(**size, orientation="exif"))
+        == "Transform(channels=3, height=8, width=8, fit='exact', resize=0, orientation='exif')"
     )
 
 
@@ -70,7 +75,11 @@ def root(tmp_path: Path) -> Path:
                 path = tmp_path / "own" / split / name / f"{i}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Those that are turned by a quarter lie on their side, so that all are shown upright in one size.
-                path.write_bytes(turned_file(6 if i == 1 else 3 if i == 2 else 1, "JPEG", (8, 6) if i == 1 else (6, 8)))
+                path.write_bytes(
+                    turned_file(
+                        6 if i == 1 else 3 if i == 2 else 1, "JPEG", (8, 6) if i == 1 else (6, 8)
+                    )
+                )
     return tmp_path / "own"
 
 
@@ -86,16 +95,25 @@ def test_folders_are_read_turned_and_say_so_in_their_digest(root: Path) -> None:
     for i in range(4):
         wanted = shown((root / f"train/cat/{i}.jpg").read_bytes())
         got = data.take(torch.tensor([i]))[0].numpy().transpose(1, 2, 0)
-        assert np.abs(got.astype(int) - wanted).max() <= 2, "simplejpeg and Pillow differ by no more"
-    plain, turned = (open_data(DatasetConfig(**config, size=6, orientation=o))["train"] for o in ("ignore", "exif"))
+        assert np.abs(got.astype(int) - wanted).max() <= 2, (
+            "simplejpeg and Pillow differ by no more"
+        )
+    plain, turned = (
+        open_data(DatasetConfig(**config, size=6, orientation=o))["train"]
+        for o in ("ignore", "exif")
+    )
     assert plain.digest == open_data(DatasetConfig(**config, size=6))["train"].digest
     assert plain.digest != turned.digest
     assert not torch.equal(plain.take(torch.tensor([2])), turned.take(torch.tensor([2])))
     assert torch.equal(plain.take(torch.tensor([0])), turned.take(torch.tensor([0])))
 
 
-@pytest.mark.parametrize(("encoding", "when"), [("original", "written"), ("png", "written"), ("original", "read")])
-def test_shards_give_the_same_images_turned_when_written_or_when_read(encoding: str, when: str, root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "when"), [("original", "written"), ("png", "written"), ("original", "read")]
+)
+def test_shards_give_the_same_images_turned_when_written_or_when_read(
+    encoding: str, when: str, root: Path, tmp_path: Path
+) -> None:
     size = {"size": 6} if encoding == "png" else {}
     source: dict[str, Any] = {"name": "image_folder", "root": str(root), **size}
     wanted = by_identity(open_data(DatasetConfig(**source, orientation="exif"))["train"])
@@ -104,10 +122,16 @@ def test_shards_give_the_same_images_turned_when_written_or_when_read(encoding: 
         # Not turned, one of each class is of another size, and left out.
         how: dict[str, Any] = {"orientation": "exif"} if when == "written" else {"on_error": "skip"}
         write_shards(DatasetConfig(**source, **how), out, split, encoding=encoding)  # type: ignore[arg-type]
-    read = open_data(DatasetConfig(name="webdataset", shards=out, orientation="exif" if when == "read" else "ignore"))["train"]
+    read = open_data(
+        DatasetConfig(
+            name="webdataset", shards=out, orientation="exif" if when == "read" else "ignore"
+        )
+    )["train"]
     manifest = read_manifest(read.files)
     assert manifest is not None
-    assert manifest.get("orientation") == ("exif" if (encoding, when) == ("original", "written") else None)
+    assert manifest.get("orientation") == (
+        "exif" if (encoding, when) == ("original", "written") else None
+    )
     got = by_identity(read)
     assert len(got) == (8 if when == "written" else 6)
     assert all(got[name] == wanted[name] for name in got)
@@ -121,7 +145,10 @@ def test_shards_of_one_folder_are_turned_or_not(root: Path, tmp_path: Path) -> N
 
 
 def test_it_is_refused_where_there_are_no_pictures(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.orientation: exif has no effect: the files of digits are no pictures"):
+    with pytest.raises(
+        ConfigError,
+        match=r"dataset\.orientation: exif has no effect: the files of digits are no pictures",
+    ):
         describe(DatasetConfig(name="digits", orientation="exif"))
     with pytest.raises(ConfigError, match=r"dataset\.orientation: 'turn'; allowed: ignore, exif"):
         DatasetConfig(name="digits", orientation="turn")  # type: ignore[arg-type]
@@ -134,4 +161,6 @@ def test_distilled_folders_are_loaded_turned(tmp_path: Path) -> None:
     wanted = shown((tmp_path / "new004/0.png").read_bytes())
     for orientation, expected in (("exif", wanted), ("ignore", wanted[::-1, ::-1])):
         loaded = raydd.load(str(tmp_path), info="cifar10", orientation=orientation)  # type: ignore[arg-type]
-        assert np.array_equal((loaded.to_rgb()[4] * 255).round().byte().numpy().transpose(1, 2, 0), expected)
+        assert np.array_equal(
+            (loaded.to_rgb()[4] * 255).round().byte().numpy().transpose(1, 2, 0), expected
+        )

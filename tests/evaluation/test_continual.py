@@ -1,4 +1,6 @@
-"""Continual learning on digits: class orders, what is kept, who is trained and tested, what results depend on, resume."""
+"""Continual learning on digits: class orders, what is kept, who is trained and tested, what results
+depend on, resume.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.continual import DrawInOrder, EvaluateMemory, OrderDraw, StepSets, class_order, in_order, seen_and_repeats
+from raydd.evaluation.continual import (
+    DrawInOrder,
+    EvaluateMemory,
+    OrderDraw,
+    StepSets,
+    class_order,
+    in_order,
+    seen_and_repeats,
+)
 from raydd.evaluation.evaluate import Evaluate
 from raydd.methods import METHODS, Problem
 from raydd.methods.sources import AssembledSet
@@ -29,7 +39,14 @@ from raydd.runtime.runner import LocalRunner
 from raydd.runtime.worker import Worker
 from raydd.training.sgd import Recipe
 
-RECIPE = Recipe(epochs=6, batch=64, lr=0.05, drops=(4,), augmentation="dsa", strategy="color_crop_cutout_scale_rotate")
+RECIPE = Recipe(
+    epochs=6,
+    batch=64,
+    lr=0.05,
+    drops=(4,),
+    augmentation="dsa",
+    strategy="color_crop_cutout_scale_rotate",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +61,24 @@ def _problem(info):
 
 def _stage(info, **options):
     source = AssembledSet(method=METHODS.get("random")(), problem=_problem(info))
-    defaults = {"recipe": RECIPE, "network": "convnet2_w8", "order": 0, "parts": 5, "repeats": 2, "repeats_per_unit": 2}
-    return EvaluateMemory(**{"seed": 0, "source": source, "dataset": info.only("test"), **defaults, **options})
+    defaults = {
+        "recipe": RECIPE,
+        "network": "convnet2_w8",
+        "order": 0,
+        "parts": 5,
+        "repeats": 2,
+        "repeats_per_unit": 2,
+    }
+    return EvaluateMemory(
+        **{"seed": 0, "source": source, "dataset": info.only("test"), **defaults, **options}
+    )
 
 
 def _run(refs, data, folder: Path, **options):
     store = Store(str(folder))
-    LocalRunner(lambda: data, device=torch.device("cpu"), **options).run(refs, store, lambda event: None)
+    LocalRunner(lambda: data, device=torch.device("cpu"), **options).run(
+        refs, store, lambda event: None
+    )
     return store
 
 
@@ -75,7 +103,10 @@ def test_random_memories_are_drawn_as_published_by_one_generator(digits, tmp_pat
     global_state = np.random.get_state()
     try:  # the published loop, on numpy's global generator
         np.random.seed(3)
-        expected = {int(c): np.random.permutation(np.flatnonzero(labels == c))[:4].tolist() for c in np.random.permutation(10)}
+        expected = {
+            int(c): np.random.permutation(np.flatnonzero(labels == c))[:4].tolist()
+            for c in np.random.permutation(10)
+        }
     finally:
         np.random.set_state(global_state)
     stage = DrawInOrder(seed=3, dataset=info.only("train"), ipc=4, classes_per_unit=10)
@@ -89,8 +120,12 @@ def test_random_memories_are_drawn_as_published_by_one_generator(digits, tmp_pat
 def test_a_memory_grows_class_by_class_and_keeps_what_it_has(digits):
     data, info = digits
     counts = [1 + c % 3 for c in range(10)]  # classes need not be of one size
-    ids = torch.cat([(data["train"].labels == c).nonzero().reshape(-1)[:n] for c, n in enumerate(counts)])
-    distilled = DistilledSet(images=data["train"].take(ids), labels=data["train"].labels[ids], info=info)
+    ids = torch.cat(
+        [(data["train"].labels == c).nonzero().reshape(-1)[:n] for c, n in enumerate(counts)]
+    )
+    distilled = DistilledSet(
+        images=data["train"].take(ids), labels=data["train"].labels[ids], info=info
+    )
     order = class_order(10, 1)
     memory = in_order(distilled, order)
     kept = [memory.of(seen) for seen in (2, 4, 6, 8, 10)]
@@ -99,17 +134,25 @@ def test_a_memory_grows_class_by_class_and_keeps_what_it_has(digits):
     for seen, part in zip((2, 4, 6, 8, 10), kept):
         assert len(part) == sum(counts[c] for c in order[:seen])
         assert set(part.labels.tolist()) == set(order[:seen]), "labels stay those of all classes"
-    assert torch.equal(kept[-1].images[: counts[order[0]]], distilled.normalised(distilled.images[distilled.labels == order[0]]))
+    assert torch.equal(
+        kept[-1].images[: counts[order[0]]],
+        distilled.normalised(distilled.images[distilled.labels == order[0]]),
+    )
 
 
 def test_soft_labels_are_cut_with_their_images_and_what_cannot_be_cut_is_refused(digits):
     data, info = digits
     images, labels = data["train"].take(torch.arange(20)), torch.arange(10).repeat(2)
     soft = torch.rand(20, 10, generator=torch.Generator().manual_seed(0))
-    part = in_order(DistilledSet(images=images, labels=labels, soft_labels=soft, info=info), class_order(10, 0)).of(1)
+    part = in_order(
+        DistilledSet(images=images, labels=labels, soft_labels=soft, info=info), class_order(10, 0)
+    ).of(1)
     assert torch.equal(part.labels, soft[labels == class_order(10, 0)[0]])
     with pytest.raises(DataError, match="no image of class 4"):
-        in_order(DistilledSet(images=images[labels != 4], labels=labels[labels != 4], info=info), range(10))
+        in_order(
+            DistilledSet(images=images[labels != 4], labels=labels[labels != 4], info=info),
+            range(10),
+        )
     poster = SimpleNamespace(tensors=lambda: (images, soft), labels=torch.arange(3))
     with pytest.raises(ConfigError, match="cannot be cut by class: 20 images, 3 hard labels"):
         in_order(poster, range(10))
@@ -119,7 +162,14 @@ def test_soft_labels_are_cut_with_their_images_and_what_cannot_be_cut_is_refused
 
 
 def _dc(**fields):
-    options = {"network": "convnet1_w8", "iterations": 1, "outer_loop": 2, "inner_loop": 1, "batch_real": 4, "classes_per_unit": 1}
+    options = {
+        "network": "convnet1_w8",
+        "iterations": 1,
+        "outer_loop": 2,
+        "inner_loop": 1,
+        "batch_real": 4,
+        "classes_per_unit": 1,
+    }
     return METHODS.get("dc")(**{**options, **fields})
 
 
@@ -134,10 +184,14 @@ def test_the_set_of_every_step_is_distilled_alone_and_put_together_in_order(digi
     for step in range(5):
         classes = tuple(sorted(order[2 * step : 2 * step + 2]))
         alone = AssembledSet(method=_dc(), problem=replace(problem, classes=classes))
-        expected = alone.load(SimpleNamespace(load=lambda name, of=alone: store.load(of.inputs()[name])))
+        expected = alone.load(
+            SimpleNamespace(load=lambda name, of=alone: store.load(of.inputs()[name]))
+        )
         assert torch.equal(found.images[4 * step : 4 * step + 4], expected.images)
         assert found.labels[4 * step : 4 * step + 4].tolist() == [classes[0]] * 2 + [classes[1]] * 2
-    assert StepSets.plan(_dc(), problem, 3, 2).inputs() != source.inputs(), "five classes together are not two"
+    assert StepSets.plan(_dc(), problem, 3, 2).inputs() != source.inputs(), (
+        "five classes together are not two"
+    )
     for parts in (3, 11):
         with pytest.raises(ConfigError, match=f"{parts} steps do not divide 10 classes"):
             StepSets.plan(_dc(), problem, 3, parts)
@@ -152,7 +206,9 @@ def test_students_wait_for_the_steps_so_far_alone(digits, tmp_path):
     first, last = stage.refs()[0], stage.refs()[-1]
     store = _run([first], data, tmp_path)
     made = store.has([one.inputs()["all"] for one in source.sets])
-    assert made == [True, False, False, False, False], "what a step learns from depends on no later step"
+    assert made == [True, False, False, False, False], (
+        "what a step learns from depends on no later step"
+    )
     assert int(store.load(first)["images"]) == 4
     assert int(_run([last], data, tmp_path).load(last)["images"]) == 20
 
@@ -163,7 +219,11 @@ def test_students_wait_for_the_steps_so_far_alone(digits, tmp_path):
 def test_units_are_steps_and_blocks_of_students(digits):
     stage = _stage(digits[1], repeats=3)
     assert stage.seen == [2, 4, 6, 8, 10]
-    assert stage.units()[:3] == ("classes-0002-repeats-000-001", "classes-0002-repeats-002-002", "classes-0004-repeats-000-001")
+    assert stage.units()[:3] == (
+        "classes-0002-repeats-000-001",
+        "classes-0002-repeats-002-002",
+        "classes-0004-repeats-000-001",
+    )
     assert len(stage.units()) == 10
     assert seen_and_repeats("classes-0004-repeats-000-001") == (4, range(2))
     costs = [stage.cost(unit).flop for unit in stage.units() if unit.endswith("000-001")]
@@ -174,7 +234,9 @@ def test_five_steps_are_five_of_the_ten(digits):
     five, ten = _stage(digits[1], parts=5), _stage(digits[1], parts=10)
     keys = [{unit_key(stage, unit) for unit in stage.units()} for stage in (five, ten)]
     assert keys[0] < keys[1]
-    assert not keys[0] & {unit_key(other, unit) for other in (_stage(digits[1], order=1),) for unit in other.units()}
+    assert not keys[0] & {
+        unit_key(other, unit) for other in (_stage(digits[1], order=1),) for unit in other.units()
+    }
     more = _stage(digits[1], repeats=4)
     assert keys[0] < {unit_key(more, unit) for unit in more.units()}
 
@@ -188,10 +250,18 @@ def test_students_learn_and_are_tested_on_the_classes_seen_alone(digits, tmp_pat
     means = [float(output["accuracy"].mean()) for output in outputs]
     assert means[0] > 0.85, "two classes are easy; on all ten no more than a fifth could be right"
     assert means[0] > means[-1] > 0.4
-    assert all(output["accuracy"].dtype == torch.float64 and output["accuracy"].shape == (2,) for output in outputs)
-    counts = [int(torch.isin(data["test"].labels, torch.tensor(class_order(10, 0)[:seen])).sum()) for seen in stage.seen]
+    assert all(
+        output["accuracy"].dtype == torch.float64 and output["accuracy"].shape == (2,)
+        for output in outputs
+    )
+    counts = [
+        int(torch.isin(data["test"].labels, torch.tensor(class_order(10, 0)[:seen])).sum())
+        for seen in stage.seen
+    ]
     hits = [float(output["accuracy"][0]) * count for output, count in zip(outputs, counts)]
-    assert hits == pytest.approx([round(hit) for hit in hits]), "accuracies are of that many test images"
+    assert hits == pytest.approx([round(hit) for hit in hits]), (
+        "accuracies are of that many test images"
+    )
 
 
 def test_test_images_are_those_of_the_classes_seen_in_the_splits_order(digits):
@@ -201,7 +271,9 @@ def test_test_images_are_those_of_the_classes_seen_in_the_splits_order(digits):
     labels = data["test"].labels
     assert torch.equal(found, labels[(labels == 3) | (labels == 7)])
     images = torch.cat([images for images, _ in _stage(info)._tests((3, 7), ctx)])
-    assert torch.equal(images, data["test"].take(((labels == 3) | (labels == 7)).nonzero().reshape(-1)))
+    assert torch.equal(
+        images, data["test"].take(((labels == 3) | (labels == 7)).nonzero().reshape(-1))
+    )
 
 
 def test_the_last_memory_is_the_whole_set(digits, tmp_path):
@@ -209,16 +281,28 @@ def test_the_last_memory_is_the_whole_set(digits, tmp_path):
     data, info = digits
     recipe = replace(RECIPE, epochs=25, drops=(20,))
     stage = _stage(info, recipe=recipe)
-    plain = Evaluate(seed=0, source=stage.source, dataset=info.only("test"), recipe=recipe, network="convnet2_w8", repeats=2)
+    plain = Evaluate(
+        seed=0,
+        source=stage.source,
+        dataset=info.only("test"),
+        recipe=recipe,
+        network="convnet2_w8",
+        repeats=2,
+    )
     last = [ref for ref in stage.refs() if ref.unit.startswith("classes-0010")]
     store = _run([*last, *plain.refs()], data, tmp_path)
-    one, other = (float(torch.cat([store.load(ref)["accuracy"] for ref in refs]).mean()) for refs in (last, plain.refs()))
+    one, other = (
+        float(torch.cat([store.load(ref)["accuracy"] for ref in refs]).mean())
+        for refs in (last, plain.refs())
+    )
     assert one == pytest.approx(other, abs=0.15)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_any_number_of_workers_gives_the_same_bytes(digits, tmp_path, monkeypatch, world):
-    """Workers are processes; threads in their place take turns, since torch.fx patches modules process-wide while it traces."""
+    """Workers are processes; threads in their place take turns, since torch.fx patches modules
+    process-wide while it traces.
+    """
     turn, run = threading.Lock(), Worker.run
 
     def alone_at_it(self, lease, lanes):
@@ -230,7 +314,9 @@ def test_any_number_of_workers_gives_the_same_bytes(digits, tmp_path, monkeypatc
     stage = _stage(info, recipe=replace(RECIPE, epochs=2, drops=()), repeats_per_unit=1)
     alone, group = _run(stage.refs(), data, tmp_path / "alone"), Store(str(tmp_path / "group"))
     run_group(stage.refs(), group, world, open_data=lambda: data)
-    assert [digest(group.load(ref)) for ref in stage.refs()] == [digest(alone.load(ref)) for ref in stage.refs()]
+    assert [digest(group.load(ref)) for ref in stage.refs()] == [
+        digest(alone.load(ref)) for ref in stage.refs()
+    ]
 
 
 def test_students_together_are_those_alone_and_start_alike_for_every_set(digits, tmp_path):
@@ -239,11 +325,19 @@ def test_students_together_are_those_alone_and_start_alike_for_every_set(digits,
     together, apart = _stage(info, recipe=short), _stage(info, recipe=short, repeats_per_unit=1)
     store = _run([*together.refs(), *apart.refs()], data, tmp_path)
     for seen in together.seen:
-        both, single = ([store.load(Ref(stage, unit))["accuracy"] for unit in stage.units_after(seen)] for stage in (together, apart))
+        both, single = (
+            [store.load(Ref(stage, unit))["accuracy"] for unit in stage.units_after(seen)]
+            for stage in (together, apart)
+        )
         assert torch.cat(both).tolist() == torch.cat(single).tolist()
     ctx = SimpleNamespace(device=torch.device("cpu"), cached=lambda key, make: make())
-    of_set, of_random = together, _stage(info, source=OrderDraw(dataset=info.only("train"), ipc=10, order=0))
-    starts = [digest(stage.init(unit, ctx)) for stage in (of_set, of_random) for unit in stage.units()[:2]]
+    of_set, of_random = (
+        together,
+        _stage(info, source=OrderDraw(dataset=info.only("train"), ipc=10, order=0)),
+    )
+    starts = [
+        digest(stage.init(unit, ctx)) for stage in (of_set, of_random) for unit in stage.units()[:2]
+    ]
     assert starts[:2] == starts[2:]
     assert starts[0] != starts[1], "those of another step are others"
 
@@ -268,4 +362,6 @@ def test_a_killed_experiment_resumes_to_the_same_bytes(digits, tmp_path):
     before = len(seen)
     killed = _run(stage.refs(), data, tmp_path / "killed", checkpoint_every=0.0, fault=fault)
     assert seen[before] == (stage.units()[2], 2)
-    assert [digest(killed.load(ref)) for ref in stage.refs()] == [digest(whole.load(ref)) for ref in stage.refs()]
+    assert [digest(killed.load(ref)) for ref in stage.refs()] == [
+        digest(whole.load(ref)) for ref in stage.refs()
+    ]

@@ -24,7 +24,14 @@ from raydd.runtime.runner import LocalRunner
 from raydd.training.sgd import Recipe
 from raydd.training.teachers import TrainNetwork
 
-RECIPE = Recipe(epochs=12, batch=64, lr=0.05, drops=(9,), augmentation="dsa", strategy="color_crop_cutout_scale_rotate")
+RECIPE = Recipe(
+    epochs=12,
+    batch=64,
+    lr=0.05,
+    drops=(9,),
+    augmentation="dsa",
+    strategy="color_crop_cutout_scale_rotate",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +44,16 @@ def _stage(info, *, ipc=20, recipe=RECIPE, network="convnet2_w8", **options):
     problem = Problem(dataset=info, ipc=ipc, seed=0, numerics=Numerics())
     source = options.pop("source", AssembledSet(method=METHODS.get("random")(), problem=problem))
     options = {"repeats": 2, "repeats_per_unit": 2} | options
-    return Evaluate(seed=0, source=source, dataset=info.only("test"), recipe=recipe, network=network, **options)
+    return Evaluate(
+        seed=0, source=source, dataset=info.only("test"), recipe=recipe, network=network, **options
+    )
 
 
 def _run(stage, data, folder: Path, **options):
     store, events = Store(str(folder)), []
-    LocalRunner(lambda: data, device=torch.device("cpu"), **options).run(stage.refs(), store, events.append)
+    LocalRunner(lambda: data, device=torch.device("cpu"), **options).run(
+        stage.refs(), store, events.append
+    )
     return [store.load(ref) for ref in stage.refs()], store
 
 
@@ -66,22 +77,36 @@ def test_a_repeat_does_not_depend_on_its_block(digits, tmp_path):
     short = replace(RECIPE, epochs=2)
     (together,), _ = _run(_stage(info, recipe=short, repeats=3, repeats_per_unit=3), data, tmp_path)
     apart, _ = _run(_stage(info, recipe=short, repeats=3, repeats_per_unit=2), data, tmp_path)
-    assert torch.cat([output["accuracy"] for output in apart]).tolist() == together["accuracy"].tolist()
+    assert (
+        torch.cat([output["accuracy"] for output in apart]).tolist()
+        == together["accuracy"].tolist()
+    )
 
 
 def test_more_repeats_reuse_the_blocks_that_are_done(digits):
     _, info = digits
-    few, many = _stage(info, repeats=2, repeats_per_unit=2), _stage(info, repeats=4, repeats_per_unit=2)
+    few, many = (
+        _stage(info, repeats=2, repeats_per_unit=2),
+        _stage(info, repeats=4, repeats_per_unit=2),
+    )
     assert unit_key(few, "repeats-000-001") == unit_key(many, "repeats-000-001")
     assert many.units() == ("repeats-000-001", "repeats-002-003")
-    assert repeat_blocks(5, 2) == {"repeats-000-001": range(2), "repeats-002-003": range(2, 4), "repeats-004-004": range(4, 5)}
+    assert repeat_blocks(5, 2) == {
+        "repeats-000-001": range(2),
+        "repeats-002-003": range(2, 4),
+        "repeats-004-004": range(4, 5),
+    }
     assert list(repeats_of("repeats-002-003")) == [2, 3]
 
 
 def test_students_are_keyed_by_the_test_split_alone(digits):
     _, info = digits
-    other_train = replace(info, digests=tuple((s, d + "0" if s == "train" else d) for s, d in info.digests))
-    other_test = replace(info, digests=tuple((s, d + "0" if s == "test" else d) for s, d in info.digests))
+    other_train = replace(
+        info, digests=tuple((s, d + "0" if s == "train" else d) for s, d in info.digests)
+    )
+    other_test = replace(
+        info, digests=tuple((s, d + "0" if s == "test" else d) for s, d in info.digests)
+    )
     source = _stage(info).source
     key = unit_key(_stage(info), "repeats-000-001")
     assert unit_key(_stage(other_train, source=source), "repeats-000-001") == key
@@ -94,7 +119,12 @@ class _Killed(BaseException):
 
 def test_a_killed_evaluation_resumes_between_epochs_to_the_same_bytes(digits, tmp_path):
     data, info = digits
-    stage = _stage(info, recipe=replace(RECIPE, epochs=5, drops=(3,)), network="convnet2_w8_batchnorm", test_every=2)
+    stage = _stage(
+        info,
+        recipe=replace(RECIPE, epochs=5, drops=(3,)),
+        network="convnet2_w8_batchnorm",
+        test_every=2,
+    )
     (whole,), _ = _run(stage, data, tmp_path / "whole")
     seen = []
 
@@ -113,21 +143,29 @@ def test_a_killed_evaluation_resumes_between_epochs_to_the_same_bytes(digits, tm
 
 def test_the_best_epoch_is_at_least_as_good_as_the_last(digits, tmp_path):
     data, info = digits
-    (output,), _ = _run(_stage(info, recipe=replace(RECIPE, epochs=6, lr=0.2, drops=()), test_every=1), data, tmp_path)
+    (output,), _ = _run(
+        _stage(info, recipe=replace(RECIPE, epochs=6, lr=0.2, drops=()), test_every=1),
+        data,
+        tmp_path,
+    )
     assert bool((output["best_accuracy"] >= output["accuracy"]).all())
 
 
 def test_a_published_set_is_evaluated_from_its_folder(digits, tmp_path):
     data, info = digits
     ids = torch.cat([(data["train"].labels == c).nonzero().reshape(-1)[:5] for c in range(10)])
-    distilled = DistilledSet(images=data["train"].take(ids), labels=data["train"].labels[ids], info=info)
+    distilled = DistilledSet(
+        images=data["train"].take(ids), labels=data["train"].labels[ids], info=info
+    )
     publish(distilled, str(tmp_path / "set"))
     stored = StoredSet.at(str(tmp_path / "set"), info)
     assert (stored.digest, stored.images) == (distilled.digest, 50)
     short = replace(RECIPE, epochs=2)
     (output,), _ = _run(_stage(info, source=stored, recipe=short), data, tmp_path / "store")
     moved = replace(stored, url=str(tmp_path / "elsewhere"))
-    assert unit_key(_stage(info, source=moved), "repeats-000-001") == unit_key(_stage(info, source=stored), "repeats-000-001")
+    assert unit_key(_stage(info, source=moved), "repeats-000-001") == unit_key(
+        _stage(info, source=stored), "repeats-000-001"
+    )
     assert int(output["image_bytes"]) == 50 * 64
     stale = replace(stored, digest="0" * 64)
     with pytest.raises(RunFailed, match="has changed"):
@@ -137,13 +175,19 @@ def test_a_published_set_is_evaluated_from_its_folder(digits, tmp_path):
 def test_networks_of_the_whole_data_are_tested(digits, tmp_path):
     data, info = digits
     teacher = TrainNetwork(
-        seed=0, dataset=info.only("train"), network="convnet2_w8_batchnorm", recipe=Recipe(epochs=2, batch=128, lr=0.05), count=2
+        seed=0,
+        dataset=info.only("train"),
+        network="convnet2_w8_batchnorm",
+        recipe=Recipe(epochs=2, batch=128, lr=0.05),
+        count=2,
     )
     stage = EvaluateNetworks(seed=0, teacher=teacher, dataset=info.only("test"))
     outputs, store = _run(stage, data, tmp_path)
     assert [float(output["accuracy"]) > 0.5 for output in outputs] == [True, True]
     assert int(outputs[0]["image_bytes"]) == 64 * len(data["train"])
-    assert digest(store.load(Ref(teacher, "network-000"))) != digest(store.load(Ref(teacher, "network-001")))
+    assert digest(store.load(Ref(teacher, "network-000"))) != digest(
+        store.load(Ref(teacher, "network-001"))
+    )
 
 
 def test_costs_are_those_of_the_arithmetic(digits):

@@ -1,4 +1,6 @@
-"""Sets of others evaluated from the command line: several experiments, whitened spaces, uneven classes; nothing is overwritten."""
+"""Sets of others evaluated from the command line: several experiments, whitened spaces, uneven
+classes; nothing is overwritten.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,18 @@ from raydd.data.datasets import open_data
 from raydd.methods.whitening import FitWhitening
 
 INFO = entry("digits").info
-FEW = ["--dataset", "digits", "--networks", "convnet1_w8", "--epochs", "1", "--repeats", "2", "--baselines", "random"]
+FEW = [
+    "--dataset",
+    "digits",
+    "--networks",
+    "convnet1_w8",
+    "--epochs",
+    "1",
+    "--repeats",
+    "2",
+    "--baselines",
+    "random",
+]
 
 
 @pytest.fixture
@@ -51,7 +64,10 @@ def report(folder: Path | str) -> dict[str, Any]:
 
 def test_all_experiments_are_pooled_beside_the_published_accuracies(here: Path) -> None:
     theirs = {"ConvNet": [0.5, 0.52, 0.6, 0.62, 0.7, 0.72], "MyNet": [0.1] * 6}
-    torch.save({"data": [list(real(k)) for k in range(3)], "accs_all_exps": theirs}, "res_DM_digits_ConvNet_1ipc.pt")
+    torch.save(
+        {"data": [list(real(k)) for k in range(3)], "accs_all_exps": theirs},
+        "res_DM_digits_ConvNet_1ipc.pt",
+    )
     file = "res_DM_digits_ConvNet_1ipc.pt"
     done = evaluate(file, *FEW, "--networks", "ConvNet", "--experiment", "all", "--output", "all")
     assert done.exit_code == 0, done.output
@@ -59,8 +75,12 @@ def test_all_experiments_are_pooled_beside_the_published_accuracies(here: Path) 
     assert (row["seeds"], row["networks"]) == (3, 2)
     singles = []
     for k in range(3):
-        one = evaluate(file, *FEW, "--networks", "ConvNet", "--experiment", str(k), "--output", f"one{k}")
-        assert "already in the store" in one.output, "each experiment's students are those of the pool"
+        one = evaluate(
+            file, *FEW, "--networks", "ConvNet", "--experiment", str(k), "--output", f"one{k}"
+        )
+        assert "already in the store" in one.output, (
+            "each experiment's students are those of the pool"
+        )
         singles.append(report(f"one{k}")["rows"][0]["accuracy_mean"])
     assert row["accuracy_mean"] == pytest.approx(sum(singles) / 3)
     published = {p["network"]: p for p in report("all")["published"]}
@@ -68,8 +88,12 @@ def test_all_experiments_are_pooled_beside_the_published_accuracies(here: Path) 
     assert published["convnet3_w128"]["networks"] == 6
     assert published["MyNet"]["accuracy_mean"] == pytest.approx(10.0)
     assert "published, %" in done.output
-    assert {p["network"]: p["accuracy_mean"] for p in report("one1")["published"]}["convnet3_w128"] == pytest.approx(61.0)
-    assert {p["network"]: p["accuracy_mean"] for p in report("one2")["published"]}["convnet3_w128"] == pytest.approx(71.0)
+    assert {p["network"]: p["accuracy_mean"] for p in report("one1")["published"]}[
+        "convnet3_w128"
+    ] == pytest.approx(61.0)
+    assert {p["network"]: p["accuracy_mean"] for p in report("one2")["published"]}[
+        "convnet3_w128"
+    ] == pytest.approx(71.0)
     for args, message in (
         ((file, *FEW, "--experiment", "3"), "holds 3 experiments; 3 is none of them"),
         ((file, *FEW, "--experiment", "every"), "'every' must be a number, or all"),
@@ -79,7 +103,10 @@ def test_all_experiments_are_pooled_beside_the_published_accuracies(here: Path) 
         assert message in refused.output
     torch.save(real()[0], "images_best.pt")
     torch.save(real()[1], "labels_best.pt")
-    assert "experiment=all has no effect" in evaluate("images_best.pt", *FEW, "--experiment", "all").output
+    assert (
+        "experiment=all has no effect"
+        in evaluate("images_best.pt", *FEW, "--experiment", "all").output
+    )
 
 
 def test_what_is_another_runs_is_never_overwritten(here: Path) -> None:
@@ -111,7 +138,9 @@ def test_what_is_another_runs_is_never_overwritten(here: Path) -> None:
     assert "holds grid.png, not made by this job" in refused.output
     assert [path.read_text() for path in Path("pictures").iterdir()] == ["mine"]
     Path("job").mkdir()
-    Path("job/job.yaml").write_text("name: quickstart\nmethod: {name: dm}\ndataset: {name: digits}\n")
+    Path("job/job.yaml").write_text(
+        "name: quickstart\nmethod: {name: dm}\ndataset: {name: digits}\n"
+    )
     assert "was made by a different job" in evaluate("one.pt", *FEW, "--output", "job").output
     assert Path("distilled/report.json").read_text() == "{}"
 
@@ -137,7 +166,10 @@ def test_classes_without_images_are_counted(here: Path) -> None:
     assert "5 images of 5 of 10 classes" in done.output
     assert "1 image per class" not in done.output
     assert report("report")["size"] == "5 images of 5 of 10 classes"
-    assert "set has 5 images of 5 of 10 classes, the other sets 1 of each class." in report("report")["notes"]
+    assert (
+        "set has 5 images of 5 of 10 classes, the other sets 1 of each class."
+        in report("report")["notes"]
+    )
     images, labels = real()
     torch.save([torch.cat([images, images[:3]]), torch.cat([labels, labels[:3]])], "more.pt")
     assert evaluate("more.pt", *FEW, "--output", "more").exit_code == 0
@@ -148,9 +180,18 @@ def test_labels_are_a_kind_or_a_place(here: Path) -> None:
     images, labels = real()
     torch.save([images, torch.nn.functional.one_hot(labels) * 5.0], "logits.pt")
     assert "labels: logits" in evaluate("logits.pt", *FEW, "--dry-run").output
-    assert "labels: logits" not in evaluate("logits.pt", *FEW, "--labels", "logits", "--dry-run").output
-    assert "labels=probabilities cannot be" in evaluate("logits.pt", *FEW, "--labels", "probabilities", "--dry-run").output
-    assert "holds no epoch_<e>/batch_<j>.tar" in evaluate("logits.pt", *FEW, "--labels", "./logits", "--dry-run").output
+    assert (
+        "labels: logits"
+        not in evaluate("logits.pt", *FEW, "--labels", "logits", "--dry-run").output
+    )
+    assert (
+        "labels=probabilities cannot be"
+        in evaluate("logits.pt", *FEW, "--labels", "probabilities", "--dry-run").output
+    )
+    assert (
+        "holds no epoch_<e>/batch_<j>.tar"
+        in evaluate("logits.pt", *FEW, "--labels", "./logits", "--dry-run").output
+    )
 
 
 # -- whitened spaces -------------------------------------------------------------------------------------------------
@@ -167,14 +208,18 @@ def test_the_whitenings_are_those_of_the_published_code() -> None:
     found = fit(data, "zca")  # as kornia's ZCAWhitening(eps=0.1) has it
     covariance = torch.cov(values.T)
     u, s, _ = torch.linalg.svd(covariance)
-    torch.testing.assert_close(found.matrix.double(), u @ torch.diag((s + 0.1).rsqrt()) @ u.T, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        found.matrix.double(), u @ torch.diag((s + 0.1).rsqrt()) @ u.T, atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(found.mean.double(), values.mean(0), atol=1e-6, rtol=0)
     own = values - values.mean(1, keepdim=True)
     own = own / own.norm(dim=1, keepdim=True)
     found = fit(data, "zca_per_image")
     s, u = torch.linalg.eigh(own.T @ own / len(own))
     assert float(s.sum()) == pytest.approx(1)
-    torch.testing.assert_close(found.matrix.double(), u @ torch.diag((s + 0.1 / 64).rsqrt()) @ u.T, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        found.matrix.double(), u @ torch.diag((s + 0.1 / 64).rsqrt()) @ u.T, atol=1e-4, rtol=1e-5
+    )
     assert found.per_image
     assert not found.mean.any()
 
@@ -197,7 +242,9 @@ def test_test_images_of_a_whitened_set_are_whitened(here: Path, space: str) -> N
     if space == "zca":
         torch.testing.assert_close(dataset.to_rgb(), pixels, atol=1e-4, rtol=0)
     for to, name in (("pt", "out.pt"), ("safetensors", "out.safetensors")):
-        written = CliRunner().invoke(main, ["export", ".", name, "--to", to, "--dataset", "digits", "--space", space])
+        written = CliRunner().invoke(
+            main, ["export", ".", name, "--to", to, "--dataset", "digits", "--space", space]
+        )
         assert written.exit_code == 0, written.output
         back = read_set(name)
         assert back.digest == dataset.distilled.digest
@@ -205,13 +252,23 @@ def test_test_images_of_a_whitened_set_are_whitened(here: Path, space: str) -> N
 
 
 def test_a_whitening_that_cannot_be_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"space=zca: the whitening of images of 150,528 values .* at most 20,000"):
+    with pytest.raises(
+        ConfigError, match=r"space=zca: the whitening of images of 150,528 values .* at most 20,000"
+    ):
         FitWhitening(seed=0, dataset=entry("imagenet").info, space="zca")
     info = entry("cifar10").info
     torch.save([torch.randn(10, *info.shape), torch.arange(10)], "set.pt")
-    with pytest.raises(ConfigError, match=r"space=zca: the whitening is that of cifar10's training images: .*cifar-10"):
+    with pytest.raises(
+        ConfigError,
+        match=r"space=zca: the whitening is that of cifar10's training images: .*cifar-10",
+    ):
         raydd.load("set.pt", info="cifar10", space="zca")
-    assert read_set("set.pt", info=replace(info, name="mine"), reading=Reading(space="zca")).recipe["space"] == "zca"
+    assert (
+        read_set("set.pt", info=replace(info, name="mine"), reading=Reading(space="zca")).recipe[
+            "space"
+        ]
+        == "zca"
+    )
 
 
 def test_students_learn_from_the_images_of_a_grid(here: Path) -> None:
@@ -219,5 +276,7 @@ def test_students_learn_from_the_images_of_a_grid(here: Path) -> None:
     torch.save([(images * INFO.std[0] + INFO.mean[0]).clamp(0, 1), labels], "data.pt")
     done = evaluate("data.pt", *FEW, "--space", "pixels", "--factor", "2", "--output", "report")
     assert done.exit_code == 0, done.output
-    assert report("report")["rows"][0]["image_bytes"] == 10 * 64 * 4, "what is stored, not what is cut out of it"
+    assert report("report")["rows"][0]["image_bytes"] == 10 * 64 * 4, (
+        "what is stored, not what is cut out of it"
+    )
     assert report("report")["ipc"] == 1

@@ -24,8 +24,12 @@ from raydd.training.recipe import Recipe
 from raydd.training.sgd import stack_states, unstack_state
 from raydd.training.students import ResidentSet, StudentTraining
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_dc_dsa_dm.json").read_text())["evaluate_synset_6epochs"]
-INFO = DatasetInfo(name="rgb", classes=10, channels=3, height=32, width=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_dc_dsa_dm.json").read_text())[
+    "evaluate_synset_6epochs"
+]
+INFO = DatasetInfo(
+    name="rgb", classes=10, channels=3, height=32, width=32, mean=(0.0,) * 3, std=(1.0,) * 3
+)
 
 
 def _normal(seed, shape):
@@ -68,14 +72,18 @@ def test_the_published_loop_is_reproduced(network):
     for epoch in range(recipe.epochs):
         state, _, accuracy = training.epoch(state, epoch, data)
     expected = GOLDEN[network]
-    values = torch.cat([state[name].flatten().double() for name in state if name.startswith("params.")])
+    values = torch.cat(
+        [state[name].flatten().double() for name in state if name.startswith("params.")]
+    )
     assert float(values.sum()) == pytest.approx(expected["params"]["sum"], rel=1e-4)
     assert float(values.abs().sum()) == pytest.approx(expected["params"]["abssum"], rel=1e-4)
     assert float((values**2).sum()) == pytest.approx(expected["params"]["sq"], rel=1e-4)
     assert values[:4].tolist() == pytest.approx(expected["params"]["first"], rel=1e-3)
     assert float(accuracy) == pytest.approx(expected["acc_train"])
     test = [(_normal(22, (40, 3, 32, 32)).float(), torch.arange(40) % 10)]
-    found = Examiner(training.network, Numerics()).accuracy(unstack_state(state, 0), test, lambda images: images)
+    found = Examiner(training.network, Numerics()).accuracy(
+        unstack_state(state, 0), test, lambda images: images
+    )
     assert found == pytest.approx(expected["acc_test"])
 
 
@@ -115,17 +123,48 @@ def test_a_changed_protocol_says_so():
 def test_overrides_that_mean_nothing_are_refused():
     with pytest.raises(ConfigError, match=r"epoch.*did you mean 'epochs'"):
         PROTOCOLS.get("dm").override(epoch=3)
-    with pytest.raises(ConfigError, match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, rded, sre2l"):
+    with pytest.raises(
+        ConfigError, match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, rded, sre2l"
+    ):
         PROTOCOLS.get("dms")
 
 
-IMAGENET = DatasetInfo(name="big", classes=1000, channels=3, height=224, width=224, mean=(0.0,) * 3, std=(1.0,) * 3)
-ADAMW = {"epochs": 300, "optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01, "decay": "matrices_only"}
+IMAGENET = DatasetInfo(
+    name="big", classes=1000, channels=3, height=224, width=224, mean=(0.0,) * 3, std=(1.0,) * 3
+)
+ADAMW = {
+    "epochs": 300,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "weight_decay": 0.01,
+    "decay": "matrices_only",
+}
 PUBLISHED = {
-    "edc": {"batch": 100, "schedule": "linear_st", "st": 2.0, "loss": "mse_gt", "ce_weight": 0.025, "ema": 0.99},
-    "sre2l": {"batch": 1024, "accumulate": 2, "schedule": "cosine", "loss": "kl", "temperature": 20.0},
+    "edc": {
+        "batch": 100,
+        "schedule": "linear_st",
+        "st": 2.0,
+        "loss": "mse_gt",
+        "ce_weight": 0.025,
+        "ema": 0.99,
+    },
+    "sre2l": {
+        "batch": 1024,
+        "accumulate": 2,
+        "schedule": "cosine",
+        "loss": "kl",
+        "temperature": 20.0,
+    },
     "gvbsm": {"batch": 1024, "schedule": "cosine", "loss": "mse_gt", "ce_weight": 0.1},
-    "rded": {"batch": 100, "schedule": "cos_st", "st": 2.0, "loss": "kl", "temperature": 20.0, "double_norm": True},
+    "rded": {
+        "batch": 100,
+        "schedule": "cos_st",
+        "st": 2.0,
+        "loss": "kl",
+        "temperature": 20.0,
+        "double_norm": True,
+    },
 }
 
 
@@ -140,12 +179,21 @@ def test_recipes_of_imagenet_are_the_published_ones(name):
 
 def test_edc_is_trained_with_a_line_of_rates():
     recipe = PROTOCOLS.get("edc").recipe(IMAGENET, "resnet18")
-    assert [recipe.rate(e) for e in (0, 150, 299)] == pytest.approx([1e-3, 7.5e-4, 5.017e-4], rel=1e-4)
+    assert [recipe.rate(e) for e in (0, 150, 299)] == pytest.approx(
+        [1e-3, 7.5e-4, 5.017e-4], rel=1e-4
+    )
 
 
 def test_rded_has_rates_by_network():
     rded = PROTOCOLS.get("rded")
-    rates = {"resnet50": 1e-3, "efficientnet_b0": 2e-3, "mobilenet_v2": 2.5e-3, "alexnet": 1e-4, "vit_b_16": 1e-4, "vgg11": 5e-4}
+    rates = {
+        "resnet50": 1e-3,
+        "efficientnet_b0": 2e-3,
+        "mobilenet_v2": 2.5e-3,
+        "alexnet": 1e-4,
+        "vit_b_16": 1e-4,
+        "vgg11": 5e-4,
+    }
     assert {name: rded.recipe(IMAGENET, name).lr for name in rates} == rates
     changed = rded.override(lr=1e-3)
     assert {changed.recipe(IMAGENET, name).lr for name in rates} == {1e-3}
@@ -167,14 +215,23 @@ JOBS = {
         "edc[epochs=1000,batch=50,lr=0.1,optimizer=sgd,momentum=0.875,weight_decay=0.0005,schedule=cos2_st,st=2.0]",
     ),
     "cifar10": (
-        {"epochs": 1000, "batch": 10, "schedule": "multistep", "milestones": [800, 900, 950], "drop_factor": 0.5},
+        {
+            "epochs": 1000,
+            "batch": 10,
+            "schedule": "multistep",
+            "milestones": [800, 900, 950],
+            "drop_factor": 0.5,
+        },
         "edc[epochs=1000,batch=10,schedule=multistep,milestones=800/900/950,drop_factor=0.5]",
     ),
     "the true cosine": ({"schedule": "cos_st"}, "edc[schedule=cos_st,st=2.0]"),
     "hard labels": ({"loss": "ce"}, "edc[loss=ce]"),
     "other labels": ({"loss": "kl", "temperature": 20}, "edc[loss=kl,temperature=20.0]"),
     "no average": ({"ema": 0}, "edc[ema=0.0]"),
-    "one norm": ({"protocol": "rded", "double_norm": False, "decay": "all"}, "rded[decay=all,double_norm=False]"),
+    "one norm": (
+        {"protocol": "rded", "double_norm": False, "decay": "all"},
+        "rded[decay=all,double_norm=False]",
+    ),
     "as published": ({"epochs": 300, "ce_weight": 0.025}, "edc"),
 }
 
@@ -188,7 +245,10 @@ def test_jobs_change_protocols_and_their_names_say_so(job):
     recipe = protocol.recipe(INFO, "resnet18")
     for name, value in changes.items():
         if name != "protocol":
-            assert getattr(recipe, name) == ((tuple(value) if isinstance(value, list) else value) or getattr(Recipe(epochs=1), name))
+            assert getattr(recipe, name) == (
+                (tuple(value) if isinstance(value, list) else value)
+                or getattr(Recipe(epochs=1), name)
+            )
 
 
 def test_numbers_that_count_no_longer_are_dropped():
@@ -198,22 +258,33 @@ def test_numbers_that_count_no_longer_are_dropped():
     assert PROTOCOLS.get("edc").with_hard_labels().label == "edc[loss=ce]"
     assert PROTOCOLS.get("dm").with_hard_labels() == PROTOCOLS.get("dm")
     stepped = edc.override(schedule="multistep", milestones=(100,))
-    assert stepped.override(epochs=60).recipe(IMAGENET, "resnet18").rate(59) == 1e-3  # a shorter training may miss the drop
+    assert (
+        stepped.override(epochs=60).recipe(IMAGENET, "resnet18").rate(59) == 1e-3
+    )  # a shorter training may miss the drop
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "sre2l", "ce_weight": 0.1}, "protocol 'sre2l': ce_weight=0.1 has no effect with loss 'kl'; it needs loss mse_gt"),
+        (
+            {"protocol": "sre2l", "ce_weight": 0.1},
+            "protocol 'sre2l': ce_weight=0.1 has no effect with loss 'kl'; it needs loss mse_gt",
+        ),
         ({"protocol": "dm", "temperature": 4}, "temperature=4.0 has no effect with loss 'ce'"),
         ({"protocol": "gvbsm", "st": 2}, "st=2.0 has no effect with schedule 'cosine'"),
-        ({"momentum": 0.8}, "momentum=0.8 has no effect with optimizer 'adamw'; it needs optimizer sgd"),
+        (
+            {"momentum": 0.8},
+            "momentum=0.8 has no effect with optimizer 'adamw'; it needs optimizer sgd",
+        ),
         ({"drop_factor": 0.5}, "drop_factor=0.5 has no effect with schedule 'linear_st'"),
         ({"loss": "ce", "ce_weight": 0.1}, "ce_weight=0.1 has no effect with loss 'ce'"),
         ({"loss": "kl"}, "protocol 'edc': loss 'kl' needs a temperature"),
         ({"protocol": "sre2l", "schedule": "cos_st"}, "schedule 'cos_st' needs st"),
         ({"schedule": "multistep"}, "needs milestones"),
-        ({"schedule": "multistep", "milestones": [400]}, "milestones=400 has no effect, there are 300 epochs"),
+        (
+            {"schedule": "multistep", "milestones": [400]},
+            "milestones=400 has no effect, there are 300 epochs",
+        ),
         ({"strategy": "crop"}, "has no augmentation, so strategy 'crop' has no effect"),
         ({"protocol": "dm", "strategy": "color_zoom"}, "unknown DSA operation 'zoom'"),
         ({"protocol": "dc", "strategy": "color"}, "unknown DC operation 'color'"),
@@ -226,11 +297,22 @@ def test_changes_without_effect_are_refused(changes, message):
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("schedule", "cosin", "cosine"), ("optimizer", "adam", "adamw"), ("ema", 1, "less than 1"), ("st", 0.5, "greater than or equal to 1")],
+    [
+        ("schedule", "cosin", "cosine"),
+        ("optimizer", "adam", "adamw"),
+        ("ema", 1, "less than 1"),
+        ("st", 0.5, "greater than or equal to 1"),
+    ],
 )
 def test_a_jobs_wrong_values_are_named(key, value, message):
     with pytest.raises(ConfigError, match=rf"(?s)evaluation\.{key}.*{message}"):
-        parse_job({"dataset": {"name": "digits"}, "method": "dm", "evaluation": {"protocol": "edc", key: value}})
+        parse_job(
+            {
+                "dataset": {"name": "digits"},
+                "method": "dm",
+                "evaluation": {"protocol": "edc", key: value},
+            }
+        )
 
 
 def test_every_change_is_a_field_of_protocols_and_of_jobs():

@@ -29,7 +29,9 @@ def test_recovery_and_improvement_are_differences():
 
 def test_label_robust_score_is_that_of_dd_ranking():
     alpha = 0.5 * 0.2 - 0.5 * 0.3
-    assert label_robust_score(0.2, 0.3) == pytest.approx((math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1)))
+    assert label_robust_score(0.2, 0.3) == pytest.approx(
+        (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
+    )
     assert label_robust_score(0.2, 0.9, weight=1.0) == label_robust_score(0.2, 0.0, weight=1.0)
     assert (label_robust_score(1, -1), label_robust_score(-1, 1)) == pytest.approx((1, 0))
     with pytest.raises(ConfigError, match="percent"):

@@ -59,7 +59,8 @@ class S3Server:
     def start(self, timeout: float = 60) -> None:
         """Start the server on the objects it has; return when it takes a PUT."""
         command = [
-            str(Path(sys.executable).parent / "weed"), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            str(Path(sys.executable).parent / "weed"), "server", f"-dir={self.folder}", "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
             f"-master.port={self.master}", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
             f"-volume.port={self.volume}", "-volume.max=0", "-volume.preStopSeconds=0",
             "-filer", f"-filer.port={self.filer}", f"-filer.localSocket={self.folder}/filer.sock",
@@ -68,11 +69,19 @@ class S3Server:
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-s3.iam=false",
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(**self.environment), cwd=self.folder)
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=environment(**self.environment),
+                cwd=self.folder,
+            )
         until = time.monotonic() + timeout
         while not self._takes_a_put():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"the S3 server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"the S3 server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}"
+                )
             time.sleep(0.2)
 
     def _takes_a_put(self) -> bool:
@@ -93,12 +102,20 @@ class S3Server:
         from botocore.config import Config
 
         patience = Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5)
-        names = {"aws_access_key_id": self.key, "aws_secret_access_key": self.secret, "region_name": "us-east-1"}
-        return boto3.Session(**names).client("s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], config=patience)
+        names = {
+            "aws_access_key_id": self.key,
+            "aws_secret_access_key": self.secret,
+            "region_name": "us-east-1",
+        }
+        return boto3.Session(**names).client(
+            "s3", endpoint_url=self.environment["AWS_ENDPOINT_URL"], config=patience
+        )
 
     def paths(self, prefix: str) -> list[str]:
         """Return the paths of all objects below a prefix."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix
+        )
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def read(self, path: str) -> bytes:
@@ -127,7 +144,9 @@ class S3Server:
 
 
 class MotoServer:
-    """moto on loopback, in this process: an S3 API whose listings, unlike SeaweedFS's, know no folders; it takes any key."""
+    """moto on loopback, in this process: an S3 API whose listings, unlike SeaweedFS's, know no
+    folders; it takes any key.
+    """
 
     bucket = "raydd"
 
@@ -138,7 +157,13 @@ class MotoServer:
         self.key, self.secret = "raydd-tests", "any"
 
     environment = property(lambda self: _environment(self._port, self.key, self.secret))
-    url, paths, read, put, _client = S3Server.url, S3Server.paths, S3Server.read, S3Server.put, S3Server._client
+    url, paths, read, put, _client = (
+        S3Server.url,
+        S3Server.paths,
+        S3Server.read,
+        S3Server.put,
+        S3Server._client,
+    )
 
     def start(self) -> None:
         """Start the server with an empty bucket."""
@@ -194,7 +219,9 @@ def s3(s3_server: S3Server) -> Iterator[S3Server]:
 @pytest.fixture(params=["seaweedfs", "moto"])
 def either_s3(request: pytest.FixtureRequest) -> Iterator[S3Server | MotoServer]:
     """Each of the two servers, for this process too: they differ in what a listing says of folders."""
-    server = request.getfixturevalue({"seaweedfs": "s3_server", "moto": "moto_server"}[request.param])
+    server = request.getfixturevalue(
+        {"seaweedfs": "s3_server", "moto": "moto_server"}[request.param]
+    )
     with _reached(server):
         yield server
 
@@ -216,7 +243,9 @@ def _own_ip() -> str:
 
 
 @contextlib.contextmanager
-def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = None, **variables: str) -> Iterator[Cluster]:
+def head(
+    *options: str, autoscaler: Callable[[str], dict[str, Any]] | None = None, **variables: str
+) -> Iterator[Cluster]:
     """``ray start --head`` with token authentication; only its own processes are ended.
 
     ``autoscaler`` gives the configuration of one that adds machines to the head's address.
@@ -224,12 +253,18 @@ def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = Non
     # Ray's sockets allow 107 characters: pytest's folders are too deep.
     folder = tempfile.mkdtemp(prefix="raydd-cluster-", dir="/tmp")
     gcs, dashboard, client, agent, agent_grpc = free_ports(5)
-    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+    env = environment(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    )
     env["RAY_raylet_start_wait_time_s"] = "240"  # on a machine that does much else
     command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}",
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats",
+        f"--temp-dir={folder}",
         f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
         f"--object-store-memory={256 << 20}", *options,
     ]  # fmt: skip
     if autoscaler is not None:
@@ -238,7 +273,9 @@ def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = Non
         command.append(f"--autoscaling-config={config}")
     log = Path(folder) / "start.log"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=env | variables, cwd=folder)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=env | variables, cwd=folder
+        )
     try:
         until = time.monotonic() + 250
         while "--address" not in log.read_text() and "Ray runtime started" not in log.read_text():
@@ -247,7 +284,9 @@ def head(*options: str, autoscaler: Callable[[str], dict[str, Any]] | None = Non
             time.sleep(0.2)
         yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
     finally:
-        ours = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        ours = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
         end(process, signal.SIGTERM)
         for child in psutil.wait_procs(ours, timeout=10)[1]:
             child.kill()
@@ -267,8 +306,15 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     fast it is: whoever waits for the first one and then kills something does so in the middle of the run.
     """
     folder, updates = tmp_path_factory.mktemp("pace"), 250
-    run_job(load_job(CONFIG, overrides(folder, 0, "evaluation.every=null", "evaluation.baselines=[]")), lambda line: None)
-    done = [line for line in records(folder / "out") if line["kind"] == "output" and line["output"] == "final"]
+    run_job(
+        load_job(CONFIG, overrides(folder, 0, "evaluation.every=null", "evaluation.baselines=[]")),
+        lambda line: None,
+    )
+    done = [
+        line
+        for line in records(folder / "out")
+        if line["kind"] == "output" and line["output"] == "final"
+    ]
     seconds = [line["seconds"] for line in done if line["stage"].startswith("distill/")]
     updates = 2 * max(125, round(updates * 1.5 / (sum(seconds) / len(seconds))))
     return f"method.iterations={updates}", f"evaluation.every={updates // 2}"

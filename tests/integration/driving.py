@@ -34,7 +34,13 @@ TINY = (
 
 def overrides(folder: Path | str, workers: int, *more: str) -> list[str]:
     """Return the tiny job's overrides, with output and store below ``folder`` (a path or a URL)."""
-    return [*TINY, f"output={folder}/out", f"store={folder}/store", f"compute.workers={workers}", *more]
+    return [
+        *TINY,
+        f"output={folder}/out",
+        f"store={folder}/store",
+        f"compute.workers={workers}",
+        *more,
+    ]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -48,13 +54,26 @@ def environment(**extra: str) -> dict[str, str]:
 class Driver:
     """A running ``python -m raydd.<verb>``; its output goes to a file, so that a full pipe never stops it."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.log, self.begun = log, time.monotonic()
         with log.open("ab") as file:
             command, given = [sys.executable, "-m", *arguments], dict(env or environment())
             place = cwd or REPOSITORY
             # A process group of its own, as a shell gives each command.
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=given, cwd=place, process_group=0)
+            self.process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=given,
+                cwd=place,
+                process_group=0,
+            )
 
     @property
     def text(self) -> str:
@@ -69,8 +88,12 @@ class Driver:
             self.kill()
             raise AssertionError(f"still running after {timeout} s:\n{self.text}") from None
 
-    def until(self, what: str, happened: Callable[[], Any], timeout: float = 240, every: float = 0.1) -> Any:
-        """Return what ``happened`` returns once it is true, asked ``every`` s; fail if the driver ends before, or in ``timeout`` s."""
+    def until(
+        self, what: str, happened: Callable[[], Any], timeout: float = 240, every: float = 0.1
+    ) -> Any:
+        """Return what ``happened`` returns once it is true, asked ``every`` s; fail if the driver
+        ends before, or in ``timeout`` s.
+        """
         end = time.monotonic() + timeout
         while True:
             ended = self.process.poll() is not None
@@ -79,12 +102,18 @@ class Driver:
                 return value
             if ended or time.monotonic() > end:
                 self.kill()
-                raise AssertionError(f"{'ended' if ended else 'still running'} before {what}:\n{self.text}")
+                raise AssertionError(
+                    f"{'ended' if ended else 'still running'} before {what}:\n{self.text}"
+                )
             time.sleep(every)
 
     def cluster(self) -> list[psutil.Process]:
         """Return the processes below the driver: its cluster (but for Ray's agents, which end in their own time)."""
-        return [process for process in psutil.Process(self.process.pid).children(recursive=True) if "Agent" not in process.name()]
+        return [
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if "Agent" not in process.name()
+        ]
 
     def kill(self) -> None:
         """SIGKILL the driver alone."""
@@ -93,7 +122,9 @@ class Driver:
         self.process.wait()
 
 
-def distill(log: Path, *args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Driver:
+def distill(
+    log: Path, *args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Driver:
     """Start ``python -m raydd.distill`` on the quickstart job with overrides."""
     return Driver(["raydd.distill", "--config", CONFIG, *args], log, env, cwd)
 
@@ -115,7 +146,10 @@ def refusal(driver: Driver, timeout: float = 100, code: int = 2) -> str:
 
 def markers(store: Path) -> dict[str, int]:
     """Return the markers below a local store (of outputs that are done) and when each was written, in ns."""
-    return {str(path.relative_to(store)): path.stat().st_mtime_ns for path in (store / "units").rglob("*.json")}
+    return {
+        str(path.relative_to(store)): path.stat().st_mtime_ns
+        for path in (store / "units").rglob("*.json")
+    }
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -134,7 +168,9 @@ def free_ports(count: int) -> Iterator[int]:
     """
     taken: set[int] = set()
     while len(taken) < count:
-        port = random.randrange(20_000, 22_700)  # not seeded: two sessions on a machine must not meet
+        port = random.randrange(
+            20_000, 22_700
+        )  # not seeded: two sessions on a machine must not meet
         if port not in taken and all(map(_is_free, (port, port + 10_000))):
             taken.add(port)
             yield port

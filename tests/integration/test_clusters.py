@@ -1,4 +1,6 @@
-"""Clusters that cannot give what a job asks, others' work on them, an autoscaler, a head that dies, signals while nothing runs yet."""
+"""Clusters that cannot give what a job asks, others' work on them, an autoscaler, a head that dies,
+signals while nothing runs yet.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ import json, sys
 from ray.util.state import list_actors, list_jobs, list_placement_groups
 own = [job for job in list_jobs(sys.argv[1]) if job.driver_info and str(job.driver_info.pid) == sys.argv[2]]
 alive = [job.status for job in own if job.status in ("PENDING", "RUNNING")]
-actors = [actor.class_name for actor in list_actors(sys.argv[1]) if actor.state != "DEAD" and actor.class_name != "JobSupervisor"]
+actors = [actor.class_name for actor in list_actors(sys.argv[1]) if actor.state != "DEAD"]
+actors = [name for name in actors if name != "JobSupervisor"]
 groups = [group for group in list_placement_groups(sys.argv[1], detail=True) if group.state != "REMOVED"]
 ids = [job.job_id for job in own]
 print(json.dumps([len(own), alive, actors, [group.state for group in groups if group.creator_job_id in ids]]))
@@ -46,9 +49,13 @@ def at(cluster: Cluster) -> dict[str, str]:
 
 
 def left_by(driver: Driver, cluster: Cluster) -> list[Any]:
-    """Return how many jobs a driver was on the cluster, what of them runs, which actors there are, and its placement groups."""
+    """Return how many jobs a driver was on the cluster, what of them runs, which actors there are,
+    and its placement groups.
+    """
     command = [sys.executable, "-c", LEFT, cluster.dashboard, str(driver.process.pid)]
-    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        command, env=cluster.environment, capture_output=True, text=True, timeout=100, check=True
+    )
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -56,7 +63,9 @@ def left_by(driver: Driver, cluster: Cluster) -> list[Any]:
 def busy(cluster: Cluster) -> Iterator[None]:
     """Another job, which holds 3 of the cluster's 4 CPUs."""
     command = [sys.executable, "-c", BUSY, cluster.address, "3"]
-    other = subprocess.Popen(command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    other = subprocess.Popen(
+        command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == b"busy\n"
@@ -75,12 +84,20 @@ def test_what_never_can_be_given_is_refused_at_once(cluster: Cluster, tmp_path: 
     }
     drivers = {}
     for name, (env, more) in asked.items():
-        drivers[name] = distill(tmp_path / f"{name}.log", *overrides(tmp_path / name, 2, *SHORT, *more), env=env)
+        drivers[name] = distill(
+            tmp_path / f"{name}.log", *overrides(tmp_path / name, 2, *SHORT, *more), env=env
+        )
     said = {name: refusal(driver) for name, driver in drivers.items()}
     assert "compute.workers: 5 workers cannot be placed; the cluster has 4 CPUs" in said["many"]
     assert "Ask for at most 4 workers (compute.workers=4)" in said["many"]
-    assert "compute.gpus_per_worker: 1 worker of 1 GPU cannot be placed; the cluster has 4 CPUs and 0 GPUs" in said["gpu"]
-    assert f"RAY_ADDRESS={cluster.address}: the cluster wants a token, and the one given here is not its token" in said["token"]
+    assert (
+        "compute.gpus_per_worker: 1 worker of 1 GPU cannot be placed; the cluster has 4 CPUs and 0 GPUs"
+        in said["gpu"]
+    )
+    assert (
+        f"RAY_ADDRESS={cluster.address}: the cluster wants a token, and the one given here is not its token"
+        in said["token"]
+    )
     assert "a web server answers there, no head" in said["dashboard"]
     for driver in drivers.values():
         assert "] gcs_client" not in driver.text, "Ray's own words say less"
@@ -102,17 +119,27 @@ def test_a_busy_cluster_is_waited_for_until_a_signal(cluster: Cluster, tmp_path:
 
 @pytest.mark.usefixtures("busy")
 def test_an_elastic_group_takes_what_others_leave(cluster: Cluster, tmp_path: Path) -> None:
-    limited = distill(tmp_path / "limited.log", *overrides(tmp_path / "limited", 2, *SHORT, "compute.wait=1"), env=at(cluster))
-    driver = distill(tmp_path / "log", *overrides(tmp_path, 0, *SHORT, "compute.workers=[1,4]"), env=at(cluster))
+    limited = distill(
+        tmp_path / "limited.log",
+        *overrides(tmp_path / "limited", 2, *SHORT, "compute.wait=1"),
+        env=at(cluster),
+    )
+    driver = distill(
+        tmp_path / "log", *overrides(tmp_path, 0, *SHORT, "compute.workers=[1,4]"), env=at(cluster)
+    )
     assert "not there after 1 s. The same command goes on once it is" in refusal(limited, code=1)
     assert "waiting for" not in finish(driver)
     jobs, alive, actors, groups = left_by(driver, cluster)
     assert (jobs, alive, groups) == (1, [], [])
-    assert set(actors) <= {"_AutoscalingCoordinatorActor"}, "Ray Train's, which the other job might use"
+    assert set(actors) <= {"_AutoscalingCoordinatorActor"}, (
+        "Ray Train's, which the other job might use"
+    )
 
 
 def one_more(address: str) -> dict[str, Any]:
-    """Return the configuration of an autoscaler whose machines are processes here: at most one of 1 CPU beside the head."""
+    """Return the configuration of an autoscaler whose machines are processes here: at most one of 1
+    CPU beside the head.
+    """
     machine = {"resources": {"CPU": 1}, "node_config": {}}
     provider = {
         "type": "external",
@@ -123,28 +150,78 @@ def one_more(address: str) -> dict[str, Any]:
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
     }
-    commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
-    kinds = {"ray.head.default": machine | {"max_workers": 0}, "small": machine | {"min_workers": 0, "max_workers": 1}}
-    files = {"file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": []}
-    facts = {"cluster_name": "fake", "max_workers": 1, "idle_timeout_minutes": 5, "upscaling_speed": 1.0, "auth": {}, "docker": {}}
-    return facts | files | {
-        "provider": provider,
-        "head_node_type": "ray.head.default",
-        "available_node_types": kinds,
-        **{f"{name}_commands": [] for name in commands},
+    commands = (
+        "initialization",
+        "setup",
+        "head_setup",
+        "worker_setup",
+        "head_start_ray",
+        "worker_start_ray",
+    )
+    kinds = {
+        "ray.head.default": machine | {"max_workers": 0},
+        "small": machine | {"min_workers": 0, "max_workers": 1},
     }
+    files = {
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+    }
+    facts = {
+        "cluster_name": "fake",
+        "max_workers": 1,
+        "idle_timeout_minutes": 5,
+        "upscaling_speed": 1.0,
+        "auth": {},
+        "docker": {},
+    }
+    return (
+        facts
+        | files
+        | {
+            "provider": provider,
+            "head_node_type": "ray.head.default",
+            "available_node_types": kinds,
+            **{f"{name}_commands": [] for name in commands},
+        }
+    )
 
 
-@pytest.mark.timeout(1200)  # heads, machines and workers start in turn, each slowly where much else runs
-def test_an_autoscaler_is_waited_for_as_far_as_it_goes_and_a_head_that_dies_is_told(tmp_path: Path) -> None:
-    variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
+@pytest.mark.timeout(
+    1200
+)  # heads, machines and workers start in turn, each slowly where much else runs
+def test_an_autoscaler_is_waited_for_as_far_as_it_goes_and_a_head_that_dies_is_told(
+    tmp_path: Path,
+) -> None:
+    variables = {
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+    }
     ids = {"RAY_CLOUD_INSTANCE_ID": NODE, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": NODE}
     with head("--num-cpus=1", autoscaler=one_more, **variables, **ids) as growing:
-        cluster = replace(growing, address=growing.address.replace("127.0.0.1", get_node_ip_address()))
-        text = refusal(distill(tmp_path / "many.log", *overrides(tmp_path / "many", 3, *SHORT), env=at(cluster)))
-        assert "3 workers cannot be placed; the cluster has 1 CPU, and its autoscaler can start no more machines for them" in text
-        driver = distill(tmp_path / "log", *overrides(tmp_path, 2, "method.iterations=100000", "evaluation.baselines=[]"), env=at(cluster))
-        driver.until("it waits", lambda: "waiting for 2 workers; the cluster has 1 CPU" in driver.text)
+        cluster = replace(
+            growing, address=growing.address.replace("127.0.0.1", get_node_ip_address())
+        )
+        text = refusal(
+            distill(
+                tmp_path / "many.log", *overrides(tmp_path / "many", 3, *SHORT), env=at(cluster)
+            )
+        )
+        assert (
+            "3 workers cannot be placed; the cluster has 1 CPU, and its autoscaler can start no more machines for them"
+            in text
+        )
+        driver = distill(
+            tmp_path / "log",
+            *overrides(tmp_path, 2, "method.iterations=100000", "evaluation.baselines=[]"),
+            env=at(cluster),
+        )
+        driver.until(
+            "it waits", lambda: "waiting for 2 workers; the cluster has 1 CPU" in driver.text
+        )
         driver.until("it works", lambda: "distill/MatchDistributions" in driver.text, timeout=480)
     assert driver.wait(100) == 1, driver.text
     assert f"error: the cluster at {cluster.address} is gone" in driver.text

@@ -40,12 +40,16 @@ def distilled_units(folder: Path) -> set[str]:
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_no_byte(in_process: Path, paced: tuple[str, ...], cluster: Cluster, tmp_path: Path, workers: int) -> None:
+def test_workers_change_no_byte(
+    in_process: Path, paced: tuple[str, ...], cluster: Cluster, tmp_path: Path, workers: int
+) -> None:
     env = cluster.environment | {"RAY_ADDRESS": cluster.address}
     text = finish(distill(tmp_path / "log", *overrides(tmp_path, workers, *paced), env=env))
     assert "Ray is ready" in text
     assert (tmp_path / DATA).read_bytes() == (in_process / DATA).read_bytes()
-    assert markers(tmp_path / "store").keys() == markers(in_process / "store").keys(), "the same outputs under the same keys"
+    assert markers(tmp_path / "store").keys() == markers(in_process / "store").keys(), (
+        "the same outputs under the same keys"
+    )
     ranks = {line["key"]: line for line in records(tmp_path / "out") if line["kind"] == "output"}
     assert len(ranks) > 5
     assert not any(line.get("cached") for line in ranks.values()), "an empty store holds nothing"
@@ -53,7 +57,9 @@ def test_workers_change_no_byte(in_process: Path, paced: tuple[str, ...], cluste
 
 @pytest.mark.ray
 @pytest.mark.timeout(590)
-def test_a_killed_driver_goes_on_where_it_was(in_process: Path, paced: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_where_it_was(
+    in_process: Path, paced: tuple[str, ...], tmp_path: Path
+) -> None:
     job, store = overrides(tmp_path, 2, *paced), tmp_path / "store"
     first = distill(tmp_path / "first.log", *job)
     first.until("the lock was taken", (tmp_path / "out/lock.json").exists)
@@ -85,19 +91,31 @@ def test_a_killed_driver_goes_on_where_it_was(in_process: Path, paced: tuple[str
     started = {line["key"] for line in records(tmp_path / "out")[lines:] if line["kind"] == "start"}
     assert started, "something was left to do"
     assert not started & units, "a finished unit was started again"
-    done = [(line["key"], line["output"]) for line in records(tmp_path / "out") if line["kind"] == "output"]
+    done = [
+        (line["key"], line["output"])
+        for line in records(tmp_path / "out")
+        if line["kind"] == "output"
+    ]
     assert len(done) == len(set(done)) == len(after)
     assert not (tmp_path / "out/lock.json").exists()
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path, paced: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(
+    in_process: Path, paced: tuple[str, ...], tmp_path: Path
+) -> None:
     job = overrides(tmp_path, 2, *paced, "compute.checkpoint_every=600")
     driver = distill(tmp_path / "log", *job)
-    driver.until("a unit was begun", lambda: any(line["kind"] == "log" for line in _records_so_far(tmp_path)), timeout=240)
+    driver.until(
+        "a unit was begun",
+        lambda: any(line["kind"] == "log" for line in _records_so_far(tmp_path)),
+        timeout=240,
+    )
     below = driver.cluster()
-    os.killpg(driver.process.pid, signal.SIGTERM)  # as `timeout` does: all that the command started in its group
+    os.killpg(
+        driver.process.pid, signal.SIGTERM
+    )  # as `timeout` does: all that the command started in its group
     assert driver.wait(60) == 130, driver.text
     assert "SIGTERM: saving the state" in driver.text
     assert f"stopped: the same command goes on from here ({tmp_path}/out)" in driver.text
@@ -110,12 +128,21 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(in_process: Path
     begun = {path.parent.name: int(path.stem.removeprefix("state-")) for path in sorted(states)}
 
     # Where the work runs may change from run to run; the resumed units start from the states of the stop.
-    run_job(load_job(CONFIG, overrides(tmp_path, 0, *paced, "tracking.experiment=other")), lambda line: None)
+    run_job(
+        load_job(CONFIG, overrides(tmp_path, 0, *paced, "tracking.experiment=other")),
+        lambda line: None,
+    )
     assert (tmp_path / DATA).read_bytes() == (in_process / DATA).read_bytes()
-    resumed = {line["key"]: line["t"] for line in records(tmp_path / "out") if line["kind"] == "start"}
+    resumed = {
+        line["key"]: line["t"] for line in records(tmp_path / "out") if line["kind"] == "start"
+    }
     assert begun.keys() <= resumed.keys()
     for key in begun:
-        steps = [line["t"] for line in records(tmp_path / "out") if line["kind"] == "log" and line["key"] == key]
+        steps = [
+            line["t"]
+            for line in records(tmp_path / "out")
+            if line["kind"] == "log" and line["key"] == key
+        ]
         assert sorted(set(steps)) == sorted(steps), "no step is logged twice"
 
 
@@ -127,14 +154,18 @@ def _records_so_far(folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.timeout(200)
-def test_an_output_of_another_job_is_refused_with_the_difference(in_process: Path, paced: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_output_of_another_job_is_refused_with_the_difference(
+    in_process: Path, paced: tuple[str, ...], tmp_path: Path
+) -> None:
     shutil.copytree(in_process, tmp_path / "job")
     folder = tmp_path / "job"
     job = (folder / "out/job.yaml").read_text().replace(str(in_process), str(folder))
     (folder / "out/job.yaml").write_text(job)
     before = (folder / DATA).read_bytes()
 
-    message = refusal(distill(tmp_path / "other.log", *overrides(folder, 0, *paced, "method.lr_img=0.5")))
+    message = refusal(
+        distill(tmp_path / "other.log", *overrides(folder, 0, *paced, "method.lr_img=0.5"))
+    )
     assert f"{folder}/out was made by a different job" in message
     assert "method.lr_img: 1.0 there, 0.5 now" in message
     assert message.count(" there, ") == 1, "the rest is equal"
@@ -142,7 +173,12 @@ def test_an_output_of_another_job_is_refused_with_the_difference(in_process: Pat
     assert not (folder / "out/lock.json").exists()
 
     done = markers(folder / "store")
-    text = finish(distill(tmp_path / "same.log", *overrides(folder, 2, *paced, "compute.evaluators=1", "tracking.experiment=other")))
+    text = finish(
+        distill(
+            tmp_path / "same.log",
+            *overrides(folder, 2, *paced, "compute.evaluators=1", "tracking.experiment=other"),
+        )
+    )
     assert "Ray is ready" not in text, "nothing was left to do"
     assert markers(folder / "store") == done
     assert (folder / DATA).read_bytes() == before

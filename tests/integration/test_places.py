@@ -1,4 +1,6 @@
-"""Data sets in the documented places, ``data/<name>`` below the folder a job is started in, reach workers that run elsewhere."""
+"""Data sets in the documented places, ``data/<name>`` below the folder a job is started in, reach
+workers that run elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,20 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 def config_of(name: str) -> DatasetConfig:
     """Return a data set's configuration without its place, but for shards, whose place has to be said: relative."""
-    shards = {"shards": "data/webdataset/train-0.tar", "test_shards": "data/webdataset/test-0.tar"} if name == "webdataset" else {}
+    shards = (
+        {"shards": "data/webdataset/train-0.tar", "test_shards": "data/webdataset/test-0.tar"}
+        if name == "webdataset"
+        else {}
+    )
     return DatasetConfig(name=name, size=16 if CATALOG[name].info.height > 64 else None, **shards)
 
 
-def test_every_data_set_of_the_catalog_is_found_by_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ray_session(cpus=2):  # the workers' folder is the one that Ray was started in, never the job's
+def test_every_data_set_of_the_catalog_is_found_by_two_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ray_session(
+        cpus=2
+    ):  # the workers' folder is the one that Ray was started in, never the job's
         monkeypatch.chdir(tmp_path)
         for name, write in WRITERS.items():
             write(tmp_path / "data" / name)
@@ -49,10 +59,20 @@ def test_every_data_set_of_the_catalog_is_found_by_two_workers(tmp_path: Path, m
 def test_a_job_on_two_workers_reads_the_folder_of_the_readme(tmp_path: Path) -> None:
     WRITERS["mnist"](tmp_path / "data" / "mnist")
     (tmp_path / "job.yaml").write_text(
-        "dataset: {name: mnist}\nipc: 1\nmethod: {name: dm, network: convnet1_w4, iterations: 2, batch_real: 4, init: real}\n"
-        "evaluation: {protocol: dm, epochs: 1, repeats: 1, baselines: []}\n"
+        "dataset: {name: mnist}\nipc: 1\nmethod: {name: dm, network: convnet1_w4, iterations: 2, batch_real: 4, init:"
+        " real}\nevaluation: {protocol: dm, epochs: 1, repeats: 1, baselines: []}\n"
     )
-    command = [sys.executable, "-m", "raydd.distill", "--config", "job.yaml", "compute.workers=2", "tracking.uri=none"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "raydd.distill",
+        "--config",
+        "job.yaml",
+        "compute.workers=2",
+        "tracking.uri=none",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs" / "job" / "distilled" / "data.safetensors").exists()

@@ -1,4 +1,6 @@
-"""Whole jobs against a real S3 server: shards, output and store in a bucket, an outage in the middle, places that cannot be."""
+"""Whole jobs against a real S3 server: shards, output and store in a bucket, an outage in the
+middle, places that cannot be.
+"""
 
 from __future__ import annotations
 
@@ -48,21 +50,38 @@ def outputs(s3: S3Server, prefix: str) -> set[str]:
 
 
 def accuracies(report: bytes) -> list[tuple[str, float, float]]:
-    return [(row["set"], row["accuracy_mean"], row["accuracy_std"]) for row in json.loads(report)["rows"]]
+    return [
+        (row["set"], row["accuracy_mean"], row["accuracy_std"])
+        for row in json.loads(report)["rows"]
+    ]
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(500)
-def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3Server, paced: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(
+    s3: S3Server, paced: tuple[str, ...], tmp_path: Path
+) -> None:
     env = environment(**s3.environment)
-    write = ["raydd.shard", s3.url("digits"), "--dataset", "digits", "--shard-size", "512", "--workers", "1"]
+    write = [
+        "raydd.shard",
+        s3.url("digits"),
+        "--dataset",
+        "digits",
+        "--shard-size",
+        "512",
+        "--workers",
+        "1",
+    ]
     shard = Driver(write, tmp_path / "shard.log", env)
     assert "1438 images in 3 shards" in finish(shard)
 
     here = Storage(str(tmp_path / "digits"))
     for path in s3.paths("digits/"):
         here.put(path.removeprefix("digits/"), s3.read(path))
-    run_job(load_job(CONFIG, overrides(tmp_path / "local", 0, *paced, f"dataset.shards={here.url}")), lambda line: None)
+    run_job(
+        load_job(CONFIG, overrides(tmp_path / "local", 0, *paced, f"dataset.shards={here.url}")),
+        lambda line: None,
+    )
     expected = (tmp_path / "local/out/distilled/data.safetensors").read_bytes()
 
     job = overrides(s3.url("job"), 2, *paced, f"dataset.shards={s3.url('digits')}")
@@ -77,7 +96,9 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3S
     assert at_outage < outputs(s3, "job"), "the outage was to be in the middle of the run"
 
     assert s3.read("job/out/distilled/data.safetensors") == expected
-    assert accuracies(s3.read("job/out/report.json")) == accuracies((tmp_path / "local/out/report.json").read_bytes())
+    assert accuracies(s3.read("job/out/report.json")) == accuracies(
+        (tmp_path / "local/out/report.json").read_bytes()
+    )
     logged = [json.loads(line) for line in s3.read("job/out/log.jsonl").splitlines()]
     done = [(line["key"], line["output"]) for line in logged if line["kind"] == "output"]
     assert len(done) == len(set(done)) == len(outputs(s3, "job"))
@@ -91,12 +112,17 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(s3: S3S
         tmp_path / "evaluate.log", env,
     )  # fmt: skip
     assert "dm[epochs=1]" in finish(evaluate)
-    assert {row["set"] for row in json.loads(s3.read("evaluated/report.json"))["rows"]} == {"dm", "random"}
+    assert {row["set"] for row in json.loads(s3.read("evaluated/report.json"))["rows"]} == {
+        "dm",
+        "random",
+    }
 
 
 @pytest.mark.parametrize("wrong", ["bucket", "credentials", "server"])
 @pytest.mark.timeout(120)
-def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(s3: S3Server, tmp_path: Path, wrong: str) -> None:
+def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(
+    s3: S3Server, tmp_path: Path, wrong: str
+) -> None:
     env = environment(**s3.environment, RAYDD_RAY_TMP=str(tmp_path / "ray"))
     place, names = s3.url("refused"), "output: cannot write to"
     if wrong == "bucket":
@@ -122,7 +148,12 @@ def test_a_missing_bucket_is_told_from_an_empty_folder(either_s3: Server) -> Non
 
 def test_folders_are_no_objects_however_a_server_keeps_them(either_s3: Server) -> None:
     storage = Storage(either_s3.url("listed"))
-    assert (storage.list(), storage.folders(), storage.files(), storage.exists("a")) == ([], [], [], False)
+    assert (storage.list(), storage.folders(), storage.files(), storage.exists("a")) == (
+        [],
+        [],
+        [],
+        False,
+    )
     for path in ("a/b/c.json", "a/b/d.json", "e/f", "g"):
         storage.put(path, b"x")
     for marker in ("a/", "a/b/", "empty/", "hadoop_$folder$", "e/"):
@@ -132,8 +163,19 @@ def test_folders_are_no_objects_however_a_server_keeps_them(either_s3: Server) -
     assert storage.sizes("a") == [("a/b/c.json", 1), ("a/b/d.json", 1)]
     assert list(storage.stamps("a/b")) == ["a/b/c.json", "a/b/d.json"]
     assert (storage.folders(), storage.files()) == (["a", "e"], ["g", "zero"])
-    assert (storage.folders("a"), storage.files("a/b"), storage.folders("g")) == (["b"], ["c.json", "d.json"], [])
-    assert storage.exist(["a", "a/b", "a/b/c.json", "empty", "zero", "nope"]) == [True, True, True, False, True, False]
+    assert (storage.folders("a"), storage.files("a/b"), storage.folders("g")) == (
+        ["b"],
+        ["c.json", "d.json"],
+        [],
+    )
+    assert storage.exist(["a", "a/b", "a/b/c.json", "empty", "zero", "nope"]) == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     for path in ("a/b/c.json", "a/b/d.json"):
         storage.delete(path)
     for prefix in ("a", "a/b", "a/b/c.json", "empty"):
@@ -157,14 +199,22 @@ def test_a_store_is_collected_as_often_as_one_likes(either_s3: Server) -> None:
         answer = CliRunner().invoke(gc, [store.url])
         assert answer.exit_code == 0, answer.output
         assert f"removed {units} units" in answer.output
-    assert [path for path in store.storage.list() if path.startswith("units/") and not path.endswith("README")] == []
+    assert [
+        path
+        for path in store.storage.list()
+        if path.startswith("units/") and not path.endswith("README")
+    ] == []
 
 
 def test_a_target_that_was_emptied_is_empty(either_s3: Server, tmp_path: Path) -> None:
     info = dataclasses.replace(entry("digits").info, digests=(("train", "0"),))
     sets = [str(tmp_path / f"{name}.safetensors") for name in ("one", "other")]
     for path in sets:
-        write_set(DistilledSet(images=torch.rand(10, 1, 8, 8), labels=torch.arange(10), info=info), path, "safetensors")
+        write_set(
+            DistilledSet(images=torch.rand(10, 1, 8, 8), labels=torch.arange(10), info=info),
+            path,
+            "safetensors",
+        )
     target = Storage(either_s3.url("exported/pictures"))
 
     def exported(path: str) -> Result:
@@ -195,10 +245,15 @@ def test_two_slashes_in_a_url_are_one(either_s3: Server) -> None:
 
 def contents(data: BaseData) -> dict[bytes, tuple[int, bytes]]:
     images = data.take(torch.arange(len(data)))
-    return {bytes(key): (int(y), x.numpy().tobytes()) for key, y, x in zip(data.identities(), data.labels, images)}
+    return {
+        bytes(key): (int(y), x.numpy().tobytes())
+        for key, y, x in zip(data.identities(), data.labels, images)
+    }
 
 
-def test_shards_and_folders(either_s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_and_folders(
+    either_s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there, here = Storage(either_s3.url("shards")), Storage(str(tmp_path))
     for split, count in (("train", 9), ("test", 3)):
         for label, name in enumerate(("a", "b", "c")):
@@ -206,7 +261,9 @@ def test_shards_and_folders(either_s3: Server, tmp_path: Path, monkeypatch: pyte
                 for storage in (there, here):
                     storage.put(f"files/{split}/{name}/{number}.png", png(9 * label + number))
     source = DatasetConfig(name="image_folder", root=f"{here.url}/files")
-    assert contents(open_data(replace(source, root=f"{there.url}/files"))["train"]) == contents(open_data(source)["train"])
+    assert contents(open_data(replace(source, root=f"{there.url}/files"))["train"]) == contents(
+        open_data(source)["train"]
+    )
     write_shards(source, f"{here.url}/out", "test")
     local = write_shards(source, f"{here.url}/out", shard_size=5)
     write_shards(source, f"{there.url}/out", "test")
@@ -222,19 +279,31 @@ def test_shards_and_folders(either_s3: Server, tmp_path: Path, monkeypatch: pyte
         write_shards(source, f"{there.url}/out", shard_size=5, workers=1)
     monkeypatch.setattr(writer, "_write_shard", real)
     assert write_shards(source, f"{there.url}/out", shard_size=5) == local
-    read = [open_data(DatasetConfig(name="webdataset", shards=f"{place}/out"))["train"] for place in (here.url, there.url)]
+    read = [
+        open_data(DatasetConfig(name="webdataset", shards=f"{place}/out"))["train"]
+        for place in (here.url, there.url)
+    ]
     assert read[0].digest == read[1].digest
     assert contents(read[0]) == contents(read[1])
     assert torch.equal(torch.cat([y for _, y in read[1].stream(0, 1, batch=4)]), read[0].labels)
     for path in [path for path in there.list("out") if path.endswith(".json")]:
         there.delete(path)  # a folder of tars alone, and of folders that are empty now
-    foreign = [f"{there.url}/out", f"{there.url}//out/train-*.tar", f"{there.url}/out/train-{{000000..000005}}.tar"]
+    foreign = [
+        f"{there.url}/out",
+        f"{there.url}//out/train-*.tar",
+        f"{there.url}/out/train-{{000000..000005}}.tar",
+    ]
     for shards in foreign:
         config = DatasetConfig(
-            name="webdataset", shards=shards, test_shards=None if shards == foreign[0] else f"{there.url}/out/test-000000.tar"
+            name="webdataset",
+            shards=shards,
+            test_shards=None if shards == foreign[0] else f"{there.url}/out/test-000000.tar",
         )
         assert missing(config) == []
-        assert {split: len(data) for split, data in open_data(config).items()} == {"train": 27, "test": 9}
+        assert {split: len(data) for split, data in open_data(config).items()} == {
+            "train": 27,
+            "test": 9,
+        }
     torn = there.get("out/train-000003.tar")
     there.put("out/train-000003.tar", torn[:4096])
     with pytest.raises(DataError, match=r"train-000003\.tar is torn"):

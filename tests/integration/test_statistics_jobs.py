@@ -37,7 +37,9 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 coarse = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
                 coarse[..., label % 3] = 25 * label
                 size = (70 + 10 * (i % 3), 70)
-                Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / f"{wnid}_{i}.JPEG")
+                Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
+                    folder / f"{wnid}_{i}.JPEG"
+                )
     return root
 
 
@@ -47,17 +49,23 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for number, name in enumerate(NETWORKS):
         torch.manual_seed(number)
-        torch.save(models.get_model(name, weights=None, num_classes=10).state_dict(), folder / f"{name}.pth")
+        torch.save(
+            models.get_model(name, weights=None, num_classes=10).state_dict(),
+            folder / f"{name}.pth",
+        )
     return folder
 
 
 def shrunk(folder: Path, data: str, weights: Path, workers: int) -> list[str]:
     return [
-        "dataset.name=imagenet10", data, "dataset.size=64", "dataset.resize=64", "ipc=2", f"method.teachers.weights={weights}",
-        "method.teachers.download=false", "method.statistics.slices=3", "method.statistics.batch=16", "method.init.pool=2",
+        "dataset.name=imagenet10", data, "dataset.size=64", "dataset.resize=64", "ipc=2",
+        f"method.teachers.weights={weights}",
+        "method.teachers.download=false", "method.statistics.slices=3", "method.statistics.batch=16",
+        "method.init.pool=2",
         "method.init.candidates=12", "method.init.classes_per_unit=4", "method.iterations=30", "method.group_size=4",
         "method.groups_per_unit=2", "method.labels.batch=10", "method.labels.epochs=12", "evaluation.epochs=12",
-        "evaluation.networks=[shufflenet_v2_x0_5]", "evaluation.repeats=2", "numerics.compile=false", "tracking.uri=none",
+        "evaluation.networks=[shufflenet_v2_x0_5]", "evaluation.repeats=2", "numerics.compile=false",
+        "tracking.uri=none",
         f"output={folder}/out", f"store={folder}/store", f"compute.workers={workers}", "compute.checkpoint_every=0.2",
     ]  # fmt: skip
 
@@ -71,49 +79,94 @@ def so_far(folder: Path) -> list[dict[str, object]]:
 
 def outputs(folder: Path, phase: str) -> int:
     """Return how many outputs of a phase the log tells of."""
-    return sum(line["kind"] == "output" and str(line["stage"]).startswith(f"{phase}/") for line in so_far(folder))
+    return sum(
+        line["kind"] == "output" and str(line["stage"]).startswith(f"{phase}/")
+        for line in so_far(folder)
+    )
 
 
 def begun(folder: Path, phase: str, lines: int) -> bool:
     """Return whether a unit of a phase was begun after so many lines of the log."""
-    return any(line["kind"] in ("start", "log") and str(line["stage"]).startswith(f"{phase}/") for line in so_far(folder)[lines:])
+    return any(
+        line["kind"] in ("start", "log") and str(line["stage"]).startswith(f"{phase}/")
+        for line in so_far(folder)[lines:]
+    )
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
-def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path) -> None:
+def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(
+    s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path
+) -> None:
     env = environment(**s3.environment)
     shards = s3.url("imagenet10")
-    write = ["raydd.shard", shards, "--dataset", "imagenet10", "--root", str(imagenet), "--shard-size", "40", "--workers", "1"]
+    write = [
+        "raydd.shard",
+        shards,
+        "--dataset",
+        "imagenet10",
+        "--root",
+        str(imagenet),
+        "--shard-size",
+        "40",
+        "--workers",
+        "1",
+    ]
     assert "120 images in 3 shards" in finish(Driver(write, tmp_path / "shard.log", env))
 
     copy = Storage(str(tmp_path / "shards"))
     for path in s3.paths("imagenet10/"):
         copy.put(path.removeprefix("imagenet10/"), s3.read(path))
     here = tmp_path / "here"
-    run_job(load_job(JOB, shrunk(here, f"dataset.shards={copy.url}", weights, 0)), lambda line: None)
+    run_job(
+        load_job(JOB, shrunk(here, f"dataset.shards={copy.url}", weights, 0)), lambda line: None
+    )
 
     there = tmp_path / "there"
-    arguments = ["raydd.distill", "--config", JOB, *shrunk(there, f"dataset.shards={shards}", weights, 2)]
+    arguments = [
+        "raydd.distill",
+        "--config",
+        JOB,
+        *shrunk(there, f"dataset.shards={shards}", weights, 2),
+    ]
     for phase in PHASES:
         lines = len(so_far(there))
         driver = Driver(arguments, tmp_path / f"{phase}.log", env)
-        driver.until(f"{phase} was begun", lambda phase=phase, lines=lines: begun(there, phase, lines), timeout=400)
+        driver.until(
+            f"{phase} was begun",
+            lambda phase=phase, lines=lines: begun(there, phase, lines),
+            timeout=400,
+        )
         below = driver.cluster()
         driver.kill()
         assert not left(below), "the cluster ends with its driver"
-        assert outputs(there, phase) < outputs(here, phase), f"the kill was to be in the middle of '{phase}'"
+        assert outputs(there, phase) < outputs(here, phase), (
+            f"the kill was to be in the middle of '{phase}'"
+        )
     before = markers(there / "store")
     text = finish(Driver(arguments, tmp_path / "last.log", env), timeout=500)
     assert "(resumed)" in text
 
     after = markers(there / "store")
     assert {path: after[path] for path in before} == before, "what was done was written again"
-    for name in ("data.safetensors", *(f"labels/epoch-{epoch:03d}.safetensors" for epoch in range(12))):
-        assert (there / "out/distilled" / name).read_bytes() == (here / "out/distilled" / name).read_bytes(), name
-    rows = [json.loads((folder / "out/report.json").read_text())["rows"] for folder in (here, there)]
-    assert [(row["set"], row["accuracy_mean"]) for row in rows[0]] == [(row["set"], row["accuracy_mean"]) for row in rows[1]]
-    done = [(line["key"], line["output"]) for line in records(there / "out") if line["kind"] == "output" and not line.get("cached")]
+    for name in (
+        "data.safetensors",
+        *(f"labels/epoch-{epoch:03d}.safetensors" for epoch in range(12)),
+    ):
+        assert (there / "out/distilled" / name).read_bytes() == (
+            here / "out/distilled" / name
+        ).read_bytes(), name
+    rows = [
+        json.loads((folder / "out/report.json").read_text())["rows"] for folder in (here, there)
+    ]
+    assert [(row["set"], row["accuracy_mean"]) for row in rows[0]] == [
+        (row["set"], row["accuracy_mean"]) for row in rows[1]
+    ]
+    done = [
+        (line["key"], line["output"])
+        for line in records(there / "out")
+        if line["kind"] == "output" and not line.get("cached")
+    ]
     assert len(done) == len(set(done)), "an output was computed twice"
 
     verify(str(there / "out/distilled"))
@@ -122,7 +175,8 @@ def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(s3: S3Server, ima
     assert len(read(str(there / "out/distilled"))) == 20
     stored = Driver(
         ["raydd.evaluate", str(there / "out/distilled"), "--protocol", "edc", "--epochs", "2", "--repeats", "1",
-         "--networks", "shufflenet_v2_x0_5", "evaluation.baselines=[]", f"dataset.root={imagenet}", "dataset.shards=null",
+         "--networks", "shufflenet_v2_x0_5", "evaluation.baselines=[]", f"dataset.root={imagenet}",
+         "dataset.shards=null",
          f"store={there}/store"],
         tmp_path / "evaluate.log", env,
     )  # fmt: skip

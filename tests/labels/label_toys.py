@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 def info(size: int = 16, channels: int = 3, classes: int = 5) -> DatasetInfo:
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
-    return DatasetInfo(name="toy", classes=classes, channels=channels, height=size, width=size, mean=mean, std=std)
+    return DatasetInfo(
+        name="toy", classes=classes, channels=channels, height=size, width=size, mean=mean, std=std
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,16 @@ class ToySource:
     def load(self, ctx: Context | None = None) -> DistilledSet:
         g = generator(self.draw, "images")
         shape = (self.images, *self.dataset.shape)
-        images = torch.randn(shape, generator=g) if self.floats else torch.randint(0, 256, shape, generator=g).to(torch.uint8)
-        return DistilledSet(images=images, labels=torch.arange(self.images) % self.dataset.classes, info=self.dataset)
+        images = (
+            torch.randn(shape, generator=g)
+            if self.floats
+            else torch.randint(0, 256, shape, generator=g).to(torch.uint8)
+        )
+        return DistilledSet(
+            images=images,
+            labels=torch.arange(self.images) % self.dataset.classes,
+            info=self.dataset,
+        )
 
 
 SEEN: list[Tensor] = []
@@ -66,7 +76,9 @@ class ToyTeacher:
         return ctx.cached(self, self.make)
 
     def make(self) -> Any:
-        network = create_network(self.network, self.dataset.shape, self.dataset.classes, generator(self.draw, "weights"))
+        network = create_network(
+            self.network, self.dataset.shape, self.dataset.classes, generator(self.draw, "weights")
+        )
         network.eval().requires_grad_(False)
 
         def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -124,4 +136,6 @@ def context_of(labels: Labels) -> ToyContext:
     """Return a context that holds the stored epochs of ``labels``, if they are stored."""
     if not labels.config.stored:
         return ToyContext()
-    return ToyContext({f"labels/epoch-{e:03d}": run_epoch(labels.relabel, e) for e in range(labels.config.epochs)})
+    return ToyContext(
+        {f"labels/epoch-{e:03d}": run_epoch(labels.relabel, e) for e in range(labels.config.epochs)}
+    )

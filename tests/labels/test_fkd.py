@@ -25,7 +25,11 @@ BATCH = 4
 
 def record(epoch: int, number: int, index: Tensor, items: int = 8) -> list[Any]:
     """Return what the original saves for a batch: tensors, a Python float and four NumPy integers."""
-    g, rng, count = generator(epoch, "fkd", number), np.random.default_rng(epoch * 10 + number), len(index)
+    g, rng, count = (
+        generator(epoch, "fkd", number),
+        np.random.default_rng(epoch * 10 + number),
+        len(index),
+    )
     tops = torch.randint(0, 4, (count, 2), generator=g)
     sides = torch.randint(8, 13, (count, 2), generator=g)
     coords = torch.cat([tops, sides], 1).float() / 16
@@ -35,7 +39,16 @@ def record(epoch: int, number: int, index: Tensor, items: int = 8) -> list[Any]:
     box = [np.clip(v, 0, 16) for v in (cx - 4, cy - 3, cx + 4, cy + 3)]
     assert all(isinstance(v, np.int64) for v in box)
     logits = torch.randn(count, 5, generator=g).half()
-    return [coords, flips, perm, float(rng.beta(1, 1)), box, logits, index, torch.zeros(count, 2, 2, dtype=torch.int32)][:items]
+    return [
+        coords,
+        flips,
+        perm,
+        float(rng.beta(1, 1)),
+        box,
+        logits,
+        index,
+        torch.zeros(count, 2, 2, dtype=torch.int32),
+    ][:items]
 
 
 def released(folder: Path, epochs: int = 2, items: int = 8) -> dict[int, list[list[Any]]]:
@@ -58,13 +71,29 @@ def test_images_and_labels_are_those_of_the_published_loader(tmp_path: Path, ite
     distilled = SOURCE.load()
     opened = found.open(distilled, ToyContext())
     for epoch in range(2):
-        for (images, targets), item in zip(opened.batches(epoch, BATCH, ToyContext().rng), made[epoch], strict=True):
+        for (images, targets), item in zip(
+            opened.batches(epoch, BATCH, ToyContext().rng), made[epoch], strict=True
+        ):
             coords, flips, perm, _, (x1, y1, x2, y2), logits, index, _ = item
             theirs = []
             for i, position in enumerate(index.tolist()):
                 top, left, height, width = (int(v) for v in (coords[i] * 16).round())
-                crop = F.resized_crop(distilled.images[position].float() / 255, top, left, height, width, [16, 16], antialias=True)
-                theirs.append(F.normalize(F.horizontal_flip(crop) if flips[i] else crop, list(distilled.mean), list(distilled.std)))
+                crop = F.resized_crop(
+                    distilled.images[position].float() / 255,
+                    top,
+                    left,
+                    height,
+                    width,
+                    [16, 16],
+                    antialias=True,
+                )
+                theirs.append(
+                    F.normalize(
+                        F.horizontal_flip(crop) if flips[i] else crop,
+                        list(distilled.mean),
+                        list(distilled.std),
+                    )
+                )
             expected = torch.stack(theirs)
             expected[:, :, x1:x2, y1:y2] = expected[perm][:, :, x1:x2, y1:y2]
             torch.testing.assert_close(images, expected, rtol=0, atol=2e-5)
@@ -79,7 +108,9 @@ def test_other_files_are_no_epochs_and_missing_ones_are_named(tmp_path: Path) ->
     found = FkdLabels.at(str(tmp_path))
     assert found.epochs == 2
     found.fits(BATCH, 2)
-    with pytest.raises(ConfigError, match="3 epochs of training need as many epochs of labels; 2 are stored"):
+    with pytest.raises(
+        ConfigError, match="3 epochs of training need as many epochs of labels; 2 are stored"
+    ):
         found.fits(BATCH, 3)
     with pytest.raises(ConfigError, match="students' batch is 100"):
         found.fits(100, 2)
@@ -115,10 +146,17 @@ class Evil:
         return (print, ("unpickled",))
 
 
-def test_nothing_but_tensors_and_numbers_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_but_tensors_and_numbers_is_unpickled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = record(0, 0, torch.arange(4))
     texts, objects = [np.str_("x")] * 4, np.array([{}], dtype=object)
-    for value in (Evil(), [*good, Evil()], [*good[:4], texts, *good[5:]], [*good[:4], objects, *good[5:]]):
+    for value in (
+        Evil(),
+        [*good, Evil()],
+        [*good[:4], texts, *good[5:]],
+        [*good[:4], objects, *good[5:]],
+    ):
         with pytest.raises(DataError, match="holds more than tensors and numbers"):
             read_record(saved(tmp_path / "evil.tar", value), "evil.tar")
     assert "unpickled" not in capsys.readouterr().out
@@ -135,9 +173,14 @@ def test_nothing_but_tensors_and_numbers_is_unpickled(tmp_path: Path, capsys: py
 def test_files_written_with_an_older_numpy_are_read(tmp_path: Path) -> None:
     good = record(0, 0, torch.arange(4))
     older = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved(tmp_path / "good.tar", good))) as old, zipfile.ZipFile(older, "w") as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(tmp_path / "good.tar", good))) as old,
+        zipfile.ZipFile(older, "w") as new,
+    ):
         for name in old.namelist():
-            new.writestr(name, old.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+            new.writestr(
+                name, old.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            )
     assert b"numpy.core.multiarray" in older.getvalue()
     assert read_record(older.getvalue(), "older.tar")[4] == [int(v) for v in good[4]]
 
@@ -152,8 +195,14 @@ def test_labels_of_mixup_are_of_the_mixed_images(tmp_path: Path, items: int) -> 
     distilled = SOURCE.load()
     mixed = list(found.open(distilled, ToyContext()).batches(0, BATCH, ToyContext().rng))
     for j, item in enumerate(made):  # the same files, not mixed
-        torch.save([*item[:2], None, None, None, *item[5:items]], tmp_path / "epoch_0" / f"batch_{j}.tar")
-    plain = FkdLabels.at(str(tmp_path)).open(distilled, ToyContext()).batches(0, BATCH, ToyContext().rng)
+        torch.save(
+            [*item[:2], None, None, None, *item[5:items]], tmp_path / "epoch_0" / f"batch_{j}.tar"
+        )
+    plain = (
+        FkdLabels.at(str(tmp_path))
+        .open(distilled, ToyContext())
+        .batches(0, BATCH, ToyContext().rng)
+    )
     for (images, targets), (before, _), item in zip(mixed, plain, made, strict=True):
         expected = item[3] * before + (1 - item[3]) * before[item[2]]
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)

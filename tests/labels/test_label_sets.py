@@ -42,20 +42,31 @@ def batches(opened: LabelledSet, epoch: int = 0, rng: Any = RNG) -> list[SoftBat
 
 def same(one: Sequence[SoftBatch], other: Sequence[SoftBatch]) -> bool:
     pairs = list(zip(one, other, strict=True))
-    return all(torch.equal(a, b) and torch.equal(s.logits, t.logits) and torch.equal(s.hard, t.hard) for (a, s), (b, t) in pairs)
+    return all(
+        torch.equal(a, b) and torch.equal(s.logits, t.logits) and torch.equal(s.hard, t.hard)
+        for (a, s), (b, t) in pairs
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    "source", [SOURCE, ToySource(dataset=info(size=28, channels=1)), ToySource(dataset=info(), floats=True)], ids=["rgb", "grey", "float"]
+    "source",
+    [SOURCE, ToySource(dataset=info(size=28, channels=1)), ToySource(dataset=info(), floats=True)],
+    ids=["rgb", "grey", "float"],
 )
 def test_students_see_what_the_teachers_saw(way: str, source: ToySource) -> None:
-    fields = {**WAYS[way], "randaugment": False} if source.floats and "randaugment" in WAYS[way] else WAYS[way]
+    fields = (
+        {**WAYS[way], "randaugment": False}
+        if source.floats and "randaugment" in WAYS[way]
+        else WAYS[way]
+    )
     labels = labels_of(replace(SMALL, **fields), source)
     SEEN.clear()
     ctx = context_of(labels)
     seen = SEEN[:: len(labels.teachers)]
-    found = batches(labels.open(source.load(), ctx), 0) + batches(labels.open(source.load(), ctx), 1)
+    found = batches(labels.open(source.load(), ctx), 0) + batches(
+        labels.open(source.load(), ctx), 1
+    )
     assert len(found) == len(seen) == 8
     networks = [teacher.make() for teacher in labels.teachers]
     for (images, targets), shown in zip(found, seen, strict=True):
@@ -63,14 +74,21 @@ def test_students_see_what_the_teachers_saw(way: str, source: ToySource) -> None
         exact = torch.stack([network(images) for network in networks]).mean(0)
         assert bool(((targets.logits - exact).abs() <= 2**-11 * exact.abs() + 1e-3).all())
     order = torch.cat([ctx.load(f"labels/epoch-{e:03d}")["index"].long() for e in range(2)])
-    assert torch.equal(torch.cat([targets.hard for _, targets in found]), source.load().labels[order])
+    assert torch.equal(
+        torch.cat([targets.hard for _, targets in found]), source.load().labels[order]
+    )
 
 
-@pytest.mark.parametrize("fields", [{"codec": "int8"}, {"codec": "topk", "top": 5}], ids=["int8", "topk"])
+@pytest.mark.parametrize(
+    "fields", [{"codec": "int8"}, {"codec": "topk", "top": 5}], ids=["int8", "topk"]
+)
 def test_other_codecs_change_the_logits_alone(fields: dict[str, Any]) -> None:
     fp16 = labels_of(SMALL, SOURCE)
     other = labels_of(replace(SMALL, **fields), SOURCE)
-    pairs = zip(*(batches(labels.open(SOURCE.load(), context_of(labels))) for labels in (fp16, other)), strict=True)
+    pairs = zip(
+        *(batches(labels.open(SOURCE.load(), context_of(labels))) for labels in (fp16, other)),
+        strict=True,
+    )
     for (images, targets), (others, stored) in pairs:
         assert torch.equal(images, others)
         torch.testing.assert_close(stored.logits, targets.logits, rtol=2e-2, atol=2e-3)
@@ -84,7 +102,10 @@ def test_a_recipe_computes_what_would_have_been_stored() -> None:
     assert recipe.bytes == 0
     opened = recipe.open(SOURCE.load(), ToyContext())
     for epoch in range(2):
-        ours, theirs = batches(opened, epoch), batches(stored.open(SOURCE.load(), context_of(stored)), epoch)
+        ours, theirs = (
+            batches(opened, epoch),
+            batches(stored.open(SOURCE.load(), context_of(stored)), epoch),
+        )
         for (images, targets), (others, rounded) in zip(ours, theirs, strict=True):
             assert torch.equal(images, others)
             assert torch.equal(targets.logits.half().float(), rounded.logits)
@@ -93,12 +114,16 @@ def test_a_recipe_computes_what_would_have_been_stored() -> None:
 
 def test_students_share_the_teachers_work_of_a_recipe_but_not_online() -> None:
     for codec, calls in (("recipe", 4), ("online", 12)):
-        opened = labels_of(replace(SMALL, codec=codec), SOURCE, teachers=1).open(SOURCE.load(), ToyContext())
+        opened = labels_of(replace(SMALL, codec=codec), SOURCE, teachers=1).open(
+            SOURCE.load(), ToyContext()
+        )
         SEEN.clear()
         alone = [batches(opened, 0, of_repeat(RNG, repeat)) for repeat in range(3)]
         assert len(SEEN) == calls
         assert same(alone[0], alone[1]) == (codec == "recipe")
-        lockstep = list(zip(*(opened.batches(0, 4, of_repeat(RNG, repeat)) for repeat in range(3)), strict=True))
+        lockstep = list(
+            zip(*(opened.batches(0, 4, of_repeat(RNG, repeat)) for repeat in range(3)), strict=True)
+        )
         for repeat in range(3):
             assert same(alone[repeat], [step[repeat] for step in lockstep])
 
@@ -152,7 +177,9 @@ def test_trainings_that_do_not_fit_their_labels_are_refused() -> None:
         with pytest.raises(ConfigError, match="students' batch is 5, that of their labels 4"):
             refused()
     for refused in (partial(labels.fits, 4, 3), lambda: next(opened.batches(2, 4, RNG))):
-        with pytest.raises(ConfigError, match="3 epochs of training need as many epochs of labels; 2 are stored"):
+        with pytest.raises(
+            ConfigError, match="3 epochs of training need as many epochs of labels; 2 are stored"
+        ):
             refused()
     with pytest.raises(ConfigError, match="augmentation 'dsa' would change images"):
         labels.fits(4, 2, "dsa")
@@ -174,13 +201,24 @@ def test_labels_of_other_images_are_refused() -> None:
 
 def test_labels_are_part_of_a_key() -> None:
     labels = labels_of(SMALL, SOURCE)
-    keys = [canonical(found) for found in (labels, replace(labels, seed=1), replace(labels, config=replace(SMALL, alpha=0.5)))]
+    keys = [
+        canonical(found)
+        for found in (
+            labels,
+            replace(labels, seed=1),
+            replace(labels, config=replace(SMALL, alpha=0.5)),
+        )
+    ]
     assert len({json.dumps(key) for key in keys}) == 3
     assert list(labels.inputs()) == ["labels/epoch-000", "labels/epoch-001"]
-    assert [ref.stage for ref in labels.inputs().values()] == [labels.relabel] * 2 == labels.stages() * 2
+    assert (
+        [ref.stage for ref in labels.inputs().values()]
+        == [labels.relabel] * 2
+        == labels.stages() * 2
+    )
 
 
-# -- published labels ---------------------------------------------------------------------------------------------------
+# -- published labels ------------------------------------------------------------------------------
 
 
 def published(folder: Path, labels: Labels) -> None:
@@ -190,11 +228,17 @@ def published(folder: Path, labels: Labels) -> None:
     for epoch, unit in enumerate(labels.relabel.units()):
         data = dump_tensors(run_epoch(labels.relabel, epoch))
         (folder / "labels" / f"{unit}.safetensors").write_bytes(data)
-        files[f"{unit}.safetensors"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        files[f"{unit}.safetensors"] = {
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
     (folder / "labels" / "manifest.json").write_bytes(manifest(labels.relabel, files))
 
 
-@pytest.mark.parametrize("fields", [{}, {"codec": "int8", "shuffle": 2}, {"codec": "topk", "top": 2, "crop": None, "pad_crop": 1}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"codec": "int8", "shuffle": 2}, {"codec": "topk", "top": 2, "crop": None, "pad_crop": 1}],
+)
 def test_published_labels_are_those_of_the_run(tmp_path: Path, fields: dict[str, Any]) -> None:
     labels = labels_of(replace(SMALL, **fields), SOURCE)
     published(tmp_path, labels)
@@ -205,7 +249,10 @@ def test_published_labels_are_those_of_the_run(tmp_path: Path, fields: dict[str,
         assert (dict(found.inputs()), found.stages()) == ({}, [])
         opened = found.open(SOURCE.load(), ToyContext())
         for epoch in range(2):
-            assert same(batches(opened, epoch), batches(labels.open(SOURCE.load(), context_of(labels)), epoch))
+            assert same(
+                batches(opened, epoch),
+                batches(labels.open(SOURCE.load(), context_of(labels)), epoch),
+            )
     found.fits(4, 2)
     with pytest.raises(ConfigError, match="2 are stored"):
         found.fits(4, 3)
@@ -219,10 +266,14 @@ def test_published_labels_that_are_not_whole_are_refused(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TornFileError, match=r"epoch-001\.safetensors is torn"):
         batches(opened, 1)
-    with pytest.raises(TornFileError, match=r"epoch-001\.safetensors is torn: \d+ bytes, manifest\.json says \d+"):
+    with pytest.raises(
+        TornFileError, match=r"epoch-001\.safetensors is torn: \d+ bytes, manifest\.json says \d+"
+    ):
         PublishedLabels.at(str(tmp_path)).check(SOURCE.load())
     path.unlink()
-    with pytest.raises(TornFileError, match=r"epoch-001\.safetensors is missing although manifest\.json names it"):
+    with pytest.raises(
+        TornFileError, match=r"epoch-001\.safetensors is missing although manifest\.json names it"
+    ):
         PublishedLabels.at(str(tmp_path)).check(SOURCE.load())
     with pytest.raises(TornFileError, match="is missing although"):
         batches(opened, 1)

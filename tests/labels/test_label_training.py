@@ -58,17 +58,38 @@ def test_students_come_nearer_to_their_teachers(codec: str) -> None:
 def test_stacked_students_learn_the_same_labels() -> None:
     labels = labels_of(replace(CONFIG, codec="online"), SOURCE, teachers=1)
     alone, stack = students(), students(stacked=True)
-    found = [training.epoch(training.init(), 2, labels.open(SOURCE.load(), ToyContext()))[1] for training in (alone, stack)]
+    found = [
+        training.epoch(training.init(), 2, labels.open(SOURCE.load(), ToyContext()))[1]
+        for training in (alone, stack)
+    ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
     assert float(found[0][0]) != float(found[0][1])
 
 
-def test_teachers_trained_by_a_stage_label_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_teachers_trained_by_a_stage_label_the_same_for_any_number_of_workers(
+    tmp_path: Path,
+) -> None:
     dataset = SOURCE.dataset.only("train")
-    train = ArrayData(torch.randint(0, 256, (30, 3, 16, 16), generator=generator(0, "d")).to(torch.uint8), torch.arange(30) % 5, "train")
-    training = TrainNetwork(seed=1, numerics=NUMERICS, dataset=dataset, network="convnet1_w8", recipe=Recipe(epochs=1, batch=10))
+    train = ArrayData(
+        torch.randint(0, 256, (30, 3, 16, 16), generator=generator(0, "d")).to(torch.uint8),
+        torch.arange(30) % 5,
+        "train",
+    )
+    training = TrainNetwork(
+        seed=1,
+        numerics=NUMERICS,
+        dataset=dataset,
+        network="convnet1_w8",
+        recipe=Recipe(epochs=1, batch=10),
+    )
     teacher = Backbone(network="convnet1_w8", dataset=dataset, training=training)
-    labels = Labels(source=SOURCE, teachers=(teacher,), config=replace(CONFIG, epochs=2), seed=0, numerics=NUMERICS)
+    labels = Labels(
+        source=SOURCE,
+        teachers=(teacher,),
+        config=replace(CONFIG, epochs=2),
+        seed=0,
+        numerics=NUMERICS,
+    )
     assert set(labels.relabel.inputs("epoch-000")) == {"teacher-0"}
     found = []
     for world in (1, 2):
@@ -80,7 +101,13 @@ def test_teachers_trained_by_a_stage_label_the_same_for_any_number_of_workers(tm
     recipe = replace(labels, config=replace(labels.config, codec="recipe"))
     assert set(recipe.inputs()) == {"teacher-0"}
     live = ToyContext({name: store.load(ref) for name, ref in recipe.inputs().items()})
-    pairs = zip(*(one.open(SOURCE.load(), c).batches(1, 5, ctx.rng) for one, c in ((labels, ctx), (recipe, live))), strict=True)
+    pairs = zip(
+        *(
+            one.open(SOURCE.load(), c).batches(1, 5, ctx.rng)
+            for one, c in ((labels, ctx), (recipe, live))
+        ),
+        strict=True,
+    )
     for (images, targets), (others, exact) in pairs:
         assert torch.equal(images, others)
         assert torch.equal(targets.logits, exact.logits.half().float())

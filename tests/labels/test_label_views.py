@@ -18,14 +18,24 @@ from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.labels.config import LabelConfig
 from raydd.labels.records import RecordedEpoch, blank, write_batch
-from raydd.labels.views import Orders, Views, draw_views, make_views, mix, resized_crops, shuffle_patches
+from raydd.labels.views import (
+    Orders,
+    Views,
+    draw_views,
+    make_views,
+    mix,
+    resized_crops,
+    shuffle_patches,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 def pixels(count: int, channels: int, size: int) -> Tensor:
-    return torch.randint(0, 256, (count, channels, size, size), generator=generator(0, "pixels")).to(torch.uint8)
+    return torch.randint(
+        0, 256, (count, channels, size, size), generator=generator(0, "pixels")
+    ).to(torch.uint8)
 
 
 def drawn(config: LabelConfig, count: int = 6, size: int = 16, key: int = 0) -> Views:
@@ -52,16 +62,24 @@ def test_the_golden_box() -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 16), (1, 28)])
-def test_cropped_flipped_and_mixed_images_are_those_of_the_published_pipeline(channels: int, size: int) -> None:
+def test_cropped_flipped_and_mixed_images_are_those_of_the_published_pipeline(
+    channels: int, size: int
+) -> None:
     config, images = LabelConfig(), pixels(6, channels, size)
     mean, std = MEAN[:channels], STD[:channels]
     for key in range(4):
         views = drawn(config, size=size, key=key)
         found = make_views(config, images, views, mean, std)
         theirs = []
-        for image, (top, left, height, width), flip in zip(images, views.boxes.tolist(), views.flips.tolist(), strict=True):
-            crop = F.resized_crop(image.float() / 255, top, left, height, width, [size, size], antialias=True)
-            theirs.append(F.normalize(F.horizontal_flip(crop) if flip else crop, list(mean), list(std)))
+        for image, (top, left, height, width), flip in zip(
+            images, views.boxes.tolist(), views.flips.tolist(), strict=True
+        ):
+            crop = F.resized_crop(
+                image.float() / 255, top, left, height, width, [size, size], antialias=True
+            )
+            theirs.append(
+                F.normalize(F.horizontal_flip(crop) if flip else crop, list(mean), list(std))
+            )
         expected = torch.stack(theirs)
         x1, y1, x2, y2 = views.box
         expected[:, :, x1:x2, y1:y2] = expected[views.perm][:, :, x1:x2, y1:y2]
@@ -71,10 +89,17 @@ def test_cropped_flipped_and_mixed_images_are_those_of_the_published_pipeline(ch
 @pytest.mark.parametrize("size", [(28, 28), (24, 20)])
 def test_gathered_crops_are_the_products_of_matrices(size: tuple[int, int]) -> None:
     g, images = generator(0, "crops"), torch.rand(30, 2, *size)
-    boxes = [draw_resized_crop(g, *size, (0.02, 1.0)) for _ in range(28)] + [Box(0, 0, *size), Box(3, 4, 1, 1)]
+    boxes = [draw_resized_crop(g, *size, (0.02, 1.0)) for _ in range(28)] + [
+        Box(0, 0, *size),
+        Box(3, 4, 1, 1),
+    ]
     flips = torch.arange(30) % 2 == 0
-    found = resized_crops(images, torch.tensor([[b.top, b.left, b.height, b.width] for b in boxes]), flips)
-    torch.testing.assert_close(found, Crops.of(boxes, flips.tolist(), size).apply(images), rtol=0, atol=2e-6)
+    found = resized_crops(
+        images, torch.tensor([[b.top, b.left, b.height, b.width] for b in boxes]), flips
+    )
+    torch.testing.assert_close(
+        found, Crops.of(boxes, flips.tolist(), size).apply(images), rtol=0, atol=2e-6
+    )
     assert torch.equal(found[28], images[28].flip(2)), "the whole image is itself, mirrored"
 
 
@@ -85,7 +110,11 @@ def test_padded_crops_are_exact_and_padded_with_black() -> None:
     padded = F.pad(images, [3, 3, 3, 3])
     for i, (top, left, _, _) in enumerate(views.boxes.tolist()):
         crop = F.crop(padded[i], top + 3, left + 3, 16, 16)
-        expected = F.normalize((F.horizontal_flip(crop) if views.flips[i] else crop).float() / 255, list(MEAN), list(STD))
+        expected = F.normalize(
+            (F.horizontal_flip(crop) if views.flips[i] else crop).float() / 255,
+            list(MEAN),
+            list(STD),
+        )
         torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-6)
     tops = views.boxes[:, :2].unique().tolist()
     assert tops == list(range(-3, 4)), "every shift is drawn"
@@ -94,14 +123,19 @@ def test_padded_crops_are_exact_and_padded_with_black() -> None:
 def test_without_options_images_stay_as_they_are() -> None:
     config, images = LabelConfig(crop=None, flip=False, mix="none"), pixels(5, 3, 16)
     found = make_views(config, images, drawn(config, count=5), MEAN, STD)
-    assert torch.equal(found, torch.stack([F.normalize(i.float() / 255, list(MEAN), list(STD)) for i in images]))
+    assert torch.equal(
+        found, torch.stack([F.normalize(i.float() / 255, list(MEAN), list(STD)) for i in images])
+    )
 
 
 def test_float_images_are_cropped_in_their_own_space() -> None:
     config, images = LabelConfig(), pixels(6, 3, 16)
     views = drawn(config)
     floats = F.normalize(images.float() / 255, list(MEAN), list(STD))
-    in_space, from_pixels = make_views(config, floats, views, MEAN, STD), make_views(config, images, views, MEAN, STD)
+    in_space, from_pixels = (
+        make_views(config, floats, views, MEAN, STD),
+        make_views(config, images, views, MEAN, STD),
+    )
     torch.testing.assert_close(in_space, from_pixels, rtol=0, atol=1e-5)
 
 
@@ -116,8 +150,13 @@ def test_patches_are_shuffled_by_rows_and_columns(grid: int) -> None:
         strips = [image[:, r * side : (r + 1) * side] for r in rows]
         strips = [torch.cat(strips, 1)[:, :, c * side : (c + 1) * side] for c in columns]
         assert torch.equal(mine, torch.cat(strips, 2))
-    assert len({str(patches) for patches in views.patches.tolist()}) > 1, "every image has a shuffle of its own"
-    assert torch.equal(make_views(config, images, views, MEAN, STD), make_views(config, found, replace(views, patches=None), MEAN, STD))
+    assert len({str(patches) for patches in views.patches.tolist()}) > 1, (
+        "every image has a shuffle of its own"
+    )
+    assert torch.equal(
+        make_views(config, images, views, MEAN, STD),
+        make_views(config, found, replace(views, patches=None), MEAN, STD),
+    )
     with pytest.raises(ConfigError, match="does not divide images of 28x28"):
         drawn(LabelConfig(shuffle=5), size=28)
 
@@ -160,19 +199,33 @@ def test_a_record_gives_every_box_back(size: int) -> None:
     boxes = torch.stack([sides, sides.flip(0), size - sides, sides + 1], 1)
     boxes = torch.cat([boxes, boxes * torch.tensor([-1, -1, 1, 1])])
     count = len(boxes)
-    views = Views(index=torch.arange(count), boxes=boxes, flips=torch.arange(count) % 3 == 0, perm=torch.arange(count).flip(0), lam=0.1)
+    views = Views(
+        index=torch.arange(count),
+        boxes=boxes,
+        flips=torch.arange(count) % 3 == 0,
+        perm=torch.arange(count).flip(0),
+        lam=0.1,
+    )
     record = blank(config, count, 1, torch.device("cpu"))
     write_batch(record, config, 0, views, (size, size), {"logits": torch.zeros(count, 1).half()})
     assert torch.equal(RecordedEpoch(record, config, 1, (size, size)).views(0).boxes, boxes)
 
 
-@pytest.mark.parametrize("fields", [{}, {"shuffle": 2, "randaugment": True}, {"crop": None, "pad_crop": 2}, {"mix": "none"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"shuffle": 2, "randaugment": True}, {"crop": None, "pad_crop": 2}, {"mix": "none"}],
+)
 def test_a_record_gives_the_views_back(fields: dict[str, Any]) -> None:
     config = LabelConfig(batch=4, **fields)
     record = blank(config, 7, 3, torch.device("cpu"))
-    made = [draw_views(config, generator(0, "v", j), torch.arange(7)[j * 4 :][:4] + 300, (16, 16)) for j in range(2)]
+    made = [
+        draw_views(config, generator(0, "v", j), torch.arange(7)[j * 4 :][:4] + 300, (16, 16))
+        for j in range(2)
+    ]
     for j, views in enumerate(made):
-        write_batch(record, config, j, views, (16, 16), {"logits": torch.zeros(len(views), 3).half()})
+        write_batch(
+            record, config, j, views, (16, 16), {"logits": torch.zeros(len(views), 3).half()}
+        )
     found = RecordedEpoch(record, config, 3, (16, 16))
     assert len(found) == 2
     for j, views in enumerate(made):

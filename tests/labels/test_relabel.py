@@ -33,9 +33,22 @@ def test_golden_ensembles() -> None:
     outs = [det((4, 10), 0.3 + 0.1 * k, 0.2, 1 + k) for k in range(3)]
     norms = torch.tensor([5.552600, 11.568080, 16.404910])
     torch.testing.assert_close(torch.stack([out.norm() for out in outs]), norms, rtol=2e-5, atol=0)
-    torch.testing.assert_close(combine(outs, "rescaled").norm(), (sum(out * norms.mean() / out.norm() for out in outs) / 3).norm())
-    torch.testing.assert_close(combine(outs, "mean")[0, :3], torch.tensor([1.397339, 2.180370, 2.731801]), rtol=2e-5, atol=0)
-    torch.testing.assert_close(combine(outs, "rescaled")[0, :3], torch.tensor([1.394617, 2.122091, 2.655810]), rtol=2e-5, atol=0)
+    torch.testing.assert_close(
+        combine(outs, "rescaled").norm(),
+        (sum(out * norms.mean() / out.norm() for out in outs) / 3).norm(),
+    )
+    torch.testing.assert_close(
+        combine(outs, "mean")[0, :3],
+        torch.tensor([1.397339, 2.180370, 2.731801]),
+        rtol=2e-5,
+        atol=0,
+    )
+    torch.testing.assert_close(
+        combine(outs, "rescaled")[0, :3],
+        torch.tensor([1.394617, 2.122091, 2.655810]),
+        rtol=2e-5,
+        atol=0,
+    )
 
 
 def test_teachers_see_at_most_a_chunk_and_keep_no_graph() -> None:
@@ -48,7 +61,12 @@ def test_teachers_see_at_most_a_chunk_and_keep_no_graph() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"codec": "int8"}, {"codec": "topk", "top": 2}, {"shuffle": 2, "randaugment": True, "ensemble": "rescaled"}],
+    [
+        {},
+        {"codec": "int8"},
+        {"codec": "topk", "top": 2},
+        {"shuffle": 2, "randaugment": True, "ensemble": "rescaled"},
+    ],
     ids=["fp16", "int8", "topk", "options"],
 )
 def test_an_interrupted_epoch_has_the_same_bytes(fields: dict[str, Any]) -> None:
@@ -93,12 +111,25 @@ def test_the_order_is_the_samplers_and_the_last_batch_is_kept() -> None:
 
 def test_epochs_are_in_no_key_and_all_else_is() -> None:
     stage = labels_of(SMALL, SOURCE).relabel
-    assert unit_key(stage, "epoch-001") == unit_key(replace(stage, config=replace(SMALL, epochs=9)), "epoch-001")
+    assert unit_key(stage, "epoch-001") == unit_key(
+        replace(stage, config=replace(SMALL, epochs=9)), "epoch-001"
+    )
     others = [
         replace(stage, config=replace(SMALL, **fields))
-        for fields in ({"batch": 5}, {"crop": None}, {"alpha": 2.0}, {"codec": "int8"}, {"sampler_seed": 1}, {"ensemble": "rescaled"})
+        for fields in (
+            {"batch": 5},
+            {"crop": None},
+            {"alpha": 2.0},
+            {"codec": "int8"},
+            {"sampler_seed": 1},
+            {"ensemble": "rescaled"},
+        )
     ]
-    others += [replace(stage, seed=9), replace(stage, teachers=stage.teachers[:1]), replace(stage, source=replace(SOURCE, draw=1))]
+    others += [
+        replace(stage, seed=9),
+        replace(stage, teachers=stage.teachers[:1]),
+        replace(stage, source=replace(SOURCE, draw=1)),
+    ]
     assert len({unit_key(s, "epoch-001") for s in [stage, *others]}) == 1 + len(others)
 
 
@@ -109,20 +140,31 @@ def test_facts_are_json_and_costs_are_the_files() -> None:
     assert facts["config"]["batch"] == 4
     assert len({teacher["key"] for teacher in facts["teachers"]}) == 2
     record = run_epoch(stage, 0)
-    assert stage.cost("epoch-000").output_bytes == sum(t.numel() * t.element_size() for t in record.values())
+    assert stage.cost("epoch-000").output_bytes == sum(
+        t.numel() * t.element_size() for t in record.values()
+    )
     assert facts["bytes"] == 2 * stage.cost("epoch-000").output_bytes
 
 
 def test_the_published_setting_takes_six_gigabytes() -> None:
     source = ToySource(dataset=info(size=32, classes=1000), images=10_000)
     stage = labels_of(LabelConfig(), source, teachers=1).relabel
-    assert sum(stage.cost(unit).output_bytes for unit in stage.units()) == pytest.approx(6.07e9, rel=1e-3)
+    assert sum(stage.cost(unit).output_bytes for unit in stage.units()) == pytest.approx(
+        6.07e9, rel=1e-3
+    )
     assert stage.steps("epoch-000") == 100
 
 
 def stage_with(**fields: Any) -> Relabel:
     base = labels_of(SMALL, SOURCE)
-    values = {"source": SOURCE, "teachers": base.teachers, "config": SMALL, "seed": 0, "numerics": Numerics(), **fields}
+    values = {
+        "source": SOURCE,
+        "teachers": base.teachers,
+        "config": SMALL,
+        "seed": 0,
+        "numerics": Numerics(),
+        **fields,
+    }
     return Relabel(**values)
 
 

@@ -74,8 +74,17 @@ def test_golden_t2_gradient_matching(name: str) -> None:
         check(norm.running_mean, golden["bn1_running_mean"], 1e-9)
         check(norm.running_var, golden["bn1_running_var"], 1e-9)
     synthetic = torch.stack([normal(200 + c, 2, 3, 32, 32) for c in range(2)]).requires_grad_()
-    real = [torch.stack(g) for g in zip(*(gradients(net, normal(100 + c, 6, 3, 32, 32), c, False) for c in range(2)), strict=True)]
-    ours = [torch.stack(g) for g in zip(*(gradients(net, synthetic[c], c, True) for c in range(2)), strict=True)]
+    real = [
+        torch.stack(g)
+        for g in zip(
+            *(gradients(net, normal(100 + c, 6, 3, 32, 32), c, False) for c in range(2)),
+            strict=True,
+        )
+    ]
+    ours = [
+        torch.stack(g)
+        for g in zip(*(gradients(net, synthetic[c], c, True) for c in range(2)), strict=True)
+    ]
     for distance in ("ours", "mse", "cos"):
         values = gradient_distance(ours, real, distance)
         assert values.tolist() == pytest.approx(golden[distance]["per_class"], rel=1e-9)
@@ -91,7 +100,13 @@ def test_classes_at_once_equal_class_by_class(name: str) -> None:
     state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     parameters = {n: p.detach() for n, p in net.named_parameters()}
     images = torch.stack([normal(200 + c, 2, 3, 32, 32) for c in range(2)])
-    real = [torch.stack(g) for g in zip(*(gradients(net, normal(100 + c, 3, 3, 32, 32), c, False) for c in range(2)), strict=True)]
+    real = [
+        torch.stack(g)
+        for g in zip(
+            *(gradients(net, normal(100 + c, 3, 3, 32, 32), c, False) for c in range(2)),
+            strict=True,
+        )
+    ]
     labels = torch.arange(2).unsqueeze(1).expand(2, 2)
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -101,9 +116,16 @@ def test_classes_at_once_equal_class_by_class(name: str) -> None:
     for at_once in (True, False):
         x = images.clone().requires_grad_()
         if at_once:
-            found = list(torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, labels).values())
+            found = list(
+                torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(
+                    parameters, x, labels
+                ).values()
+            )
         else:
-            found = [torch.stack(g) for g in zip(*(gradients(net, x[c], c, True) for c in range(2)), strict=True)]
+            found = [
+                torch.stack(g)
+                for g in zip(*(gradients(net, x[c], c, True) for c in range(2)), strict=True)
+            ]
         (grad,) = torch.autograd.grad(gradient_distance(found, real, "ours").sum(), x)
         results.append(grad)
     assert (results[0] - results[1]).norm() <= 1e-12 * results[1].norm()
@@ -138,7 +160,9 @@ def test_rows_of_zeros_cost_one_and_have_no_derivative() -> None:
     (grad,) = torch.autograd.grad(value.sum(), zeros, retain_graph=True)
     assert float(value.detach()) == 3
     assert torch.isfinite(grad).all()
-    (same,) = torch.autograd.grad(gradient_distance([zeros], [torch.zeros_like(zeros)]).sum(), zeros)
+    (same,) = torch.autograd.grad(
+        gradient_distance([zeros], [torch.zeros_like(zeros)]).sum(), zeros
+    )
     assert torch.equal(same, torch.zeros_like(zeros))
 
 
@@ -146,7 +170,8 @@ def test_rows_of_zeros_cost_one_and_have_no_derivative() -> None:
 def test_derivative_equals_finite_differences(distance: str) -> None:
     b = [normal(5, 2, 3, 4), normal(6, 2, 3)]
     assert torch.autograd.gradcheck(
-        lambda x, y: gradient_distance([x, y], b, distance), (normal(1, 2, 3, 4).requires_grad_(), normal(2, 2, 3).requires_grad_())
+        lambda x, y: gradient_distance([x, y], b, distance),
+        (normal(1, 2, 3, 4).requires_grad_(), normal(2, 2, 3).requires_grad_()),
     )
 
 
@@ -185,11 +210,18 @@ def test_bad_input_is_named() -> None:
 def test_the_cosine_of_whole_gradients_is_exact_in_fp32(name: str) -> None:
     """One norm over eleven million squares was 7e-4 off (ResNet-18)."""
     g = torch.Generator().manual_seed(0)
-    shapes = [p.shape for p in create_network(name, (3, 32, 32), 10, torch.Generator().manual_seed(0)).parameters()]
+    shapes = [
+        p.shape
+        for p in create_network(
+            name, (3, 32, 32), 10, torch.Generator().manual_seed(0)
+        ).parameters()
+    ]
     real = [0.01 * torch.randn(2, *shape, generator=g) for shape in shapes]
     synthetic = [0.9 * a + 0.003 * torch.randn(a.shape, generator=g) for a in real]
     exact = gradient_distance([a.double() for a in synthetic], [b.double() for b in real], "cos")
-    torch.testing.assert_close(gradient_distance(synthetic, real, "cos").double(), exact, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        gradient_distance(synthetic, real, "cos").double(), exact, rtol=0, atol=2e-6
+    )
 
 
 def test_the_derivative_at_rows_of_zeros() -> None:

@@ -30,9 +30,16 @@ EDC: dict[str, Any] = {
 SHARED = ("network", "teachers", "iterations", "group_size", "labels", "image_format")
 METHODS: dict[str, dict[str, Any]] = {
     "edc": EDC,
-    "gvbsm": {k: EDC[k] for k in (*SHARED, "networks", "statistics")} | {"name": "gvbsm", "jitter": [0, 2]},
+    "gvbsm": {k: EDC[k] for k in (*SHARED, "networks", "statistics")}
+    | {"name": "gvbsm", "jitter": [0, 2]},
     "sre2l": {k: EDC[k] for k in (*SHARED, "networks")} | {"name": "sre2l", "jitter": [0, 2]},
-    "rded": {"name": "rded", "teacher": NETWORKS[0], "network": NETWORKS[0], "candidates": 20, "labels": {"batch": 5}}
+    "rded": {
+        "name": "rded",
+        "teacher": NETWORKS[0],
+        "network": NETWORKS[0],
+        "candidates": 20,
+        "labels": {"batch": 5},
+    }
     | {"teachers": EDC["teachers"]},
 }
 
@@ -50,13 +57,20 @@ def raydd(*args: str) -> Result:
     return result
 
 
-def job(folder: Path, method: str, fields: dict[str, Any], overrides: tuple[str, ...] = ()) -> Result:
+def job(
+    folder: Path, method: str, fields: dict[str, Any], overrides: tuple[str, ...] = ()
+) -> Result:
     """Run ``raydd distill`` in this process on a job of digits below ``folder``."""
     tree = {
         "dataset": {"name": "digits"},
         "ipc": 2,
         "method": {**METHODS[method], **fields},
-        "evaluation": {"protocol": method, "repeats": 1, "baselines": [], "networks": [NETWORKS[0]]},
+        "evaluation": {
+            "protocol": method,
+            "repeats": 1,
+            "baselines": [],
+            "networks": [NETWORKS[0]],
+        },
         "compute": {"workers": 0},
         "tracking": {"uri": "none"},
         "output": str(folder / "out"),

@@ -26,7 +26,9 @@ from raydd.training.weights import Weights
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
-def det(shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+def det(
+    shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0
+) -> Tensor:
     """Return the deterministic tensor of section 10."""
     i = torch.arange(math.prod(shape), dtype=torch.float64)
     return (scale * (torch.sin(a * i + b) + 0.5 * torch.cos(0.013 * i)) + shift).float().view(shape)
@@ -86,12 +88,24 @@ def micro_teacher(k: int) -> Teacher:
     tap = StatTap(MicroNet(k), 4, shape=(3, 32, 32))
     overall, table = {}, {}
     for layer, c in (("c1", 3), ("b1", 4), ("c2", 4)):
-        table |= {f"{layer}/mu": det((10, c), 0.31 + k, 0.05, 0.3), f"{layer}/var": det((10, c), 0.23 + k, 0.07, 0.2, 1).abs()}
+        table |= {
+            f"{layer}/mu": det((10, c), 0.31 + k, 0.05, 0.3),
+            f"{layer}/var": det((10, c), 0.23 + k, 0.07, 0.2, 1).abs(),
+        }
         if layer == "b1":
             continue
-        overall |= {f"{layer}/mu": det((c,), 0.9 + k, 0.2, 0.2), f"{layer}/var": det((c,), 0.7 + k, 0.1, 0.2, 1).abs()}
-        overall |= {f"{layer}/pmu": det((64,), 0.5 + k, 0.3, 0.2), f"{layer}/pvar": det((64,), 0.6 + k, 0.4, 0.2, 1).abs()}
-        table |= {f"{layer}/pmu": det((10, 64), 0.17 + k, 0.2, 0.2), f"{layer}/pvar": det((10, 64), 0.19 + k, 0.2, 0.2, 1).abs()}
+        overall |= {
+            f"{layer}/mu": det((c,), 0.9 + k, 0.2, 0.2),
+            f"{layer}/var": det((c,), 0.7 + k, 0.1, 0.2, 1).abs(),
+        }
+        overall |= {
+            f"{layer}/pmu": det((64,), 0.5 + k, 0.3, 0.2),
+            f"{layer}/pvar": det((64,), 0.6 + k, 0.4, 0.2, 1).abs(),
+        }
+        table |= {
+            f"{layer}/pmu": det((10, 64), 0.17 + k, 0.2, 0.2),
+            f"{layer}/pvar": det((10, 64), 0.19 + k, 0.2, 0.2, 1).abs(),
+        }
     return Teacher(tap, tap.layout.join(overall) + tap.running(), tap.layout.join(table))
 
 
@@ -105,18 +119,36 @@ class MicroRecovery(MatchStatistics):
         return ctx.cached(("micro", k), partial(micro_teacher, k))
 
     def start(self, groups: Any, ctx: Context) -> Tensor:
-        return det((4, 3, 32, 32), 0.37, 0.2, 0.6) if self.golden_start else super().start(groups, ctx)
+        return (
+            det((4, 3, 32, 32), 0.37, 0.2, 0.6) if self.golden_start else super().start(groups, ctx)
+        )
 
 
 def micro_info(classes: int = 5) -> DatasetInfo:
-    return DatasetInfo(name="micro", classes=classes, channels=3, height=32, width=32, mean=CIFAR_MEAN, std=CIFAR_STD)
+    return DatasetInfo(
+        name="micro",
+        classes=classes,
+        channels=3,
+        height=32,
+        width=32,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+    )
 
 
 def micro_stage(**fields: Any) -> MicroRecovery:
     """Return a small recovery with the micro nets; ``matching`` as a dictionary changes some of its fields."""
-    matching = {"patch": 4, "r_loss": 0.01, "momentum": 0.8, "class_weight": 0.5, **fields.pop("matching", {})}
+    matching = {
+        "patch": 4,
+        "r_loss": 0.01,
+        "momentum": 0.8,
+        "class_weight": 0.5,
+        **fields.pop("matching", {}),
+    }
     info = fields.pop("dataset", micro_info())
-    named = Backbone(network="convnet1_w8_batchnorm", dataset=info, weights=Weights(url="", digest=""))
+    named = Backbone(
+        network="convnet1_w8_batchnorm", dataset=info, weights=Weights(url="", digest="")
+    )
     given = {
         "seed": 5,
         "dataset": info,
@@ -130,7 +162,9 @@ def micro_stage(**fields: Any) -> MicroRecovery:
     return MicroRecovery(**(given | fields))
 
 
-def recovered(stage: MatchStatistics, unit: str | None = None, upto: int | None = None) -> tuple[Tensors, TestContext]:
+def recovered(
+    stage: MatchStatistics, unit: str | None = None, upto: int | None = None
+) -> tuple[Tensors, TestContext]:
     """Return the state of a unit (default: the first) after ``upto`` updates (default: all), and its context."""
     unit, ctx = unit or stage.units()[0], TestContext(stage)
     state = stage.init(unit, ctx)
@@ -149,4 +183,13 @@ def group_images(stage: MatchStatistics) -> dict[int, Tensor]:
     return found
 
 
-__all__ = ["Group", "MicroRecovery", "TestContext", "det", "group_images", "micro_info", "micro_stage", "recovered"]
+__all__ = [
+    "Group",
+    "MicroRecovery",
+    "TestContext",
+    "det",
+    "group_images",
+    "micro_info",
+    "micro_stage",
+    "recovered",
+]

@@ -1,4 +1,6 @@
-"""Weights without gradient: seen when a job is planned, mended where a library starts scales at zero, refused where a head is zero."""
+"""Weights without gradient: seen when a job is planned, mended where a library starts scales at
+zero, refused where a head is zero.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from raydd.networks import create_network
 from raydd.networks.initialise import scales_at_one_, zero_scales
 
 INFO = DatasetInfo(
-    name="toy", classes=4, channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.2,) * 3, train_counts=(20,) * 4, test_count=8
+    name="toy",
+    classes=4,
+    channels=3,
+    height=32,
+    width=32,
+    mean=(0.5,) * 3,
+    std=(0.2,) * 3,
+    train_counts=(20,) * 4,
+    test_count=8,
 )
 PROBLEM = Problem(dataset=INFO, ipc=1, seed=0, numerics=Numerics())
 RESNET, VIT = "timm/test_resnet", "torchvision/vit_b_16"
@@ -38,7 +48,10 @@ def test_scales_of_zero_hide_nearly_all_weights_and_ones_open_them() -> None:
     opened, whole, _ = blind_share(RESNET, INFO.shape, 4, "ours", "ones")
     assert opened < 0.7  # most of a 3x3 kernel sees the padding of maps of one pixel
     assert whole == 0
-    with pytest.raises(ConfigError, match=r"method\.network=timm/test_resnet: of the weights whose gradients are matched, 9\d% have none"):
+    with pytest.raises(
+        ConfigError,
+        match=r"method\.network=timm/test_resnet: of the weights whose gradients are matched, 9\d% have none",
+    ):
         check_blindness(RESNET, INFO.shape, 4, "ours")
 
 
@@ -49,11 +62,15 @@ def test_scales_are_those_of_the_library_without_its_zeros() -> None:
     assert len(zero_scales(network)) == 4
     before = {name: value.clone() for name, value in network.named_parameters()}
     scales_at_one_(network)
-    changed = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in network.named_parameters() if not torch.equal(value, before[name])
+    }
     with torch.random.fork_rng():
         theirs = timm.create_model("test_resnet", zero_init_last=False)
         zeros = {
-            name for name, value in timm.create_model("test_resnet").named_parameters() if value.dim() == 1 and name.endswith("weight")
+            name
+            for name, value in timm.create_model("test_resnet").named_parameters()
+            if value.dim() == 1 and name.endswith("weight")
         }
     ones = {name for name in zeros if bool((theirs.get_parameter(name) == 1).all())}
     assert changed <= {f"body.{name}" for name in ones}
@@ -73,7 +90,10 @@ def test_only_jobs_of_such_networks_have_another_key(method: str) -> None:
 
 
 def test_only_cos_has_another_version() -> None:
-    assert [METHODS.get("dc")(network="convnet1_w8", distance=d).plan(PROBLEM)[0].version for d in ("ours", "mse", "cos")] == [1, 1, 2]
+    assert [
+        METHODS.get("dc")(network="convnet1_w8", distance=d).plan(PROBLEM)[0].version
+        for d in ("ours", "mse", "cos")
+    ] == [1, 1, 2]
 
 
 def test_a_head_of_zeros_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +107,10 @@ def test_a_head_of_zeros_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blind_weights, "create_network", with_zero_head)
     blind_share.cache_clear()
     try:
-        with pytest.raises(ConfigError, match=r"of the weights .* 100% have none .* use a network that starts otherwise, such as convnet3"):
+        with pytest.raises(
+            ConfigError,
+            match=r"of the weights .* 100% have none .* use a network that starts otherwise, such as convnet3",
+        ):
             METHODS.get("dc")(network="timm/test_vit").plan(PROBLEM)
     finally:
         monkeypatch.undo()
@@ -107,4 +130,6 @@ def test_many_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
             check_blindness("lenet", INFO.shape, 4, "ours")
         check_blindness("convnet1_w8", INFO.shape, 4, "ours")
     (record,) = caplog.records
-    assert "method.network=lenet: of the weights whose gradients are matched, " in record.getMessage()
+    assert (
+        "method.network=lenet: of the weights whose gradients are matched, " in record.getMessage()
+    )

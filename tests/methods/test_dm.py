@@ -56,15 +56,27 @@ class Desk:
         self.rows.append({name: float(value) for name, value in scalars.items()})
 
 
-def make(channels: int = 1, size: tuple[int, int] = (8, 8), classes: int = 3, per_class: int = 20) -> Made:
+def make(
+    channels: int = 1, size: tuple[int, int] = (8, 8), classes: int = 3, per_class: int = 20
+) -> Made:
     """Return random images, a darker pattern per class, and their facts."""
     g = torch.Generator().manual_seed(5)
     labels = torch.arange(classes).repeat(per_class)
     level = (labels * 60).view(-1, 1, 1, 1)
-    images = (torch.randint(0, 120, (len(labels), channels, *size), generator=g) + level).clamp(max=255).to(torch.uint8)
+    images = (
+        (torch.randint(0, 120, (len(labels), channels, *size), generator=g) + level)
+        .clamp(max=255)
+        .to(torch.uint8)
+    )
     data = {"train": ArrayData(images, labels), "test": ArrayData(images[:6], labels[:6])}
     info = DatasetInfo(
-        name="made", classes=classes, channels=channels, height=size[0], width=size[1], mean=(0.4,) * channels, std=(0.2,) * channels
+        name="made",
+        classes=classes,
+        channels=channels,
+        height=size[0],
+        width=size[1],
+        mean=(0.4,) * channels,
+        std=(0.2,) * channels,
     )
     return data, with_digests(info, data)
 
@@ -74,24 +86,32 @@ def problem(info: DatasetInfo, ipc: int = 2, seed: int = 7) -> Problem:
 
 
 def method(**fields: Any) -> Dm:
-    return Dm(**({"network": "convnet2_w8", "iterations": 3, "batch_real": 6, "lr_img": 0.5} | fields))
+    return Dm(
+        **({"network": "convnet2_w8", "iterations": 3, "batch_real": 6, "lr_img": 0.5} | fields)
+    )
 
 
 def run(chosen: Dm, given: Problem, data: dict[str, ArrayData], folder: Path) -> Tensor:
     """Return the images of a distillation."""
     store, targets = Store(str(folder)), chosen.targets(given)
-    LocalRunner(lambda: data, device=torch.device("cpu")).run(list(targets.values()), store, lambda event: None)
+    LocalRunner(lambda: data, device=torch.device("cpu")).run(
+        list(targets.values()), store, lambda event: None
+    )
     return chosen.assemble(given, {name: store.load(ref) for name, ref in targets.items()}).images
 
 
-def formula(stage: MatchDistributions, images: Tensor, t: int, data: dict[str, ArrayData]) -> tuple[float, Tensor]:
+def formula(
+    stage: MatchDistributions, images: Tensor, t: int, data: dict[str, ArrayData]
+) -> tuple[float, Tensor]:
     """Return loss and gradient of update ``t`` as the paper writes them, class by class, in float64."""
     info, seed = stage.dataset, stage.seed
     net = create_network(stage.network, info.shape, info.classes, generator(seed, "network"))
     reinitialise_(net, generator(seed, "network", t))
     net = net.double().requires_grad_(False).train()
     memory = ClassMemory.load(data["train"])
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (info.mean, info.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (info.mean, info.std)
+    )
     synthetic = images.double().requires_grad_(True)
     sides: list[list[Tensor]] = [[], []]
     classes = stage.classes or range(info.classes)
@@ -113,9 +133,13 @@ def formula(stage: MatchDistributions, images: Tensor, t: int, data: dict[str, A
 @pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
 @pytest.mark.parametrize("dsa", ["none", "color_crop_cutout_flip_scale_rotate"])
 @pytest.mark.parametrize(("channels", "classes"), [(1, None), (3, None), (3, (0, 2))])
-def test_a_step_is_that_of_the_formula(network: str, dsa: str, channels: int, classes: tuple[int, ...] | None) -> None:
+def test_a_step_is_that_of_the_formula(
+    network: str, dsa: str, channels: int, classes: tuple[int, ...] | None
+) -> None:
     data, info = make(channels)
-    (stage,) = method(network=network, dsa=dsa, classes_per_unit=3).plan(replace(problem(info), classes=classes))
+    (stage,) = method(network=network, dsa=dsa, classes_per_unit=3).plan(
+        replace(problem(info), classes=classes)
+    )
     assert isinstance(stage, MatchDistributions)
     (unit,) = stage.units()
     desk = Desk(data, stage.seed)
@@ -124,13 +148,17 @@ def test_a_step_is_that_of_the_formula(network: str, dsa: str, channels: int, cl
         loss, gradient = formula(stage, state["images"], t, data)
         after = stage.step(unit, state, t, desk)
         found = after["momentum"] - 0.5 * state["momentum"]
-        assert desk.rows[-1]["loss"] == pytest.approx(loss / len(classes or range(info.classes)), rel=1e-4)
+        assert desk.rows[-1]["loss"] == pytest.approx(
+            loss / len(classes or range(info.classes)), rel=1e-4
+        )
         assert float((found - gradient).norm() / gradient.norm()) < 1e-4
         assert torch.allclose(after["images"], state["images"] - 0.5 * after["momentum"])
         state = after
 
 
-def test_a_constant_gradient_moves_images_by_1_then_2_5_then_4_25(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_constant_gradient_moves_images_by_1_then_2_5_then_4_25(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data, info = make()
     (stage,) = method(dsa="none", lr_img=1.0, classes_per_unit=3).plan(problem(info))
     # With pixels as features and their sum as the loss the gradient is 1 everywhere.
@@ -149,24 +177,42 @@ def test_a_constant_gradient_moves_images_by_1_then_2_5_then_4_25(monkeypatch: p
 
 def test_batch_norm_puts_all_classes_into_one_unit() -> None:
     _, info = make(classes=7)
-    plain, normed = (method(network=name, classes_per_unit=2).plan(problem(info))[0] for name in ("convnet2_w8", "convnet2_w8_batchnorm"))
-    assert plain.units() == ("classes-0000-0001", "classes-0002-0003", "classes-0004-0005", "classes-0006-0006")
+    plain, normed = (
+        method(network=name, classes_per_unit=2).plan(problem(info))[0]
+        for name in ("convnet2_w8", "convnet2_w8_batchnorm")
+    )
+    assert plain.units() == (
+        "classes-0000-0001",
+        "classes-0002-0003",
+        "classes-0004-0005",
+        "classes-0006-0006",
+    )
     assert normed.units() == ("classes-0000-0006",)
-    joint = [method(network=name).joint(problem(info)) for name in ("convnet2_w8", "convnet2_w8_batchnorm")]
+    joint = [
+        method(network=name).joint(problem(info))
+        for name in ("convnet2_w8", "convnet2_w8_batchnorm")
+    ]
     assert joint == [False, True], "in continual learning, steps are distilled apart"
 
 
 @pytest.mark.parametrize("init", ["real", "noise"])
 def test_the_size_of_a_block_changes_no_byte(init: str, tmp_path: Path) -> None:
     data, info = make(classes=5, size=(12, 12))
-    sets = [run(method(init=init, classes_per_unit=size), problem(info), data, tmp_path / str(size)) for size in (1, 2, 5)]
+    sets = [
+        run(method(init=init, classes_per_unit=size), problem(info), data, tmp_path / str(size))
+        for size in (1, 2, 5)
+    ]
     assert torch.equal(sets[0], sets[1])
     assert torch.equal(sets[0], sets[2])
 
 
 @pytest.mark.parametrize("ipc", [1, 2, 7])
-@pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (8, 8)), (3, (8, 12)), (1, (13, 9))])
-def test_any_number_of_images_of_any_shape(ipc: int, channels: int, size: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("channels", "size"), [(1, (8, 8)), (3, (8, 8)), (3, (8, 12)), (1, (13, 9))]
+)
+def test_any_number_of_images_of_any_shape(
+    ipc: int, channels: int, size: tuple[int, int], tmp_path: Path
+) -> None:
     data, info = make(channels, size)
     images = run(method(), problem(info, ipc), data, tmp_path)
     assert images.shape == (3 * ipc, channels, *size)
@@ -177,12 +223,17 @@ def test_any_number_of_images_of_any_shape(ipc: int, channels: int, size: tuple[
 def test_real_init_takes_distinct_images_of_the_class_and_noise_is_normal() -> None:
     data, info = make(per_class=40)
     given = problem(info, ipc=40)
-    (real,), (noise,) = method(classes_per_unit=3).plan(given), method(init="noise", classes_per_unit=3).plan(given)
+    (real,), (noise,) = (
+        method(classes_per_unit=3).plan(given),
+        method(init="noise", classes_per_unit=3).plan(given),
+    )
     images = real.init(real.units()[0], Desk(data, real.seed))["images"]
     pixels = (images * 0.2 + 0.4).mul(255).round().to(torch.uint8)
     for c in range(3):
         own = data["train"].images[data["train"].labels == c]
-        assert {bytes(x.numpy()) for x in pixels[c * 40 : (c + 1) * 40]} == {bytes(x.numpy()) for x in own}
+        assert {bytes(x.numpy()) for x in pixels[c * 40 : (c + 1) * 40]} == {
+            bytes(x.numpy()) for x in own
+        }
     drawn = noise.init(noise.units()[0], Desk(data, noise.seed))["images"]
     assert abs(float(drawn.mean())) < 0.05
     assert float(drawn.std()) == pytest.approx(1.0, abs=0.05)
@@ -190,7 +241,10 @@ def test_real_init_takes_distinct_images_of_the_class_and_noise_is_normal() -> N
 
 def test_more_images_than_a_class_has_need_noise(tmp_path: Path) -> None:
     data, info = make(per_class=4)
-    with pytest.raises(ConfigError, match=r"ipc=5: class 0 has only 4 training images.*at most ipc=4.*, or method\.init=noise with"):
+    with pytest.raises(
+        ConfigError,
+        match=r"ipc=5: class 0 has only 4 training images.*at most ipc=4.*, or method\.init=noise with",
+    ):
         method().plan(problem(info, ipc=5))
     with pytest.raises(RunFailed, match="class 0 has 4 training images; init=real needs ipc=5"):
         run(method(), problem(replace(info, train_counts=()), ipc=5), data, tmp_path / "blind")
@@ -199,9 +253,13 @@ def test_more_images_than_a_class_has_need_noise(tmp_path: Path) -> None:
 
 def test_distilling_brings_the_features_nearer(tmp_path: Path) -> None:
     data, info = make(size=(12, 12), per_class=60)
-    chosen = method(iterations=120, batch_real=60, lr_img=1.0, dsa="none", init="noise", classes_per_unit=3)
+    chosen = method(
+        iterations=120, batch_real=60, lr_img=1.0, dsa="none", init="noise", classes_per_unit=3
+    )
     store, targets = Store(str(tmp_path)), chosen.targets(problem(info))
-    LocalRunner(lambda: data, device=torch.device("cpu")).run(list(targets.values()), store, lambda event: None)
+    LocalRunner(lambda: data, device=torch.device("cpu")).run(
+        list(targets.values()), store, lambda event: None
+    )
     losses = [values["loss"] for _, values in store.marker(next(iter(targets.values())))["log"]]
     assert len(losses) == 120
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
@@ -215,15 +273,21 @@ def test_what_cannot_be_is_refused_when_planned() -> None:
         method(network="convnet2_w8x").plan(problem(info))
 
 
-def two_ways(chosen: Dm, data: dict[str, ArrayData], info: DatasetInfo) -> tuple[list[Tensors], int]:
-    """Return the states after three updates in float64, class by class and as a recorded step; and the operators of the latter."""
+def two_ways(
+    chosen: Dm, data: dict[str, ArrayData], info: DatasetInfo
+) -> tuple[list[Tensors], int]:
+    """Return the states after three updates in float64, class by class and as a recorded step; and
+    the operators of the latter.
+    """
     (stage,) = chosen.plan(problem(info))
     found = []
     for whole in (False, True):
         desk = Desk(data, seed=7)
         state = {name: value.double() for name, value in stage.init(stage.units()[0], desk).items()}
         shape = (stage.network, info.shape, info.classes)
-        desk.cached(("dm network", *shape), lambda stage=stage, desk=desk: stage._network(desk).double())
+        desk.cached(
+            ("dm network", *shape), lambda stage=stage, desk=desk: stage._network(desk).double()
+        )
         with recorded() if whole else nullcontext([]) as calls:
             for t in range(3):
                 state = stage.step(stage.units()[0], state, t, desk)
@@ -232,7 +296,9 @@ def two_ways(chosen: Dm, data: dict[str, ArrayData], info: DatasetInfo) -> tuple
     return found, len(calls[0][1])
 
 
-@pytest.mark.parametrize("dsa", ["color", "crop", "cutout", "flip", "scale", "rotate", "none", None])
+@pytest.mark.parametrize(
+    "dsa", ["color", "crop", "cutout", "flip", "scale", "rotate", "none", None]
+)
 def test_an_update_in_one_piece_is_that_of_class_after_class(dsa: str | None) -> None:
     data, info = make(channels=3)
     (apart, whole), _ = two_ways(method(dsa=dsa, classes_per_unit=3, iterations=9), data, info)
@@ -245,7 +311,9 @@ def test_the_operators_of_an_update_do_not_grow_with_the_classes() -> None:
     counts = {}
     for classes in (3, 10):
         data, info = make(classes=classes)
-        counts[classes] = two_ways(method(network="convnet3_w8", classes_per_unit=classes), *((data, info)))[1]
+        counts[classes] = two_ways(
+            method(network="convnet3_w8", classes_per_unit=classes), *((data, info))
+        )[1]
     assert counts[10] == counts[3]
     assert counts[10] <= 150
 

@@ -1,4 +1,6 @@
-"""SRe2L, G-VBSM and EDC as methods: published defaults, plans, estimates, what is refused (specification, sections 5, 6, 12)."""
+"""SRe2L, G-VBSM and EDC as methods: published defaults, plans, estimates, what is refused
+(specification, sections 5, 6, 12).
+"""
 
 from __future__ import annotations
 
@@ -48,24 +50,67 @@ def test_defaults_are_the_published_settings_of_imagenet(imagenet: Problem) -> N
     edc = method("edc", init={"kind": "noise"})
     stage = recovery(edc, imagenet)
     assert [b.network for b in stage.backbones] == [
-        f"torchvision/{n}" for n in ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet")
+        f"torchvision/{n}"
+        for n in ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet")
     ]
-    assert (stage.iterations, stage.lr_img, stage.betas, stage.image_format) == (1000, 0.05, (0.5, 0.9), "jpeg75")
-    assert (stage.views.crop, stage.views.flip, stage.views.jitter, stage.views.pad) == ((0.5, 1.0), True, (0, 0), 0)
+    assert (stage.iterations, stage.lr_img, stage.betas, stage.image_format) == (
+        1000,
+        0.05,
+        (0.5, 0.9),
+        "jpeg75",
+    )
+    assert (stage.views.crop, stage.views.flip, stage.views.jitter, stage.views.pad) == (
+        (0.5, 1.0),
+        True,
+        (0, 0),
+        0,
+    )
     assert (stage.grouping.order, stage.grouping.group_size) == ("class_major", 20)
     matching = stage.matching
-    assert (matching.r_loss, matching.first_multiplier, matching.momentum, matching.drop_rate) == (0.1, 10.0, 0.8, 0.0)
-    assert (matching.class_weight, matching.patch, matching.swap_class_patch_stats, matching.ema_init) == (0.5, 16, True, "zero")
+    assert (matching.r_loss, matching.first_multiplier, matching.momentum, matching.drop_rate) == (
+        0.1,
+        10.0,
+        0.8,
+        0.0,
+    )
+    assert (
+        matching.class_weight,
+        matching.patch,
+        matching.swap_class_patch_stats,
+        matching.ema_init,
+    ) == (0.5, 16, True, "zero")
     assert [b.network for b in edc.label_teachers(imagenet)] == [
         f"torchvision/{n}" for n in ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet")
     ]
     stage = recovery(method("sre2l"), imagenet)
-    assert (stage.iterations, stage.lr_img, stage.matching.r_loss, stage.views.jitter) == (4000, 0.25, 0.01, (0, 32))
-    assert (stage.matching.kinds, stage.matching.momentum, stage.views.crop) == (("bn",), 0.0, (0.08, 1.0))
-    assert (stage.grouping.order, stage.grouping.group_size, len(stage.groups_of)) == ("ipc_major", 100, 100)
+    assert (stage.iterations, stage.lr_img, stage.matching.r_loss, stage.views.jitter) == (
+        4000,
+        0.25,
+        0.01,
+        (0, 32),
+    )
+    assert (stage.matching.kinds, stage.matching.momentum, stage.views.crop) == (
+        ("bn",),
+        0.0,
+        (0.08, 1.0),
+    )
+    assert (stage.grouping.order, stage.grouping.group_size, len(stage.groups_of)) == (
+        "ipc_major",
+        100,
+        100,
+    )
     stage = recovery(method("gvbsm"), imagenet)
-    assert (stage.iterations, stage.lr_img, stage.matching.r_loss, stage.priors.dd_weight) == (4000, 0.1, 0.01, 1.0)
-    assert (stage.matching.momentum, stage.matching.class_weight, len(stage.backbones)) == (0.4, 0.0, 4)
+    assert (stage.iterations, stage.lr_img, stage.matching.r_loss, stage.priors.dd_weight) == (
+        4000,
+        0.1,
+        0.01,
+        1.0,
+    )
+    assert (stage.matching.momentum, stage.matching.class_weight, len(stage.backbones)) == (
+        0.4,
+        0.0,
+        4,
+    )
 
 
 def test_the_peak_is_that_of_the_largest_network(imagenet: Problem) -> None:
@@ -81,26 +126,45 @@ def test_the_peak_is_that_of_the_largest_network(imagenet: Problem) -> None:
     assert alone.cost(alone.units()[0]).flop == pytest.approx(cost.flop / 4)
 
 
-def test_what_is_missing_is_said_once_for_every_network(imagenet: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_said_once_for_every_network(
+    imagenet: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     lines = method("edc", **NOISE).missing(imagenet)
     assert len(lines) == 5, "four networks label too, and are asked for once"
-    for line, name in zip(lines, ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet"), strict=True):
+    for line, name in zip(
+        lines,
+        ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet"),
+        strict=True,
+    ):
         assert name in line
-    lines = method("edc", **SMALL, **NOISE, statistics={"files": str(tmp_path), "patch": 4}).missing(problem())
+    lines = method(
+        "edc", **SMALL, **NOISE, statistics={"files": str(tmp_path), "patch": 4}
+    ).missing(problem())
     assert len([line for line in lines if "convnet1_w8_batchnorm" in line]) == 1
     assert method("sre2l", **SMALL).missing(problem()) == []
 
 
 def test_statistics_are_collected_once_for_each_network() -> None:
-    made = method("edc", **{**SMALL, "networks": ["convnet1_w8_batchnorm", "convnet1_w4_batchnorm"]}, **NOISE, statistics={"patch": 4})
+    made = method(
+        "edc",
+        **{**SMALL, "networks": ["convnet1_w8_batchnorm", "convnet1_w4_batchnorm"]},
+        **NOISE,
+        statistics={"patch": 4},
+    )
     stages = made.plan(problem())
-    assert [type(s) for s in stages].count(CollectStatistics) == [type(s) for s in stages].count(Statistics) == 2
+    assert (
+        [type(s) for s in stages].count(CollectStatistics)
+        == [type(s) for s in stages].count(Statistics)
+        == 2
+    )
     assert len(set(stages)) == len(stages)
     first = {s: i for i, s in enumerate(stages)}
     for stage in stages:
         for unit in stage.units():
-            assert all(first[ref.stage] < first[stage] for ref in stage.inputs(unit).values()), "inputs stand before"
+            assert all(first[ref.stage] < first[stage] for ref in stage.inputs(unit).values()), (
+                "inputs stand before"
+            )
     sre2l = method("sre2l", **SMALL, jitter=[0, 2]).plan(problem())
     assert not any(isinstance(s, CollectStatistics) for s in sre2l), "batch norms know their own"
 
@@ -109,7 +173,12 @@ def test_statistics_are_collected_once_for_each_network() -> None:
     ("name", "fields", "ipc", "message"),
     [
         ("gvbsm", {"order": "ten_blocks"}, 15, "multiple of 10, not 15"),
-        ("gvbsm", {"group_size": 5, "groups_per_unit": 2}, 2, "class 2 is split between groups of one unit"),
+        (
+            "gvbsm",
+            {"group_size": 5, "groups_per_unit": 2},
+            2,
+            "class 2 is split between groups of one unit",
+        ),
         ("edc", {"category_aware": "local", "class_weight": 0}, 2, "no effect with class_weight=0"),
         ("edc", {"category_aware": "local", "local_images": 19}, 2, "below the set's 20 images"),
         ("edc", {"jitter": [0, 8]}, 2, "larger than the images of 8x8"),
@@ -121,7 +190,9 @@ def test_statistics_are_collected_once_for_each_network() -> None:
         ("sre2l", {"crop": None, "crop_curriculum": "cosine"}, 2, "needs a crop"),
     ],
 )
-def test_what_cannot_be_is_refused_when_it_is_planned(name: str, fields: dict[str, Any], ipc: int, message: str) -> None:
+def test_what_cannot_be_is_refused_when_it_is_planned(
+    name: str, fields: dict[str, Any], ipc: int, message: str
+) -> None:
     base: dict[str, Any] = {**SMALL, "jitter": [0, 2], **(NOISE if name == "edc" else {})}
     if name != "sre2l":
         base["statistics"] = {"patch": 4}
@@ -150,22 +221,43 @@ def test_the_set_is_in_class_order_whatever_the_units() -> None:
 
 def test_swapped_class_tables_are_part_of_the_key_and_only_of_the_matching() -> None:
     fields: dict[str, Any] = {**SMALL, **NOISE, "statistics": {"patch": 4}}
-    stages = [recovery(method("edc", **fields, compat={"swap_class_patch_stats": swap}), problem()) for swap in (True, False)]
+    stages = [
+        recovery(method("edc", **fields, compat={"swap_class_patch_stats": swap}), problem())
+        for swap in (True, False)
+    ]
     assert stages[0] != stages[1]
     assert replace(stages[0], matching=stages[1].matching) == stages[1]
 
 
-@pytest.mark.parametrize(("name", "size", "channels"), [("sre2l", 28, 1), ("gvbsm", 28, 1), ("edc", 28, 1), ("edc", 12, 3)])
-def test_any_size_and_number_of_channels_can_be_planned(name: str, size: int, channels: int) -> None:
-    info: dict[str, Any] = {"height": size, "width": size, "channels": channels, "mean": (0.3,) * channels, "std": (0.3,) * channels}
+@pytest.mark.parametrize(
+    ("name", "size", "channels"),
+    [("sre2l", 28, 1), ("gvbsm", 28, 1), ("edc", 28, 1), ("edc", 12, 3)],
+)
+def test_any_size_and_number_of_channels_can_be_planned(
+    name: str, size: int, channels: int
+) -> None:
+    info: dict[str, Any] = {
+        "height": size,
+        "width": size,
+        "channels": channels,
+        "mean": (0.3,) * channels,
+        "std": (0.3,) * channels,
+    }
     fields: dict[str, Any] = {**SMALL, "jitter": [0, 4], **(NOISE if name == "edc" else {})}
-    stage = recovery(method(name, **fields, **({} if name == "sre2l" else {"statistics": {"patch": 4}})), problem(**info))
+    stage = recovery(
+        method(name, **fields, **({} if name == "sre2l" else {"statistics": {"patch": 4}})),
+        problem(**info),
+    )
     assert stage.cost(stage.units()[0]).peak_bytes > 0
 
 
 def test_data_set_facts_are_those_of_the_problem() -> None:
     stage = recovery(method("sre2l", **SMALL, jitter=[0, 2]), problem())
     assert isinstance(stage.dataset, DatasetInfo)
-    assert stage.dataset.digests == (), "images start as noise: the data set's files are in the key of its teacher"
-    local = recovery(method("edc", **SMALL, **NOISE, statistics={"patch": 4}, category_aware="local"), problem())
+    assert stage.dataset.digests == (), (
+        "images start as noise: the data set's files are in the key of its teacher"
+    )
+    local = recovery(
+        method("edc", **SMALL, **NOISE, statistics={"patch": 4}, category_aware="local"), problem()
+    )
     assert local.dataset.digests == (("train", "0"),)

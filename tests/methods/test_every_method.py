@@ -30,8 +30,12 @@ from raydd.runtime.runner import LocalRunner
 
 IPC = 2
 every_method = pytest.mark.parametrize("name", METHODS.names())
-FIELDS = [(name, field) for name in METHODS.names() for field in dataclasses.fields(METHODS.get(name))]
-every_field = pytest.mark.parametrize(("name", "field"), [(name, f.name) for name, f in FIELDS if f.metadata.get("key", True)])
+FIELDS = [
+    (name, field) for name in METHODS.names() for field in dataclasses.fields(METHODS.get(name))
+]
+every_field = pytest.mark.parametrize(
+    ("name", "field"), [(name, f.name) for name, f in FIELDS if f.metadata.get("key", True)]
+)
 
 
 class Killed(BaseException):
@@ -71,9 +75,20 @@ def problem(info: DatasetInfo) -> Problem:
     return Problem(dataset=info, ipc=IPC, seed=3, numerics=Numerics())
 
 
-def run(refs: list[Ref], store: Store, data: Mapping[str, Data], beats: Beats | None = None, checkpoint_every: float = 0.0) -> Beats:
+def run(
+    refs: list[Ref],
+    store: Store,
+    data: Mapping[str, Data],
+    beats: Beats | None = None,
+    checkpoint_every: float = 0.0,
+) -> Beats:
     beats = beats or Beats()
-    runner = LocalRunner(lambda: data, device=torch.device("cpu"), fault=beats.beat, checkpoint_every=checkpoint_every)
+    runner = LocalRunner(
+        lambda: data,
+        device=torch.device("cpu"),
+        fault=beats.beat,
+        checkpoint_every=checkpoint_every,
+    )
     runner.run(refs, store, beats.on_event)
     return beats
 
@@ -85,7 +100,9 @@ def contents(refs: list[Ref], store: Store) -> dict[str, str]:
 
 
 def assembled(method: Method, problem: Problem, store: Store) -> DistilledSet:
-    return method.assemble(problem, {name: store.load(ref) for name, ref in method.targets(problem).items()})
+    return method.assemble(
+        problem, {name: store.load(ref) for name, ref in method.targets(problem).items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +114,10 @@ def undisturbed(
 
     def get(name: str) -> tuple[dict[str, str], Beats, Store]:
         if name not in known:
-            refs, store = list(small_method(name).targets(problem).values()), Store(str(tmp_path_factory.mktemp(name)))
+            refs, store = (
+                list(small_method(name).targets(problem).values()),
+                Store(str(tmp_path_factory.mktemp(name))),
+            )
             beats = run(refs, store, digits)
             known[name] = (contents(refs, store), beats, store)
         return known[name]
@@ -139,7 +159,12 @@ def test_its_cost_is_estimated_and_its_stages_are_in_order(name: str, problem: P
 @every_method
 @pytest.mark.parametrize("part", [0.0, 0.35, 0.7, 0.95])
 def test_killed_and_started_again_gives_the_same_bytes(
-    name: str, part: float, undisturbed: Any, digits: Mapping[str, Data], problem: Problem, tmp_path: Path
+    name: str,
+    part: float,
+    undisturbed: Any,
+    digits: Mapping[str, Data],
+    problem: Problem,
+    tmp_path: Path,
 ) -> None:
     refs, store = list(small_method(name).targets(problem).values()), Store(str(tmp_path))
     expected, whole, _ = undisturbed(name)
@@ -148,7 +173,9 @@ def test_killed_and_started_again_gives_the_same_bytes(
         run(refs, store, digits, beats)
     again = run(refs, store, digits)
     assert contents(refs, store) == expected
-    assert len(beats.computed) + len(again.computed) <= len(whole.computed) + 1, "what was finished is not computed again"
+    assert len(beats.computed) + len(again.computed) <= len(whole.computed) + 1, (
+        "what was finished is not computed again"
+    )
 
 
 @every_method
@@ -167,7 +194,12 @@ def test_a_resumed_run_goes_on_from_the_last_checkpoint(
 @every_method
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_any_number_of_workers_gives_the_same_bytes(
-    name: str, world: int, undisturbed: Any, digits: Mapping[str, Data], problem: Problem, tmp_path: Path
+    name: str,
+    world: int,
+    undisturbed: Any,
+    digits: Mapping[str, Data],
+    problem: Problem,
+    tmp_path: Path,
 ) -> None:
     refs, store = list(small_method(name).targets(problem).values()), Store(str(tmp_path))
     events = run_group(refs, store, world, lambda: digits)
@@ -176,13 +208,17 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 
 @every_method
-def test_a_second_run_computes_nothing(name: str, undisturbed: Any, digits: Mapping[str, Data], problem: Problem) -> None:
+def test_a_second_run_computes_nothing(
+    name: str, undisturbed: Any, digits: Mapping[str, Data], problem: Problem
+) -> None:
     refs = list(small_method(name).targets(problem).values())
     assert run(refs, undisturbed(name)[2], digits).computed == []
 
 
 @every_method
-def test_where_it_runs_and_what_it_is_called_is_in_no_key(name: str, info: DatasetInfo, tmp_path: Path) -> None:
+def test_where_it_runs_and_what_it_is_called_is_in_no_key(
+    name: str, info: DatasetInfo, tmp_path: Path
+) -> None:
     places = ["name=here", f"output={tmp_path}/a", f"store={tmp_path}/sa", "tracking.uri=none"]
     here = ["compute.workers=0", "compute.checkpoint_every=5", *places]
     there = [
@@ -196,7 +232,10 @@ def test_where_it_runs_and_what_it_is_called_is_in_no_key(name: str, info: Datas
         "tracking.uri=http://tracking:5000",
         "tracking.experiment=other",
     ]
-    jobs = [load_job(None, ["dataset.name=digits", "ipc=1", *small_overrides(name), *places]) for places in (here, there)]
+    jobs = [
+        load_job(None, ["dataset.name=digits", "ipc=1", *small_overrides(name), *places])
+        for places in (here, there)
+    ]
     one, other = (all_keys(make_plan(job, info).targets) for job in jobs)
     assert one == other
     assert len(one) > 3
@@ -207,13 +246,20 @@ def test_every_field_is_in_the_keys(name: str, field: str, problem: Problem) -> 
     method = small_method(name)
     other = changed(method, field)
     one, two = ({ref.key for ref in m.targets(problem).values()} for m in (method, other))
-    assert one.isdisjoint(two), f"{field}: {getattr(method, field)!r} and {getattr(other, field)!r} share a key"
+    assert one.isdisjoint(two), (
+        f"{field}: {getattr(method, field)!r} and {getattr(other, field)!r} share a key"
+    )
 
 
 @every_method
 def test_seed_data_and_size_are_in_the_keys(name: str, problem: Problem) -> None:
     method = small_method(name)
-    elsewhere = dataclasses.replace(problem.dataset, digests=tuple((split, "0" * 64) for split, _ in problem.dataset.digests))
+    elsewhere = dataclasses.replace(
+        problem.dataset, digests=tuple((split, "0" * 64) for split, _ in problem.dataset.digests)
+    )
     others = [{"seed": 4}, {"ipc": IPC + 1}, {"dataset": elsewhere}]
-    keys = [{ref.key for ref in method.targets(dataclasses.replace(problem, **other)).values()} for other in [{}, *others]]
+    keys = [
+        {ref.key for ref in method.targets(dataclasses.replace(problem, **other)).values()}
+        for other in [{}, *others]
+    ]
     assert len(set.union(*keys)) == sum(map(len, keys))

@@ -78,11 +78,15 @@ def run(method: Method, made: Made, device: torch.device, steps: int = 4, **give
 @pytest.mark.parametrize("name", METHODS)
 def test_an_update_is_near_that_of_a_cpu(name: str) -> None:
     made = make(channels=3, size=(16, 16))
-    ours, theirs = (run(METHODS[name], made, device, steps=1)["images"] for device in (GPU, torch.device("cpu")))
+    ours, theirs = (
+        run(METHODS[name], made, device, steps=1)["images"] for device in (GPU, torch.device("cpu"))
+    )
     start = run(METHODS[name], made, torch.device("cpu"), steps=0)["images"]
     moved = (theirs - start).norm()
     assert moved > 0
-    assert (ours - theirs).norm() / moved < 2e-2  # of a float32 gradient: kinks, and 1e-6 beside small norms
+    assert (
+        ours - theirs
+    ).norm() / moved < 2e-2  # of a float32 gradient: kinks, and 1e-6 beside small norms
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -94,20 +98,30 @@ def test_the_same_bytes_twice_recorded_or_not_interrupted_or_not(name: str, prec
     with eager():
         assert digest(run(METHODS[name], made, GPU, precision=precision)) == digest(once)
     half = run(METHODS[name], made, GPU, steps=3, precision=precision)
-    assert digest(run(METHODS[name], made, GPU, precision=precision, state=half, first=3)) == digest(once)
+    assert digest(
+        run(METHODS[name], made, GPU, precision=precision, state=half, first=3)
+    ) == digest(once)
 
 
-def train(repeats: list[int], device: torch.device, epochs: int = 3, **given: Any) -> tuple[Tensors, Tensor]:
+def train(
+    repeats: list[int], device: torch.device, epochs: int = 3, **given: Any
+) -> tuple[Tensors, Tensor]:
     """Return students' states after some epochs, and their last losses."""
     numerics = Numerics(precision=given.get("precision", "fp32_strict"))
     apply_numerics(numerics, device)
     labels = torch.arange(20) % 3
-    images = torch.randn(20, 1, 16, 16, generator=generator(5, "data")) * 0.3 + labels.view(-1, 1, 1, 1) - 1
+    images = (
+        torch.randn(20, 1, 16, 16, generator=generator(5, "data")) * 0.3
+        + labels.view(-1, 1, 1, 1)
+        - 1
+    )
     training = StudentTraining(
         network=given.get("network", "convnet2_w16"),
         shape=(1, 16, 16),
         classes=3,
-        recipe=Recipe(epochs=9, batch=16, augmentation="dsa", strategy="color_crop_cutout_flip_scale_rotate"),
+        recipe=Recipe(
+            epochs=9, batch=16, augmentation="dsa", strategy="color_crop_cutout_flip_scale_rotate"
+        ),
         numerics=numerics,
         repeats=repeats,
         rng=partial(generator, 7),
@@ -139,4 +153,6 @@ def test_students_have_the_same_bytes_twice_recorded_or_not_resumed_or_not() -> 
     with eager():
         assert digest(train([0, 1, 2, 3, 4], GPU, precision="bf16")[0]) == digest(once)
     half, _ = train([0, 1, 2, 3, 4], GPU, epochs=2, precision="bf16")
-    assert digest(train([0, 1, 2, 3, 4], GPU, precision="bf16", state=half, first=2)[0]) == digest(once)
+    assert digest(train([0, 1, 2, 3, 4], GPU, precision="bf16", state=half, first=2)[0]) == digest(
+        once
+    )

@@ -45,13 +45,18 @@ def test_settings_are_the_published_ones(dataset: str, method: str, ipc: int) ->
     assert stage.dsa == {"dc": "none", "dsa": operations}[method]
     recipe = job.evaluation.resolve().recipe(info, stage.network)
     assert recipe.epochs == (301 if method == "dc" and dataset != "mnist" else 1001)
-    assert recipe.strategy == {"dc": "crop_scale_rotate" if dataset == "mnist" else "", "dsa": operations}[method]
+    assert (
+        recipe.strategy
+        == {"dc": "crop_scale_rotate" if dataset == "mnist" else "", "dsa": operations}[method]
+    )
     assert (recipe.lr, recipe.batch, recipe.momentum, recipe.weight_decay) == (0.01, 256, 0.9, 5e-4)
     assert (job.seeds, job.evaluation.repeats) == ((0, 1, 2, 3, 4), 20)
 
 
 def test_compat_switches_are_off_by_default_and_on_in_the_jobs_whose_figures_need_them() -> None:
-    momenta = {(d, m): stage_of(*loaded(d, m)).inner_momentum for d in DATASETS for m in ("dc", "dsa")}
+    momenta = {
+        (d, m): stage_of(*loaded(d, m)).inner_momentum for d in DATASETS for m in ("dc", "dsa")
+    }
     on = {("mnist", "dc"), ("fashion_mnist", "dc"), ("svhn", "dc"), ("cifar10", "dc")}
     assert momenta == {key: 0.5 if key in on else 0.0 for key in momenta}
     assert (entry("cifar100").info.mean, entry("cifar100").info.std) == CIFAR100

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from recovering import MicroRecovery, TestContext, det, group_images, micro_info, micro_stage, micro_teacher, recovered
+from recovering import (
+    MicroRecovery,
+    TestContext,
+    det,
+    group_images,
+    micro_info,
+    micro_stage,
+    micro_teacher,
+    recovered,
+)
 from torch import Tensor
 
 from raydd.core.errors import ConfigError
@@ -25,7 +34,9 @@ from raydd.networks import create_network
 from raydd.networks.taps import StatTap
 from raydd.training.statistics_files import observe
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())["G17_micro_recover"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())[
+    "G17_micro_recover"
+]
 AUGMENTED = Views(crop=(0.3, 1.0), flip=True, jitter=(-2, 3))
 ALL_PRIORS = Priors(tv=1e-3, l2=1e-3, dd_weight=0.1, flatness_weight=1.0, flatness_alpha=0.9)
 
@@ -60,14 +71,19 @@ def test_golden_gradients_of_the_micro_recovery() -> None:
 def test_golden_rates() -> None:
     assert [cosine_rate(0.05, t, 1000) for t in (0, 500)] == pytest.approx([0.05, 0.025])
     assert cosine_rate(0.05, 999, 1000) == pytest.approx(1.2337e-7, rel=1e-4)
-    assert [cosine_rate(0.05, t, 6) for t in range(6)] == pytest.approx([row["lr"] for row in GOLDEN["steps"]])
+    assert [cosine_rate(0.05, t, 6) for t in range(6)] == pytest.approx(
+        [row["lr"] for row in GOLDEN["steps"]]
+    )
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"views": AUGMENTED, "matching": {"drop_rate": 0.4}, "priors": ALL_PRIORS},
-        {"views": Views(pad=3, flip=True), "matching": {"kinds": ("bn",), "momentum": 0.0, "class_weight": 0.0}},
+        {
+            "views": Views(pad=3, flip=True),
+            "matching": {"kinds": ("bn",), "momentum": 0.0, "class_weight": 0.0},
+        },
         {"matching": {"ema_init": "first", "drop_rate": 0.6}},
     ],
 )
@@ -83,7 +99,9 @@ def test_packed_groups_are_those_computed_alone(fields: dict[str, Any]) -> None:
 
 def test_the_bytes_of_a_group_depend_on_nothing_computed_before() -> None:
     """Property (a): one context for all units in any order, or one for each."""
-    stage = micro_stage(ipc=4, grouping=Grouping(group_size=4, groups_per_unit=2), views=AUGMENTED, iterations=3)
+    stage = micro_stage(
+        ipc=4, grouping=Grouping(group_size=4, groups_per_unit=2), views=AUGMENTED, iterations=3
+    )
     ctx, shared = TestContext(stage), {}
     for unit in reversed(stage.units()):
         state = stage.init(unit, ctx)
@@ -94,11 +112,24 @@ def test_the_bytes_of_a_group_depend_on_nothing_computed_before() -> None:
 
 
 @pytest.mark.parametrize(
-    "matching", [{}, {"ema_init": "first", "drop_rate": 0.5}, {"ema_carry": "chain"}, {"ema_carry": "chain", "ema_init": "first"}]
+    "matching",
+    [
+        {},
+        {"ema_init": "first", "drop_rate": 0.5},
+        {"ema_carry": "chain"},
+        {"ema_carry": "chain", "ema_init": "first"},
+    ],
 )
 def test_a_unit_goes_on_from_any_step_with_equal_bytes(matching: dict[str, Any]) -> None:
     grouping = Grouping(group_size=6, groups_per_unit=2)
-    stage = micro_stage(ipc=3, grouping=grouping, views=AUGMENTED, matching=matching, priors=ALL_PRIORS, iterations=3)
+    stage = micro_stage(
+        ipc=3,
+        grouping=grouping,
+        views=AUGMENTED,
+        matching=matching,
+        priors=ALL_PRIORS,
+        iterations=3,
+    )
     unit = stage.units()[0]
     whole = digest(recovered(stage, unit)[0])
     for stop in range(1, stage.steps(unit)):
@@ -110,7 +141,11 @@ def test_a_unit_goes_on_from_any_step_with_equal_bytes(matching: dict[str, Any])
 
 
 def test_no_update_changes_the_state_it_was_given() -> None:
-    stage = micro_stage(matching={"ema_carry": "chain"}, grouping=Grouping(group_size=4, groups_per_unit=2), priors=ALL_PRIORS)
+    stage = micro_stage(
+        matching={"ema_carry": "chain"},
+        grouping=Grouping(group_size=4, groups_per_unit=2),
+        priors=ALL_PRIORS,
+    )
     unit, ctx = stage.units()[0], TestContext(stage)
     state = stage.init(unit, ctx)
     before = digest(state)
@@ -131,13 +166,22 @@ def test_dropping_every_convolution_leaves_them_out_and_their_running_statistics
     assert teacher.overall is not None
     assert teacher.table is not None
     targets = teacher.table[[0, 0, 1, 1]].mean(0)
-    of_layers = 0.5 * (layer_distances(smoothed, teacher.overall, layout) + layer_distances(smoothed, targets, layout))[0]
+    of_layers = (
+        0.5
+        * (
+            layer_distances(smoothed, teacher.overall, layout)
+            + layer_distances(smoothed, targets, layout)
+        )[0]
+    )
     assert [layer.kind for layer in layout.layers] == ["conv", "bn", "conv"]
     assert ctx.rows[0]["match"] == pytest.approx(of_layers[1].item(), rel=1e-5)
 
 
 def test_running_statistics_that_start_at_the_first_batch_are_its_own() -> None:
-    without, first = (recovered(micro_stage(matching=m), upto=1) for m in ({"momentum": 0.0}, {"ema_init": "first"}))
+    without, first = (
+        recovered(micro_stage(matching=m), upto=1)
+        for m in ({"momentum": 0.0}, {"ema_init": "first"})
+    )
     assert first[1].rows[0]["match"] == pytest.approx(without[1].rows[0]["match"], rel=1e-6)
     assert first[0]["used.0"].all()
     assert not first[0]["used.1"].any()
@@ -146,12 +190,18 @@ def test_running_statistics_that_start_at_the_first_batch_are_its_own() -> None:
 
 
 def test_a_chain_hands_on_running_statistics_and_the_place_in_the_round() -> None:
-    chained = micro_stage(matching={"ema_carry": "chain"}, grouping=Grouping(group_size=4, groups_per_unit=2), iterations=3)
+    chained = micro_stage(
+        matching={"ema_carry": "chain"},
+        grouping=Grouping(group_size=4, groups_per_unit=2),
+        iterations=3,
+    )
     unit = chained.units()[0]
     half, ctx = recovered(chained, unit, 3)
     alone = micro_stage(grouping=Grouping(group_size=4), iterations=3)
     assert torch.equal(half["images"][:4], recovered(alone, alone.units()[0])[0]["images"])
-    assert torch.equal(half["images"][4:], chained.init(unit, ctx)["images"][4:]), "the second group has not begun"
+    assert torch.equal(half["images"][4:], chained.init(unit, ctx)["images"][4:]), (
+        "the second group has not begun"
+    )
     after = chained.step(unit, half, 3, ctx)
     assert torch.equal(after["images"][:4], half["images"][:4])
     teacher = micro_teacher(1)  # the round goes on: updates 0, 1, 2 used nets 0, 1, 0
@@ -159,12 +209,20 @@ def test_a_chain_hands_on_running_statistics_and_the_place_in_the_round() -> Non
     values = teacher.tap(images)[1]
     targets = teacher.table[[2, 2, 3, 3]].mean(0, keepdim=True)  # type: ignore[index]
     matched, running = matching_loss(
-        values, half["running.1"], teacher.tap.layout, overall=teacher.overall, classes=targets, momentum=0.8, first_multiplier=10.0
+        values,
+        half["running.1"],
+        teacher.tap.layout,
+        overall=teacher.overall,
+        classes=targets,
+        momentum=0.8,
+        first_multiplier=10.0,
     )
     assert ctx.rows[3]["match"] == pytest.approx(matched.item(), rel=1e-6)
     assert torch.allclose(after["running.1"], running)
     moved = (after["images"][4:] - half["images"][4:]).abs()
-    assert moved.median().item() == pytest.approx(0.05, rel=1e-3), "Adam's first step is the whole rate: both begin anew"
+    assert moved.median().item() == pytest.approx(0.05, rel=1e-3), (
+        "Adam's first step is the whole rate: both begin anew"
+    )
 
 
 def test_images_stay_within_black_and_white() -> None:
@@ -188,9 +246,15 @@ def test_the_average_of_past_images_lags_by_one_update() -> None:
 
 def test_real_images_of_a_group_take_the_place_of_class_tables() -> None:
     info = replace(micro_info(2), train_counts=(6, 6))
-    split = _Split(torch.randint(0, 256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8))
+    split = _Split(
+        torch.randint(
+            0, 256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        )
+    )
     matching = {"category_aware": "local", "local_images": 13, "class_weight": 1.0}
-    stage = micro_stage(dataset=info, grouping=Grouping(group_size=2, groups_per_unit=2), matching=matching)
+    stage = micro_stage(
+        dataset=info, grouping=Grouping(group_size=2, groups_per_unit=2), matching=matching
+    )
     ctx = TestContext(stage, data={"train": split})
     unit = stage.units()[0]
     state = stage.init(unit, ctx)
@@ -200,8 +264,10 @@ def test_real_images_of_a_group_take_the_place_of_class_tables() -> None:
     assert len(split.taken) == 2 * 12, "13 images for 4 are 3 for each"
     assert all(index < 6 for index in split.taken[:6])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (info.mean, info.std))
-    seen = ((split.images[split.taken[:6]] / 255 - mean) / std)
-    assert torch.allclose(state["local.0"][0], micro_teacher(0).tap(seen)[1][0], rtol=1e-4, atol=1e-5)
+    seen = (split.images[split.taken[:6]] / 255 - mean) / std
+    assert torch.allclose(
+        state["local.0"][0], micro_teacher(0).tap(seen)[1][0], rtol=1e-4, atol=1e-5
+    )
     stage.step(unit, state, 0, ctx)
 
 
@@ -223,7 +289,9 @@ def test_what_is_put_out_is_rounded_down_and_in_its_place() -> None:
     assert out["index"].tolist() == [1, 3, 5, 7, 9]
     noisy = replace(stage, image_format="jpeg75")
     state = recovered(stage, unit, 0)[0]
-    assert not torch.equal(noisy.finish(unit, state, ctx)["images"], stage.finish(unit, state, ctx)["images"])
+    assert not torch.equal(
+        noisy.finish(unit, state, ctx)["images"], stage.finish(unit, state, ctx)["images"]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +327,10 @@ def test_parameters_need_not_be_pixels() -> None:
     ("fields", "message"),
     [
         ({"kinds": ("bn",), "drop_rate": 0.4}, "drops convolutions, and none is matched"),
-        ({"category_aware": "local", "local_images": 100, "class_weight": 0.0}, "no effect with class_weight=0"),
+        (
+            {"category_aware": "local", "local_images": 100, "class_weight": 0.0},
+            "no effect with class_weight=0",
+        ),
         ({"category_aware": "local", "class_weight": 0.5}, "needs local_images"),
         ({"ema_init": "first", "momentum": 0.0}, "no running statistics"),
     ],
@@ -274,7 +345,9 @@ def test_classes_split_between_packed_groups_are_refused_where_they_are_compared
     with pytest.raises(ConfigError, match="class 1 is split"):
         Priors(dd_weight=1.0).check_units(units, 3)
     Priors().check_units(units, 3)
-    Priors(dd_weight=1.0).check_units(list(Grouping(group_size=3, groups_per_unit=2).units(4, 3).values()), 3)
+    Priors(dd_weight=1.0).check_units(
+        list(Grouping(group_size=3, groups_per_unit=2).units(4, 3).values()), 3
+    )
 
 
 class _Split:

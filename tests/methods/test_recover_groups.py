@@ -39,17 +39,33 @@ def test_ids_apart_hold_distinct_classes() -> None:
 
 def test_ten_blocks_hold_a_tenth_of_each_class() -> None:
     flat = positions(Grouping(order="ten_blocks", group_size=6), 3, 20)
-    assert [divmod(p, 20) for p in flat[:8]] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (0, 2), (0, 3)]
+    assert [divmod(p, 20) for p in flat[:8]] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (2, 1),
+        (0, 2),
+        (0, 3),
+    ]
     with pytest.raises(ConfigError, match="multiple of 10, not 15"):
         Grouping(order="ten_blocks", group_size=6).groups(3, 15)
 
 
 @pytest.mark.parametrize("order", ["class_major", "ipc_major", "ten_blocks"])
 @pytest.mark.parametrize(("size", "packed"), [(1, 1), (7, 3), (4, 2), (1000, 5)])
-def test_every_image_is_in_one_unit_and_packed_groups_are_of_one_size(order: str, size: int, packed: int) -> None:
+def test_every_image_is_in_one_unit_and_packed_groups_are_of_one_size(
+    order: str, size: int, packed: int
+) -> None:
     units = Grouping(order=order, group_size=size, groups_per_unit=packed).units(5, 10)  # type: ignore[arg-type]
-    assert sorted(p for groups in units.values() for g in groups for p in g.positions) == list(range(50))
-    assert all(len({len(g.positions) for g in groups}) == 1 and len(groups) <= packed for groups in units.values())
+    assert sorted(p for groups in units.values() for g in groups for p in g.positions) == list(
+        range(50)
+    )
+    assert all(
+        len({len(g.positions) for g in groups}) == 1 and len(groups) <= packed
+        for groups in units.values()
+    )
 
 
 def test_a_chain_may_end_with_a_smaller_group() -> None:
@@ -82,21 +98,36 @@ def test_a_shift_is_circular_and_a_window_has_black_around() -> None:
     images = det((2, 3, 9, 7))
     for seed in range(5):
         down, right = torch.randint(-2, 4, (2,), generator=generator(seed, "v")).tolist()
-        assert torch.equal(seen(Views(jitter=(-2, 3)), images, generator(seed, "v")), images.roll((down, right), (2, 3)))
+        assert torch.equal(
+            seen(Views(jitter=(-2, 3)), images, generator(seed, "v")),
+            images.roll((down, right), (2, 3)),
+        )
         top, left = torch.randint(0, 5, (2,), generator=generator(seed, "w")).tolist()
         padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
-        assert torch.equal(seen(Views(pad=2), images, generator(seed, "w")), padded[:, :, top : top + 9, left : left + 7])
+        assert torch.equal(
+            seen(Views(pad=2), images, generator(seed, "w")),
+            padded[:, :, top : top + 9, left : left + 7],
+        )
 
 
 def test_the_shift_comes_after_crop_and_flip() -> None:
     images, plain = det((2, 3, 8, 8)), Views(crop=(0.5, 1.0), flip=True)
     for seed in range(4):
-        shifted = seen(Views(crop=(0.5, 1.0), flip=True, jitter=(3, 3)), images, generator(seed, "v"))
-        assert torch.allclose(shifted, seen(plain, images, generator(seed, "v")).roll((3, 3), (2, 3)), atol=1e-6)
+        shifted = seen(
+            Views(crop=(0.5, 1.0), flip=True, jitter=(3, 3)), images, generator(seed, "v")
+        )
+        assert torch.allclose(
+            shifted, seen(plain, images, generator(seed, "v")).roll((3, 3), (2, 3)), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(
-    "views", [Views(crop=(0.3, 1.0), flip=True, jitter=(-2, 2)), Views(pad=3, flip=True, jitter=(0, 2)), Views(flip=True)]
+    "views",
+    [
+        Views(crop=(0.3, 1.0), flip=True, jitter=(-2, 2)),
+        Views(pad=3, flip=True, jitter=(0, 2)),
+        Views(flip=True),
+    ],
 )
 def test_every_group_has_its_own_view_whoever_is_beside_it(views: Views) -> None:
     images = det((6, 3, 8, 8))
@@ -133,7 +164,9 @@ def test_views_that_cannot_be_are_refused(fields: dict[str, object], message: st
 
 
 def test_a_jitter_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"jitter=\[0, 32\] is larger than the images of 8x8; allowed: up to 7"):
+    with pytest.raises(
+        ConfigError, match=r"jitter=\[0, 32\] is larger than the images of 8x8; allowed: up to 7"
+    ):
         Views(jitter=(0, 32)).check(8, 8)
     with pytest.raises(ConfigError, match="pad=8"):
         Views(pad=8).check(8, 16)

@@ -27,7 +27,11 @@ from raydd.methods.recover_views import Views
 
 AUGMENTED = Views(crop=(0.3, 1.0), flip=True, jitter=(-2, 3))
 SETTINGS: dict[str, dict[str, Any]] = {
-    "edc": {"views": AUGMENTED, "matching": {"drop_rate": 0.4}, "priors": Priors(flatness_weight=1.0, flatness_alpha=0.9)},
+    "edc": {
+        "views": AUGMENTED,
+        "matching": {"drop_rate": 0.4},
+        "priors": Priors(flatness_weight=1.0, flatness_alpha=0.9),
+    },
     "sre2l": {
         "views": Views(pad=3, flip=True),
         "matching": {"kinds": ("bn",), "momentum": 0.0, "class_weight": 0.0},
@@ -62,16 +66,30 @@ def updates(stage: MicroRecovery, count: int) -> list[tuple[Update, dict[str, Te
 class Recordable(TorchDispatchMode):
     """Raises where the host waits for the device or copies to it; keeps operators with the shapes of what they read."""
 
-    refused = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "lift_fresh")
+    refused = (
+        "_local_scalar_dense",
+        "is_nonzero",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "equal",
+        "lift_fresh",
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self.work: list[tuple[str, list[torch.Size]]] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         name = str(function)
-        assert not name.removeprefix("aten.").startswith(self.refused), f"an update that is recorded calls {name}"
-        self.work.append((name, [x.shape for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]))
+        assert not name.removeprefix("aten.").startswith(self.refused), (
+            f"an update that is recorded calls {name}"
+        )
+        self.work.append(
+            (name, [x.shape for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)])
+        )
         return function(*args, **(kwargs or {}))
 
 
@@ -101,7 +119,9 @@ def test_updates_are_recorded_unless_they_wait_for_the_device() -> None:
     cpu = torch.device("cpu")
     for priors, recorded in ((Priors(tv=1.0), True), (Priors(dd_weight=1.0), False)):
         ((update, given),) = updates(micro_stage(priors=priors), 1)
-        with mock.patch.object(Captured, "__call__", autospec=True, side_effect=lambda self, *x: self.function(*x)) as call:
+        with mock.patch.object(
+            Captured, "__call__", autospec=True, side_effect=lambda self, *x: self.function(*x)
+        ) as call:
             found = Recorded(update, cpu)(given)
         assert call.called is recorded
         assert torch.equal(found["images"], update(given)["images"])
@@ -145,7 +165,11 @@ def test_a_gpu_repeats_its_recording_and_agrees_with_a_cpu(setting: str) -> None
 
     with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
         recorded, again = states("cuda"), states("cuda")
-        with mock.patch.object(Captured, "__call__", lambda self, *x: tuple(self.function(*(v.to(self.device) for v in x)))):
+        with mock.patch.object(
+            Captured,
+            "__call__",
+            lambda self, *x: tuple(self.function(*(v.to(self.device) for v in x))),
+        ):
             called = states("cuda")
     for state, same, eager, cpu in zip(recorded, again, called, states("cpu"), strict=True):
         for name, value in state.items():

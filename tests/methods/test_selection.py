@@ -35,15 +35,24 @@ def _problem(info, ipc=3, seed=0):
 def _make(method, problem, data, folder):
     store = Store(str(folder))
     targets = method.targets(problem)
-    LocalRunner(lambda: data, device=torch.device("cpu")).run(list(targets.values()), store, lambda event: None)
+    LocalRunner(lambda: data, device=torch.device("cpu")).run(
+        list(targets.values()), store, lambda event: None
+    )
     outputs = {name: store.load(ref) for name, ref in targets.items()}
-    return method.assemble(problem, outputs), torch.cat([outputs[name]["ids"] for name in sorted(outputs)]), store
+    return (
+        method.assemble(problem, outputs),
+        torch.cat([outputs[name]["ids"] for name in sorted(outputs)]),
+        store,
+    )
 
 
 def _brute_herding(phi, count):
     chosen = []
     for i in range(1, count + 1):
-        costs = [np.inf if x in chosen else np.linalg.norm(i * phi.mean(0) - phi[chosen].sum(0) - phi[x]) for x in range(len(phi))]
+        costs = [
+            np.inf if x in chosen else np.linalg.norm(i * phi.mean(0) - phi[chosen].sum(0) - phi[x])
+            for x in range(len(phi))
+        ]
         chosen.append(int(np.argmin(costs)))
     return chosen
 
@@ -51,7 +60,10 @@ def _brute_herding(phi, count):
 def _brute_k_center(phi, count):
     chosen = [int(np.argmin([np.linalg.norm(x - phi.mean(0)) for x in phi]))]
     while len(chosen) < count:
-        gaps = [-1 if i in chosen else min(np.linalg.norm(phi[i] - phi[c]) for c in chosen) for i in range(len(phi))]
+        gaps = [
+            -1 if i in chosen else min(np.linalg.norm(phi[i] - phi[c]) for c in chosen)
+            for i in range(len(phi))
+        ]
         chosen.append(int(np.argmax(gaps)))
     return chosen
 
@@ -67,7 +79,9 @@ def test_selections_are_those_of_the_formulas(select, brute, count):
         assert chosen == brute(phi, count)
 
 
-@pytest.mark.parametrize(("method", "brute"), [(Herding, _brute_herding), (KCenter, _brute_k_center)])
+@pytest.mark.parametrize(
+    ("method", "brute"), [(Herding, _brute_herding), (KCenter, _brute_k_center)]
+)
 def test_features_of_a_trained_network_choose_the_images(method, brute, digits, tmp_path):
     data, info = digits
     chooser = method(network="convnet2_w8", epochs=2, batch=128, lr=0.05, classes_per_unit=4)
@@ -88,8 +102,15 @@ def test_features_of_a_trained_network_choose_the_images(method, brute, digits, 
 
 def test_an_untrained_network_may_give_the_features(digits, tmp_path):
     data, info = digits
-    distilled, ids, _ = _make(KCenter(network="convnet2_w8", epochs=0), _problem(info), data, tmp_path / "a")
-    _, trained, _ = _make(KCenter(network="convnet2_w8", epochs=1, lr=0.1, batch=64), _problem(info), data, tmp_path / "b")
+    distilled, ids, _ = _make(
+        KCenter(network="convnet2_w8", epochs=0), _problem(info), data, tmp_path / "a"
+    )
+    _, trained, _ = _make(
+        KCenter(network="convnet2_w8", epochs=1, lr=0.1, batch=64),
+        _problem(info),
+        data,
+        tmp_path / "b",
+    )
     assert len(set(ids.tolist())) == 30
     assert distilled.images.dtype == torch.uint8
     assert ids.tolist() != trained.tolist()

@@ -1,4 +1,6 @@
-"""Cases of the fused blocks, against float64: on CUDA, or by Triton's interpreter (:mod:`test_fused` runs this file both ways)."""
+"""Cases of the fused blocks, against float64: on CUDA, or by Triton's interpreter
+(:mod:`test_fused` runs this file both ways).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def check(ours: Tensor, leaves: list[Tensor], exact: Tensor, doubles: list[Tenso
 
 
 def leaves_of(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    return [t.clone().requires_grad_() for t in tensors], [t.double().requires_grad_() for t in tensors]
+    return [t.clone().requires_grad_() for t in tensors], [
+        t.double().requires_grad_() for t in tensors
+    ]
 
 
 TAILS = [
@@ -69,16 +73,24 @@ TAILS = [
 @pytest.mark.parametrize(("shape", "what", "flat"), TAILS)
 def test_tail_and_its_gradients(shape: tuple[int, ...], what: Tail, flat: bool) -> None:
     # Coarse values, so that maxima have equals.
-    leaves, doubles = leaves_of(draw(*shape).mul(2).round() / 2, draw(shape[1], seed=1), draw(shape[1], seed=2))
+    leaves, doubles = leaves_of(
+        draw(*shape).mul(2).round() / 2, draw(shape[1], seed=1), draw(shape[1], seed=2)
+    )
     ours, exact = tail(*leaves, what, flat=flat), reference(*doubles, what)
-    assert ours.is_contiguous(memory_format=torch.contiguous_format if flat else torch.channels_last)
+    assert ours.is_contiguous(
+        memory_format=torch.contiguous_format if flat else torch.channels_last
+    )
     check(ours, leaves, exact, doubles)
     with torch.no_grad():
         assert torch.equal(tail(*leaves, what, flat=flat), ours)
 
 
 def test_tail_reads_and_writes_bf16() -> None:
-    x, weight, bias = draw(2, 16, 6, 6).bfloat16().requires_grad_(), draw(16, seed=1), draw(16, seed=2)
+    x, weight, bias = (
+        draw(2, 16, 6, 6).bfloat16().requires_grad_(),
+        draw(16, seed=1),
+        draw(16, seed=2),
+    )
     double = x.detach().double().requires_grad_()
     exact = reference(double, weight.double(), bias.double(), Tail())
     assert distance(tail(x, weight, bias, Tail(), torch.float32), exact) < 1e-6
@@ -86,7 +98,10 @@ def test_tail_reads_and_writes_bf16() -> None:
     assert ours.dtype == torch.bfloat16
     assert 1e-4 < distance(ours, exact) < 4e-3
     grad = draw(*exact.shape, seed=5).bfloat16()
-    (found,), (right,) = torch.autograd.grad(ours, x, grad), torch.autograd.grad(exact, double, grad.double())
+    (found,), (right,) = (
+        torch.autograd.grad(ours, x, grad),
+        torch.autograd.grad(exact, double, grad.double()),
+    )
     assert found.dtype == torch.bfloat16
     assert distance(found, right) < 4e-3
 
@@ -111,12 +126,20 @@ FIRSTS = [
 
 
 @pytest.mark.parametrize(("shape", "channels", "padding", "what", "flat"), FIRSTS)
-def test_first_block_and_its_gradients(shape: tuple[int, ...], channels: int, padding: tuple[int, int], what: Tail, flat: bool) -> None:
+def test_first_block_and_its_gradients(
+    shape: tuple[int, ...], channels: int, padding: tuple[int, int], what: Tail, flat: bool
+) -> None:
     x = draw(*shape)
-    leaves, doubles = leaves_of(draw(channels, shape[1], 3, 3, seed=1), draw(channels, seed=2), draw(channels, seed=3))
+    leaves, doubles = leaves_of(
+        draw(channels, shape[1], 3, 3, seed=1), draw(channels, seed=2), draw(channels, seed=3)
+    )
     ours = first_block(x, *leaves, padding, what, torch.float32, flat=flat)
-    exact = reference(F.conv2d(x.double(), doubles[0], padding=padding), doubles[1], doubles[2], what)
-    assert ours.is_contiguous(memory_format=torch.contiguous_format if flat else torch.channels_last)
+    exact = reference(
+        F.conv2d(x.double(), doubles[0], padding=padding), doubles[1], doubles[2], what
+    )
+    assert ours.is_contiguous(
+        memory_format=torch.contiguous_format if flat else torch.channels_last
+    )
     check(ours, leaves, exact, doubles)
     with torch.no_grad():
         assert torch.equal(first_block(x, *leaves, padding, what, torch.float32, flat=flat), ours)
@@ -126,26 +149,40 @@ def test_first_block_and_its_gradients(shape: tuple[int, ...], channels: int, pa
 def test_gradients_of_segments_by_the_first_block(planes: int) -> None:
     x, norm = draw(4, planes, 4, 6), (draw(8, seed=2), draw(8, seed=3))
     leaves, doubles = leaves_of(draw(8, planes, 3, 3, seed=1).expand(2, -1, -1, -1, -1), *norm)
-    convolved = torch.cat([F.conv2d(part, kernel, padding=1) for part, kernel in zip(x.double().chunk(2), doubles[0], strict=True)])
+    convolved = torch.cat(
+        [
+            F.conv2d(part, kernel, padding=1)
+            for part, kernel in zip(x.double().chunk(2), doubles[0], strict=True)
+        ]
+    )
     exact = reference(convolved, doubles[1], doubles[2], Tail())
     check(first_block(x, *leaves, (1, 1), Tail(), torch.float32), leaves, exact, doubles)
 
 
 def test_gradients_of_segments_of_a_network() -> None:
     net, double = make("convnet2_w8", (1, 8, 8))
-    segmented, x, labels = Segmented(net, "fp32"), draw(4, 1, 8, 8, seed=8), torch.tensor([0, 0, 2, 2], device=DEVICE)
+    segmented, x, labels = (
+        Segmented(net, "fp32"),
+        draw(4, 1, 8, 8, seed=8),
+        torch.tensor([0, 0, 2, 2], device=DEVICE),
+    )
     segmented.fused = True
     logits, weights = segmented(x, 2)
     found = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), weights)
     for k, part in enumerate((slice(0, 2), slice(2, 4))):
         wide = [p for p in double.parameters() if p.dim() > 1]
-        right = torch.autograd.grad(F.cross_entropy(double(x[part].double()), labels[part], reduction="sum"), wide)
+        right = torch.autograd.grad(
+            F.cross_entropy(double(x[part].double()), labels[part], reduction="sum"), wide
+        )
         for one, other in zip(found, right, strict=True):
             assert distance(one[k], other) < 1e-5
 
 
 def make(name: str, shape: tuple[int, int, int]) -> tuple[Network, Network]:
-    nets = [create_network(name, shape, 3, torch.Generator().manual_seed(0)).to(DEVICE) for _ in range(2)]
+    nets = [
+        create_network(name, shape, 3, torch.Generator().manual_seed(0)).to(DEVICE)
+        for _ in range(2)
+    ]
     for net in nets:
         for seed, (key, value) in enumerate(net.named_parameters()):
             if ".norm." in key:
@@ -162,16 +199,25 @@ def make(name: str, shape: tuple[int, int, int]) -> tuple[Network, Network]:
         ("convnet1_w6_leakyrelu_maxpool", (2, 9, 8), True),
     ],
 )
-def test_networks_and_their_gradients(name: str, shape: tuple[int, int, int], of_images: bool) -> None:
+def test_networks_and_their_gradients(
+    name: str, shape: tuple[int, int, int], of_images: bool
+) -> None:
     net, double = make(name, shape)
-    x, labels = draw(2, *shape, seed=8).requires_grad_(of_images), torch.tensor([0, 2], device=DEVICE)
+    x, labels = (
+        draw(2, *shape, seed=8).requires_grad_(of_images),
+        torch.tensor([0, 2], device=DEVICE),
+    )
     x_double = x.detach().double().requires_grad_(of_images)
     named, doubles = dict(net.named_parameters()), dict(double.named_parameters())
     logits, exact = fused_forward(net, TF32)(x), double(x_double)
     assert logits.dtype == torch.float32
     assert distance(logits, exact) < 1e-6
-    found = torch.autograd.grad(F.cross_entropy(logits, labels), [*named.values(), *[x] * of_images])
-    right = torch.autograd.grad(F.cross_entropy(exact, labels), [*doubles.values(), *[x_double] * of_images])
+    found = torch.autograd.grad(
+        F.cross_entropy(logits, labels), [*named.values(), *[x] * of_images]
+    )
+    right = torch.autograd.grad(
+        F.cross_entropy(exact, labels), [*doubles.values(), *[x_double] * of_images]
+    )
     for key, one, other in itertools.zip_longest([*named], found, right, fillvalue="images"):
         if key.endswith("conv.bias"):
             assert not one.any()
@@ -206,7 +252,9 @@ def test_flat_images_and_images_that_are_not_finite() -> None:
 
 
 def gradients(net: Network, x: Tensor) -> list[Tensor]:
-    return [*torch.autograd.grad(fused_forward(net, TF32)(x).square().sum(), list(net.parameters()))]
+    return [
+        *torch.autograd.grad(fused_forward(net, TF32)(x).square().sum(), list(net.parameters()))
+    ]
 
 
 @pytest.mark.skipif(not CUDA, reason="the interpreter is one thread")

@@ -9,7 +9,13 @@ from raydd.core.errors import ConfigError
 from raydd.networks import create_network, flops, is_per_sample
 from raydd.networks.external import ExternalNetwork
 
-MODELS = ["torchvision/shufflenet_v2_x0_5", "torchvision/mobilenet_v2", "timm/test_resnet", "timm/test_vit", "timm/test_convnext"]
+MODELS = [
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/mobilenet_v2",
+    "timm/test_resnet",
+    "timm/test_vit",
+    "timm/test_convnext",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +60,10 @@ def test_weights_depend_on_the_generator_alone() -> None:
     before = torch.get_rng_state()
     one, two, other = (make("timm/test_resnet", (3, 32, 32), seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
 
 
@@ -69,12 +78,23 @@ def test_library_weights_give_the_library_s_logits() -> None:
     assert torch.equal(net(x), library(x))
 
 
-NO_DETERMINISTIC_BACKWARD = ("AdaptiveAvgPool", "AdaptiveMaxPool", "Upsample", "ReflectionPad", "ReplicationPad", "AvgPool3D", "MaxPool3D")
+NO_DETERMINISTIC_BACKWARD = (
+    "AdaptiveAvgPool",
+    "AdaptiveMaxPool",
+    "Upsample",
+    "ReflectionPad",
+    "ReplicationPad",
+    "AvgPool3D",
+    "MaxPool3D",
+)
 """Beginnings of the names of autograd's nodes that torch refuses on GPUs where algorithms must be deterministic."""
 
 
 @pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "vgg11", "resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5"],
+)
 def test_images_have_gradients_where_atomics_are_forbidden(name: str, size: int) -> None:
     """AlexNet is one of EDC's networks on ImageNet-1k, and the default of ``numerics.deterministic`` is true."""
     with torch.device("meta"):
@@ -87,7 +107,9 @@ def test_images_have_gradients_where_atomics_are_forbidden(name: str, size: int)
             found.add(node)
             nodes += [following for following, _ in node.next_functions]
     assert len(found) > 20
-    assert [node.name() for node in found if node.name().startswith(NO_DETERMINISTIC_BACKWARD)] == []
+    assert [
+        node.name() for node in found if node.name().startswith(NO_DETERMINISTIC_BACKWARD)
+    ] == []
 
 
 @torch.no_grad()
@@ -100,7 +122,9 @@ def test_pooled_maps_are_those_of_the_library(size: int) -> None:
     net.load_library_state(library.state_dict())
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(net(x), library(x), rtol=1e-5, atol=1e-6)
-    assert size != 224 or torch.equal(net(x), library(x)), "nothing is pooled at the library's own size"
+    assert size != 224 or torch.equal(net(x), library(x)), (
+        "nothing is pooled at the library's own size"
+    )
 
 
 def test_transformers_are_per_sample_and_batch_norm_is_not() -> None:

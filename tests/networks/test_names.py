@@ -68,9 +68,16 @@ def test_files_may_have_timms_former_names() -> None:
 
 def test_listing_by_pattern() -> None:
     found = list_networks("*resnet18*")
-    assert {"resnet18_cifar", "resnet18_cifar_batchnorm", "torchvision/resnet18", "timm/resnet18"} <= set(found)
+    assert {
+        "resnet18_cifar",
+        "resnet18_cifar_batchnorm",
+        "torchvision/resnet18",
+        "timm/resnet18",
+    } <= set(found)
     assert all("resnet18" in name for name in found)
-    assert list_networks("convnet3_w128*") == sorted(n for n in set(ALIASES.values()) if n.startswith("convnet3_w128"))
+    assert list_networks("convnet3_w128*") == sorted(
+        n for n in set(ALIASES.values()) if n.startswith("convnet3_w128")
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,12 +106,16 @@ def test_published_pools() -> None:
         return tuple(normalise_name(alias) for alias in aliases)
 
     assert pool("M", "ConvNet") == names("MLP", "ConvNet", "LeNet", "AlexNet", "VGG11", "ResNet18")
-    assert pool("B", "ConvNet") == names("ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN")
+    assert pool("B", "ConvNet") == names(
+        "ConvNetBN", "ConvNetASwishBN", "AlexNetBN", "VGG11BN", "ResNet18BN"
+    )
     assert pool("W", "ConvNet") == names("ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256")
     assert pool("D", "ConvNet") == names("ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4")
     assert pool("A", "ConvNet") == names("ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish")
     assert pool("P", "ConvNet") == names("ConvNetNP", "ConvNetMP", "ConvNetAP")
-    assert pool("N", "ConvNet") == names("ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN")
+    assert pool("N", "ConvNet") == names(
+        "ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"
+    )
     assert POOLS == ("S", "SS", "M", "B", "W", "D", "A", "P", "N")
     with pytest.raises(ConfigError, match="unknown evaluation pool 'Q'"):
         pool("Q", "ConvNet")

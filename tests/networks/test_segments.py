@@ -26,14 +26,21 @@ def made(name: str) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("name", ["convnet3_w8", "lenet", "mlp", "resnet18", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    "name", ["convnet3_w8", "lenet", "mlp", "resnet18", "torchvision/resnet18"]
+)
 def test_each_segments_gradient_is_that_of_the_segment_alone(name: str) -> None:
-    net, images = made(name), torch.randn(3, 2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    net, images = (
+        made(name),
+        torch.randn(3, 2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+    )
     segmented, labels = segmented_form(net), torch.tensor([4, 0, 7])
     assert segmented is not None
     wide = [p for p in net.parameters() if p.dim() > 1]
     logits, weights = segmented(images.flatten(0, 1), 3)
-    found = torch.autograd.grad(F.cross_entropy(logits, labels.repeat_interleave(2), reduction="sum") / 2, weights)
+    found = torch.autograd.grad(
+        F.cross_entropy(logits, labels.repeat_interleave(2), reduction="sum") / 2, weights
+    )
     for k, (of_segment, label) in enumerate(zip(images, labels, strict=True)):
         wanted = torch.autograd.grad(F.cross_entropy(net(of_segment), label.expand(2)), wide)
         for a, b in zip(found, wanted, strict=True):
@@ -42,7 +49,11 @@ def test_each_segments_gradient_is_that_of_the_segment_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "convnet3_w8_layernorm"])
 def test_networks_with_other_matrices_have_no_segmented_form(name: str) -> None:
-    net = made(name) if "convnet" in name else create_network(name, (3, 224, 224), 10, torch.Generator().manual_seed(0))
+    net = (
+        made(name)
+        if "convnet" in name
+        else create_network(name, (3, 224, 224), 10, torch.Generator().manual_seed(0))
+    )
     assert segmented_form(net) is None
 
 
@@ -65,7 +76,11 @@ def test_instance_norms_have_three_derivatives() -> None:
         loss = network(x).sin().sum()
         gradients = torch.autograd.grad(loss, [x, *network.parameters()], create_graph=True)
         value = torch.stack([g.sin().sum() for g in gradients]).sum()
-        return loss, *gradients, *torch.autograd.grad(value, [x, *network.parameters()], create_graph=True)
+        return (
+            loss,
+            *gradients,
+            *torch.autograd.grad(value, [x, *network.parameters()], create_graph=True),
+        )
 
     for a, b in zip(second(twin, x), second(net, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -81,6 +96,9 @@ def test_fresh_weights_are_those_of_a_new_network() -> None:
     wanted = create_network("convnet3_w8", SHAPE, 10, torch.Generator().manual_seed(3))
     assert torch.equal(weights, flatten(wanted.parameters()))
     fill_(target.parameters(), weights)
-    assert all(torch.equal(a, b.double()) for a, b in zip(target.parameters(), wanted.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b.double())
+        for a, b in zip(target.parameters(), wanted.parameters(), strict=True)
+    )
     fresh(torch.Generator().manual_seed(4))
     assert torch.equal(weights, flatten(wanted.parameters())), "a copy"

@@ -27,7 +27,13 @@ def found(device: str) -> Found:
     environment.pop("TRITON_INTERPRET", None)
     if device == "cpu":
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("kernel_cases.py")), device]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(Path(__file__).with_name("kernel_cases.py")),
+        device,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     cases: Found = json.loads(run.stdout[run.stdout.index("{") :])
@@ -38,7 +44,11 @@ def found(device: str) -> Found:
 @pytest.mark.parametrize("case", LAYERS)
 def test_sums_and_their_gradient_are_those_of_plain_operators(case: str, device: str) -> None:
     """Of float32 and float64 maps, channels first and last, with a batch norm's scale and without."""
-    kinds = {name: values for name, values in found(device).items() if name.startswith((f"{case}, float32", f"{case}, float64"))}
+    kinds = {
+        name: values
+        for name, values in found(device).items()
+        if name.startswith((f"{case}, float32", f"{case}, float64"))
+    }
     assert len(kinds) == 3
     for name, values in kinds.items():
         limit = 1e-5 if "float32" in name else 1e-13

@@ -17,10 +17,14 @@ from raydd.losses import class_targets, matching_loss
 from raydd.networks import create_network
 from raydd.networks.taps import StatTap, _by_row
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text()
+)
 
 
-def det(shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+def det(
+    shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0
+) -> Tensor:
     """Return the golden file's deterministic tensor."""
     i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
     return (scale * (torch.sin(a * i + b) + 0.5 * torch.cos(0.013 * i)) + shift).float().view(shape)
@@ -32,7 +36,13 @@ def written_out(x: Tensor, patch: int) -> Tensor:
     if patch:
         size = [patch * -(-n // patch) for n in x.shape[2:]]
         large = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        cells = large.unfold(2, patch, patch).unfold(3, patch, patch).permute(2, 3, 0, 1, 4, 5).flatten(2).flatten(0, 1)
+        cells = (
+            large.unfold(2, patch, patch)
+            .unfold(3, patch, patch)
+            .permute(2, 3, 0, 1, 4, 5)
+            .flatten(2)
+            .flatten(0, 1)
+        )
         parts.append(torch.stack([cells.mean(1), cells.var(1, correction=0)]))
     return torch.cat(parts, 1)
 
@@ -42,11 +52,20 @@ def one_layer(kind: str, shape: tuple[int, int, int], patch: int) -> StatTap:
     return StatTap(nn.Sequential(layer.double()), patch, shape=shape)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 4), (6, 6), (5, 9), (3, 3), (1, 1), (4, 30), (56, 14)])
+@pytest.mark.parametrize(
+    "size", [(16, 16), (8, 4), (6, 6), (5, 9), (3, 3), (1, 1), (4, 30), (56, 14)]
+)
 @pytest.mark.parametrize("patch", [4, 16])
-def test_values_and_gradients_are_those_of_the_definition(size: tuple[int, int], patch: int) -> None:
+def test_values_and_gradients_are_those_of_the_definition(
+    size: tuple[int, int], patch: int
+) -> None:
     tap = one_layer("conv", (3, *size), patch)
-    x = torch.randn(6, 3, *size, generator=generator(0, "x"), dtype=torch.float64).mul_(2).add_(0.5).requires_grad_(True)
+    x = (
+        torch.randn(6, 3, *size, generator=generator(0, "x"), dtype=torch.float64)
+        .mul_(2)
+        .add_(0.5)
+        .requires_grad_(True)
+    )
     _, found = tap(x, 2)
     want = torch.stack([written_out(x[:3], patch), written_out(x[3:], patch)])
     torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
@@ -60,7 +79,9 @@ def test_batch_norms_have_channels_alone() -> None:
     tap.network.eval()
     x = torch.randn(4, 3, 5, 5, generator=generator(0, "x"), dtype=torch.float64)
     torch.testing.assert_close(tap(x)[1][0], written_out(x, 0))
-    assert [(layer.name, layer.kind, layer.channels, layer.cells) for layer in tap.layout.layers] == [("0", "bn", 3, 0)]
+    assert [
+        (layer.name, layer.kind, layer.channels, layer.cells) for layer in tap.layout.layers
+    ] == [("0", "bn", 3, 0)]
     torch.testing.assert_close(tap.running(), torch.stack([torch.zeros(3), torch.ones(3)]))
 
 
@@ -70,20 +91,36 @@ def test_golden_g2_convolution_with_its_memory() -> None:
     overall[0, :6], overall[1, :6] = det((6,), 0.9, 0.2, 0.3), det((6,), 0.7, 0.1, 0.2, 1.1).abs()
     overall[0, 6:], overall[1, 6:] = det((4,), 0.5, 0.3, 0.2), det((4,), 0.6, 0.4, 0.2, 1.2).abs()
     table = torch.zeros(1000, 2, 10)
-    table[:, 0, :6], table[:, 1, :6] = det((1000, 6), 0.31, 0.05, 0.4), det((1000, 6), 0.23, 0.07, 0.3, 1.0).abs()
-    table[:, 0, 6:], table[:, 1, 6:] = det((1000, 4), 0.17, 0.2, 0.2), det((1000, 4), 0.19, 0.2, 0.2, 1.0).abs()
+    table[:, 0, :6], table[:, 1, :6] = (
+        det((1000, 6), 0.31, 0.05, 0.4),
+        det((1000, 6), 0.23, 0.07, 0.3, 1.0).abs(),
+    )
+    table[:, 0, 6:], table[:, 1, 6:] = (
+        det((1000, 4), 0.17, 0.2, 0.2),
+        det((1000, 4), 0.19, 0.2, 0.2, 1.0).abs(),
+    )
     targets = class_targets(table, torch.tensor([[0, 0, 3, 7]]))
     running = torch.zeros(1, 2, 10)
     for s, want in enumerate(GOLDEN["G2_conv_global_patch16"]):
         x = det((4, 6, 30, 30), 0.37 + 0.05 * s, 0.11 * s, 1, 0.1 * s).requires_grad_(True)
         loss, running = matching_loss(
-            tap(x)[1], running, tap.layout, overall=overall, classes=targets, momentum=0.8, first_multiplier=1
+            tap(x)[1],
+            running,
+            tap.layout,
+            overall=overall,
+            classes=targets,
+            momentum=0.8,
+            first_multiplier=1,
         )
         (gradient,) = torch.autograd.grad(loss.sum(), x)
         assert float(loss.detach()) == pytest.approx(want["r"], rel=2e-5)
         assert float(gradient.norm()) == pytest.approx(want["grad_norm"], rel=1e-4)
-        torch.testing.assert_close(running[0, 0, 6:], torch.tensor(want["ema_patch_mean"]), rtol=2e-5, atol=2e-7)
-        torch.testing.assert_close(running[0, 1, 6:], torch.tensor(want["ema_patch_var"]), rtol=2e-5, atol=2e-7)
+        torch.testing.assert_close(
+            running[0, 0, 6:], torch.tensor(want["ema_patch_mean"]), rtol=2e-5, atol=2e-7
+        )
+        torch.testing.assert_close(
+            running[0, 1, 6:], torch.tensor(want["ema_patch_var"]), rtol=2e-5, atol=2e-7
+        )
 
 
 class _First(nn.Module):
@@ -95,7 +132,11 @@ class _First(nn.Module):
 
 @pytest.fixture(scope="module")
 def tap() -> StatTap:
-    network = create_network("resnet18_cifar_batchnorm", (3, 16, 16), 10, generator(0, "network")).eval().requires_grad_(False)
+    network = (
+        create_network("resnet18_cifar_batchnorm", (3, 16, 16), 10, generator(0, "network"))
+        .eval()
+        .requires_grad_(False)
+    )
     return StatTap(network, 4)
 
 
@@ -104,13 +145,17 @@ def images(count: int, *key: int) -> Tensor:
 
 
 def test_layers_stand_in_the_order_of_the_modules(tap: StatTap) -> None:
-    names = [n for n, m in tap.network.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.Conv2d))]
+    names = [
+        n for n, m in tap.network.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.Conv2d))
+    ]
     assert [layer.name for layer in tap.layout.layers] == names
     assert tap.layout.layers[0].kind == "conv"
     assert tap.layout.layers[0].channels == 3
     assert tap.layout.layers[0].cells == 16
     only = StatTap(tap.network, 4, ("bn",))
-    assert [layer.name for layer in only.layout.layers] == [x.name for x in tap.layout.layers if x.kind == "bn"]
+    assert [layer.name for layer in only.layout.layers] == [
+        x.name for x in tap.layout.layers if x.kind == "bn"
+    ]
     only.close()
 
 
@@ -125,7 +170,9 @@ def test_packed_groups_are_the_groups_one_by_one(tap: StatTap) -> None:
         found = tap(alone)[1]
         torch.testing.assert_close(packed[g : g + 1], found, rtol=1e-5, atol=1e-6)
         (gradient,) = torch.autograd.grad((found * weight[g]).sum(), alone)
-        torch.testing.assert_close(whole[3 * g : 3 * g + 3], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            whole[3 * g : 3 * g + 3], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max())
+        )
 
 
 def test_a_whole_network_matches_plain_hooks(tap: StatTap) -> None:
@@ -134,7 +181,11 @@ def test_a_whole_network_matches_plain_hooks(tap: StatTap) -> None:
     wanted: list[Tensor] = []
     layers = [m for m in tap.network.modules() if isinstance(m, (nn.BatchNorm2d, nn.Conv2d))]
     hooks = [
-        m.register_forward_pre_hook(lambda m, args: wanted.append(written_out(args[0], 4 if isinstance(m, nn.Conv2d) else 0)))
+        m.register_forward_pre_hook(
+            lambda m, args: wanted.append(
+                written_out(args[0], 4 if isinstance(m, nn.Conv2d) else 0)
+            )
+        )
         for m in layers
     ]
     try:
@@ -148,7 +199,10 @@ def test_a_whole_network_matches_plain_hooks(tap: StatTap) -> None:
     want = torch.cat(wanted, 1)
     torch.testing.assert_close(found[0], want, rtol=2e-5, atol=2e-6)
     weight = torch.randn(want.shape, generator=generator(0, "weight"))
-    ours, theirs = (torch.autograd.grad((v * weight).sum() + z.square().sum(), x)[0] for v, z in ((found[0], logits), (want, plain)))
+    ours, theirs = (
+        torch.autograd.grad((v * weight).sum() + z.square().sum(), x)[0]
+        for v, z in ((found[0], logits), (want, plain))
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
     assert float(F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)) > 1 - 1e-6
 
@@ -161,12 +215,23 @@ class _Activated(nn.BatchNorm2d):
 
 
 def _block(kind: str) -> nn.Sequential:
-    """Return two convolutions with a batch norm and an activation in place between them, float64, with other than fresh values."""
-    norm = _Activated(5) if kind == "subclass" else nn.BatchNorm2d(5, eps=0.1, affine=kind != "plain")
-    net = nn.Sequential(nn.Conv2d(3, 5, 3), norm, nn.ReLU(inplace=True), nn.Conv2d(5, 4, 3)).double().eval().requires_grad_(False)
+    """Return two convolutions with a batch norm and an activation in place between them, float64,
+    with other than fresh values.
+    """
+    norm = (
+        _Activated(5) if kind == "subclass" else nn.BatchNorm2d(5, eps=0.1, affine=kind != "plain")
+    )
+    net = (
+        nn.Sequential(nn.Conv2d(3, 5, 3), norm, nn.ReLU(inplace=True), nn.Conv2d(5, 4, 3))
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
     for name, value in net.state_dict().items():
         if value.is_floating_point():
-            value.copy_(torch.rand(value.shape, generator=generator(0, name), dtype=torch.float64) + 0.2)
+            value.copy_(
+                torch.rand(value.shape, generator=generator(0, name), dtype=torch.float64) + 0.2
+            )
     if kind == "parameters":
         norm.requires_grad_(True)
     if kind == "batch statistics":
@@ -176,11 +241,15 @@ def _block(kind: str) -> nn.Sequential:
     return net
 
 
-@pytest.mark.parametrize("kind", ["affine", "plain", "subclass", "parameters", "batch statistics", "hook"])
+@pytest.mark.parametrize(
+    "kind", ["affine", "plain", "subclass", "parameters", "batch statistics", "hook"]
+)
 def test_batch_norms_are_differentiated_with_their_statistics(kind: str) -> None:
     """Frozen ones by a formula of their own, others by autograd: the logits exactly, the gradients in float64."""
     net = _block(kind)
-    x = torch.randn(6, 3, 9, 9, generator=generator(0, "x"), dtype=torch.float64).requires_grad_(True)
+    x = torch.randn(6, 3, 9, 9, generator=generator(0, "x"), dtype=torch.float64).requires_grad_(
+        True
+    )
     wanted: list[Tensor] = []
     hook = net[1].register_forward_pre_hook(
         lambda m, args: wanted.append(torch.stack([written_out(p, 0) for p in args[0].chunk(2)]))
@@ -193,14 +262,19 @@ def test_batch_norms_are_differentiated_with_their_statistics(kind: str) -> None
     torch.testing.assert_close(found, wanted[0], rtol=1e-12, atol=1e-12)
     weight = torch.randn(found.shape, generator=generator(0, "weight"), dtype=torch.float64)
     leaves = [x, *(p for p in net.parameters() if p.requires_grad)]
-    both = [torch.autograd.grad((v * weight).sum() + z.square().sum(), leaves) for v, z in ((found, logits), (wanted[0], plain))]
+    both = [
+        torch.autograd.grad((v * weight).sum() + z.square().sum(), leaves)
+        for v, z in ((found, logits), (wanted[0], plain))
+    ]
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_rows_are_scaled_alike_on_every_device() -> None:
     maps, slope, constant = torch.rand(6, 5), torch.rand(6), torch.rand(6)
-    torch.testing.assert_close(_by_row(maps, slope, constant), maps * slope[:, None] + constant[:, None])
+    torch.testing.assert_close(
+        _by_row(maps, slope, constant), maps * slope[:, None] + constant[:, None]
+    )
     assert _by_row(maps.to("meta"), slope.to("meta"), constant.to("meta")).shape == maps.shape
 
 
@@ -222,15 +296,21 @@ def test_nothing_is_kept_after_an_error(tap: StatTap) -> None:
     assert not tap._seen
 
 
-def test_inputs_that_two_layers_share_are_summed_once(tap: StatTap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_two_layers_share_are_summed_once(
+    tap: StatTap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import raydd.networks.taps as module
 
     calls = []
     original = module._Sums.forward
-    monkeypatch.setattr(module._Sums, "forward", staticmethod(lambda *a: (calls.append(1), original(*a))[1]))
+    monkeypatch.setattr(
+        module._Sums, "forward", staticmethod(lambda *a: (calls.append(1), original(*a))[1])
+    )
     with torch.no_grad():
         tap(images(2))
-    shortcuts = sum("shortcut" in layer.name and layer.kind == "conv" for layer in tap.layout.layers)
+    shortcuts = sum(
+        "shortcut" in layer.name and layer.kind == "conv" for layer in tap.layout.layers
+    )
     assert shortcuts == 3
     assert len(calls) == len(tap.layout.layers) - shortcuts
 
@@ -240,7 +320,9 @@ class _ChangedInPlace(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(3, 2, 1) if kind == "conv" else nn.BatchNorm2d(3) for _ in range(2))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(3, 2, 1) if kind == "conv" else nn.BatchNorm2d(3) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + 1
@@ -266,11 +348,15 @@ def test_a_batch_norm_with_another_forward_is_differentiated_as_it_is() -> None:
     with StatTap(nn.Sequential(norm), 4, ("bn",), (3, 16, 16)) as tap:
         found, want = tap(x)[0], norm(x)
     assert torch.equal(found, want)
-    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, want)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(out.square().sum(), x)[0] for out in (found, want))
+    )
 
 
 def test_no_copy_of_the_activations_is_kept(tap: StatTap) -> None:
-    """The graph keeps the layers' inputs, which the network keeps anyway, and nothing else that grows with the batch."""
+    """The graph keeps the layers' inputs, which the network keeps anyway, and nothing else that
+    grows with the batch.
+    """
     x = images(8).requires_grad_(True)
 
     def kept(call: Any) -> int:
@@ -297,7 +383,9 @@ def test_closing_removes_the_hooks() -> None:
 
 
 def test_probing_leaves_the_statistics_and_the_mode_alone() -> None:
-    network = create_network("convnet1_w4_batchnorm", (1, 8, 8), 10, generator(0, "network")).train()
+    network = create_network(
+        "convnet1_w4_batchnorm", (1, 8, 8), 10, generator(0, "network")
+    ).train()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     StatTap(network, 4).close()
     assert network.training
@@ -315,7 +403,11 @@ def test_misfits_are_refused(tap: StatTap) -> None:
     with pytest.raises(ConfigError, match="patch=0"):
         StatTap(tap.network, 0)
     with pytest.raises(ConfigError, match=r"layer '2' .* reads 6 maps of 2 images"):
-        StatTap(nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 1)), nn.Conv2d(1, 2, 1)), 4, shape=(3, 8, 8))
+        StatTap(
+            nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 1)), nn.Conv2d(1, 2, 1)),
+            4,
+            shape=(3, 8, 8),
+        )
     with pytest.raises(ConfigError, match=r"layer '1' .* reads 1 maps of 2 images"):
         StatTap(nn.Sequential(_First(), nn.Conv2d(3, 2, 1)), 4, shape=(3, 8, 8))
     shared = nn.Conv2d(3, 3, 1)

@@ -35,12 +35,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def make(name: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, seed: int = 0) -> Network:
+def make(
+    name: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, seed: int = 0
+) -> Network:
     return create_network(name, shape, classes, torch.Generator().manual_seed(seed))
 
 
 def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, m) for name, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    return [
+        (name, m) for name, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,9 @@ def layers(net: nn.Module) -> list[tuple[str, nn.Module]]:
         ("ShuffleNetV2_0_5", (351_466, 443_716, 546_216), 56, 56),
     ],
 )
-def test_published_sizes(name: str, parameters: tuple[int, ...], convolutions: int, norms: int) -> None:
+def test_published_sizes(
+    name: str, parameters: tuple[int, ...], convolutions: int, norms: int
+) -> None:
     for expected, (classes, side) in zip(parameters, ((10, 32), (100, 32), (200, 64)), strict=True):
         net = make(name, (3, side, side), classes)
         assert parameter_count(net) == expected
@@ -137,13 +143,19 @@ def test_initialisation_is_the_generators_alone(name: str) -> None:
     before = torch.get_rng_state()
     one, two, other = make(name, seed=1), make(name, seed=1), make(name, seed=2)
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
     assert not torch.equal(one.classifier.weight, other.classifier.weight)  # type: ignore[arg-type]
     reinitialise_(one, torch.Generator().manual_seed(2))
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
     double = copy.deepcopy(two).double()
     reinitialise_(double, torch.Generator().manual_seed(2))
-    assert all(torch.equal(v.float(), other.state_dict()[k].float()) for k, v in double.state_dict().items())
+    assert all(
+        torch.equal(v.float(), other.state_dict()[k].float())
+        for k, v in double.state_dict().items()
+    )
 
 
 def test_initialisation_follows_fan_out() -> None:
@@ -151,7 +163,9 @@ def test_initialisation_follows_fan_out() -> None:
         for module in make(name).modules():
             if isinstance(module, nn.Conv2d) and module.weight.numel() > 3000:
                 fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
-                assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.08)
+                assert float(module.weight.detach().std()) == pytest.approx(
+                    (2 / fan_out) ** 0.5, rel=0.08
+                )
     plain = make("resnet18_cifar_batchnorm").stages[0][0].conv1.weight  # type: ignore[index, union-attr]
     assert float(plain.detach().abs().max()) <= (9 * 64) ** -0.5  # type: ignore[operator, union-attr]
     mobile, wide = make("MobileNetV2").classifier, make("WRN_16_2").classifier
@@ -169,7 +183,9 @@ def conv(x: Tensor, state: dict[str, Tensor], name: str, **options: int) -> Tens
 
 
 def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
-    weight, bias, mean, var = (state[f"{name}.{x}"] for x in ("weight", "bias", "running_mean", "running_var"))
+    weight, bias, mean, var = (
+        state[f"{name}.{x}"] for x in ("weight", "bias", "running_mean", "running_var")
+    )
     return F.batch_norm(x, mean, var, weight, bias)
 
 
@@ -179,7 +195,13 @@ def published_state(net: Network, seed: int = 5) -> dict[str, Tensor]:
     state = {}
     for name, tensor in net.state_dict().items():
         drawn = torch.rand(tensor.shape, generator=generator)
-        new = tensor.clone() if tensor.dim() != 1 else 0.5 + drawn if name.endswith(("weight", "running_var")) else drawn - 0.5
+        new = (
+            tensor.clone()
+            if tensor.dim() != 1
+            else 0.5 + drawn
+            if name.endswith(("weight", "running_var"))
+            else drawn - 0.5
+        )
         state[published_name(net, name)] = new
     return state
 
@@ -201,12 +223,26 @@ def wrn_forward(x: Tensor, s: dict[str, Tensor]) -> Tensor:
 def mobilenet_forward(x: Tensor, s: dict[str, Tensor]) -> Tensor:
     x = F.relu(norm(conv(x, s, "conv1.0", stride=2), s, "conv1.1"))
     channels = 16
-    settings = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    settings = [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ]
     for stage, (t, c, n, first) in enumerate(settings):
         for block in range(n):
-            path, stride, out = f"blocks.{stage}.{block}.conv", first if block == 0 else 1, int(c * 0.5)
+            path, stride, out = (
+                f"blocks.{stage}.{block}.conv",
+                first if block == 0 else 1,
+                int(c * 0.5),
+            )
             y = F.relu(norm(conv(x, s, f"{path}.0"), s, f"{path}.1"))
-            y = F.relu(norm(conv(y, s, f"{path}.3", stride=stride, groups=channels * t), s, f"{path}.4"))
+            y = F.relu(
+                norm(conv(y, s, f"{path}.3", stride=stride, groups=channels * t), s, f"{path}.4")
+            )
             y = norm(conv(y, s, f"{path}.6"), s, f"{path}.7")
             x = x + y if stride == 1 and channels == out else y
             channels = out
@@ -216,7 +252,9 @@ def mobilenet_forward(x: Tensor, s: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "forward"), [("wrn_16_2", wrn_forward), ("mobilenetv2_cifar", mobilenet_forward)])
+@pytest.mark.parametrize(
+    ("name", "forward"), [("wrn_16_2", wrn_forward), ("mobilenetv2_cifar", mobilenet_forward)]
+)
 def test_published_weights_give_the_logits_of_section_1_2(name: str, forward: object) -> None:
     net = make(name).eval()
     state = published_state(net)
@@ -251,7 +289,9 @@ def test_torchvisions_resnet_without_its_stem_is_the_same_network() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "per_block"), [("ConvNetW32", 4), ("ConvNetNP", 3), ("ConvNetNN", 3)])
+@pytest.mark.parametrize(
+    ("name", "per_block"), [("ConvNetW32", 4), ("ConvNetNP", 3), ("ConvNetNN", 3)]
+)
 def test_convnets_are_numbered_through(name: str, per_block: int) -> None:
     net = make(name, (3, 16, 16))
     keys = {published_name(net, key) for key in net.state_dict()}
@@ -266,13 +306,18 @@ def test_convnets_are_numbered_through(name: str, per_block: int) -> None:
 
 def test_files_that_do_not_fit_say_why() -> None:
     net = make("wrn_16_2", classes=10)
-    with pytest.raises(ConfigError, match=r"f\.pth does not fit: its network 'wrn_16_2' knows 1000 classes, the data set has 10"):
+    with pytest.raises(
+        ConfigError,
+        match=r"f\.pth does not fit: its network 'wrn_16_2' knows 1000 classes, the data set has 10",
+    ):
         load_published_(net, published_state(make("wrn_16_2", classes=1000)), "f.pth")
     with pytest.raises(ConfigError, match="reads images of 1 channels, the data set has 3"):
         load_published_(net, published_state(make("wrn_16_2", (1, 32, 32))), "f.pth")
     with pytest.raises(ConfigError, match="another image size"):
         load_published_(make("ConvNet"), published_state(make("ConvNet", (3, 64, 64))), "f.pth")
-    with pytest.raises(ConfigError, match=r"not hold the weights of network 'wrn_16_2': it lacks .* and also holds"):
+    with pytest.raises(
+        ConfigError, match=r"not hold the weights of network 'wrn_16_2': it lacks .* and also holds"
+    ):
         load_published_(net, published_state(make("MobileNetV2")), "f.pth")
     before = {key: value.clone() for key, value in net.state_dict().items()}
     extra = published_state(net) | {"aux.weight": torch.zeros(3)}
@@ -285,13 +330,20 @@ def test_a_new_head_stays_and_old_files_lack_counters() -> None:
     net = make("wrn_16_2", classes=10)
     head = net.classifier.weight.clone()  # type: ignore[operator, union-attr]
     state = published_state(make("wrn_16_2", classes=1000))
-    load_published_(net, {key: value for key, value in state.items() if "num_batches" not in key}, "f.pth", head=False)
+    load_published_(
+        net,
+        {key: value for key, value in state.items() if "num_batches" not in key},
+        "f.pth",
+        head=False,
+    )
     assert torch.equal(net.classifier.weight, head)  # type: ignore[arg-type]
     assert torch.equal(net.conv1.weight, state["conv1.weight"])  # type: ignore[union-attr, arg-type]
 
 
 def test_names() -> None:
-    assert [normalise_name(x) for x in ("MobileNetV2", "WRN_16_2", "ShuffleNetV2_0_5")] == TEACHERS[1:2] + TEACHERS[2:]
+    assert [normalise_name(x) for x in ("MobileNetV2", "WRN_16_2", "ShuffleNetV2_0_5")] == TEACHERS[
+        1:2
+    ] + TEACHERS[2:]
     assert normalise_name("resnet18_cifar_kaiming_batchnorm") == EDC_RESNET18
     assert normalise_name("ResNet18") == "resnet18_cifar"
     assert normalise_name("mobilenetv2_100") == "timm/mobilenetv2_100"
@@ -299,8 +351,16 @@ def test_names() -> None:
     assert [strip_batchnorm(name) for name in TEACHERS] == ["resnet18_cifar_kaiming", *TEACHERS[1:]]
     assert spellings(EDC_RESNET18) == [EDC_RESNET18, "ResNet18"]
     assert spellings("torchvision/resnet18") == ["resnet18"]
-    assert parameter_count(make("wrn_10_1")) < parameter_count(make("wrn_16_1")) < parameter_count(make("wrn_16_2"))
-    for bad, message in (("wrn_15_2", "6n \\+ 4"), ("wrn_16", "such as wrn_16_2"), ("shufflenetv2_cifar_batchnorm", "no options")):
+    assert (
+        parameter_count(make("wrn_10_1"))
+        < parameter_count(make("wrn_16_1"))
+        < parameter_count(make("wrn_16_2"))
+    )
+    for bad, message in (
+        ("wrn_15_2", "6n \\+ 4"),
+        ("wrn_16", "such as wrn_16_2"),
+        ("shufflenetv2_cifar_batchnorm", "no options"),
+    ):
         with pytest.raises(ConfigError, match=message):
             normalise_name(bad)
 
@@ -312,6 +372,8 @@ def test_layers_can_be_traced_vmapped_and_made_quicker(name: str) -> None:
     x = torch.randn(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         stacked = torch.vmap(net)(x)
-        torch.testing.assert_close(stacked.flatten(0, 1), net(x.flatten(0, 1)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            stacked.flatten(0, 1), net(x.flatten(0, 1)), rtol=1e-3, atol=1e-4
+        )
         quick = fast_embed(net, Numerics(convolution="winograd"))(x[0])
         torch.testing.assert_close(quick, net.embed(x[0]), rtol=1e-3, atol=1e-4)

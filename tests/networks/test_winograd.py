@@ -11,7 +11,14 @@ from torch import nn
 
 from raydd.core.errors import ConfigError
 from raydd.core.units import Numerics
-from raydd.networks import Network, create_network, fast_embed, fast_forward, reinitialise_, winograd
+from raydd.networks import (
+    Network,
+    create_network,
+    fast_embed,
+    fast_forward,
+    reinitialise_,
+    winograd,
+)
 from raydd.networks.lean import CHUNK, can_be_lean, lean_embed
 
 
@@ -21,7 +28,9 @@ def _one_thread() -> None:
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -31,11 +40,15 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (14, 14), (5, 10), (1, 3)])
 @pytest.mark.parametrize("padding", [(1, 1), (0, 1), (3, 2)])
-def test_winograd_is_the_direct_convolution(size: tuple[int, int], padding: tuple[int, int]) -> None:
+def test_winograd_is_the_direct_convolution(
+    size: tuple[int, int], padding: tuple[int, int]
+) -> None:
     if size[0] + 2 * padding[0] < 3:
         size = (3, size[1])
     x, weight = normal(3, 5, *size), normal(4, 5, 3, 3, seed=1)
-    found = winograd.convolve(x.permute(0, 2, 3, 1), winograd.transform_kernel(weight), padding).permute(0, 3, 1, 2)
+    found = winograd.convolve(
+        x.permute(0, 2, 3, 1), winograd.transform_kernel(weight), padding
+    ).permute(0, 3, 1, 2)
     wanted = F.conv2d(x, weight, padding=padding)
     assert found.shape == wanted.shape
     assert difference(found, wanted) < 1e-13
@@ -45,8 +58,12 @@ def test_winograd_in_float32_is_near_and_worse_than_direct() -> None:
     x, weight = normal(4, 128, 16, 16).relu(), normal(128, 128, 3, 3, seed=1)
     wanted = F.conv2d(x, weight, padding=1)
     x, weight = x.float(), weight.float()
-    found = winograd.convolve(x.permute(0, 2, 3, 1), winograd.transform_kernel(weight)).permute(0, 3, 1, 2)
-    assert 1e-7 < difference(F.conv2d(x, weight, padding=1), wanted) < difference(found, wanted) < 5e-6
+    found = winograd.convolve(x.permute(0, 2, 3, 1), winograd.transform_kernel(weight)).permute(
+        0, 3, 1, 2
+    )
+    assert (
+        1e-7 < difference(F.conv2d(x, weight, padding=1), wanted) < difference(found, wanted) < 5e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +106,9 @@ def make(name: str, shape: tuple[int, int, int]) -> Network:
 
 @pytest.mark.parametrize(("name", "shape"), NETWORKS)
 @pytest.mark.parametrize("fewer", [False, True])
-def test_the_lean_forward_is_the_network_s(name: str, shape: tuple[int, int, int], fewer: bool) -> None:
+def test_the_lean_forward_is_the_network_s(
+    name: str, shape: tuple[int, int, int], fewer: bool
+) -> None:
     net, x = make(name, shape), normal(CHUNK + 5, *shape)
     assert can_be_lean(net)
     embed = lean_embed(net, compile=False, fewer_products=fewer)
@@ -106,12 +125,17 @@ def test_a_whole_chunk_before_it_does_not_change_an_image() -> None:
         assert torch.equal(embed(x)[CHUNK:], embed(x[CHUNK:]))
 
 
-@pytest.mark.parametrize("name", ["convnet3_w32_batchnorm", "convnet3_w32_nonorm", "convnet3_w32_groupnorm", "resnet18_cifar"])
+@pytest.mark.parametrize(
+    "name",
+    ["convnet3_w32_batchnorm", "convnet3_w32_nonorm", "convnet3_w32_groupnorm", "resnet18_cifar"],
+)
 def test_other_networks_are_not_lean(name: str) -> None:
     assert not can_be_lean(create_network(name, (3, 32, 32), 3, torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("name", ["convnet3_w32", "convnet3_w32_batchnorm", "resnet18_cifar_batchnorm", "vgg11_cifar"])
+@pytest.mark.parametrize(
+    "name", ["convnet3_w32", "convnet3_w32_batchnorm", "resnet18_cifar_batchnorm", "vgg11_cifar"]
+)
 def test_winograd_serves_images_without_gradient_only(name: str) -> None:
     net = create_network(name, (3, 32, 32), 3, torch.Generator().manual_seed(0)).double()
     x = normal(3, 3, 32, 32)
@@ -141,6 +165,9 @@ def test_compiled_winograd_is_the_network_s() -> None:
 
 
 def test_winograd_beside_bf16_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"convolution=winograd needs numerics\.precision=fp32 or fp32_strict, not bf16"):
+    with pytest.raises(
+        ConfigError,
+        match=r"convolution=winograd needs numerics\.precision=fp32 or fp32_strict, not bf16",
+    ):
         Numerics(precision="bf16", convolution="winograd")
     Numerics(precision="fp32_strict", convolution="winograd")

@@ -12,11 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydd.core.errors import ConfigError
-from raydd.networks import Network, create_network, flops, has_batchnorm, is_per_sample, parameter_count, reinitialise_
+from raydd.networks import (
+    Network,
+    create_network,
+    flops,
+    has_batchnorm,
+    is_per_sample,
+    parameter_count,
+    reinitialise_,
+)
 from raydd.networks.layers import LayerNorm
 from raydd.networks.names import zoo_names
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_dc_dsa_dm.json").read_text())["networks"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_dc_dsa_dm.json").read_text())[
+    "networks"
+]
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
 
@@ -100,13 +110,22 @@ def test_golden_t1_forward(key: str) -> None:
         ("ConvNetNP", COLOUR, 10, 1_610_250, 131072, "306.8"),
     ],
 )
-def test_published_sizes(name: str, shape: tuple[int, int, int], classes: int, parameters: int, embed: int, macs: str | None) -> None:
+def test_published_sizes(
+    name: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    parameters: int,
+    embed: int,
+    macs: str | None,
+) -> None:
     net = make(name, shape, classes)
     assert parameter_count(net) == parameters
     assert net.embed_dim == embed
     if macs is not None:
         # The table cuts some numbers off and rounds others.
-        assert flops(net, shape) / 2e6 == pytest.approx(float(macs), abs=10.0 ** -len(macs.partition(".")[2]))
+        assert flops(net, shape) / 2e6 == pytest.approx(
+            float(macs), abs=10.0 ** -len(macs.partition(".")[2])
+        )
 
 
 def test_flops_computes_nothing_and_keeps_statistics() -> None:
@@ -117,13 +136,32 @@ def test_flops_computes_nothing_and_keeps_statistics() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 28, 28), (1, 32, 32), (3, 28, 32), (4, 20, 33), (3, 64, 48)])
-@pytest.mark.parametrize("name", [n for n in zoo_names() if "w256" not in n and n[:8] not in ("resnet34", "resnet10", "resnet15")])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 8), (1, 28, 28), (3, 28, 28), (1, 32, 32), (3, 28, 32), (4, 20, 33), (3, 64, 48)],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in zoo_names()
+        if "w256" not in n and n[:8] not in ("resnet34", "resnet10", "resnet15")
+    ],
+)
 def test_any_size_works_or_is_refused(name: str, shape: tuple[int, int, int]) -> None:
     side = 9 if name.startswith("resnet") and "batchnorm" not in name else 8
-    smallest = {"convnet4": 16, "lenet": 16, "vgg11": 28, "vgg13": 28, "vgg16": 28, "vgg19": 28}.get(name.split("_")[0], side)
+    smallest = {
+        "convnet4": 16,
+        "lenet": 16,
+        "vgg11": 28,
+        "vgg13": 28,
+        "vgg16": 28,
+        "vgg19": 28,
+    }.get(name.split("_")[0], side)
     if min(shape[1:]) < smallest:
-        with pytest.raises(ConfigError, match=f"'{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images"):
+        with pytest.raises(
+            ConfigError, match=f"'{name}' cannot read {shape[0]}x{shape[1]}x{shape[2]} images"
+        ):
             make(name, shape, 7)
         return
     net = make(name, shape, 7).eval()
@@ -141,8 +179,14 @@ def test_a_side_of_28_is_padded_to_32_alone() -> None:
 def test_equal_generators_give_equal_weights_and_leave_the_global_one_alone() -> None:
     before = torch.get_rng_state()
     for name in ("ConvNetBN", "ConvNetLN", "ResNet18", "MLP", "LeNet"):
-        one, two, other = make(name, COLOUR, seed=3), make(name, COLOUR, seed=3), make(name, COLOUR, seed=4)
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+        one, two, other = (
+            make(name, COLOUR, seed=3),
+            make(name, COLOUR, seed=3),
+            make(name, COLOUR, seed=4),
+        )
+        assert all(
+            torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)
+        )
         assert not torch.equal(one.classifier.weight, other.classifier.weight)  # type: ignore[union-attr]
     assert torch.equal(before, torch.get_rng_state())
 
@@ -154,7 +198,9 @@ def test_weights_have_the_default_distribution(name: str) -> None:
             bound = module.weight[0].numel() ** -0.5
             assert module.weight.abs().max() <= bound
             if module.weight.numel() > 3000:
-                assert float(module.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+                assert float(module.weight.detach().std()) == pytest.approx(
+                    bound / 3**0.5, rel=0.05
+                )
                 assert float(module.weight.detach().mean()) == pytest.approx(0, abs=0.05 * bound)
             if module.bias is not None:
                 assert 0 < module.bias.abs().max() <= bound
@@ -180,11 +226,24 @@ def test_a_double_network_takes_the_same_weights() -> None:
     net = make("ConvNet", COLOUR).double()
     reinitialise_(net, torch.Generator().manual_seed(5))
     single = make("ConvNet", COLOUR, seed=5)
-    assert all(torch.equal(a.float(), b) for a, b in zip(net.parameters(), single.parameters(), strict=True))
+    assert all(
+        torch.equal(a.float(), b)
+        for a, b in zip(net.parameters(), single.parameters(), strict=True)
+    )
 
 
 def test_per_sample_networks_are_known() -> None:
-    for name in ("ConvNet", "ConvNetGN", "ConvNetLN", "ConvNetNN", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18"):
+    for name in (
+        "ConvNet",
+        "ConvNetGN",
+        "ConvNetLN",
+        "ConvNetNN",
+        "MLP",
+        "LeNet",
+        "AlexNet",
+        "VGG11",
+        "ResNet18",
+    ):
         net = make(name, COLOUR)
         assert is_per_sample(net)
         assert not has_batchnorm(net)
@@ -224,7 +283,11 @@ def test_layer_norm_has_the_right_second_derivative_under_vmap() -> None:
 
     def gradient(norm: object, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         def loss(w: Tensor, b: Tensor) -> Tensor:
-            y = torch.func.functional_call(ours, {"weight": w, "bias": b}, (x,)) if norm is ours else F.layer_norm(x, shape, w, b)
+            y = (
+                torch.func.functional_call(ours, {"weight": w, "bias": b}, (x,))
+                if norm is ours
+                else F.layer_norm(x, shape, w, b)
+            )
             return (y * head).tanh().square().sum()
 
         return torch.cat([g.flatten() for g in torch.func.grad(loss, argnums=(0, 1))(weight, bias)])
@@ -239,7 +302,9 @@ def test_layer_norm_has_the_right_second_derivative_under_vmap() -> None:
     for x in plain:
         w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         loss = (F.layer_norm(x, shape, w, b) * head).tanh().square().sum()
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, (w, b), create_graph=True)]))
+        rows.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, (w, b), create_graph=True)])
+        )
     (eager,) = torch.autograd.grad(torch.stack(rows).sin().sum(), plain)
     assert (under_vmap - eager).norm() <= 1e-10 * eager.norm()
 

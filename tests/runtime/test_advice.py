@@ -42,7 +42,10 @@ def lines(job: Job, gpu: Hardware | None = H100) -> list[str]:
 
 def advised(job: Job, gpu: Hardware | None = H100) -> dict[str, int]:
     """Return the values that are advised, by key."""
-    found = [re.match(r"  - ([\w.]+)=(\d+) \((\d+) now\): .{20,}$", line) for line in lines(job, gpu)[1:-1]]
+    found = [
+        re.match(r"  - ([\w.]+)=(\d+) \((\d+) now\): .{20,}$", line)
+        for line in lines(job, gpu)[1:-1]
+    ]
     assert all(found)
     return {match[1]: int(match[2]) for match in found if match}
 
@@ -50,7 +53,9 @@ def advised(job: Job, gpu: Hardware | None = H100) -> dict[str, int]:
 @pytest.mark.parametrize("gpu", [H100, GPUS["l4"], None], ids=str)
 @pytest.mark.parametrize("workers", [0, 4])
 @pytest.mark.parametrize("name", METHODS.names())
-def test_what_is_advised_is_accepted_and_then_advised_no_more(name: str, workers: int, gpu: Hardware | None) -> None:
+def test_what_is_advised_is_accepted_and_then_advised_no_more(
+    name: str, workers: int, gpu: Hardware | None
+) -> None:
     settings = tree(name, workers)
     if METHODS.get(name).__dataclass_fields__.keys() & {"labels"}:
         settings["evaluation"]["protocol"] = name
@@ -61,13 +66,21 @@ def test_what_is_advised_is_accepted_and_then_advised_no_more(name: str, workers
 
 
 def test_one_worker_with_a_gpu_takes_all_classes_groups_and_students() -> None:
-    assert advised(parse_job(tree("dm"))) == {"method.classes_per_unit": 10, "evaluation.repeats_per_unit": 20}
-    assert "method.classes_per_unit" not in advised(parse_job(tree("dm")), None), "a CPU is as fast class by class"
+    assert advised(parse_job(tree("dm"))) == {
+        "method.classes_per_unit": 10,
+        "evaluation.repeats_per_unit": 20,
+    }
+    assert "method.classes_per_unit" not in advised(parse_job(tree("dm")), None), (
+        "a CPU is as fast class by class"
+    )
     settings = tree("sre2l", group_size=2)
     settings["evaluation"]["protocol"] = "sre2l"
     assert advised(parse_job(settings))["method.groups_per_unit"] == 10
     (line,) = [line for line in lines(parse_job(tree("dsa"))) if "classes_per_unit" in line]
-    assert re.search(r"classes_per_unit=10 \(4 now\): an update of 4 classes is about [\d.e-]+ ms of arithmetic there", line)
+    assert re.search(
+        r"classes_per_unit=10 \(4 now\): an update of 4 classes is about [\d.e-]+ ms of arithmetic there",
+        line,
+    )
 
 
 def test_workers_and_seeds_share_the_classes() -> None:
@@ -79,7 +92,10 @@ def test_workers_and_seeds_share_the_classes() -> None:
 
 def test_memory_bounds_what_is_advised() -> None:
     job = parse_job(tree("dm", network="convnet3", batch_real=128, classes_per_unit=1))
-    sizes = [advised(job, replace(H100, memory=memory)).get("method.classes_per_unit", 1) for memory in (80e9, 60e6, 20e6)]
+    sizes = [
+        advised(job, replace(H100, memory=memory)).get("method.classes_per_unit", 1)
+        for memory in (80e9, 60e6, 20e6)
+    ]
     assert sizes[0] == 10
     assert 10 > sizes[1] > sizes[2] >= 1
     large = parse_job(tree("dm", network="convnet3", batch_real=128, classes_per_unit=10))
@@ -96,7 +112,9 @@ def test_an_update_that_keeps_the_gpu_busy_is_left_as_it_is() -> None:
 
 
 def test_batch_norms_that_see_all_classes_leave_nothing_to_advise() -> None:
-    assert "method.classes_per_unit" not in advised(parse_job(tree("dm", network="convnet1_w8_batchnorm")))
+    assert "method.classes_per_unit" not in advised(
+        parse_job(tree("dm", network="convnet1_w8_batchnorm"))
+    )
 
 
 def test_workers_have_to_ask_for_their_gpus() -> None:
@@ -108,7 +126,10 @@ def test_workers_have_to_ask_for_their_gpus() -> None:
 def test_a_dry_run_estimates_with_the_device_that_is_named() -> None:
     text, _ = dry_run(parse_job(tree("dm")), device="L4")
     assert "at the 10 TFLOP/s that networks of this kind reach on an NVIDIA L4" in text
-    assert "advice for 1 worker on an NVIDIA L4 (24 GB at 0.3 TB/s, 58 multiprocessors; TF32 60, bf16 121, fp32 30.3" in text
+    assert (
+        "advice for 1 worker on an NVIDIA L4 (24 GB at 0.3 TB/s, 58 multiprocessors; TF32 60, bf16 121, fp32 30.3"
+        in text
+    )
     text, _ = dry_run(parse_job(tree("dm")), device="cpu")
     assert "this machine's cpu" in text
     assert "advice for 1 worker on CPUs" in text
@@ -116,15 +137,22 @@ def test_a_dry_run_estimates_with_the_device_that_is_named() -> None:
 
 
 def test_rates_follow_the_precision() -> None:
-    rates = [H100.rate(Numerics(precision=precision)) for precision in ("fp32_strict", "fp32", "bf16")]  # type: ignore[arg-type]
+    rates = [
+        H100.rate(Numerics(precision=precision)) for precision in ("fp32_strict", "fp32", "bf16")
+    ]  # type: ignore[arg-type]
     assert rates == sorted(rates)
     assert rates[2] / rates[1] == pytest.approx(2, rel=0.01)
 
 
 def test_what_is_no_device_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown device 'h10' \(did you mean 'h100'\?\); allowed: a100, cpu, h100, h200, l4"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown device 'h10' \(did you mean 'h100'\?\); allowed: a100, cpu, h100, h200, l4",
+    ):
         named_device("h10")
     assert named_device("CPU") is None
-    result = CliRunner().invoke(main, ["distill", "--config", "jobs/quickstart.yaml", "--device", "h100"])
+    result = CliRunner().invoke(
+        main, ["distill", "--config", "jobs/quickstart.yaml", "--device", "h100"]
+    )
     assert result.exit_code == 2
     assert "--device needs --dry-run" in result.output

@@ -12,11 +12,15 @@ from raydd.runtime.ray_supply import from_limits
 FIXED, FULL, GROWS = Growth("fixed"), Growth("full"), Growth("grows")
 
 
-def machine(cpus: float, gpus: float = 0, *, used: float = 0, used_gpus: float = 0, kind: str = "") -> Machine:
+def machine(
+    cpus: float, gpus: float = 0, *, used: float = 0, used_gpus: float = 0, kind: str = ""
+) -> Machine:
     """A machine as Ray reports it: what there is none of is left out."""
     total = {"CPU": cpus, "GPU": gpus, "memory": 1e9}
     free = {"CPU": cpus - used, "GPU": gpus - used_gpus, "memory": 1e9}
-    return Machine({k: v for k, v in total.items() if v}, {k: v for k, v in free.items() if v}, kind)
+    return Machine(
+        {k: v for k, v in total.items() if v}, {k: v for k, v in free.items() if v}, kind
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,9 @@ def machine(cpus: float, gpus: float = 0, *, used: float = 0, used_gpus: float =
         (8, 0.5, 1, 0.25, 2),
     ],
 )
-def test_workers_on_a_machine(cpus: float, gpus: float, each: float, gpus_each: float, fit: int) -> None:
+def test_workers_on_a_machine(
+    cpus: float, gpus: float, each: float, gpus_each: float, fit: int
+) -> None:
     assert places(machine(cpus, gpus).total, Need(1, cpus=each, gpus=gpus_each)) == fit
 
 
@@ -56,27 +62,76 @@ def test_what_there_is_room_for_starts() -> None:
 def test_what_others_use_is_waited_for_on_any_cluster() -> None:
     for growth in (FIXED, FULL, GROWS):
         verdict = decide(Need(2), [machine(2, used=1)], growth)
-        assert (verdict.kind, verdict.text) == ("wait", "waiting for 2 workers; the cluster has 2 CPUs (1 CPU free)")
+        assert (verdict.kind, verdict.text) == (
+            "wait",
+            "waiting for 2 workers; the cluster has 2 CPUs (1 CPU free)",
+        )
 
 
 def test_machines_that_may_come_are_waited_for() -> None:
-    assert decide(Need(3), [machine(2)], GROWS).text == "waiting for 3 workers; the cluster has 2 CPUs"
-    assert decide(Need(3), [], Growth("asked")).text == "waiting for 3 workers; the cluster has no machine"
-    verdict = decide(Need(2, 1, cpus=2, gpus=0.5), [machine(0), machine(4, 1)], Growth("grows", {"gpu": 2}))
+    assert (
+        decide(Need(3), [machine(2)], GROWS).text == "waiting for 3 workers; the cluster has 2 CPUs"
+    )
+    assert (
+        decide(Need(3), [], Growth("asked")).text
+        == "waiting for 3 workers; the cluster has no machine"
+    )
+    verdict = decide(
+        Need(2, 1, cpus=2, gpus=0.5), [machine(0), machine(4, 1)], Growth("grows", {"gpu": 2})
+    )
     wanted = "waiting for 2 workers and 1 evaluator of 2 CPUs and 0.5 GPUs each"
-    assert verdict.text == f"{wanted}; the cluster has 4 CPUs and 1 GPU on 2 machines; starting 2 × gpu"
+    assert (
+        verdict.text
+        == f"{wanted}; the cluster has 4 CPUs and 1 GPU on 2 machines; starting 2 × gpu"
+    )
 
 
 @pytest.mark.parametrize(
     ("need", "machines", "growth", "words"),
     [
-        (Need(3), [machine(2)], FIXED, ("compute.workers: 3 workers cannot be placed", "has 2 CPUs, and it does not grow", "=2)")),
-        (Need(3, elastic=True), [machine(1), machine(1)], FIXED, ("on 2 machines", "a minimum of at most 2 workers")),
-        (Need(2, evaluators=2), [machine(3)], FIXED, ("2 workers and 2 evaluators cannot", "compute.workers=1", "compute.evaluators")),
+        (
+            Need(3),
+            [machine(2)],
+            FIXED,
+            (
+                "compute.workers: 3 workers cannot be placed",
+                "has 2 CPUs, and it does not grow",
+                "=2)",
+            ),
+        ),
+        (
+            Need(3, elastic=True),
+            [machine(1), machine(1)],
+            FIXED,
+            ("on 2 machines", "a minimum of at most 2 workers"),
+        ),
+        (
+            Need(2, evaluators=2),
+            [machine(3)],
+            FIXED,
+            ("2 workers and 2 evaluators cannot", "compute.workers=1", "compute.evaluators"),
+        ),
         (Need(1, evaluators=2), [machine(2)], FIXED, ("Ask for fewer evaluators",)),
-        (Need(1, gpus=1), [machine(2)], FIXED, ("compute.gpus_per_worker: 1 worker of 1 GPU", "2 CPUs and 0 GPUs", "Lower")),
-        (Need(1, cpus=4), [machine(2)] * 4, FIXED, ("compute.cpus_per_worker", "8 CPUs on 4 machines, the largest 2 CPUs: room for 0")),
-        (Need(3), [machine(2)], FULL, ("its autoscaler can start no more machines for them. Ask for fewer workers, or raise",)),
+        (
+            Need(1, gpus=1),
+            [machine(2)],
+            FIXED,
+            ("compute.gpus_per_worker: 1 worker of 1 GPU", "2 CPUs and 0 GPUs", "Lower"),
+        ),
+        (
+            Need(1, cpus=4),
+            [machine(2)] * 4,
+            FIXED,
+            ("compute.cpus_per_worker", "8 CPUs on 4 machines, the largest 2 CPUs: room for 0"),
+        ),
+        (
+            Need(3),
+            [machine(2)],
+            FULL,
+            (
+                "its autoscaler can start no more machines for them. Ask for fewer workers, or raise",
+            ),
+        ),
         (Need(2, cpus=2), [machine(0)], FIXED, ("the cluster has 0 CPUs",)),
         (Need(3), [machine(2, used=2)], FIXED, ("2 CPUs (0 CPUs free)",)),
     ],

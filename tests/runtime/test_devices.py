@@ -30,7 +30,10 @@ def on(monkeypatch: pytest.MonkeyPatch) -> On:
     """Return what makes this process take its device for one of a kind."""
 
     def be(kind: str) -> None:
-        for module in ("raydd.core.store", *(module.__name__ for module in (worker, runner, devices, planning))):
+        for module in (
+            "raydd.core.store",
+            *(module.__name__ for module in (worker, runner, devices, planning)),
+        ):
             monkeypatch.setattr(f"{module}.device_kind", lambda device: kind)
 
     return be
@@ -67,7 +70,10 @@ def test_what_another_device_made_is_used_and_named_once(tmp_path: Path, on: On)
     on(H100)
     assert messages(run(WALKS, store)) == []
     on("cpu")
-    told = [f"3 units were computed on an {H100}; they are used as they are (compute.same_device=true makes them anew) on a CPU"]
+    told = [
+        f"3 units were computed on an {H100}; they are used as they are (compute.same_device=true makes them anew) on"
+        " a CPU"
+    ]
     total = Ref(Total(seed=0, walk=WALK), "all")
     events = run([total], store)
     assert messages(events) == told
@@ -102,13 +108,18 @@ def test_markers_of_earlier_versions_are_read(tmp_path: Path, on: On) -> None:
     assert (messages(events), started(events)) == ([], 0)
     on(H100)
     assert messages(run(WALKS, store)) == [
-        f"2 units were computed on a CPU; they are used as they are (compute.same_device=true makes them anew) on an {H100}"
+        "2 units were computed on a CPU; they are used as they are (compute.same_device=true makes them anew) on an"
+        f" {H100}"
     ]
-    assert started(run(WALKS, store, same_device=True)) == 3, "what does not say its device counts as another's"
+    assert started(run(WALKS, store, same_device=True)) == 3, (
+        "what does not say its device counts as another's"
+    )
 
 
 @pytest.mark.parametrize("same_device", [False, True])
-def test_a_checkpoint_of_another_device_is_gone_on_from_unless_one_device_is_asked_for(tmp_path: Path, on: On, same_device: bool) -> None:
+def test_a_checkpoint_of_another_device_is_gone_on_from_unless_one_device_is_asked_for(
+    tmp_path: Path, on: On, same_device: bool
+) -> None:
     store, ref = Store(str(tmp_path)), Ref(Walk(seed=3, updates=8), "walk-01")
 
     def die(stage: str, unit: str, t: int) -> None:
@@ -127,9 +138,13 @@ def test_a_checkpoint_of_another_device_is_gone_on_from_unless_one_device_is_ask
 def test_a_worker_of_another_kind_is_refused_where_one_device_is_asked_for(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     mixed = Ledger(WALKS, store)
-    assert [mixed.lease(f"rank-{i}", [], device=kind).kind for i, kind in enumerate(("cpu", H100))] == ["run", "run"]
+    assert [
+        mixed.lease(f"rank-{i}", [], device=kind).kind for i, kind in enumerate(("cpu", H100))
+    ] == ["run", "run"]
     same = Ledger(WALKS, store, device="cpu")
-    assert [same.lease(f"rank-{i}", [], device=kind).kind for i, kind in enumerate(("cpu", H100))] == ["run", "stop"]
+    assert [
+        same.lease(f"rank-{i}", [], device=kind).kind for i, kind in enumerate(("cpu", H100))
+    ] == ["run", "stop"]
     assert same.failure == f"compute.same_device: one worker is on a CPU, another on an {H100}"
 
 
@@ -137,12 +152,16 @@ def test_the_lines_that_reports_say() -> None:
     assert devices.mixed_line({}) == []
     assert devices.mixed_line({"cpu": 5}) == []
     said = devices.mixed_line({"cpu": 5, H100: 2, "Tesla T4": 1})
-    assert said == [f"2 units were computed on an {H100}, 1 unit was computed on a Tesla T4, the other 5 on a CPU."]
+    assert said == [
+        f"2 units were computed on an {H100}, 1 unit was computed on a Tesla T4, the other 5 on a CPU."
+    ]
     assert devices.main_kind({"cpu": 5, H100: 2}) == "cpu"
     assert ledger.named("AMD Instinct MI300X") == "an AMD Instinct MI300X"
 
 
-def test_a_report_names_the_devices_of_what_it_is_about(tmp_path: Path, on: On, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_names_the_devices_of_what_it_is_about(
+    tmp_path: Path, on: On, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     evaluation = {"protocol": "dm", "networks": ["convnet1_w4"], "epochs": 1, "baselines": []}
     tree = {
@@ -166,4 +185,6 @@ def test_a_report_names_the_devices_of_what_it_is_about(tmp_path: Path, on: On, 
     assert yaml.safe_load((tmp_path / "runs/2/distilled/recipe.json").read_text())["device"] == H100
     planned, _ = planning.dry_run(job)
     then = "they are used as they are (compute.same_device=true makes them anew) on a CPU"
-    assert planned.splitlines().count(f"in the store: 3 units were computed on an {H100}; {then}") == 1
+    assert (
+        planned.splitlines().count(f"in the store: 3 units were computed on an {H100}; {then}") == 1
+    )

@@ -24,7 +24,9 @@ ROWS = ((0, {"loss": 1.5}), (1, {"loss": 1.25}))
 
 
 def event(kind: Any, **facts: Any) -> Event:
-    return Event(kind=kind, **{"stage": "distill/Walk", "unit": "walk-00", "key": "k0", "steps": 2, **facts})
+    return Event(
+        kind=kind, **{"stage": "distill/Walk", "unit": "walk-00", "key": "k0", "steps": 2, **facts}
+    )
 
 
 def lines(storage: Storage) -> list[dict[str, Any]]:
@@ -40,7 +42,9 @@ def write_all(journal: Journal) -> None:
 
 @pytest.fixture(params=["file", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "out") if request.param == "file" else f"memory://journal-{tmp_path.name}")
+    return Storage(
+        str(tmp_path / "out") if request.param == "file" else f"memory://journal-{tmp_path.name}"
+    )
 
 
 def test_each_event_becomes_a_line_that_says_what_happened(storage: Storage) -> None:
@@ -50,11 +54,22 @@ def test_each_event_becomes_a_line_that_says_what_happened(storage: Storage) -> 
     journal.on_event(Event(kind="message", text="Ray is ready"))
     journal.close()
     found = lines(storage)
-    assert [line["kind"] for line in found] == ["start", "log", "log", "output", "failed", "message"]
-    assert [(line["t"], line["values"]) for line in found if line["kind"] == "log"] == [(0, {"loss": 1.5}), (1, {"loss": 1.25})]
+    assert [line["kind"] for line in found] == [
+        "start",
+        "log",
+        "log",
+        "output",
+        "failed",
+        "message",
+    ]
+    assert [(line["t"], line["values"]) for line in found if line["kind"] == "log"] == [
+        (0, {"loss": 1.5}),
+        (1, {"loss": 1.25}),
+    ]
     output = {name: value for name, value in found[3].items() if name != "time"}
     assert output == {
-        "kind": "output", "stage": "distill/Walk", "unit": "walk-00", "key": "k0", "t": 2, "output": "final", "seconds": 1.235
+        "kind": "output", "stage": "distill/Walk", "unit": "walk-00", "key": "k0", "t": 2, "output": "final",
+        "seconds": 1.235
     }  # fmt: skip
     assert found[4]["text"] == "x is NaN"
     assert set(found[5]) == {"time", "kind", "text"}
@@ -72,7 +87,12 @@ def test_a_resumed_run_writes_nothing_twice(storage: Storage) -> None:
     second.on_event(event("log", key="k1", unit="walk-01", rows=ROWS[:1]))
     second.close()
     found = lines(storage)
-    assert [(line["key"], line["t"]) for line in found if line["kind"] == "log"] == [("k0", 0), ("k0", 1), ("k0", 2), ("k1", 0)]
+    assert [(line["key"], line["t"]) for line in found if line["kind"] == "log"] == [
+        ("k0", 0),
+        ("k0", 1),
+        ("k0", 2),
+        ("k1", 0),
+    ]
     assert sum(line["kind"] == "output" for line in found) == 1
 
 
@@ -86,7 +106,13 @@ def test_a_torn_last_line_is_cut_and_written_again(storage: Storage) -> None:
     write_all(second)
     second.close()
     found = lines(storage)
-    assert [line["kind"] for line in found] == ["start", "log", "log", "start", "output"], "all lines readable, only the torn one again"
+    assert [line["kind"] for line in found] == [
+        "start",
+        "log",
+        "log",
+        "start",
+        "output",
+    ], "all lines readable, only the torn one again"
 
 
 def test_a_damaged_line_in_the_middle_does_not_stop_a_run(storage: Storage) -> None:
@@ -94,7 +120,9 @@ def test_a_damaged_line_in_the_middle_does_not_stop_a_run(storage: Storage) -> N
     journal = Journal(storage)
     journal.on_event(event("log", rows=ROWS))
     journal.close()
-    assert storage.get("log.jsonl").startswith(b'{"kind": "log", "key": "k0", "t": 0}\n\x00\x00\xff\n[1]\n{')
+    assert storage.get("log.jsonl").startswith(
+        b'{"kind": "log", "key": "k0", "t": 0}\n\x00\x00\xff\n[1]\n{'
+    )
     assert json.loads(storage.get("log.jsonl").splitlines()[-1])["t"] == 1
 
 
@@ -119,7 +147,13 @@ def test_a_local_folder_that_fails_costs_nothing_once_it_is_back(
     assert len([r for r in caplog.records if "log.jsonl cannot be written" in r.message]) <= 1
     journal.on_event(event("message", text="it is back"))
     journal.close()
-    assert [line["kind"] for line in lines(Storage(str(folder)))] == ["start", "log", "log", "output", "message"]
+    assert [line["kind"] for line in lines(Storage(str(folder)))] == [
+        "start",
+        "log",
+        "log",
+        "output",
+        "message",
+    ]
 
 
 class Away(Storage):
@@ -163,13 +197,17 @@ def test_a_server_that_is_away_from_the_start_loses_neither_old_nor_new_lines(
         assert time.monotonic() - begun < 0.5, "the driver never waits for storage"
         wait_for(lambda: any("cannot be written for now" in r.message for r in caplog.records))
         time.sleep(0.2)
-    assert sum("cannot be written for now" in r.message for r in caplog.records) == 1, "warned once, not each time"
+    assert sum("cannot be written for now" in r.message for r in caplog.records) == 1, (
+        "warned once, not each time"
+    )
     storage.away = False
     second.close()
     assert [line["t"] for line in lines(storage)] == [0, 1]
 
 
-def test_a_remote_log_is_written_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_log_is_written_while_the_job_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journal_module, "REWRITE_SECONDS", 0.02)
     storage = Away(f"memory://journal-{tmp_path.name}")
     journal = Journal(storage)
@@ -183,7 +221,9 @@ def test_a_remote_log_is_written_while_the_job_runs(tmp_path: Path, monkeypatch:
     assert [line["t"] for line in lines(storage)] == [0, 1], "failed writes leave no double lines"
 
 
-def test_what_can_never_be_written_is_reported_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_can_never_be_written_is_reported_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     storage = Away(f"memory://journal-{tmp_path.name}")
     storage.away = True
     journal = Journal(storage)
@@ -215,11 +255,17 @@ def test_a_step_is_averaged_when_all_units_have_reported_it() -> None:
     curves = Curves([walk])
     assert curves.on_event(row_event(walk, "walk-00", (0, {"loss": 1.0}), (1, {"loss": 2.0}))) == []
     assert curves.on_event(row_event(walk, "walk-02", (0, {"loss": 2.0}))) == []
-    assert curves.on_event(row_event(walk, "walk-02", (0, {"loss": 9.0}))) == [], "the same unit again counts once"
+    assert curves.on_event(row_event(walk, "walk-02", (0, {"loss": 9.0}))) == [], (
+        "the same unit again counts once"
+    )
     done = curves.on_event(row_event(walk, "walk-01", (1, {"loss": 6.0}), (0, {"loss": 6.0})))
     assert done == [("distill/Walk", 0, {"loss": 3.0})]
-    assert curves.on_event(row_event(walk, "walk-02", (1, {"loss": 1.0}), (0, {"loss": 2.0}))) == [("distill/Walk", 1, {"loss": 3.0})]
-    assert curves.on_event(row_event(walk, "walk-00", (0, {"loss": 1.0}))) == [], "a step is told once"
+    assert curves.on_event(row_event(walk, "walk-02", (1, {"loss": 1.0}), (0, {"loss": 2.0}))) == [
+        ("distill/Walk", 1, {"loss": 3.0})
+    ]
+    assert curves.on_event(row_event(walk, "walk-00", (0, {"loss": 1.0}))) == [], (
+        "a step is told once"
+    )
 
 
 def test_curves_of_several_seeds_have_names_of_their_own() -> None:
@@ -229,5 +275,12 @@ def test_curves_of_several_seeds_have_names_of_their_own() -> None:
     assert names == ["distill/Walk/seed-1", "distill/Walk/seed-2"]
     alike = [Walk(seed=1, count=1, updates=n) for n in (5, 6)]
     curves = Curves(alike)
-    assert [curves.on_event(row_event(walk, "walk-00", (4, {"x": 1.0})))[0][0] for walk in alike] == ["distill/Walk/1", "distill/Walk/2"]
-    assert curves.on_event(row_event(Walk(seed=9), "walk-00", (4, {"x": 1.0}))) == [], "a stage that is not followed"
+    assert [
+        curves.on_event(row_event(walk, "walk-00", (4, {"x": 1.0})))[0][0] for walk in alike
+    ] == [
+        "distill/Walk/1",
+        "distill/Walk/2",
+    ]
+    assert curves.on_event(row_event(Walk(seed=9), "walk-00", (4, {"x": 1.0}))) == [], (
+        "a stage that is not followed"
+    )

@@ -32,7 +32,10 @@ class Killed(BaseException):
 
 def targets(**walk: Any) -> list[Ref]:
     w, c = Walk(seed=1, **walk), Choir(seed=2)
-    return [Ref(Total(seed=0, walk=w, output=snapshot(4)), "all"), Ref(Total(seed=0, walk=w, choir=c), "all")]
+    return [
+        Ref(Total(seed=0, walk=w, output=snapshot(4)), "all"),
+        Ref(Total(seed=0, walk=w, choir=c), "all"),
+    ]
 
 
 def run(refs: list[Ref], store: Store, **options: Any) -> list[Event]:
@@ -55,13 +58,28 @@ def undisturbed(tmp_path: Path) -> list[str]:
 def test_snapshots_come_before_the_rest(tmp_path: Path) -> None:
     events = run(targets(), Store(str(tmp_path)))
     outputs = [(e.stage, e.output) for e in events if e.kind == "output"]
-    first_final = next(i for i, (_, o) in enumerate(outputs) if o == "final" and outputs[i][0] == "distill/Walk")
+    first_final = next(
+        i for i, (_, o) in enumerate(outputs) if o == "final" and outputs[i][0] == "distill/Walk"
+    )
     assert outputs[:4] == [("distill/Walk", "step-000004")] * 4
-    assert outputs.index(("evaluate/Total", "final")) < first_final, "the snapshot is evaluated before the walks go on"
+    assert outputs.index(("evaluate/Total", "final")) < first_final, (
+        "the snapshot is evaluated before the walks go on"
+    )
 
 
-@pytest.mark.parametrize("at", [("distill/Walk", 0), ("distill/Walk", 3), ("distill/Walk", 7), ("distill/Choir", 5), ("evaluate/Total", 0)])
-def test_killed_anywhere_and_started_again_gives_the_same_bytes(tmp_path: Path, undisturbed: list[str], at: tuple[str, int]) -> None:
+@pytest.mark.parametrize(
+    "at",
+    [
+        ("distill/Walk", 0),
+        ("distill/Walk", 3),
+        ("distill/Walk", 7),
+        ("distill/Choir", 5),
+        ("evaluate/Total", 0),
+    ],
+)
+def test_killed_anywhere_and_started_again_gives_the_same_bytes(
+    tmp_path: Path, undisturbed: list[str], at: tuple[str, int]
+) -> None:
     store = Store(str(tmp_path / "killed"))
 
     def fault(stage: str, unit: str, t: int) -> None:
@@ -110,11 +128,18 @@ def test_two_plans_share_a_stage(tmp_path: Path) -> None:
 def test_nothing_but_fields_and_inputs_is_in_a_key() -> None:
     walk = Walk(seed=1)
     assert unit_key(walk, "walk-00") == unit_key(Walk(seed=1), "walk-00")
-    others = [replace(walk, seed=2), replace(walk, updates=11), replace(walk, numerics=Numerics(threads=2)), Choir(seed=1)]
+    others = [
+        replace(walk, seed=2),
+        replace(walk, updates=11),
+        replace(walk, numerics=Numerics(threads=2)),
+        Choir(seed=1),
+    ]
     keys = {unit_key(stage, "walk-00") for stage in [walk, *others]}
     assert len(keys) == 5
     assert unit_key(walk, "walk-01") not in keys
-    assert unit_key(Total(seed=0, walk=walk), "all") != unit_key(Total(seed=0, walk=replace(walk, seed=2)), "all")
+    assert unit_key(Total(seed=0, walk=walk), "all") != unit_key(
+        Total(seed=0, walk=replace(walk, seed=2)), "all"
+    )
 
 
 def test_a_stages_hash_is_computed_once_in_each_process() -> None:
@@ -134,15 +159,26 @@ def test_a_stages_hash_is_computed_once_in_each_process() -> None:
     assert (len(counted), stage) == (1, other)
     assert hash(replace(stage, seed=2)) != hash(stage)
     walk = Walk(seed=1)
-    script = "import pickle, sys; stage = pickle.load(sys.stdin.buffer); print(type(stage)(seed=1) in {stage: 0}, hash('x'))"
+    script = (
+        "import pickle, sys; stage = pickle.load(sys.stdin.buffer); "
+        "print(type(stage)(seed=1) in {stage: 0}, hash('x'))"
+    )
     hash(walk)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
-    told = subprocess.run([sys.executable, "-c", script], input=pickle.dumps(walk), env=env, capture_output=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        input=pickle.dumps(walk),
+        env=env,
+        capture_output=True,
+        check=True,
+    ).stdout
     assert told.split()[0] == b"True", "another process hashes strings in another way"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_torn_output_is_named_and_computed_again(tmp_path: Path, undisturbed: list[str], damage: str) -> None:
+def test_a_torn_output_is_named_and_computed_again(
+    tmp_path: Path, undisturbed: list[str], damage: str
+) -> None:
     store = Store(str(tmp_path / "torn"))
     run(targets(), store)
     bad = Ref(Walk(seed=1), "walk-02")
@@ -163,10 +199,14 @@ def test_a_torn_output_is_named_and_computed_again(tmp_path: Path, undisturbed: 
         assert any("final.safetensors" in e.text for e in events if e.kind == "message")
 
 
-def test_a_torn_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_torn_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store, key = Store(str(tmp_path)), "ab" * 20
     for t in (3, 6, 9):
-        store.save_checkpoint(key, Checkpoint(t, {"x": torch.full((4,), float(t))}, [(t, {"loss": 1.0})], 2.0))
+        store.save_checkpoint(
+            key, Checkpoint(t, {"x": torch.full((4,), float(t))}, [(t, {"loss": 1.0})], 2.0)
+        )
     folder = Path(store.url) / Store.folder(key)
     assert len(list(folder.iterdir())) == 2, "only the last two are kept"
     newest = folder / "state-000000009.safetensors"
@@ -194,7 +234,9 @@ class Explodes(Walk):
         return {"x": state["x"] * float("nan")} if t == self.at and self.how == "nan" else state
 
 
-def test_nan_stops_the_run_with_stage_unit_and_step_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+def test_nan_stops_the_run_with_stage_unit_and_step_and_keeps_the_last_good_state(
+    tmp_path: Path,
+) -> None:
     store, stage = Store(str(tmp_path)), Explodes(seed=1, count=1)
     with pytest.raises(RunFailed, match=r"distill/Explodes unit 'walk-00'.*step \d"):
         run([Ref(stage, "walk-00")], store, checkpoint_every=0.0)
@@ -207,7 +249,11 @@ def test_nan_stops_the_run_with_stage_unit_and_step_and_keeps_the_last_good_stat
 def test_an_exception_is_tried_again_once_and_then_named(tmp_path: Path) -> None:
     events: list[Event] = []
     with pytest.raises(RunFailed, match="IndexError: a bug"):
-        LocalRunner(dict).run([Ref(Explodes(seed=1, count=1, how="raise"), "walk-00")], Store(str(tmp_path)), events.append)
+        LocalRunner(dict).run(
+            [Ref(Explodes(seed=1, count=1, how="raise"), "walk-00")],
+            Store(str(tmp_path)),
+            events.append,
+        )
     assert sum(e.kind == "start" for e in events) == 2
 
 
@@ -222,7 +268,9 @@ def test_stop_saves_the_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_equal_for_any_number_of_workers(tmp_path: Path, undisturbed: list[str], world: int) -> None:
+def test_equal_for_any_number_of_workers(
+    tmp_path: Path, undisturbed: list[str], world: int
+) -> None:
     store = Store(str(tmp_path / "group"))
     events = run_group(targets(), store, world, checkpoint_every=0.0)
     assert results(targets(), store) == undisturbed
@@ -234,7 +282,9 @@ def test_equal_for_any_number_of_workers(tmp_path: Path, undisturbed: list[str],
     ("world", "choirs", "shared"),
     [(3, 1, 1), (3, 2, 2), (2, 2, 0), (3, 3, 0), (4, 2, 2), (9, 3, 3), (9, 4, 0)],
 )
-def test_a_group_shares_lanes_only_where_more_workers_find_work_so(tmp_path: Path, world: int, choirs: int, shared: int) -> None:
+def test_a_group_shares_lanes_only_where_more_workers_find_work_so(
+    tmp_path: Path, world: int, choirs: int, shared: int
+) -> None:
     """A choir has four lanes: one after the other by the whole group, or each by one worker."""
     refs = [Ref(Choir(seed=seed, voices=4), "all") for seed in range(choirs)]
     alone, group = Store(str(tmp_path / "alone")), Store(str(tmp_path / "group"))
@@ -245,7 +295,10 @@ def test_a_group_shares_lanes_only_where_more_workers_find_work_so(tmp_path: Pat
     leases = [ledger.lease(f"rank-{rank % world}", [], 1, world) for rank in range(2 * world)]
     kinds = [lease.kind for lease in leases]
     assert ("join" in kinds, "run" in kinds) == (shared > 0, shared == 0)
-    assert len({lease.ref.key for lease in leases if lease.kind == "run"}) in (0, min(world, choirs))
+    assert len({lease.ref.key for lease in leases if lease.kind == "run"}) in (
+        0,
+        min(world, choirs),
+    )
     run_group(refs, group, world, checkpoint_every=0.0)
     assert results(refs, group) == results(refs, alone)
 
@@ -257,7 +310,9 @@ def test_markers_say_what_and_where(tmp_path: Path) -> None:
     assert marker["unit"] == "walk-00"
     assert marker["device"] == "cpu"
     assert marker["versions"]["torch"] == torch.__version__
-    assert not [p for p in store.storage.list() if "state-" in p], "checkpoints of a finished unit are gone"
+    assert not [p for p in store.storage.list() if "state-" in p], (
+        "checkpoints of a finished unit are gone"
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -270,8 +325,12 @@ def test_a_stage_with_a_place_of_its_own_is_written_there_and_read_from_there(
     run_group(refs, store, world, checkpoint_every=0.0)
     assert results(refs, store) == undisturbed[1:]
     there = sorted(path.name for path in (tmp_path / "set/labels").iterdir())
-    assert there == sorted(f"walk-{i:02d}.{end}" for i in range(4) for end in ("json", "safetensors"))
-    assert not [p for p in store.storage.list() if "walk" in p or "state-" in p], "no second copy, no checkpoint is left"
+    assert there == sorted(
+        f"walk-{i:02d}.{end}" for i in range(4) for end in ("json", "safetensors")
+    )
+    assert not [p for p in store.storage.list() if "walk" in p or "state-" in p], (
+        "no second copy, no checkpoint is left"
+    )
     assert all(store.has(walk.refs()))
 
     started = [e.stage for e in run_group(refs, store, world) if e.kind == "start"]
@@ -284,12 +343,16 @@ def test_a_stage_with_a_place_of_its_own_is_written_there_and_read_from_there(
     moved = Store(str(tmp_path / "store"), {stage_digest(other): str(tmp_path / "set/labels")})
     assert not any(moved.has(other.refs())), "what lies there is of another stage"
     run([Ref(other, "walk-00")], moved)
-    assert not torch.equal(moved.load(Ref(other, "walk-00"))["x"], store.load(Ref(walk, "walk-01"))["x"])
+    assert not torch.equal(
+        moved.load(Ref(other, "walk-00"))["x"], store.load(Ref(walk, "walk-01"))["x"]
+    )
     assert not store.has([Ref(walk, "walk-00")])[0], "and was written over"
 
 
 def test_the_cache_is_bounded_by_bytes_and_keeps_what_was_used_last(tmp_path: Path) -> None:
-    worker = Worker(Store(str(tmp_path)), dict, None, device=torch.device("cpu"), checkpoint_every=1.0)  # type: ignore[arg-type]
+    worker = Worker(
+        Store(str(tmp_path)), dict, None, device=torch.device("cpu"), checkpoint_every=1.0
+    )  # type: ignore[arg-type]
     worker._cache_bytes = 3 * 4000
     made: list[str] = []
 

@@ -18,7 +18,16 @@ def job(output: Path) -> Job:
     return load_job(QUICKSTART, [f"output={output}"])
 
 
-@pytest.mark.parametrize("name", ["distilled/images.safetensors", "report.json", "loss.png", "pictures/step-000000.png", "distilled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "distilled/images.safetensors",
+        "report.json",
+        "loss.png",
+        "pictures/step-000000.png",
+        "distilled",
+    ],
+)
 def test_results_without_a_job_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"theirs")
@@ -39,14 +48,18 @@ def test_what_is_left_of_a_crashed_run_is_its_own(tmp_path: Path) -> None:
 def test_a_place_that_is_a_file_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for place in ("file", "file/below"):
-        with pytest.raises(ConfigError, match=r"output: cannot write to .*: .*/file is not a folder"):
+        with pytest.raises(
+            ConfigError, match=r"output: cannot write to .*: .*/file is not a folder"
+        ):
             check_place("output", str(tmp_path / place))
     check_place("output", str(tmp_path / "new" / "run"))
     check_place("output", "s3://raydd-none/run")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_plan_for_the_output_of_another_job_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+def test_a_plan_for_the_output_of_another_job_is_refused_and_nothing_is_made(
+    tmp_path: Path,
+) -> None:
     check_claim("output", str(tmp_path / "new"), job(tmp_path))
     (tmp_path / "report.json").write_text("theirs")
     with pytest.raises(ConfigError, match=r"holds report\.json, not made by this job"):

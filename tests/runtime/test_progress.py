@@ -20,7 +20,12 @@ from raydd.runtime.progress import Progress, clock
 from raydd.runtime.runner import LocalRunner
 
 MATCH = "distill/MatchDistributions"
-PLAN = [(MATCH, "k0", 2000), (MATCH, "k1", 2000), ("evaluate/Student", "e0", 10), ("squeeze/Teacher", "s0", 5)]
+PLAN = [
+    (MATCH, "k0", 2000),
+    (MATCH, "k1", 2000),
+    ("evaluate/Student", "e0", 10),
+    ("squeeze/Teacher", "s0", 5),
+]
 
 
 class Time:
@@ -59,7 +64,11 @@ def test_a_line_every_ten_seconds_says_how_far_a_stage_is() -> None:
         assert out.getvalue() == line
         time.now += 33
         progress.on_event(event("output", key="k1", output="final", t=2000))
-        assert out.getvalue() == line + "01:03  distill/MatchDistributions  4000/4000 steps  2/2 units  loss 0.01234\n"
+        assert (
+            out.getvalue()
+            == line
+            + "01:03  distill/MatchDistributions  4000/4000 steps  2/2 units  loss 0.01234\n"
+        )
     assert out.getvalue().count("\n") == 2, "a stage that is done is not told again at the end"
 
 
@@ -83,7 +92,13 @@ def test_what_an_earlier_run_did_says_nothing_of_the_pace() -> None:
 def test_messages_come_at_once_and_as_they_are_and_failures_are_left_to_the_error() -> None:
     progress, _, out = plain()
     with progress:
-        progress.on_event(event("message", key="", text="a [red]message[/red] of [1, 2] that is much longer than a narrow line"))
+        progress.on_event(
+            event(
+                "message",
+                key="",
+                text="a [red]message[/red] of [1, 2] that is much longer than a narrow line",
+            )
+        )
         progress.on_event(event("failed", text="NumericsError: loss is nan"))
     assert out.getvalue().splitlines() == [
         "a [red]message[/red] of [1, 2] that is much longer than a narrow line",
@@ -92,7 +107,9 @@ def test_messages_come_at_once_and_as_they_are_and_failures_are_left_to_the_erro
 
 def test_nothing_is_glued_to_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=120, color_system=None, _environ={"TERM": "xterm"})
+    console = Console(
+        file=out, force_terminal=True, width=120, color_system=None, _environ={"TERM": "xterm"}
+    )
     handler = logging.StreamHandler(sys.__stderr__)
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     with Progress(PLAN, console) as progress:
@@ -103,7 +120,9 @@ def test_nothing_is_glued_to_the_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     assert handler.stream is sys.__stderr__, "and is given back"
     for line in ("SIGINT: saving the state", "a server is away"):
         before, after = out.getvalue().split(line, 1)
-        assert before.endswith("\r\x1b[2K") or before.endswith("\n"), "the bar's line is cleared first"
+        assert before.endswith("\r\x1b[2K") or before.endswith("\n"), (
+            "the bar's line is cleared first"
+        )
         assert after.startswith("\n")
         assert MATCH in after, "the bar comes back below"
 
@@ -131,7 +150,9 @@ def test_a_snapshot_moves_its_unit_and_resent_progress_does_not_move_it_back() -
 
 def test_bars_in_a_terminal() -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=120, color_system=None, _environ={"TERM": "xterm"})
+    console = Console(
+        file=out, force_terminal=True, width=120, color_system=None, _environ={"TERM": "xterm"}
+    )
     progress = Progress(PLAN, console)
     with progress:
         progress.on_event(event("output", output="final", cached=True))
@@ -154,7 +175,9 @@ def test_bars_in_a_terminal() -> None:
 
 def test_a_dumb_terminal_gets_lines() -> None:
     out = io.StringIO()
-    with Progress(PLAN, Console(file=out, force_terminal=True, _environ={"TERM": "dumb"})) as progress:
+    with Progress(
+        PLAN, Console(file=out, force_terminal=True, _environ={"TERM": "dumb"})
+    ) as progress:
         progress.on_event(event("output", key="e0", output="final", t=10))
     assert out.getvalue() == "00:00  evaluate/Student  10/10 steps  1/1 units\n"
 
@@ -172,4 +195,10 @@ def test_a_real_run_ends_with_every_unit_done(tmp_path: Path) -> None:
 
 
 def test_durations_are_short() -> None:
-    assert [clock(s) for s in (0, 42.9, 723, 3723, 100 * 3600)] == ["00:00", "00:42", "12:03", "1:02:03", "100:00:00"]
+    assert [clock(s) for s in (0, 42.9, 723, 3723, 100 * 3600)] == [
+        "00:00",
+        "00:42",
+        "12:03",
+        "1:02:03",
+        "100:00:00",
+    ]

@@ -72,17 +72,26 @@ def named(error: Exception) -> str:
 
 
 @pytest.mark.parametrize("error", OUTAGES, ids=named)
-def test_whatever_ray_raises_a_cluster_that_is_gone_is_told(error: Exception, head: socket.socket) -> None:
+def test_whatever_ray_raises_a_cluster_that_is_gone_is_told(
+    error: Exception, head: socket.socket
+) -> None:
     assert is_outage(error)
     address = ray_pulse.cluster_address()
     head.close()
-    with pytest.raises(RunFailed, match=rf"^the cluster at {address} is gone .*The same command goes on") as raised, told_if_gone(never):
+    with (
+        pytest.raises(
+            RunFailed, match=rf"^the cluster at {address} is gone .*The same command goes on"
+        ) as raised,
+        told_if_gone(never),
+    ):
         raise error
     assert raised.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", OUTAGES, ids=named)
-def test_of_a_cluster_that_lives_on_rays_own_error_is_told(error: Exception, head: socket.socket) -> None:
+def test_of_a_cluster_that_lives_on_rays_own_error_is_told(
+    error: Exception, head: socket.socket
+) -> None:
     with pytest.raises(RunFailed, match=r"^Ray failed: ") as raised, told_if_gone(always):
         raise error
     assert raised.value.__cause__ is error
@@ -96,17 +105,23 @@ def test_what_other_code_raised_stays_what_it_is(error: Exception, head: socket.
     assert raised.value is error
 
 
-def test_a_head_that_ends_after_its_workers_is_waited_for(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_ends_after_its_workers_is_waited_for(
+    head: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_pulse, "ENDING_SECONDS", 30.0)
     later = threading.Timer(0.6, head.close)
     later.start()
     begun = time.monotonic()
-    assert "is gone (its head does not answer)" in str(failed("the Ray Train group ended: objects were lost", never))
+    assert "is gone (its head does not answer)" in str(
+        failed("the Ray Train group ended: objects were lost", never)
+    )
     assert 0.5 < time.monotonic() - begun < 10
     later.join()
 
 
-def test_a_head_that_stays_is_waited_for_a_while_but_not_after_a_signal(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_stays_is_waited_for_a_while_but_not_after_a_signal(
+    head: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = time.monotonic()
     assert str(failed("the Ray Train group ended", never)) == "the Ray Train group ended"
     assert 0.5 <= time.monotonic() - begun < 10
@@ -121,14 +136,18 @@ def raising(error: Exception) -> Callable[[], bool]:
     return question
 
 
-def test_a_cluster_may_be_silent_for_a_while(head: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_may_be_silent_for_a_while(
+    head: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pulse, now = Pulse(), time.monotonic()
     assert pulse.ask(lambda: False) is False
     assert pulse.ask(raising(rx.RpcError("unavailable", 14))) is None
     with pytest.raises(KeyError):
         pulse.ask(raising(KeyError("a bug")))
     monkeypatch.setattr(time, "monotonic", lambda: now + 100)
-    with pytest.raises(RunFailed, match="has not answered a question for 100 s: RpcError: unavailable"):
+    with pytest.raises(
+        RunFailed, match="has not answered a question for 100 s: RpcError: unavailable"
+    ):
         pulse.ask(raising(rx.RpcError("unavailable", 14)))
     assert pulse.ask(lambda: True) is True, "it answers again"
     head.close()
@@ -169,7 +188,9 @@ def test_a_driver_and_a_worker_ask_again(error: Exception, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=named)
-def test_what_is_wrong_in_the_ledger_is_raised(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_in_the_ledger_is_raised(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def get(refs: object, timeout: float) -> object:
         raise error
 

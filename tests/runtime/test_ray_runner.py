@@ -66,7 +66,11 @@ def test_workers_that_this_machine_cannot_place_are_refused_before_ray_starts(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     runner = RayRunner(dict, workers=workers, evaluators=evaluators, gpus_per_worker=each)
     refused = places is not None
-    wanted = rf"gpus_per_worker={each:g}: this machine has {gpus} GPUs, enough for {places} of at least" if refused else "Ray was started"
+    wanted = (
+        rf"gpus_per_worker={each:g}: this machine has {gpus} GPUs, enough for {places} of at least"
+        if refused
+        else "Ray was started"
+    )
     with pytest.raises(ConfigError if refused else RuntimeError, match=wanted):
         runner.run(plan(), Store(str(tmp_path)), lambda event: None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # it may scale up
@@ -75,7 +79,10 @@ def test_workers_that_this_machine_cannot_place_are_refused_before_ray_starts(
 
 
 def plan(pause: float = 0.0, updates: int = 12) -> list[Ref]:
-    walk, choir = Walk(seed=1, pause=pause, updates=updates), Choir(seed=2, pause=pause, updates=updates)
+    walk, choir = (
+        Walk(seed=1, pause=pause, updates=updates),
+        Choir(seed=2, pause=pause, updates=updates),
+    )
     early = Ref(Total(seed=0, walk=walk, output=snapshot(4)), "all")
     return [early, Ref(Total(seed=0, walk=walk, choir=choir), "all")]
 
@@ -108,13 +115,19 @@ def run(refs: list[Ref], store: Store, on_event: Any = None, **options: Any) -> 
         if on_event is not None:
             on_event(event)
 
-    RayRunner(dict, checkpoint_every=options.pop("checkpoint_every", 0.2), **options).run(refs, store, note)
+    RayRunner(dict, checkpoint_every=options.pop("checkpoint_every", 0.2), **options).run(
+        refs, store, note
+    )
     return events
 
 
 def train_workers() -> list[psutil.Process]:
     """Return the Train workers below this process: never those of another cluster on the machine."""
-    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -126,7 +139,9 @@ def test_equals_the_run_in_process(tmp_path: Path, workers: int, evaluators: int
     assert digests(refs, store) == local(tmp_path, refs)
     starts = [e.worker for e in events if e.kind == "start"]
     assert ("group" in starts) == (workers > 1)
-    assert not [p for p in store.storage.list() if p.startswith("ray/")], "Ray Train's own files are gone"
+    assert not [p for p in store.storage.list() if p.startswith("ray/")], (
+        "Ray Train's own files are gone"
+    )
 
 
 @pytest.mark.usefixtures("cluster")
@@ -169,12 +184,16 @@ def _missing_on_workers() -> None:
     raise ImportError("no such module on this node")
 
 
-def test_workers_say_which_outputs_are_of_their_kind_of_device(tmp_path: Path, cluster: None) -> None:
+def test_workers_say_which_outputs_are_of_their_kind_of_device(
+    tmp_path: Path, cluster: None
+) -> None:
     store, refs = Store(str(tmp_path)), Walk(seed=1, count=2, updates=3).refs()
     LocalRunner(dict).run(refs, store, lambda event: None)
     path = f"{store.place(refs[0])[1]}.json"
     store.storage.put(path, store.storage.get(path).replace(b'"cpu"', b'"NVIDIA L4"'))
     events: list[Event] = []
     RayRunner(dict, workers=1, same_device=True).run(refs, store, events.append)
-    assert [event.text for event in events if "L4" in event.text] == ["1 unit was computed on an NVIDIA L4; it is made anew on a CPU"]
+    assert [event.text for event in events if "L4" in event.text] == [
+        "1 unit was computed on an NVIDIA L4; it is made anew on a CPU"
+    ]
     assert [store.marker(ref)["device"] for ref in refs] == ["cpu", "cpu"]

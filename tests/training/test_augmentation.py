@@ -21,7 +21,9 @@ STRATEGIES = [
 
 
 def _augmentation(kind, strategy="", size=(12, 12), black=None, **fields):
-    return make_augmentation(Recipe(epochs=1, augmentation=kind, strategy=strategy, **fields), size, black)
+    return make_augmentation(
+        Recipe(epochs=1, augmentation=kind, strategy=strategy, **fields), size, black
+    )
 
 
 def _images(networks=3, count=6):
@@ -71,7 +73,12 @@ def test_padded_crops_are_shifts_over_black_and_mirrored_half_of_the_time():
             for top in range(2 * pad + 1)
             for left in range(2 * pad + 1)
             for flip in (False, True)
-            if torch.equal(image, frame[:, top : top + 6, left : left + 8].flip(2) if flip else frame[:, top : top + 6, left : left + 8])
+            if torch.equal(
+                image,
+                frame[:, top : top + 6, left : left + 8].flip(2)
+                if flip
+                else frame[:, top : top + 6, left : left + 8],
+            )
         ]
         assert len(shifts) == 1
         found += shifts
@@ -91,7 +98,9 @@ def test_resized_crops_are_those_of_the_crop_module():
 
     images, draws = _images(1, 9), generator(3, "draw")
     drawn = [(draw_resized_crop(draws, 12, 12, (0.5, 0.7)), draw_flip(draws)) for _ in range(9)]
-    expected = Crops.of([box for box, _ in drawn], [flip for _, flip in drawn], (12, 12)).apply(images[0])
+    expected = Crops.of([box for box, _ in drawn], [flip for _, flip in drawn], (12, 12)).apply(
+        images[0]
+    )
     out = _augmentation("resized_crop_flip", scale=(0.5, 0.7))(images, [generator(3, "draw")])[0]
     assert torch.equal(out, expected)
     assert len({box for box, _ in drawn}) > 5
@@ -119,13 +128,17 @@ def test_numbers_drawn_ahead_are_those_of_the_call(kind, strategy):
         assert numbers.shape[:2] == (3, 6)
         out = augment.apply(images, numbers)
         torch.testing.assert_close(out, augment(images, apart), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(augment.apply(images[1:2], numbers[1:2]), out[1:2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            augment.apply(images[1:2], numbers[1:2]), out[1:2], rtol=1e-5, atol=1e-5
+        )
     assert torch.equal(torch.rand(3, generator=together[2]), torch.rand(3, generator=apart[2]))
 
 
 def test_padded_crops_are_the_same_bytes_either_way():
     augment = _drawn("pad_crop_flip", "")
-    assert torch.equal(augment.apply(_images(), augment.draw(_keys(), 6)), augment(_images(), _keys()))
+    assert torch.equal(
+        augment.apply(_images(), augment.draw(_keys(), 6)), augment(_images(), _keys())
+    )
 
 
 def test_what_is_not_a_function_of_numbers_says_so():
@@ -143,5 +156,7 @@ def test_a_gpu_records_it_and_gives_the_cpus_images(kind, strategy):
         want = augment(images, _keys(seed=seed))
         (found,) = recorded(images.to(device), augment.draw(_keys(seed=seed), 6))
         torch.testing.assert_close(found.cpu(), want, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(augment(images.to(device), _keys(seed=seed)).cpu(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            augment(images.to(device), _keys(seed=seed)).cpu(), want, rtol=1e-5, atol=1e-5
+        )
     assert next(iter(recorded._recordings.values())) is not None

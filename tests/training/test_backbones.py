@@ -25,7 +25,14 @@ from raydd.networks import create_network, fast_embed
 from raydd.networks.names import EDC_RESNET18
 from raydd.networks.released import published_name
 from raydd.training import weights as files
-from raydd.training.backbones import Backbone, PretrainedStart, TeacherConfig, Weights, convert_images_, training_stages
+from raydd.training.backbones import (
+    Backbone,
+    PretrainedStart,
+    TeacherConfig,
+    Weights,
+    convert_images_,
+    training_stages,
+)
 
 CONVNET = "convnet3_w32"
 INFO = DatasetInfo(
@@ -68,12 +75,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.urllib.request, "urlopen", refuse)
 
 
-def make(name: str = CONVNET, classes: int = 5, seed: int = 1, shape: tuple[int, int, int] = (3, 16, 16)) -> Any:
+def make(
+    name: str = CONVNET, classes: int = 5, seed: int = 1, shape: tuple[int, int, int] = (3, 16, 16)
+) -> Any:
     return create_network(name, shape, classes, torch.Generator().manual_seed(seed)).eval()
 
 
 def published(network: Any) -> OrderedDict[str, torch.Tensor]:
-    return OrderedDict((published_name(network, name), value) for name, value in network.state_dict().items())
+    return OrderedDict(
+        (published_name(network, name), value) for name, value in network.state_dict().items()
+    )
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -99,10 +110,17 @@ def parallel(state: Any) -> Any:
         dict,
         parallel,
         lambda state: {"net": parallel(state), "acc": 93.1, "epoch": 199},
-        lambda state: {"state_dict": state, "best_acc1": np.float64(61.5), "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {
+            "state_dict": state,
+            "best_acc1": np.float64(61.5),
+            "optimizer": {"state": {}, "param_groups": []},
+        },
         lambda state: {"model": state, "args": argparse.Namespace(epochs=3, lr=0.1), "epoch": 2},
         lambda state: OrderedDict((f"_orig_mod.{key}", value) for key, value in state.items()),
-        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "pytorch-lightning_version": "2.4.0"},
+        lambda state: {
+            "state_dict": {f"model.{key}": value for key, value in state.items()},
+            "pytorch-lightning_version": "2.4.0",
+        },
         lambda state: {"state_dict_ema": state, "arch": "resnet18", "epoch": 3},
     ],
 )
@@ -117,11 +135,28 @@ def test_pth_files_are_read_in_every_wrapping(tmp_path: Path, wrap: Any, ours: b
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [EDC_RESNET18, "mobilenetv2_cifar", "wrn_16_2", "shufflenetv2_cifar", "ConvNetD1", "ConvNetW32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        EDC_RESNET18,
+        "mobilenetv2_cifar",
+        "wrn_16_2",
+        "shufflenetv2_cifar",
+        "ConvNetD1",
+        "ConvNetW32",
+    ],
+)
 def test_edcs_squeezed_teachers_are_found_and_read(tmp_path: Path, name: str) -> None:
     network = make(name)
-    theirs = "ResNet18" if name == EDC_RESNET18 else {"convnet3_w32": "ConvNetW32", "convnet1_w128": "ConvNetD1"}.get(
-        network.name, {"mobilenetv2_cifar": "MobileNetV2", "wrn_16_2": "WRN_16_2"}.get(network.name, "ShuffleNetV2_0_5")
+    theirs = (
+        "ResNet18"
+        if name == EDC_RESNET18
+        else {"convnet3_w32": "ConvNetW32", "convnet1_w128": "ConvNetD1"}.get(
+            network.name,
+            {"mobilenetv2_cifar": "MobileNetV2", "wrn_16_2": "WRN_16_2"}.get(
+                network.name, "ShuffleNetV2_0_5"
+            ),
+        )
     )
     (tmp_path / theirs).mkdir()
     torch.save(published(network), tmp_path / theirs / f"squeeze_{theirs}.pth")
@@ -136,14 +171,18 @@ def test_the_old_format_of_torch_files_is_read(tmp_path: Path) -> None:
     assert torch.equal(read(str(tmp_path / "x.pth")).classifier.weight, network.classifier.weight)
 
 
-def as_network_sees(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def as_network_sees(
+    pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [CONVNET, "wrn_10_1"])
 @pytest.mark.parametrize("carried", [True, False])
-def test_a_files_own_normalisation_is_converted_to(tmp_path: Path, name: str, carried: bool) -> None:
+def test_a_files_own_normalisation_is_converted_to(
+    tmp_path: Path, name: str, carried: bool
+) -> None:
     network, mean, std = make(name), (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
     metadata = {"mean": json.dumps(mean), "std": json.dumps(std), "raydd": "1"} if carried else None
     (tmp_path / "x.safetensors").write_bytes(dump_tensors(network.state_dict(), metadata))
@@ -178,10 +217,16 @@ def test_an_equal_normalisation_changes_nothing(tmp_path: Path) -> None:
     [
         ({"mean": "0.5"}, DataError, "a JSON list of numbers"),
         ({"mean": "[0.5, 0.5, 0.5]"}, DataError, "as long as each other"),
-        ({"mean": "[0.5]", "std": "[0.2]"}, ConfigError, "1 means and 1 deviations for images of 3 channels"),
+        (
+            {"mean": "[0.5]", "std": "[0.2]"},
+            ConfigError,
+            "1 means and 1 deviations for images of 3 channels",
+        ),
     ],
 )
-def test_a_bad_normalisation_is_named(tmp_path: Path, metadata: dict[str, str], error: type[Exception], message: str) -> None:
+def test_a_bad_normalisation_is_named(
+    tmp_path: Path, metadata: dict[str, str], error: type[Exception], message: str
+) -> None:
     (tmp_path / "x.safetensors").write_bytes(dump_tensors(make().state_dict(), metadata))
     with pytest.raises(error, match=message):
         read(str(tmp_path / "x.safetensors"))
@@ -189,10 +234,16 @@ def test_a_bad_normalisation_is_named(tmp_path: Path, metadata: dict[str, str], 
 
 def test_a_unit_of_the_store_is_a_file_too(tmp_path: Path) -> None:
     network = make("wrn_10_1")
-    output = {f"params.{k}": v.detach() for k, v in network.named_parameters()} | {f"buffers.{k}": v for k, v in network.named_buffers()}
-    (tmp_path / "x.safetensors").write_bytes(dump_tensors({**output, "train_accuracy": torch.ones(()), "images": torch.tensor(9)}))
+    output = {f"params.{k}": v.detach() for k, v in network.named_parameters()} | {
+        f"buffers.{k}": v for k, v in network.named_buffers()
+    }
+    (tmp_path / "x.safetensors").write_bytes(
+        dump_tensors({**output, "train_accuracy": torch.ones(()), "images": torch.tensor(9)})
+    )
     found = read(str(tmp_path / "x.safetensors"), "wrn_10_1")
-    assert all(torch.equal(value, network.state_dict()[key]) for key, value in found.state_dict().items())
+    assert all(
+        torch.equal(value, network.state_dict()[key]) for key, value in found.state_dict().items()
+    )
 
 
 def test_files_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
@@ -200,20 +251,37 @@ def test_files_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     torch.save(published(make("wrn_10_1", classes=1000)), tmp_path / "wrn_10_1.pth")
     torch.save({"epoch": 3}, tmp_path / "MobileNetV2.pt")
     (tmp_path / "convnet3_w32.pth").write_bytes(b"torn")
-    torch.save({"state_dict": published(make("convnet1_w128")), "code": test_a_bad_normalisation_is_named}, tmp_path / "ConvNetD1.pth")
+    torch.save(
+        {"state_dict": published(make("convnet1_w128")), "code": test_a_bad_normalisation_is_named},
+        tmp_path / "ConvNetD1.pth",
+    )
     nan = published(make("convnet2_w8"))
     nan["features.0.weight"] = torch.full((8, 3, 3, 3), torch.nan)
     torch.save(nan, tmp_path / "convnet2_w8.pth")
-    networks = ["wrn_10_1", "MobileNetV2", "ConvNetW32", "ConvNetD1", "convnet2_w8", "WRN_16_2", "WRN_16_2"]
+    networks = [
+        "wrn_10_1",
+        "MobileNetV2",
+        "ConvNetW32",
+        "ConvNetD1",
+        "convnet2_w8",
+        "WRN_16_2",
+        "WRN_16_2",
+    ]
     lines = config.missing(networks, INFO)
     assert len(lines) == 6
-    assert "wrn_10_1.pth does not fit: its network 'wrn_10_1' knows 1000 classes, the data set has 5" in lines[0]
+    assert (
+        "wrn_10_1.pth does not fit: its network 'wrn_10_1' knows 1000 classes, the data set has 5"
+        in lines[0]
+    )
     assert "holds ['epoch']; a state dict is read" in lines[1]
     assert "torn or not a .pt file" in lines[2]
     assert "nothing else is ever unpickled" in lines[3]
     assert "NaN" in lines[4]
     others = "wrn_16_2.pth, wrn_16_2.pt, WRN_16_2.safetensors"
-    assert lines[5] == f"network 'wrn_16_2': put its weights at {tmp_path}/wrn_16_2.safetensors (or {others})"
+    assert (
+        lines[5]
+        == f"network 'wrn_16_2': put its weights at {tmp_path}/wrn_16_2.safetensors (or {others})"
+    )
     with pytest.raises(ConfigError, match="knows 1000 classes"):
         read(str(tmp_path), "wrn_10_1")
     with pytest.raises(DataError, match="does not exist"):
@@ -240,7 +308,9 @@ def test_the_key_is_what_the_file_holds(tmp_path: Path) -> None:
     assert canonical(one) == canonical(same) != canonical(other)
     assert one.dataset.digests == ()
     assert one.weights is not None
-    scaled = dataclasses.replace(one, weights=dataclasses.replace(one.weights, mean=(0.0,) * 3, std=(1.0,) * 3))
+    scaled = dataclasses.replace(
+        one, weights=dataclasses.replace(one.weights, mean=(0.0,) * 3, std=(1.0,) * 3)
+    )
     assert canonical(scaled) != canonical(one)
     assert canonical(TeacherConfig(weights="a")) == canonical(TeacherConfig(weights="b"))
     torch.save(published(make(seed=3)), tmp_path / "one" / "ConvNetW32.pth")
@@ -270,7 +340,10 @@ def put_in_cache(network: str, seed: int = 0) -> tuple[nn.Module, Path]:
 
 
 def test_torchvision_means_v1() -> None:
-    urls = {name: files.torchvision_url(name) for name in ("resnet18", "mobilenet_v2", "wide_resnet50_2", "efficientnet_b0")}
+    urls = {
+        name: files.torchvision_url(name)
+        for name in ("resnet18", "mobilenet_v2", "wide_resnet50_2", "efficientnet_b0")
+    }
     assert [url.rsplit("/", 1)[-1] for url in urls.values()] == [
         "resnet18-f37072fd.pth",
         "mobilenet_v2-b0353104.pth",
@@ -284,12 +357,16 @@ def test_torchvision_means_v1() -> None:
 
 @torch.no_grad()
 def test_torchvision_weights_are_read_from_the_cache_whatever_hash_their_name_has() -> None:
-    info = dataclasses.replace(INFO, classes=1000, height=64, width=64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    info = dataclasses.replace(
+        INFO, classes=1000, height=64, width=64, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
     config = TeacherConfig(weights="torchvision")
     problem = SimpleNamespace(dataset=info, seed=0, numerics=Numerics())
     (absent,) = config.backbones(["efficientnet_b0"], problem)
     (line,) = config.missing(["efficientnet_b0"], info)
-    assert "put https://download.pytorch.org/models/efficientnet_b0_rwightman-7f5810bc.pth at " in line
+    assert (
+        "put https://download.pytorch.org/models/efficientnet_b0_rwightman-7f5810bc.pth at " in line
+    )
     assert os.environ["TORCH_HOME"] in line
     with pytest.raises(DataError, match=r"could not be downloaded \(no network here\): put it at"):
         absent.load(_Context(), "x")
@@ -308,16 +385,22 @@ def test_torchvision_weights_of_a_data_set_with_another_normalisation() -> None:
     found = read("torchvision", "shufflenet_v2_x0_5", info)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = model(as_network_sees(pixels, IMAGENET_MEAN, IMAGENET_STD))
-    torch.testing.assert_close(found(as_network_sees(pixels, info.mean, info.std)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found(as_network_sees(pixels, info.mean, info.std)), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_thousand_classes_do_not_fit_ten() -> None:
     put_in_cache("shufflenet_v2_x0_5")
-    (line,) = TeacherConfig(weights="torchvision").missing(["shufflenet_v2_x0_5"], dataclasses.replace(INFO, height=32, width=32))
+    (line,) = TeacherConfig(weights="torchvision").missing(
+        ["shufflenet_v2_x0_5"], dataclasses.replace(INFO, height=32, width=32)
+    )
     assert "knows 1000 classes, the data set has 5" in line
 
 
-def test_missing_weights_are_fetched_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_fetched_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, path = put_in_cache("shufflenet_v2_x0_5")
     moved = path.rename(tmp_path / "served")
     asked = []
@@ -343,18 +426,38 @@ def test_missing_weights_are_fetched_where_that_is_asked_for(tmp_path: Path, mon
 
 
 def test_training_passes_what_is_set() -> None:
-    backbones = TeacherConfig(epochs=3, lr=0.1).backbones(["WRN_16_2", "ConvNetW32", "wrn_16_2"], PROBLEM)
+    backbones = TeacherConfig(epochs=3, lr=0.1).backbones(
+        ["WRN_16_2", "ConvNetW32", "wrn_16_2"], PROBLEM
+    )
     stages = training_stages(backbones)
     assert [stage.network for stage in stages] == ["wrn_16_2", "convnet3_w32"]
     recipe = stages[0].recipe
-    assert (recipe.epochs, recipe.lr, recipe.batch, recipe.momentum, recipe.weight_decay) == (3, 0.1, 64, 0.9, 0.0)
-    assert (recipe.schedule, recipe.augmentation, recipe.optimizer) == ("constant", "pad_crop_flip", "sgd")
+    assert (recipe.epochs, recipe.lr, recipe.batch, recipe.momentum, recipe.weight_decay) == (
+        3,
+        0.1,
+        64,
+        0.9,
+        0.0,
+    )
+    assert (recipe.schedule, recipe.augmentation, recipe.optimizer) == (
+        "constant",
+        "pad_crop_flip",
+        "sgd",
+    )
     assert stages[0].dataset.digests == (("train", "a"),)
     assert (stages[0].seed, stages[0].numerics) == (3, Numerics())
     (ref,) = backbones[0].inputs("teacher-0").values()
     assert (ref.stage, ref.unit) == (stages[0], "network-000")
     assert TeacherConfig().missing(["WRN_16_2"], INFO) == []
-    imagenet10 = TeacherConfig(init="torchvision", epochs=20, batch=128, lr=0.01, schedule="cos_st", st=3, augmentation="resized_crop_flip")
+    imagenet10 = TeacherConfig(
+        init="torchvision",
+        epochs=20,
+        batch=128,
+        lr=0.01,
+        schedule="cos_st",
+        st=3,
+        augmentation="resized_crop_flip",
+    )
     assert "torchvision" in str(canonical(imagenet10))
     rates = [imagenet10.recipe().rate(epoch) for epoch in (0, 20)]
     assert rates == pytest.approx([0.01, 0.0075])
@@ -363,7 +466,9 @@ def test_training_passes_what_is_set() -> None:
 def test_a_trained_teacher_is_loaded_once_and_must_be_finite() -> None:
     (backbone,) = TeacherConfig().backbones([CONVNET], PROBLEM)
     network = make()
-    output = {f"params.{k}": v.detach() for k, v in network.named_parameters()} | {f"buffers.{k}": v for k, v in network.named_buffers()}
+    output = {f"params.{k}": v.detach() for k, v in network.named_parameters()} | {
+        f"buffers.{k}": v for k, v in network.named_buffers()
+    }
     ctx = _Context({"teacher-0": output})
     found = backbone.load(ctx, "teacher-0")
     assert torch.equal(found(images()), network(images()))
@@ -386,7 +491,9 @@ def test_a_pretrained_start_has_a_new_head() -> None:
     assert torch.equal(network.body.conv1[0].weight, model.conv1[0].weight)
     assert torch.equal(network.classifier.weight, head)
     problem = SimpleNamespace(dataset=info, seed=0, numerics=Numerics())
-    (backbone,) = dataclasses.replace(config, save_epoch=4).backbones(["shufflenet_v2_x0_5"], problem)
+    (backbone,) = dataclasses.replace(config, save_epoch=4).backbones(
+        ["shufflenet_v2_x0_5"], problem
+    )
     (training,) = training_stages([backbone])
     assert training.start == start
     assert training.steps("network-000") == 5
@@ -401,7 +508,10 @@ def test_a_pretrained_start_has_a_new_head() -> None:
     ("fields", "message"),
     [
         ({"weights": "torchvision", "epochs": 3}, r"teachers\.epochs=3 has no effect"),
-        ({"weights": "some/folder", "init": "torchvision"}, r"teachers\.init=torchvision has no effect"),
+        (
+            {"weights": "some/folder", "init": "torchvision"},
+            r"teachers\.init=torchvision has no effect",
+        ),
         ({"mean": (0.5,), "std": (0.5,)}, r"teachers\.mean has no effect"),
         ({"weights": "some/folder", "mean": (0.5,)}, "both are needed"),
         ({"download": True}, r"teachers\.download has no effect"),

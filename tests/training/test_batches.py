@@ -58,9 +58,13 @@ def _one_thread() -> None:
         (11, 10, 5, {5, 1}),
     ],
 )
-def test_sizes_of_an_epochs_batches(images: int, batch: int, piece: int | None, expected: set[int]) -> None:
+def test_sizes_of_an_epochs_batches(
+    images: int, batch: int, piece: int | None, expected: set[int]
+) -> None:
     assert sizes(images, batch, piece) == expected
-    parts = [part for whole in torch.arange(images).split(batch) for part in whole.split(piece or batch)]
+    parts = [
+        part for whole in torch.arange(images).split(batch) for part in whole.split(piece or batch)
+    ]
     assert {len(part) for part in parts} == expected
 
 
@@ -79,7 +83,9 @@ def test_sizes_of_an_epochs_batches(images: int, batch: int, piece: int | None, 
         ("mlp", (3, 8, 8)),
     ],
 )
-def test_torch_refuses_one_image_where_it_is_foretold(network: str, shape: tuple[int, int, int]) -> None:
+def test_torch_refuses_one_image_where_it_is_foretold(
+    network: str, shape: tuple[int, int, int]
+) -> None:
     made = create_network(network, shape, 3, torch.Generator().manual_seed(0)).train()
     one = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     try:
@@ -104,21 +110,30 @@ def test_the_remedy_works() -> None:
         ([7], {"batch": 1}),
     ):
         with pytest.raises(
-            ConfigError, match=r"batch norm over one pixel of 4x4 images .*set evaluation\.batch=\d+, or use another"
+            ConfigError,
+            match=r"batch norm over one pixel of 4x4 images .*set evaluation\.batch=\d+, or use another",
         ) as error:
             check(images, **recipe)
         check(images, **{**recipe, "batch": int(re.findall(r"batch=(\d+)", str(error.value))[0])})
     for images in ([1], [1, 5]):
-        with pytest.raises(ConfigError, match="which is what the only image would come to; use more images, or another network"):
+        with pytest.raises(
+            ConfigError,
+            match="which is what the only image would come to; use more images, or another network",
+        ):
             check(images)
     check([0], batch=1)  # not known
-    check_batches("convnet1_w8_batchnorm", INFO.shape, 5, [10], Recipe(epochs=1, batch=9), "evaluation.batch")
+    check_batches(
+        "convnet1_w8_batchnorm", INFO.shape, 5, [10], Recipe(epochs=1, batch=9), "evaluation.batch"
+    )
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "students": (
         {"batch": 9},
-        r"^evaluation\.networks: network 'wrn_10_1' .* 10 images in batches of 9 would come to; set evaluation\.batch=8",
+        (
+            r"^evaluation\.networks: network 'wrn_10_1' .* 10 images in batches of 9 would come to; set"
+            r" evaluation\.batch=8"
+        ),
     ),
     "whole": (
         {"batch": 50, "baselines": ("whole",)},
@@ -128,22 +143,34 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"baselines": (METHODS.get("herding")(network=SINGLE, batch=100),)},
         r"^evaluation\.baselines: herding: method\.network: .* set method\.batch=99",
     ),
-    "steps": ({"continual": 5, "batch": 3}, r"^evaluation\.(networks|continual): .* 4 images in batches of 3|10 images in batches of 3"),
+    "steps": (
+        {"continual": 5, "batch": 3},
+        r"^evaluation\.(networks|continual): .* 4 images in batches of 3|10 images in batches of 3",
+    ),
 }
 
 
 @pytest.mark.parametrize("title", REFUSED)
 def test_students_are_refused_when_they_are_planned(title: str) -> None:
     fields, message = REFUSED[title]
-    config = EvaluationConfig(**{"epochs": 1, "networks": (SINGLE,), "repeats": 1, "baselines": (), **fields})
+    config = EvaluationConfig(
+        **{"epochs": 1, "networks": (SINGLE,), "repeats": 1, "baselines": (), **fields}
+    )
     with pytest.raises(ConfigError, match=message):
         evaluation_stages(METHODS.get("random")(), PROBLEM, config)
-    evaluation_stages(METHODS.get("random")(), PROBLEM, replace(config, networks=("convnet1_w8_batchnorm",), baselines=()))
+    evaluation_stages(
+        METHODS.get("random")(),
+        PROBLEM,
+        replace(config, networks=("convnet1_w8_batchnorm",), baselines=()),
+    )
 
 
 def test_steps_of_one_class_and_one_image_have_no_remedy_but_another_network() -> None:
     config = EvaluationConfig(epochs=1, networks=(SINGLE,), repeats=1, baselines=(), continual=5)
-    with pytest.raises(ConfigError, match=r"^evaluation\.continual: .* the only image would come to; use more images"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^evaluation\.continual: .* the only image would come to; use more images",
+    ):
         evaluation_stages(METHODS.get("random")(), replace(PROBLEM, ipc=1), config)
 
 
@@ -159,8 +186,14 @@ def test_a_stored_sets_memory_is_counted(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"name": "dc", "outer_loop": 2, "batch_train": 3}, r"^method\.network: .* 10 images in batches of 3 .* set method\.batch_train=2"),
-        ({"name": "herding", "batch": 10}, r"^method\.network: .* 101 images in batches of 10 .* set method\.batch=9"),
+        (
+            {"name": "dc", "outer_loop": 2, "batch_train": 3},
+            r"^method\.network: .* 10 images in batches of 3 .* set method\.batch_train=2",
+        ),
+        (
+            {"name": "herding", "batch": 10},
+            r"^method\.network: .* 101 images in batches of 10 .* set method\.batch=9",
+        ),
     ],
 )
 def test_methods_train_no_batch_of_one(method: dict[str, Any], message: str) -> None:
@@ -179,7 +212,9 @@ def test_dm_of_one_image_is_refused() -> None:
 
 
 def test_teachers_train_no_batch_of_one() -> None:
-    with pytest.raises(ConfigError, match=r"101 images in batches of 20 .* set method\.teachers\.batch=19"):
+    with pytest.raises(
+        ConfigError, match=r"101 images in batches of 20 .* set method\.teachers\.batch=19"
+    ):
         TeacherConfig(batch=20).backbones([SINGLE], PROBLEM)
     TeacherConfig(batch=19).backbones([SINGLE], PROBLEM)
     unknown = replace(PROBLEM, dataset=replace(INFO, digests=()))  # counts are estimates

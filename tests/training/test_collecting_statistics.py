@@ -30,7 +30,9 @@ from raydd.training.teachers import TrainNetwork
 NETWORK, CLASSES, COUNT = "convnet2_w4_batchnorm", 5, 46
 
 
-def det(shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+def det(
+    shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0
+) -> Tensor:
     """Return the golden file's deterministic tensor."""
     i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
     return (scale * (torch.sin(a * i + b) + 0.5 * torch.cos(0.013 * i)) + shift).float().view(shape)
@@ -39,8 +41,14 @@ def det(shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float =
 def dataset() -> tuple[dict[str, ArrayData], DatasetInfo]:
     """Return random images sorted by class, as folders are, and their facts."""
     g = torch.Generator().manual_seed(3)
-    labels = torch.sort(torch.cat([torch.arange(CLASSES), torch.randint(0, CLASSES, (COUNT - CLASSES,), generator=g)]))[0]
-    images = (torch.randint(0, 100, (COUNT, 3, 12, 12), generator=g) + labels.view(-1, 1, 1, 1) * 30).to(torch.uint8)
+    labels = torch.sort(
+        torch.cat(
+            [torch.arange(CLASSES), torch.randint(0, CLASSES, (COUNT - CLASSES,), generator=g)]
+        )
+    )[0]
+    images = (
+        torch.randint(0, 100, (COUNT, 3, 12, 12), generator=g) + labels.view(-1, 1, 1, 1) * 30
+    ).to(torch.uint8)
     data = ArrayData(images, labels)
     info = DatasetInfo(
         name="toy", classes=CLASSES, channels=3, height=12, width=12, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3),
@@ -105,7 +113,11 @@ def collect(made: Statistics) -> Tensors:
 
 def test_golden_g3() -> None:
     tap = StatTap(nn.Sequential(nn.Conv2d(3, 2, 1)), 4, shape=(3, 8, 8))
-    sums = {"G": torch.zeros(2, 7, dtype=torch.float64), "T": torch.zeros(10, 2, 7, dtype=torch.float64), "count": torch.zeros(10).long()}
+    sums = {
+        "G": torch.zeros(2, 7, dtype=torch.float64),
+        "T": torch.zeros(10, 2, 7, dtype=torch.float64),
+        "count": torch.zeros(10).long(),
+    }
     for s, labels in enumerate(([0, 1, 2, 3], [0, 1, 1, 9])):
         with torch.no_grad():
             add_batch(sums, tap(det((4, 3, 8, 8), 0.37, 0.5 * s), 4)[1], torch.tensor(labels))
@@ -125,17 +137,30 @@ def test_golden_g3() -> None:
     }
     assert sums["count"].tolist() == [2, 3, 1, 1, 0, 0, 0, 0, 0, 1]
     for name in want:
-        torch.testing.assert_close(overall[f"0/{name}"], torch.tensor(want[name]), rtol=2e-5, atol=1e-7)
-        torch.testing.assert_close(one[f"0/{name}"], torch.tensor(want_one[name]), rtol=2e-5, atol=1e-7)
+        torch.testing.assert_close(
+            overall[f"0/{name}"], torch.tensor(want[name]), rtol=2e-5, atol=1e-7
+        )
+        torch.testing.assert_close(
+            one[f"0/{name}"], torch.tensor(want_one[name]), rtol=2e-5, atol=1e-7
+        )
     resized = tap_of_6x6(det((4, 6, 6, 6)))
-    torch.testing.assert_close(resized, torch.tensor([-0.0357314, -0.0416634, -0.0422512, -0.0464683]), rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(
+        resized,
+        torch.tensor([-0.0357314, -0.0416634, -0.0422512, -0.0464683]),
+        rtol=2e-5,
+        atol=1e-7,
+    )
 
 
 def test_images_of_a_class_are_added_one_after_another() -> None:
     """As by a loop, to the bit: nothing depends on the order in which a GPU's threads would add."""
     g = torch.Generator().manual_seed(0)
     labels, statistics = torch.randint(0, 4, (50,), generator=g), torch.rand(50, 2, 6, generator=g)
-    sums = {"G": torch.zeros(2, 6).double(), "T": torch.rand(5, 2, 6, generator=g).double(), "count": torch.zeros(5).long()}
+    sums = {
+        "G": torch.zeros(2, 6).double(),
+        "T": torch.rand(5, 2, 6, generator=g).double(),
+        "count": torch.zeros(5).long(),
+    }
     want = sums["T"].clone()
     for label, values in zip(labels.tolist(), statistics.double()):
         want[label] += values
@@ -161,7 +186,9 @@ def test_tables_are_those_of_a_plain_loop(backbone: Backbone) -> None:
     sizes = []
     for slice_ in (order[:15], order[15:30], order[30:]):
         for ids in slice_.split(8):
-            views = collected._views(DATA["train"].take(ids), [generator(0, "views", int(i)) for i in ids])
+            views = collected._views(
+                DATA["train"].take(ids), [generator(0, "views", int(i)) for i in ids]
+            )
             with torch.no_grad():
                 overall += tap(views)[1][0].double() * len(ids) / COUNT
                 for view, i in zip(views, ids, strict=True):
@@ -187,7 +214,10 @@ def test_class_tables_do_not_depend_on_slices_or_batches(backbone: Backbone) -> 
         for name, table in one.items():
             if name.startswith("T/"):
                 torch.testing.assert_close(other[name], table, rtol=1e-6, atol=1e-7)
-    assert not torch.equal(one["G/features.0.0.conv/var" if "G/features.0.0.conv/var" in one else first(one)], other[first(one)])
+    assert not torch.equal(
+        one["G/features.0.0.conv/var" if "G/features.0.0.conv/var" in one else first(one)],
+        other[first(one)],
+    )
 
 
 def first(tables: Tensors) -> str:
@@ -195,16 +225,27 @@ def first(tables: Tensors) -> str:
 
 
 def test_batches_mix_the_classes_of_a_sorted_data_set(backbone: Backbone) -> None:
-    """Batches of one class would have too small variances: the whole variance of the image must be found, but for O(1/batch)."""
+    """Batches of one class would have too small variances: the whole variance of the image must be
+    found, but for O(1/batch).
+    """
     found = collect(stage(backbone, crop=(1.0, 1.0), batch=16))
-    image = next(k for k in found if k.startswith("G/") and k.endswith("/var") and len(found[k]) == 3)
+    image = next(
+        k for k in found if k.startswith("G/") and k.endswith("/var") and len(found[k]) == 3
+    )
     whole = normalise(DATA["train"].images, INFO.mean, INFO.std).var((0, 2, 3), correction=0)
-    within = torch.stack([normalise(image, INFO.mean, INFO.std).var((1, 2), correction=0) for image in DATA["train"].images]).mean(0)
+    within = torch.stack(
+        [
+            normalise(image, INFO.mean, INFO.std).var((1, 2), correction=0)
+            for image in DATA["train"].images
+        ]
+    ).mean(0)
     assert bool((found[image] > within + 0.6 * (whole - within)).all())
 
 
 @pytest.mark.parametrize("options", [{}, {"pad": 2}])
-def test_equal_bytes_for_any_number_of_workers(backbone: Backbone, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_equal_bytes_for_any_number_of_workers(
+    backbone: Backbone, tmp_path: Path, options: dict[str, Any]
+) -> None:
     digests = set()
     for world in (1, 2, 3):
         ref = Ref(stage(backbone, **options), "all")
@@ -249,14 +290,20 @@ def test_padding_is_black_and_crops_are_of_each_image(backbone: Backbone) -> Non
     white = torch.full((40, 3, 12, 12), 255, dtype=torch.uint8)
     rngs = [generator(0, "views", i) for i in range(40)]
     views = stage(backbone, pad=3).collected._views(white, rngs)
-    black, bright = normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1), INFO.mean, INFO.std)
+    black, bright = normalise(
+        torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1),
+        INFO.mean,
+        INFO.std,
+    )
     assert bool((torch.isclose(views, black) | torch.isclose(views, bright)).all())
     dark = torch.isclose(views, black)[:, 0].flatten(1).sum(1)
     assert len(dark.unique()) > 5
 
 
 def test_a_trained_network_is_an_input(backbone: Backbone) -> None:
-    training = TrainNetwork(seed=0, dataset=INFO.only("train"), network=NETWORK, recipe=Recipe(epochs=0))
+    training = TrainNetwork(
+        seed=0, dataset=INFO.only("train"), network=NETWORK, recipe=Recipe(epochs=0)
+    )
     made = stage(Backbone(network=NETWORK, dataset=INFO.only(), training=training))
     assert made.collected.inputs("slice-000") == {"backbone": Ref(training, "network-000")}
     assert list(made.inputs("all")) == ["slice-000", "slice-001", "slice-002"]
@@ -272,7 +319,10 @@ def test_the_key_holds_what_changes_the_tables(backbone: Backbone) -> None:
 
 def test_a_class_without_images_and_another_data_set_are_refused(backbone: Backbone) -> None:
     made = stage(backbone)
-    sums = {unit: {"G/x/mu": torch.zeros(2), "count": torch.tensor([1, 0])} for unit in made.collected.units()}
+    sums = {
+        unit: {"G/x/mu": torch.zeros(2), "count": torch.tensor([1, 0])}
+        for unit in made.collected.units()
+    }
     with pytest.raises(DataError, match="class 1 has no training images"):
         made.finish("all", {}, Desk(inputs=sums))  # type: ignore[arg-type]
     other = replace(made.collected, dataset=replace(INFO, train_counts=(3, 3, 3, 3, 3)))

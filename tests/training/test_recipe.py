@@ -19,21 +19,29 @@ def _factors(name, epochs, at, **numbers):
 
 def test_rates_follow_the_drops():
     recipe = Recipe(epochs=10, lr=0.01, drops=(5, 8), drop_factor=0.1)
-    assert [recipe.rate(t) for t in (0, 4, 5, 7, 8)] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
+    assert [recipe.rate(t) for t in (0, 4, 5, 7, 8)] == pytest.approx(
+        [0.01, 0.01, 0.001, 0.001, 0.0001]
+    )
 
 
 def test_edc_trains_with_a_line():
     recipe = Recipe(epochs=300, lr=1e-3, schedule="linear_st", st=2)
-    assert [recipe.rate(e) for e in (0, 150, 299)] == pytest.approx([1e-3, 7.5e-4, 5.017e-4], rel=1e-4)
+    assert [recipe.rate(e) for e in (0, 150, 299)] == pytest.approx(
+        [1e-3, 7.5e-4, 5.017e-4], rel=1e-4
+    )
 
 
 def test_the_cosines_are_the_specifications():
-    assert _factors("cos_st", 300, (0, 150, 299), st=2) == pytest.approx([1, 0.8536, 0.5026], abs=5e-5)
+    assert _factors("cos_st", 300, (0, 150, 299), st=2) == pytest.approx(
+        [1, 0.8536, 0.5026], abs=5e-5
+    )
     found = _factors("cos2_st", 300, (0, 150, 250, 251, 299), st=2)
     assert found == pytest.approx([1, 0.8536, 0.6294, 0.1028, 0.0021], abs=5e-5)
     assert _factors("cosine", 50, (0, 25, 40)) == pytest.approx([1, 0.5, 0.0955], abs=5e-5)
     # Twenty epochs of a cosine that would end after sixty: ImageNet-10's teachers (section 1.3).
-    assert _factors("cos_st", 20, (0, 10, 19), st=3) == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 60)) for e in (0, 10, 19)])
+    assert _factors("cos_st", 20, (0, 10, 19), st=3) == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * e / 60)) for e in (0, 10, 19)]
+    )
     assert _factors("constant", 20, (0, 19)) == [1, 1]
 
 
@@ -52,8 +60,22 @@ def test_schedules_are_those_of_torch(name):
 
 
 def test_rates_never_rise_and_stay_above_zero():
-    numbers = {"linear_st": {"st": 1}, "cos_st": {"st": 1.5}, "cos2_st": {"st": 3}, "multistep": {"milestones": (4,)}}
-    for name in ("steps", "constant", "cosine", "linear_st", "cos_st", "cos2_st", "multistep", "alrs"):
+    numbers = {
+        "linear_st": {"st": 1},
+        "cos_st": {"st": 1.5},
+        "cos2_st": {"st": 3},
+        "multistep": {"milestones": (4,)},
+    }
+    for name in (
+        "steps",
+        "constant",
+        "cosine",
+        "linear_st",
+        "cos_st",
+        "cos2_st",
+        "multistep",
+        "alrs",
+    ):
         rates = _factors(name, 11, range(11), **numbers.get(name, {}))
         assert rates == sorted(rates, reverse=True)
         assert min(rates) > 0
@@ -72,20 +94,32 @@ def test_alrs_shrinks_where_the_loss_stands_still():
     [
         ({"batch": 0}, "batch must be at least 1, not 0"),
         ({"augmentation": "dsa"}, "needs a strategy"),
-        ({"strategy": "crop"}, r"strategy=crop has no effect with augmentation 'none'; it needs augmentation dsa or dc"),
+        (
+            {"strategy": "crop"},
+            r"strategy=crop has no effect with augmentation 'none'; it needs augmentation dsa or dc",
+        ),
         ({"ce_weight": 0.1}, r"ce_weight=0.1 has no effect with loss 'ce'; it needs loss mse_gt"),
-        ({"loss": "kl", "temperature": 4.0, "ce_weight": 0.1}, "ce_weight=0.1 has no effect with loss 'kl'"),
+        (
+            {"loss": "kl", "temperature": 4.0, "ce_weight": 0.1},
+            "ce_weight=0.1 has no effect with loss 'kl'",
+        ),
         ({"loss": "mse_gt"}, "loss 'mse_gt' needs a ce_weight"),
         ({"loss": "kl"}, "loss 'kl' needs a temperature"),
         ({"loss": "kd"}, r"unknown loss 'kd'"),
         ({"schedule": "cos_st"}, "schedule 'cos_st' needs st"),
-        ({"schedule": "cosine", "st": 2.0}, "st=2.0 has no effect with schedule 'cosine'; it needs schedule linear_st or cos_st"),
+        (
+            {"schedule": "cosine", "st": 2.0},
+            "st=2.0 has no effect with schedule 'cosine'; it needs schedule linear_st or cos_st",
+        ),
         ({"schedule": "cos_st", "st": 0.5}, "st must be at least 1, not 0.5"),
         ({"schedule": "cosinus"}, "did you mean 'cosine'"),
         ({"schedule": "cosine", "drops": (1,)}, r"drops=\(1,\) has no effect"),
         ({"schedule": "cosine", "drop_factor": 0.5}, "drop_factor=0.5 has no effect"),
         ({"schedule": "multistep"}, "needs milestones"),
-        ({"optimizer": "adamw", "momentum": 0.8}, "momentum=0.8 has no effect with optimizer 'adamw'"),
+        (
+            {"optimizer": "adamw", "momentum": 0.8},
+            "momentum=0.8 has no effect with optimizer 'adamw'",
+        ),
         ({"betas": (0.5, 0.9)}, "betas=.* has no effect with optimizer 'sgd'"),
         ({"ema": 1.0}, "ema must be between 0 and 1, not 1.0"),
         ({"pad": 4}, "pad=4 has no effect"),
@@ -98,21 +132,65 @@ def test_recipes_that_cannot_be_are_refused(fields, message):
 
 
 def test_trainings_that_differ_in_rate_and_length_share_a_step():
-    one = Recipe(epochs=3, optimizer="adamw", loss="kl", temperature=20.0, ema=0.9, schedule="cosine", lr=0.1, batch=7)
-    other = Recipe(epochs=9, optimizer="adamw", loss="kl", temperature=20.0, ema=0.9, augmentation="dsa", strategy="crop")
+    one = Recipe(
+        epochs=3,
+        optimizer="adamw",
+        loss="kl",
+        temperature=20.0,
+        ema=0.9,
+        schedule="cosine",
+        lr=0.1,
+        batch=7,
+    )
+    other = Recipe(
+        epochs=9,
+        optimizer="adamw",
+        loss="kl",
+        temperature=20.0,
+        ema=0.9,
+        augmentation="dsa",
+        strategy="crop",
+    )
     assert one.of_step() == other.of_step()
-    assert one.of_step() != Recipe(epochs=3, optimizer="adamw", loss="kl", temperature=4.0, ema=0.9).of_step()
+    assert (
+        one.of_step()
+        != Recipe(epochs=3, optimizer="adamw", loss="kl", temperature=4.0, ema=0.9).of_step()
+    )
     assert (Recipe(epochs=1).copies, one.copies) == (2, 4)
 
 
 def test_what_counts_of_a_recipe_is_told_alone() -> None:
     plain = Recipe(epochs=4, drops=(3,)).effective((28, 28))
-    assert plain == {"epochs": 4, "batch": 256, "lr": 0.01, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "decay": "all",
-                     "schedule": "steps", "drops": [3], "drop_factor": 0.1, "loss": "ce", "augmentation": "none"}
-    adam = Recipe(epochs=4, optimizer="adamw", schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.1, ema=0.9, accumulate=2,
-                  augmentation="pad_crop_flip").effective((28, 20))
+    assert plain == {
+        "epochs": 4,
+        "batch": 256,
+        "lr": 0.01,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "decay": "all",
+        "schedule": "steps",
+        "drops": [3],
+        "drop_factor": 0.1,
+        "loss": "ce",
+        "augmentation": "none",
+    }
+    adam = Recipe(
+        epochs=4,
+        optimizer="adamw",
+        schedule="linear_st",
+        st=2.0,
+        loss="mse_gt",
+        ce_weight=0.1,
+        ema=0.9,
+        accumulate=2,
+        augmentation="pad_crop_flip",
+    ).effective((28, 20))
     assert adam.keys() - plain.keys() == {"betas", "st", "ce_weight", "ema", "accumulate", "pad"}
     assert plain.keys() - adam.keys() == {"momentum", "drops", "drop_factor"}
     assert adam["pad"] == 2, "an eighth of the shorter side, as images are padded"
-    assert Recipe(epochs=1, augmentation="resized_crop_flip").effective((8, 8))["scale"] == [0.08, 1.0]
+    assert Recipe(epochs=1, augmentation="resized_crop_flip").effective((8, 8))["scale"] == [
+        0.08,
+        1.0,
+    ]
     assert "drop_factor" not in Recipe(epochs=4).effective((8, 8)), "of a schedule that never falls"

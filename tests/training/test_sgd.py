@@ -9,8 +9,21 @@ from torch.nn import functional as F
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.networks import create_network
-from raydd.training.precision import LowConv2d, cancelled_biases, lower_convolutions, warn_of_slow_bf16
-from raydd.training.sgd import Recipe, TrainingStep, forget_momentum, fresh_state, part, stack_states, unstack_state
+from raydd.training.precision import (
+    LowConv2d,
+    cancelled_biases,
+    lower_convolutions,
+    warn_of_slow_bf16,
+)
+from raydd.training.sgd import (
+    Recipe,
+    TrainingStep,
+    forget_momentum,
+    fresh_state,
+    part,
+    stack_states,
+    unstack_state,
+)
 
 SHAPE = (3, 16, 16)
 PLAIN = Recipe(epochs=0)
@@ -29,13 +42,18 @@ def _batch(seed, count=12, dtype=torch.float64):
 def test_a_step_is_that_of_torch_optim_sgd(name):
     shape = (3, 32, 32)
     network = create_network(name, shape, 10, generator(0, "net")).double()
-    step, state = TrainingStep(network, Numerics(), Recipe(epochs=0, momentum=0.9, weight_decay=5e-3)), fresh_state(network)
+    step, state = (
+        TrainingStep(network, Numerics(), Recipe(epochs=0, momentum=0.9, weight_decay=5e-3)),
+        fresh_state(network),
+    )
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-3)
     for t in range(3):
         images = torch.randn(4, *shape, generator=generator(t, "x"), dtype=torch.float64)
         labels = torch.randint(0, 10, (4,), generator=generator(t, "y"))
         if t == 2:  # a new optimiser, as published loops make one where the rate drops
-            optimiser = torch.optim.SGD(network.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-3)
+            optimiser = torch.optim.SGD(
+                network.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-3
+            )
             state = forget_momentum(state)
         rate = torch.tensor(0.05 if t < 2 else 0.005, dtype=torch.float64)
         state, loss, correct = step(state, images, labels, rate)
@@ -46,7 +64,10 @@ def test_a_step_is_that_of_torch_optim_sgd(name):
         optimiser.step()
         assert float(loss) == pytest.approx(4 * float(expected.detach()), rel=1e-10)
         assert int(correct) == int((logits.argmax(1) == labels).sum())
-    for kind, named in (("params", network.named_parameters()), ("buffers", network.named_buffers())):
+    for kind, named in (
+        ("params", network.named_parameters()),
+        ("buffers", network.named_buffers()),
+    ):
         mine = part(state, kind)
         for key, value in named:
             torch.testing.assert_close(mine[key], value.detach(), rtol=1e-9, atol=1e-12)
@@ -66,13 +87,23 @@ def test_a_stack_equals_its_networks_one_by_one(name):
     rate = torch.tensor(0.02, dtype=torch.float64)
     together = stack_states([fresh_state(network) for network in networks])
     alone = [fresh_state(network) for network in networks]
-    stacked, single = TrainingStep(networks[0], Numerics(), PLAIN, stacked=True), TrainingStep(networks[0], Numerics(), PLAIN)
+    stacked, single = (
+        TrainingStep(networks[0], Numerics(), PLAIN, stacked=True),
+        TrainingStep(networks[0], Numerics(), PLAIN),
+    )
     for t in range(3):
         batches = [_batch(10 * t + r) for r in range(3)]
-        together, loss, correct = stacked(together, torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches]), rate)
+        together, loss, correct = stacked(
+            together,
+            torch.stack([x for x, _ in batches]),
+            torch.stack([y for _, y in batches]),
+            rate,
+        )
         parts = [single(state, *batch, rate) for state, batch in zip(alone, batches)]
         alone = [new for new, _, _ in parts]
-        torch.testing.assert_close(loss, torch.stack([value for _, value, _ in parts]), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            loss, torch.stack([value for _, value, _ in parts]), rtol=1e-10, atol=1e-10
+        )
         assert correct.tolist() == [int(value) for _, _, value in parts]
     for r in range(3):
         for key, value in unstack_state(together, r).items():
@@ -84,12 +115,19 @@ def test_a_stack_equals_its_networks_one_by_one(name):
 @pytest.mark.parametrize("name", ["convnet2_w8", "convnet2_w8_batchnorm"])
 def test_a_compiled_step_equals_the_eager_one(name, stacked):
     networks = [_network(name, seed, torch.float32) for seed in range(2)]
-    state = stack_states([fresh_state(network) for network in networks]) if stacked else fresh_state(networks[0])
+    state = (
+        stack_states([fresh_state(network) for network in networks])
+        if stacked
+        else fresh_state(networks[0])
+    )
     images, labels = _batch(0, 24, torch.float32)
     batch = (images.view(2, 12, *SHAPE), labels.view(2, 12)) if stacked else (images, labels)
     results = []
     for compile in (False, True):
-        step, now = TrainingStep(networks[0], Numerics(compile=compile), PLAIN, stacked=stacked), state
+        step, now = (
+            TrainingStep(networks[0], Numerics(compile=compile), PLAIN, stacked=stacked),
+            state,
+        )
         for _ in range(2):
             now, loss, correct = step(now, *batch, torch.tensor(0.01))
         results.append((now, loss, correct))
@@ -107,7 +145,9 @@ def test_soft_labels_are_learnt_as_probabilities():
     soft, soft_loss, soft_correct = step(fresh_state(network), images, one_hot, rate)
     assert float(loss) == pytest.approx(float(soft_loss), rel=1e-12)
     assert int(correct) == int(soft_correct)
-    uniform, _, _ = step(fresh_state(network), images, torch.full((12, 10), 0.1, dtype=torch.float64), rate)
+    uniform, _, _ = step(
+        fresh_state(network), images, torch.full((12, 10), 0.1, dtype=torch.float64), rate
+    )
     key = "params.classifier.weight"
     torch.testing.assert_close(hard[key], soft[key], rtol=1e-10, atol=1e-12)
     assert not torch.allclose(hard[key], uniform[key])
@@ -132,7 +172,9 @@ def test_biases_are_left_out_only_where_their_gradient_vanishes(norm, count):
 def test_convolutions_alone_are_lowered():
     network = _network("convnet2_w8", dtype=torch.float32)
     low = lower_convolutions(network)
-    assert [name for name, _ in low.named_parameters()] == [name for name, _ in network.named_parameters()]
+    assert [name for name, _ in low.named_parameters()] == [
+        name for name, _ in network.named_parameters()
+    ]
     assert sum(isinstance(module, LowConv2d) for module in low.modules()) == 2
     assert not any(isinstance(module, LowConv2d) for module in network.modules())
     images, _ = _batch(0, dtype=torch.float32)
@@ -145,7 +187,12 @@ def test_convolutions_alone_are_lowered():
 
 
 def test_emulated_bf16_is_said_to_be_slow(monkeypatch, caplog):
-    facts = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False, "cpu_name": "Old One"}
+    facts = {
+        "architecture": "x86_64",
+        "avx512_bf16": False,
+        "amx_bf16": False,
+        "cpu_name": "Old One",
+    }
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
     assert warn_of_slow_bf16(torch.device("cpu"))
     assert "Old One has no bfloat16 instructions" in caplog.text

@@ -35,7 +35,9 @@ from raydd.training.statistics_tree import forget_trees
 from raydd.training.teachers import TrainNetwork
 
 NETWORK = "resnet18_cifar_batchnorm"
-INFO = DatasetInfo(name="toy", classes=3, channels=3, height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+INFO = DatasetInfo(
+    name="toy", classes=3, channels=3, height=8, width=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+)
 
 
 class Desk:
@@ -66,15 +68,33 @@ def tap() -> StatTap:
 def tables(tap: StatTap) -> Tensors:
     """Return tables as the collecting stage puts them out: means of any sign, variances above zero."""
     g = generator(0, "tables")
-    table, overall = (torch.randn(*leading, 2, tap.layout.width, generator=g) for leading in ((3,), ()))
+    table, overall = (
+        torch.randn(*leading, 2, tap.layout.width, generator=g) for leading in ((3,), ())
+    )
     for values in (table, overall):
         values[..., 1, :].abs_()
     convolutions = {layer.name for layer in tap.layout.layers if layer.kind == "conv"}
-    of_all = {f"G/{k}": v for k, v in tap.layout.split(overall).items() if k.rsplit("/", 1)[0] in convolutions}
-    return of_all | {f"T/{k}": v for k, v in tap.layout.split(table).items()} | {"count": torch.tensor([4, 5, 6])}
+    of_all = {
+        f"G/{k}": v
+        for k, v in tap.layout.split(overall).items()
+        if k.rsplit("/", 1)[0] in convolutions
+    }
+    return (
+        of_all
+        | {f"T/{k}": v for k, v in tap.layout.split(table).items()}
+        | {"count": torch.tensor([4, 5, 6])}
+    )
 
 
-def write_tree(folder: Path, tap: StatTap, tables: Tensors, *, swapped: bool, prefix: str = "ResNet18", classes: bool = True) -> None:
+def write_tree(
+    folder: Path,
+    tap: StatTap,
+    tables: Tensors,
+    *,
+    swapped: bool,
+    prefix: str = "ResNet18",
+    classes: bool = True,
+) -> None:
     """Write tables as the published code does: a file per layer and class, the patches of classes exchanged."""
     assert isinstance(tap.network, Network)
     for layer in tap.layout.layers:
@@ -87,13 +107,20 @@ def write_tree(folder: Path, tap: StatTap, tables: Tensors, *, swapped: bool, pr
             values = {k: v if c == -1 else v[c] for k, v in values.items()}
             if swapped and c >= 0 and layer.cells:
                 values["pmu"], values["pvar"] = values["pvar"], values["pmu"]
-            names = {"mu": "running_dd_mean", "var": "running_dd_var", "pmu": "running_patch_mean", "pvar": "running_patch_var"}
+            names = {
+                "mu": "running_dd_mean",
+                "var": "running_dd_var",
+                "pmu": "running_patch_mean",
+                "pvar": "running_patch_var",
+            }
             path = folder / kind / (f"class_{c}" if c >= 0 else "") / full / "running.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, **{names[k]: v.numpy() for k, v in values.items()})
 
 
-def at(folder: Path, patch: int = 4, info: DatasetInfo = INFO, network: str = NETWORK) -> StatisticsFile:
+def at(
+    folder: Path, patch: int = 4, info: DatasetInfo = INFO, network: str = NETWORK
+) -> StatisticsFile:
     return StatisticsFile.at(str(folder), network, info, patch)
 
 
@@ -114,42 +141,68 @@ def test_our_file_comes_back_as_it_was(tmp_path: Path, tables: Tensors) -> None:
     assert_same(finish(stage), tables)
     assert stage.fault(classes=True) == ""
     assert stage.inputs_of("x")["x"].unit == "all"
-    assert stage.cost("all").output_bytes >= sum(v.nbytes for k, v in tables.items() if k != "count")
+    assert stage.cost("all").output_bytes >= sum(
+        v.nbytes for k, v in tables.items() if k != "count"
+    )
 
 
 @pytest.mark.parametrize("swapped", [True, False])
-def test_the_published_tree_is_read_and_its_exchange_undone(tmp_path: Path, tap: StatTap, tables: Tensors, swapped: bool) -> None:
+def test_the_published_tree_is_read_and_its_exchange_undone(
+    tmp_path: Path, tap: StatTap, tables: Tensors, swapped: bool
+) -> None:
     write_tree(tmp_path / "a" / "statistic", tap, tables, swapped=swapped)
-    write_tree(tmp_path / "a" / "statistic", other := small_tap(), tables_of(other), swapped=True, prefix="ConvNet")
+    write_tree(
+        tmp_path / "a" / "statistic",
+        other := small_tap(),
+        tables_of(other),
+        swapped=True,
+        prefix="ConvNet",
+    )
     stage = at(tmp_path / "a")
     assert stage.fault(classes=True) == ""
     assert_same(finish(stage), tables)
 
 
 def small_tap() -> StatTap:
-    return StatTap(create_network("convnet1_w4_batchnorm", INFO.shape, INFO.classes, generator(0, "network")), 4)
+    return StatTap(
+        create_network("convnet1_w4_batchnorm", INFO.shape, INFO.classes, generator(0, "network")),
+        4,
+    )
 
 
 def tables_of(tap: StatTap) -> Tensors:
     values = torch.rand(3, 2, tap.layout.width, generator=generator(0, "other"))
-    return {f"G/{k}": v[0] for k, v in tap.layout.split(values).items()} | {f"T/{k}": v for k, v in tap.layout.split(values).items()}
+    return {f"G/{k}": v[0] for k, v in tap.layout.split(values).items()} | {
+        f"T/{k}": v for k, v in tap.layout.split(values).items()
+    }
 
 
-def test_of_several_networks_of_a_class_the_named_one_is_taken(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
-    write_tree(tmp_path, tap, {k: v + 1 for k, v in tables.items()}, swapped=True, prefix="ResNet_other")
+def test_of_several_networks_of_a_class_the_named_one_is_taken(
+    tmp_path: Path, tap: StatTap, tables: Tensors
+) -> None:
+    write_tree(
+        tmp_path, tap, {k: v + 1 for k, v in tables.items()}, swapped=True, prefix="ResNet_other"
+    )
     write_tree(tmp_path, tap, tables, swapped=True, prefix=f"ResNet_{NETWORK}")
     assert_same(finish(at(tmp_path)), tables)
 
 
-def test_networks_that_cannot_be_told_apart_are_refused(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
+def test_networks_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, tap: StatTap, tables: Tensors
+) -> None:
     for prefix in ("ResNet_a", "ResNet_b"):
         write_tree(tmp_path, tap, tables, swapped=True, prefix=prefix)
     assert "ResNet_a, ResNet_b could each be network" in at(tmp_path).fault(classes=True)
-    with pytest.raises(DataError, match="none of ResNet_a, ResNet_b has the layers of network 'convnet1_w4_batchnorm'"):
+    with pytest.raises(
+        DataError,
+        match="none of ResNet_a, ResNet_b has the layers of network 'convnet1_w4_batchnorm'",
+    ):
         finish(at(tmp_path, network="convnet1_w4_batchnorm"))
 
 
-def test_a_tree_without_classes_serves_where_none_are_needed(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
+def test_a_tree_without_classes_serves_where_none_are_needed(
+    tmp_path: Path, tap: StatTap, tables: Tensors
+) -> None:
     write_tree(tmp_path, tap, tables, swapped=True, classes=False)
     stage = at(tmp_path)
     assert_same(finish(stage), tables, without=("count", "T/"))
@@ -193,24 +246,91 @@ def each(key: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
 
 CONV, BN = "ConvFeatureHook", "BNFeatureHook"
 BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
-    ("no class", f"{BN}/class_2/ResNet18=bn1", Path.unlink, "lacks layer 'bn1' of class 2: put its file into BNFeatureHook/class_2"),
-    ("torn", f"{CONV}/class_0/ResNet18=conv1", lambda path: path.write_bytes(path.read_bytes()[:99]), "is no npz file"),
-    ("torn, of all", f"{CONV}/ResNet18=conv1", lambda path: path.write_bytes(b""), "is no npz file"),
-    ("an array", f"{CONV}/ResNet18=conv1", lambda path: np.save(path.open("wb"), np.ones(3)), "is no npz file"),
-    ("nan", f"{CONV}/ResNet18=conv1", each("running_dd_mean", lambda v: v * np.nan), "running_dd_mean holds values that are not finite"),
-    ("infinite", f"{BN}/class_0/ResNet18=bn1", each("running_dd_var", lambda v: v + np.inf), "running_dd_var holds negative variances, or"),
-    ("negative", f"{CONV}/ResNet18=conv1", each("running_dd_var", np.negative), "running_dd_var holds negative variances, or"),
-    ("negative patches", f"{CONV}/ResNet18=conv1", each("running_patch_var", np.negative), "running_patch_var holds negative variances"),
-    ("objects", f"{CONV}/ResNet18=conv1", each("running_dd_mean", lambda v: v.astype(object)), "Object arrays cannot be loaded"),
-    ("words", f"{CONV}/ResNet18=conv1", each("running_dd_mean", lambda v: np.array(["a", "b", "c"])), "is no npz file"),
-    ("no key", f"{BN}/class_0/ResNet18=bn1", rewrite(lambda held: {}), "running_dd_mean is missing, or not of 64 values"),
-    ("width", f"{BN}/class_0/ResNet18=bn1", each("running_dd_mean", lambda v: v[1:]), "running_dd_mean is missing, or not of 64 values"),
+    (
+        "no class",
+        f"{BN}/class_2/ResNet18=bn1",
+        Path.unlink,
+        "lacks layer 'bn1' of class 2: put its file into BNFeatureHook/class_2",
+    ),
+    (
+        "torn",
+        f"{CONV}/class_0/ResNet18=conv1",
+        lambda path: path.write_bytes(path.read_bytes()[:99]),
+        "is no npz file",
+    ),
+    (
+        "torn, of all",
+        f"{CONV}/ResNet18=conv1",
+        lambda path: path.write_bytes(b""),
+        "is no npz file",
+    ),
+    (
+        "an array",
+        f"{CONV}/ResNet18=conv1",
+        lambda path: np.save(path.open("wb"), np.ones(3)),
+        "is no npz file",
+    ),
+    (
+        "nan",
+        f"{CONV}/ResNet18=conv1",
+        each("running_dd_mean", lambda v: v * np.nan),
+        "running_dd_mean holds values that are not finite",
+    ),
+    (
+        "infinite",
+        f"{BN}/class_0/ResNet18=bn1",
+        each("running_dd_var", lambda v: v + np.inf),
+        "running_dd_var holds negative variances, or",
+    ),
+    (
+        "negative",
+        f"{CONV}/ResNet18=conv1",
+        each("running_dd_var", np.negative),
+        "running_dd_var holds negative variances, or",
+    ),
+    (
+        "negative patches",
+        f"{CONV}/ResNet18=conv1",
+        each("running_patch_var", np.negative),
+        "running_patch_var holds negative variances",
+    ),
+    (
+        "objects",
+        f"{CONV}/ResNet18=conv1",
+        each("running_dd_mean", lambda v: v.astype(object)),
+        "Object arrays cannot be loaded",
+    ),
+    (
+        "words",
+        f"{CONV}/ResNet18=conv1",
+        each("running_dd_mean", lambda v: np.array(["a", "b", "c"])),
+        "is no npz file",
+    ),
+    (
+        "no key",
+        f"{BN}/class_0/ResNet18=bn1",
+        rewrite(lambda held: {}),
+        "running_dd_mean is missing, or not of 64 values",
+    ),
+    (
+        "width",
+        f"{BN}/class_0/ResNet18=bn1",
+        each("running_dd_mean", lambda v: v[1:]),
+        "running_dd_mean is missing, or not of 64 values",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("place", "edit", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+@pytest.mark.parametrize(
+    ("place", "edit", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
+)
 def test_a_tree_with_a_broken_file_is_refused_before_work(
-    tmp_path: Path, tap: StatTap, tables: Tensors, place: str, edit: Callable[[Path], object], message: str
+    tmp_path: Path,
+    tap: StatTap,
+    tables: Tensors,
+    place: str,
+    edit: Callable[[Path], object],
+    message: str,
 ) -> None:
     write_tree(tmp_path, tap, tables, swapped=True)
     edit(tmp_path / place / "running.npz")
@@ -221,16 +341,24 @@ def test_a_tree_with_a_broken_file_is_refused_before_work(
         finish(at(tmp_path))
 
 
-def test_a_tree_without_batch_norms_or_of_another_patch_is_refused_before_work(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
+def test_a_tree_without_batch_norms_or_of_another_patch_is_refused_before_work(
+    tmp_path: Path, tap: StatTap, tables: Tensors
+) -> None:
     write_tree(tmp_path, tap, tables, swapped=True)
     fault = at(tmp_path, patch=2).fault(classes=True)
-    assert fault.endswith("=conv1/running.npz: running_patch_mean is missing, or not of 16 values (statistics.patch is 2)")
+    assert fault.endswith(
+        "=conv1/running.npz: running_patch_mean is missing, or not of 16 values (statistics.patch is 2)"
+    )
     shutil.rmtree(tmp_path / BN)
     forget_trees()
-    assert "lacks layer 'bn1' of class 0: put its file into BNFeatureHook/class_0" in at(tmp_path).fault(classes=True)
+    assert "lacks layer 'bn1' of class 0: put its file into BNFeatureHook/class_0" in at(
+        tmp_path
+    ).fault(classes=True)
 
 
-def test_a_first_class_that_does_not_tell_whether_it_is_swapped_is_not_refused(tmp_path: Path, tap: StatTap, tables: Tensors) -> None:
+def test_a_first_class_that_does_not_tell_whether_it_is_swapped_is_not_refused(
+    tmp_path: Path, tap: StatTap, tables: Tensors
+) -> None:
     tables = {k: v.clone() for k, v in tables.items()}
     tables["T/conv1/pmu"][0].abs_()
     write_tree(tmp_path, tap, tables, swapped=True)
@@ -245,7 +373,9 @@ def copy(source: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_any_changed_file_of_the_tree_gives_another_digest(tmp_path: Path, tap: StatTap, tables: Tensors, remote: bool) -> None:
+def test_any_changed_file_of_the_tree_gives_another_digest(
+    tmp_path: Path, tap: StatTap, tables: Tensors, remote: bool
+) -> None:
     write_tree(tmp_path / "made", tap, tables, swapped=True)
     url = "memory://statistics-that-change" if remote else f"{tmp_path}/copy"
     copy(tmp_path / "made", url)
@@ -284,7 +414,9 @@ def test_a_missing_file_of_the_tree_is_named(tmp_path: Path, tap: StatTap, table
 def test_what_is_missing_is_listed_with_where_to_put_it(tmp_path: Path, tables: Tensors) -> None:
     config = StatisticsConfig(files=str(tmp_path), patch=4)
     (line,) = config.missing([NETWORK, NETWORK], INFO)
-    assert line.startswith(f"network '{NETWORK}': put its statistics at {tmp_path}/{NETWORK}.safetensors")
+    assert line.startswith(
+        f"network '{NETWORK}': put its statistics at {tmp_path}/{NETWORK}.safetensors"
+    )
     save_tables(str(tmp_path), NETWORK, tables, dataset=INFO, patch=4, facts={})
     assert config.missing([NETWORK], INFO) == []
     stage = config.source(backbone(tmp_path), INFO, 3, Numerics())
@@ -301,7 +433,10 @@ def test_tables_of_other_weights_are_refused(tmp_path: Path, tables: Tensors) ->
     given = Backbone(network=NETWORK, dataset=INFO, weights=Weights.at(str(path)))
     made = TrainNetwork(seed=0, dataset=INFO, network=NETWORK, recipe=Recipe(epochs=1))
     trained = Backbone(network=NETWORK, dataset=INFO, training=made)
-    config, known = StatisticsConfig(files=str(tmp_path), patch=4), replace(INFO, digests=(("train", "abc"),))
+    config, known = (
+        StatisticsConfig(files=str(tmp_path), patch=4),
+        replace(INFO, digests=(("train", "abc"),)),
+    )
     for said, fits in (
         (given.identity, (given,)),
         (["0" * 40, given.identity], (given,)),
@@ -310,15 +445,27 @@ def test_tables_of_other_weights_are_refused(tmp_path: Path, tables: Tensors) ->
         (None, (given, trained)),
         ({"of": 3}, (given, trained)),
     ):
-        save_tables(str(tmp_path), NETWORK, tables, dataset=INFO, patch=4, facts={"weights": json.dumps(said)})
+        save_tables(
+            str(tmp_path),
+            NETWORK,
+            tables,
+            dataset=INFO,
+            patch=4,
+            facts={"weights": json.dumps(said)},
+        )
         for backbone in (given, trained):
             if backbone in fits:
                 assert config.source(backbone, known, 0, Numerics()) == at(tmp_path)
                 continue
             first = said[0] if isinstance(said, list) else said
-            with pytest.raises(ConfigError, match=f"{NETWORK}.safetensors has .* {first[:12]}, but the job's are {backbone.identity[:12]}"):
+            with pytest.raises(
+                ConfigError,
+                match=f"{NETWORK}.safetensors has .* {first[:12]}, but the job's are {backbone.identity[:12]}",
+            ):
                 config.source(backbone, known, 0, Numerics())
-        assert config.source(trained, INFO, 0, Numerics()) == at(tmp_path), "without the data, no training's key is known"
+        assert config.source(trained, INFO, 0, Numerics()) == at(tmp_path), (
+            "without the data, no training's key is known"
+        )
     (tmp_path / f"{NETWORK}.safetensors").write_bytes(b"torn")
     assert config.source(given, known, 0, Numerics()) == at(tmp_path)
 
@@ -329,10 +476,15 @@ def test_tables_of_other_weights_are_refused(tmp_path: Path, tables: Tensors) ->
         ({"info": replace(INFO, classes=4)}, "tables of 3 classes, the data set has 4"),
         ({"patch": 8}, "patches of 4 pixels, statistics.patch is 8"),
         ({"info": replace(INFO, mean=(0.1, 0.1, 0.1))}, "normalised with mean"),
-        ({"info": replace(INFO, height=16, width=16)}, "'conv1/pmu' is .4., this network needs .16."),
+        (
+            {"info": replace(INFO, height=16, width=16)},
+            "'conv1/pmu' is .4., this network needs .16.",
+        ),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, tables: Tensors, change: dict[str, Any], message: str) -> None:
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, tables: Tensors, change: dict[str, Any], message: str
+) -> None:
     save_tables(str(tmp_path), NETWORK, tables, dataset=INFO, patch=4, facts={})
     stage = at(tmp_path, **change)
     with pytest.raises(DataError, match=message):
@@ -340,11 +492,27 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, tables: Tensors, ch
     assert stage.fault(classes=True).startswith(f"network '{NETWORK}': ")
 
 
-def test_a_file_without_a_layer_or_with_negative_variances_is_refused(tmp_path: Path, tables: Tensors) -> None:
-    save_tables(str(tmp_path), NETWORK, {k: v for k, v in tables.items() if "conv1/" not in k}, dataset=INFO, patch=4, facts={})
+def test_a_file_without_a_layer_or_with_negative_variances_is_refused(
+    tmp_path: Path, tables: Tensors
+) -> None:
+    save_tables(
+        str(tmp_path),
+        NETWORK,
+        {k: v for k, v in tables.items() if "conv1/" not in k},
+        dataset=INFO,
+        patch=4,
+        facts={},
+    )
     with pytest.raises(DataError, match=r"tables G lack \d+ of 20 layers: conv1"):
         finish(at(tmp_path))
-    save_tables(str(tmp_path), NETWORK, tables | {"G/conv1/var": -torch.ones(3)}, dataset=INFO, patch=4, facts={})
+    save_tables(
+        str(tmp_path),
+        NETWORK,
+        tables | {"G/conv1/var": -torch.ones(3)},
+        dataset=INFO,
+        patch=4,
+        facts={},
+    )
     with pytest.raises(DataError, match="negative variances"):
         finish(at(tmp_path))
 
@@ -354,7 +522,9 @@ def test_a_file_that_changed_after_planning_is_refused(tmp_path: Path, tables: T
     stage = at(tmp_path)
     key = unit_key(stage, "all")
     other = tables | {"G/conv1/var": torch.ones(3)}
-    save_tables(str(tmp_path), NETWORK, other, dataset=INFO, patch=4, facts={"batch": "of another length"})
+    save_tables(
+        str(tmp_path), NETWORK, other, dataset=INFO, patch=4, facts={"batch": "of another length"}
+    )
     with pytest.raises(DataError, match="has changed since it was planned with"):
         finish(stage)
     assert unit_key(at(tmp_path), "all") != key
@@ -366,7 +536,9 @@ def test_loaded_tables_take_batch_norms_from_the_network(tap: StatTap, tables: T
     for layer in tap.layout.layers:
         for statistic in ("mu", "var"):
             name = f"{layer.name}/{statistic}"
-            assert torch.equal(parts[name], tables[f"G/{name}"] if layer.kind == "conv" else running[name])
+            assert torch.equal(
+                parts[name], tables[f"G/{name}"] if layer.kind == "conv" else running[name]
+            )
     assert isinstance(loaded.classes, Tensor)
     for name, values in tap.layout.split(loaded.classes).items():
         assert torch.equal(values, tables[f"T/{name}"])
@@ -386,7 +558,9 @@ def test_swapping_on_demand_changes_patches_of_classes_alone(tap: StatTap, table
 
 def test_batch_norms_alone_need_no_table_of_the_data_set(tap: StatTap, tables: Tensors) -> None:
     with StatTap(tap.network, 4, ("bn",)) as only:
-        loaded = load_tables(Desk({k: v for k, v in tables.items() if k.startswith("T/")}), "tables", only)  # type: ignore[arg-type]
+        loaded = load_tables(
+            Desk({k: v for k, v in tables.items() if k.startswith("T/")}), "tables", only
+        )  # type: ignore[arg-type]
         assert torch.equal(loaded.overall, only.running())
         assert loaded.classes is not None
         assert loaded.classes.shape == (3, 2, only.layout.width)

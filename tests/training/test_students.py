@@ -25,7 +25,14 @@ from raydd.training.students import ResidentSet, StudentTraining, of_repeat, sta
 
 SHAPE = (1, 8, 8)
 INFO = DatasetInfo(name="blobs", classes=3, channels=1, height=8, width=8, mean=(0.5,), std=(0.25,))
-DSA = Recipe(epochs=4, batch=8, lr=0.05, drops=(2,), augmentation="dsa", strategy="color_crop_cutout_flip_scale_rotate")
+DSA = Recipe(
+    epochs=4,
+    batch=8,
+    lr=0.05,
+    drops=(2,),
+    augmentation="dsa",
+    strategy="color_crop_cutout_flip_scale_rotate",
+)
 
 
 def _data(count=20, dtype=torch.float32):
@@ -58,7 +65,10 @@ def _train(training, data, first=0, state=None):
 @pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
 def test_a_stack_learns_what_its_students_learn_alone(network):
     data = _data(dtype=torch.float64)
-    runs = [_train(_training([0, 1, 2], network=network, stacked=stacked, dtype=torch.float64), data) for stacked in (False, True)]
+    runs = [
+        _train(_training([0, 1, 2], network=network, stacked=stacked, dtype=torch.float64), data)
+        for stacked in (False, True)
+    ]
     for name, value in runs[0][0].items():
         torch.testing.assert_close(runs[1][0][name], value, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(runs[1][1], runs[0][1], rtol=1e-10, atol=1e-10)
@@ -81,7 +91,12 @@ def test_a_training_resumed_between_epochs_gives_the_same_bytes(network):
     state = half.init()
     for epoch in range(2):
         state, _, _ = half.epoch(state, epoch, data)
-    resumed, _, _ = _train(_training([0, 1], network=network), data, first=2, state={k: v.clone() for k, v in state.items()})
+    resumed, _, _ = _train(
+        _training([0, 1], network=network),
+        data,
+        first=2,
+        state={k: v.clone() for k, v in state.items()},
+    )
     assert digest(resumed) == digest(whole)
 
 
@@ -108,7 +123,10 @@ def test_resident_batches_are_those_of_the_distilled_set(size):
     distilled = DistilledSet(images=data.images, labels=data.labels, info=INFO)
     rng = of_repeat(partial(generator, 3), 4)
     for epoch in range(2):
-        ours, theirs = list(data.batches(epoch, size, rng)), list(distilled.batches(epoch, size, rng))
+        ours, theirs = (
+            list(data.batches(epoch, size, rng)),
+            list(distilled.batches(epoch, size, rng)),
+        )
         assert [len(y) for _, y in ours] == [len(y) for _, y in theirs]
         for (x, y), (u, v) in zip(ours, theirs):
             assert torch.equal(x, u)
@@ -153,13 +171,17 @@ def test_soft_labels_train_students():
     recipe = Recipe(epochs=3, batch=8)
     a, loss, accuracy = _train(_training([0], recipe), hard)
     b, soft_loss, soft_accuracy = _train(_training([0], recipe), soft)
-    torch.testing.assert_close(a["params.classifier.weight"], b["params.classifier.weight"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        a["params.classifier.weight"], b["params.classifier.weight"], rtol=1e-4, atol=1e-6
+    )
     assert float(loss) == pytest.approx(float(soft_loss), rel=1e-4)
     assert float(accuracy) == float(soft_accuracy)
 
 
 class _Taught:
-    """Images with the logits of teachers in half precision, new ones every epoch, in batches of which the last is smaller."""
+    """Images with the logits of teachers in half precision, new ones every epoch, in batches of
+    which the last is smaller.
+    """
 
     def __init__(self):
         self.data, self.sizes = _data(), []
@@ -168,20 +190,36 @@ class _Taught:
         noise = generator(1, "teacher", epoch)
         for images, labels in self.data.batches(epoch, size, rng):
             self.sizes.append(len(labels))
-            logits = 4 * torch.nn.functional.one_hot(labels, 3) + torch.randn(len(labels), 3, generator=noise)
+            logits = 4 * torch.nn.functional.one_hot(labels, 3) + torch.randn(
+                len(labels), 3, generator=noise
+            )
             yield images, SoftTargets(logits.half(), labels)
 
 
 ADAMW = {"optimizer": "adamw", "decay": "matrices_only", "lr": 0.01}
-EDC = Recipe(epochs=4, batch=8, schedule="linear_st", st=2.0, loss="mse_gt", ce_weight=0.025, ema=0.9, **ADAMW)
-KL = Recipe(epochs=4, batch=8, lr=0.05, schedule="alrs", loss="kl", temperature=2.0, double_norm=True)
+EDC = Recipe(
+    epochs=4,
+    batch=8,
+    schedule="linear_st",
+    st=2.0,
+    loss="mse_gt",
+    ce_weight=0.025,
+    ema=0.9,
+    **ADAMW,
+)
+KL = Recipe(
+    epochs=4, batch=8, lr=0.05, schedule="alrs", loss="kl", temperature=2.0, double_norm=True
+)
 
 
 @pytest.mark.parametrize("recipe", [EDC, KL], ids=["mse_gt", "kl"])
 def test_students_of_logits_are_alone_what_they_are_together(recipe):
     options = {"network": "convnet2_w8_batchnorm", "dtype": torch.float64}
     taught = _Taught()
-    runs = [_train(_training([0, 1], recipe, stacked=stacked, **options), taught) for stacked in (False, True)]
+    runs = [
+        _train(_training([0, 1], recipe, stacked=stacked, **options), taught)
+        for stacked in (False, True)
+    ]
     assert taught.sizes[:3] == [8, 8, 4]
     for name, value in runs[0][0].items():
         torch.testing.assert_close(runs[1][0][name], value, rtol=1e-8, atol=1e-9)
@@ -197,12 +235,25 @@ def test_students_of_logits_resumed_between_epochs_give_the_same_bytes(recipe):
     state = half.init()
     for epoch in range(2):
         state, _, _ = half.epoch(state, epoch, _Taught())
-    resumed, _, _ = _train(_training([0, 1], recipe), _Taught(), first=2, state={k: v.clone() for k, v in state.items()})
+    resumed, _, _ = _train(
+        _training([0, 1], recipe),
+        _Taught(),
+        first=2,
+        state={k: v.clone() for k, v in state.items()},
+    )
     assert digest(resumed) == digest(whole)
 
 
 def test_students_learn_from_logits():
-    recipe = Recipe(epochs=20, batch=8, lr=0.02, optimizer="adamw", schedule="cosine", loss="mse_gt", ce_weight=0.025)
+    recipe = Recipe(
+        epochs=20,
+        batch=8,
+        lr=0.02,
+        optimizer="adamw",
+        schedule="cosine",
+        loss="mse_gt",
+        ce_weight=0.025,
+    )
     _, loss, accuracy = _train(_training([0], recipe), _Taught())
     assert float(accuracy) > 0.9
     assert float(loss) < 3
@@ -213,11 +264,15 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
     training = _training([0], recipe, network="mlp", dtype=torch.float64)
     state = training.init()
     _, loss, _ = training.epoch(state, 0, taught)
-    training.network.load_state_dict({k.removeprefix("params."): v[0] for k, v in state.items() if k.startswith("params.")})
+    training.network.load_state_dict(
+        {k.removeprefix("params."): v[0] for k, v in state.items() if k.startswith("params.")}
+    )
     total = 0.0
     for images, (logits, hard) in _Taught().batches(0, 8, training.rngs[0]):
         out = training.network(images.double())
-        each = (out - logits.double()).square().mean(1) + 0.5 * torch.nn.functional.cross_entropy(out, hard, reduction="none")
+        each = (out - logits.double()).square().mean(1) + 0.5 * torch.nn.functional.cross_entropy(
+            out, hard, reduction="none"
+        )
         total += float(each.sum().detach())
     assert float(loss) == pytest.approx(total / 20, rel=1e-6)
 
@@ -225,9 +280,13 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
 def test_a_rate_that_adapts_is_each_students_own():
     recipe = Recipe(epochs=3, batch=32, lr=1e-9, schedule="alrs")
     state, loss, _ = _train(_training([0, 1], recipe, network="convnet2_w8"), _data())
-    assert state["alrs.factor"].tolist() == pytest.approx([0.9975**2] * 2)  # at such a rate no loss ever changes
+    assert state["alrs.factor"].tolist() == pytest.approx(
+        [0.9975**2] * 2
+    )  # at such a rate no loss ever changes
     assert torch.equal(state["alrs.loss"], loss)
-    learning, _, _ = _train(_training([0, 1], Recipe(epochs=2, batch=8, lr=0.05, schedule="alrs")), _data())
+    learning, _, _ = _train(
+        _training([0, 1], Recipe(epochs=2, batch=8, lr=0.05, schedule="alrs")), _data()
+    )
     assert learning["alrs.factor"].tolist() == [1, 1]
 
 
@@ -255,16 +314,23 @@ WHOLE = {
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_recorded_step_teaches_what_augmentation_and_step_teach(kind: str, stacked: bool) -> None:
     recipe = WHOLE[kind]
-    options = {"network": "convnet2_w8_batchnorm" if kind in ("mse_gt", "kl") else "convnet2_w8", "dtype": torch.float64}
+    options = {
+        "network": "convnet2_w8_batchnorm" if kind in ("mse_gt", "kl") else "convnet2_w8",
+        "dtype": torch.float64,
+    }
 
     def data():
         return _Taught() if recipe.loss != "ce" else _data(dtype=torch.float64)
 
     plain, loss, accuracy = _train(_training([0, 1], recipe, stacked=False, **options), data())
     with recorded() as calls:
-        whole, of_whole, correct = _train(_training([0, 1], recipe, stacked=stacked, **options), data())
+        whole, of_whole, correct = _train(
+            _training([0, 1], recipe, stacked=stacked, **options), data()
+        )
     assert len(calls) == recipe.epochs * 3 * (1 if stacked else 2)
-    near = {"rtol": 1e-5, "atol": 1e-7} if kind == "dsa" else {"rtol": 1e-8, "atol": 1e-9}  # DSA's places are float32 there
+    near = (
+        {"rtol": 1e-5, "atol": 1e-7} if kind == "dsa" else {"rtol": 1e-8, "atol": 1e-9}
+    )  # DSA's places are float32 there
     for name, value in plain.items():
         torch.testing.assert_close(whole[name], value, **near)
     torch.testing.assert_close(of_whole, loss, **near)
@@ -286,7 +352,9 @@ def test_a_recorded_step_compiles_as_one_graph(stacked: bool) -> None:
         state = state if stacked else unstack_state(state, 0)
         images = torch.stack([data.images[:8]] * 2) if stacked else data.images[:8]
         labels = torch.stack([data.labels[:8]] * 2) if stacked else data.labels[:8]
-        numbers = training.recorded._augmentation.draw([generator(0, "x")] * (2 if stacked else 1), 8)
+        numbers = training.recorded._augmentation.draw(
+            [generator(0, "x")] * (2 if stacked else 1), 8
+        )
         step = training.recorded._flat(tuple(state), False)
         given = (*state.values(), rate, images, numbers, labels)
         compiled = torch.compile(step, fullgraph=True, backend="aot_eager")

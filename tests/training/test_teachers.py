@@ -47,7 +47,12 @@ def digits():
 
 def _stage(info, **options):
     recipe = Recipe(epochs=3, batch=128, lr=0.05, augmentation="dsa", strategy="crop_scale")
-    return TrainNetwork(seed=0, dataset=info.only("train"), network="convnet2_w8_batchnorm", **({"recipe": recipe} | options))
+    return TrainNetwork(
+        seed=0,
+        dataset=info.only("train"),
+        network="convnet2_w8_batchnorm",
+        **({"recipe": recipe} | options),
+    )
 
 
 def test_a_network_learns_and_is_restored(digits):
@@ -74,7 +79,9 @@ def test_a_network_resumed_between_epochs_is_the_same(digits):
     for t in range(2):
         state = stage.step("network-000", state, t, ctx)
     whole = stage.step("network-000", state, 2, ctx)
-    resumed = stage.step("network-000", {name: value.clone() for name, value in state.items()}, 2, _Context(data))
+    resumed = stage.step(
+        "network-000", {name: value.clone() for name, value in state.items()}, 2, _Context(data)
+    )
     assert digest(whole) == digest(resumed)
 
 
@@ -95,7 +102,10 @@ def test_large_splits_are_streamed(digits, monkeypatch):
     assert all(torch.equal(a[0], b[0]) for a, b in zip(streamed, again))
     assert not torch.equal(streamed[0][0], other[0][0])
     tests = list(real_batches(data["test"], _Context(data), 100))
-    assert torch.equal(torch.cat([images for images, _ in tests]), data["test"].take(torch.arange(len(data["test"]))))
+    assert torch.equal(
+        torch.cat([images for images, _ in tests]),
+        data["test"].take(torch.arange(len(data["test"]))),
+    )
 
 
 def test_features_are_those_before_the_last_layer(digits):
@@ -105,7 +115,9 @@ def test_features_are_those_before_the_last_layer(digits):
     features = features_of(network, images, info, Numerics(), batch=3)
     assert features.shape == (7, network.embed_dim)
     prepared = (images.float() / 255 - info.mean[0]) / info.std[0]
-    torch.testing.assert_close(network.classifier(features), network(prepared), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network.classifier(features), network(prepared), rtol=1e-4, atol=1e-5
+    )
     with torch.no_grad():
         network.features[0].conv.weight.fill_(torch.nan)
     with pytest.raises(DataError, match="diverged"):
@@ -133,7 +145,9 @@ def test_an_earlier_epoch_is_that_of_the_whole_schedule(digits):
     recipe = Recipe(epochs=4, batch=256, lr=0.05, schedule="cosine", augmentation="pad_crop_flip")
     early = _stage(info, recipe=recipe, save_epoch=1)
     assert early.steps("network-000") == 2
-    assert early.cost("network-000").flop == _stage(info, recipe=recipe).cost("network-000").flop / 2
+    assert (
+        early.cost("network-000").flop == _stage(info, recipe=recipe).cost("network-000").flop / 2
+    )
     whole, ctx = _stage(info, recipe=recipe), _Context(data)
     state = whole.init("network-000", ctx)
     for t in range(2):
@@ -150,31 +164,48 @@ class _Given:
     seed: int
 
     def fill(self, network):
-        other = create_network(network.name, network.shape, network.classes, generator(self.seed, "given"))
-        network.load_state_dict(other.state_dict() | {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")})
+        other = create_network(
+            network.name, network.shape, network.classes, generator(self.seed, "given")
+        )
+        network.load_state_dict(
+            other.state_dict()
+            | {k: v for k, v in network.state_dict().items() if k.startswith("classifier.")}
+        )
 
 
 def test_a_training_starts_from_given_weights_and_is_keyed_by_them(digits):
     data, info = digits
     untrained = Recipe(epochs=0)
-    fresh, given = (_run(_stage(info, recipe=untrained, start=start), data) for start in (None, _Given(5)))
+    fresh, given = (
+        _run(_stage(info, recipe=untrained, start=start), data) for start in (None, _Given(5))
+    )
     theirs = create_network("convnet2_w8_batchnorm", info.shape, 10, generator(5, "given"))
     for name, value in theirs.named_parameters():
         source = fresh[f"params.{name}"] if name.startswith("classifier.") else value
         assert torch.equal(given[f"params.{name}"], source)
-    keys = {unit_key(_stage(info, start=start), "network-000") for start in (None, _Given(5), _Given(6))}
+    keys = {
+        unit_key(_stage(info, start=start), "network-000") for start in (None, _Given(5), _Given(6))
+    }
     assert len(keys) == 3
     trained = _run(_stage(info, recipe=Recipe(epochs=1, batch=256, lr=0.01), start=_Given(5)), data)
-    assert not torch.equal(trained["params.features.0.conv.weight"], given["params.features.0.conv.weight"])
+    assert not torch.equal(
+        trained["params.features.0.conv.weight"], given["params.features.0.conv.weight"]
+    )
 
 
 def test_a_teacher_with_an_average_is_its_average(digits):
     data, info = digits
-    stage, ctx = _stage(info, recipe=Recipe(epochs=1, batch=256, lr=0.05, optimizer="adamw", ema=0.9)), _Context(data)
+    stage, ctx = (
+        _stage(info, recipe=Recipe(epochs=1, batch=256, lr=0.05, optimizer="adamw", ema=0.9)),
+        _Context(data),
+    )
     state = stage.step("network-000", stage.init("network-000", ctx), 0, ctx)
     output = stage.finish("network-000", state, ctx)
     assert torch.equal(output["params.classifier.weight"], state["ema.classifier.weight"][0])
-    assert all(name.startswith(("params.", "buffers.")) or name in ("train_accuracy", "images") for name in output)
+    assert all(
+        name.startswith(("params.", "buffers.")) or name in ("train_accuracy", "images")
+        for name in output
+    )
     assert 2 * _stage(info).cost("network-000").state_bytes == stage.cost("network-000").state_bytes
 
 

@@ -30,11 +30,15 @@ def _encode_latin1(text: str, codec: str) -> bytes:
 def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> Any:
     if kind is not np.ndarray:
         raise pickle.UnpicklingError(f"array of class {kind!r}")
-    return np.ndarray.__new__(np.ndarray, shape, np.dtype(code.decode() if isinstance(code, bytes) else code))
+    return np.ndarray.__new__(
+        np.ndarray, shape, np.dtype(code.decode() if isinstance(code, bytes) else code)
+    )
 
 
 def _from_buffer(data: bytes, kind: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(bytes(data), np.dtype(kind)).reshape(shape, order="F" if order == "F" else "C")
+    return np.frombuffer(bytes(data), np.dtype(kind)).reshape(
+        shape, order="F" if order == "F" else "C"
+    )
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -52,7 +56,9 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which a CIFAR file does not need")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which a CIFAR file does not need"
+            )
         return _ALLOWED[(module, name)]
 
 
@@ -63,16 +69,30 @@ def read_batch(data: bytes, what: str) -> dict[str, Any]:
     except Exception as error:
         raise DataError(f"{what} is refused: {error}") from error
     if not isinstance(loaded, dict):
-        raise DataError(f"{what} is refused: a dictionary is expected, it holds a {type(loaded).__name__}")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in loaded.items()}
+        raise DataError(
+            f"{what} is refused: a dictionary is expected, it holds a {type(loaded).__name__}"
+        )
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else str(key): value
+        for key, value in loaded.items()
+    }
 
 
 def _from_python(data: bytes, what: str, fine: bool) -> tuple[np.ndarray, np.ndarray]:
     batch = read_batch(data, what)
     pixels, labels = batch.get("data"), batch.get("fine_labels" if fine else "labels")
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
+    if (
+        not isinstance(pixels, np.ndarray)
+        or pixels.dtype != np.uint8
+        or pixels.ndim != 2
+        or pixels.shape[1] != _PIXELS
+    ):
         raise DataError(f"{what}: no uint8 array [N, {_PIXELS}] under 'data'")
-    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(isinstance(v, int) for v in labels):
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(isinstance(v, int) for v in labels)
+    ):
         raise DataError(f"{what}: no list of {len(pixels)} labels")
     return pixels, np.array(labels, dtype=np.int64)
 
@@ -95,13 +115,20 @@ class CifarSource(Source):
                 ("cifar-100-python", {"train": ["train"], "test": ["test"]}),
             ]
         binary = {"train": [f"{name}.bin" for name in _BATCHES], "test": ["test_batch.bin"]}
-        return [("cifar-10-batches-bin", binary), ("cifar-10-batches-py", {"train": _BATCHES, "test": ["test_batch"]})]
+        return [
+            ("cifar-10-batches-bin", binary),
+            ("cifar-10-batches-py", {"train": _BATCHES, "test": ["test_batch"]}),
+        ]
 
     def _find(self, files: Storage, entry: Entry) -> dict[str, list[str]] | None:
         for folder, splits in self._layouts(entry):
             for prefix in (f"{folder}/", ""):
-                paths = {split: [prefix + name for name in names] for split, names in splits.items()}
-                if all(files.exists(path) for path in [*paths["test"], *paths["train"]]) and not self._is_folder(files, paths["train"][0]):
+                paths = {
+                    split: [prefix + name for name in names] for split, names in splits.items()
+                }
+                if all(
+                    files.exists(path) for path in [*paths["test"], *paths["train"]]
+                ) and not self._is_folder(files, paths["train"][0]):
                     return paths
         return None
 
@@ -111,7 +138,10 @@ class CifarSource(Source):
     def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
         if self._find(files, entry) is not None:
             return []
-        names = [f"{folder}/ ({', '.join([*splits['train'], *splits['test']])})" for folder, splits in self._layouts(entry)]
+        names = [
+            f"{folder}/ ({', '.join([*splits['train'], *splits['test']])})"
+            for folder, splits in self._layouts(entry)
+        ]
         return [f"neither {' nor '.join(names)} is whole in {files.url}"]
 
     def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
@@ -125,12 +155,20 @@ class CifarSource(Source):
             for path in paths:
                 read = _from_binary if path.endswith(".bin") else _from_python
                 parts.append(read(files.get(path), join(files.url, path), fine))
-            images = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32))
+            images = torch.from_numpy(
+                np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
+            )
             labels = torch.from_numpy(np.concatenate([values for _, values in parts]))
             if int(labels.max()) >= entry.info.classes or int(labels.min()) < 0:
-                raise DataError(f"{join(files.url, paths[0])}: label {int(labels.max())} among {entry.info.classes} classes")
-            splits[split] = array_data(images, labels, f"{entry.info.name} {split} in {files.url}", entry, config)
-            splits[split].place = paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1].rpartition('/')[2]}"
+                raise DataError(
+                    f"{join(files.url, paths[0])}: label {int(labels.max())} among {entry.info.classes} classes"
+                )
+            splits[split] = array_data(
+                images, labels, f"{entry.info.name} {split} in {files.url}", entry, config
+            )
+            splits[split].place = (
+                paths[0] if len(paths) == 1 else f"{paths[0]} … {paths[-1].rpartition('/')[2]}"
+            )
         return splits
 
 

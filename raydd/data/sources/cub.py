@@ -29,11 +29,19 @@ class CubSource(Source):
 
     def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
         base = self._base(files)
-        return [f"{base}{name} is not in {files.url}" for name in (*_TABLES, "images") if not files.exists(base + name)]
+        return [
+            f"{base}{name} is not in {files.url}"
+            for name in (*_TABLES, "images")
+            if not files.exists(base + name)
+        ]
 
     def _table(self, files: Storage, path: str) -> dict[int, str]:
         try:
-            rows = [line.split(None, 1) for line in files.get(path).decode().splitlines() if line.strip()]
+            rows = [
+                line.split(None, 1)
+                for line in files.get(path).decode().splitlines()
+                if line.strip()
+            ]
             return {int(number): value.strip() for number, value in rows}
         except ValueError as error:
             raise DataError(f"{join(files.url, path)} is torn: {error}") from error
@@ -42,7 +50,9 @@ class CubSource(Source):
         base = self._base(files)
         paths, classes, in_train, _ = (self._table(files, base + name) for name in _TABLES)
         if not set(paths) == set(classes) == set(in_train):
-            raise DataError(f"{files.url}: images.txt, image_class_labels.txt and train_test_split.txt do not list the same images")
+            raise DataError(
+                f"{files.url}: images.txt, image_class_labels.txt and train_test_split.txt do not list the same images"
+            )
         there = walk(files, f"{base}images")
         sizes, left_out = dict(there.pictures), LeftOut().merge([there.left_out])
         unlisted = sorted(sizes.keys() - {f"{base}images/{path}" for path in paths.values()})
@@ -55,8 +65,12 @@ class CubSource(Source):
             names = [f"{base}images/{paths[number]}" for number in numbers]
             absent = [name for name in names if name not in sizes]
             if absent:
-                raise DataError(f"{join(files.url, absent[0])}, which images.txt lists, is not there ({len(absent)} such)")
-            labels = torch.tensor([int(classes[number]) - 1 for number in numbers], dtype=torch.int64)
+                raise DataError(
+                    f"{join(files.url, absent[0])}, which images.txt lists, is not there ({len(absent)} such)"
+                )
+            labels = torch.tensor(
+                [int(classes[number]) - 1 for number in numbers], dtype=torch.int64
+            )
             found = [(name, sizes[name]) for name in names]
             splits[split] = FolderData(files, found, labels, transform, config.on_error == "skip")
             splits[split].place, splits[split].left_out = f"{base}images/", left_out

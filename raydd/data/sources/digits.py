@@ -25,10 +25,16 @@ class DigitsSource(Source):
 
         bunch = load_digits()
         pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-        images, labels = torch.from_numpy(pixels[:, None]), torch.from_numpy(bunch.target.astype(np.int64))
+        images, labels = (
+            torch.from_numpy(pixels[:, None]),
+            torch.from_numpy(bunch.target.astype(np.int64)),
+        )
         whole = array_data(images, labels, "digits", entry, DatasetConfig(name=config.name))
         ids = dict(zip(("train", "test"), keyed_split(whole, 0.2, "digits-test")))
-        return {split: array_data(images[rows], labels[rows], f"digits {split}", entry, config) for split, rows in ids.items()}
+        return {
+            split: array_data(images[rows], labels[rows], f"digits {split}", entry, config)
+            for split, rows in ids.items()
+        }
 
 
 SOURCES.register("digits")(DigitsSource())

@@ -30,10 +30,11 @@ def tree_of(files: Storage) -> Tree:
 
 
 class FolderSource(Source):
-    """``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or ``<class>/*`` alone; deeper levels are read too.
+    """``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or ``<class>/*`` alone;
+    deeper levels are read too.
 
-    Split folders may have their usual other names (:mod:`raydd.data.layout`). A validation folder of ImageNet without class
-    folders, as its archive has it, is not read: its labels are elsewhere.
+    Split folders may have their usual other names (:mod:`raydd.data.layout`). A validation folder
+    of ImageNet without class folders, as its archive has it, is not read: its labels are elsewhere.
     """
 
     pictures = True
@@ -55,9 +56,16 @@ class FolderSource(Source):
         if len(there) < item.info.classes or (not item.classes and len(there) > item.info.classes):
             return [f"{place} has {len(there)} class folders, {item.info.classes} are expected"]
         if layout.test is None:
-            return [f"val/ with one folder per class is not in {files.url} (a flat val/ must be sorted into class folders first)"]
+            return [
+                f"val/ with one folder per class is not in {files.url} (a flat val/ must be sorted into class folders"
+                " first)"
+            ]
         tested = tree.entries(layout.test).folders
-        return [f"class folder {name}/ is not in {files.url}/{layout.test}" for name in item.classes or there if name not in tested]
+        return [
+            f"class folder {name}/ is not in {files.url}/{layout.test}"
+            for name in item.classes or there
+            if name not in tested
+        ]
 
     def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if item.info.classes:
@@ -66,10 +74,21 @@ class FolderSource(Source):
         found = _train(tree, item, _layout(tree, item))
         channels = config.channels or 3
         side = config.size
-        height, width = (side, side) if side else _first_size(files, next(iter(found.classes.values())), channels, config)
+        height, width = (
+            (side, side)
+            if side
+            else _first_size(files, next(iter(found.classes.values())), channels, config)
+        )
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else (GREY_MEAN, GREY_STD)
         names = tuple(found.classes)
-        facts: dict[str, Any] = {"classes": len(names), "channels": channels, "height": height, "width": width, "mean": mean, "std": std}
+        facts: dict[str, Any] = {
+            "classes": len(names),
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "mean": mean,
+            "std": std,
+        }
         return replace(item.info, class_names=names, **facts)
 
     def open(self, files: Storage, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
@@ -83,8 +102,16 @@ class FolderSource(Source):
         splits = {}
         for split, sorted_in in found.items():
             pictures = [picture for inside in sorted_in.classes.values() for picture in inside]
-            labels = [label for label, inside in enumerate(sorted_in.classes.values()) for _ in inside]
-            splits[split] = FolderData(Storage(files.url), pictures, torch.tensor(labels), transform, config.on_error == "skip")
+            labels = [
+                label for label, inside in enumerate(sorted_in.classes.values()) for _ in inside
+            ]
+            splits[split] = FolderData(
+                Storage(files.url),
+                pictures,
+                torch.tensor(labels),
+                transform,
+                config.on_error == "skip",
+            )
             splits[split].place = f"{sorted_in.folder}/" if sorted_in.folder else ""
             splits[split].left_out, splits[split].notes = sorted_in.left_out, sorted_in.notes
         return splits
@@ -112,7 +139,9 @@ def _inside(tree: Tree, folder: str, names: Sequence[str]) -> dict[str, Below]:
 
 
 def _train(tree: Tree, item: Entry, layout: Layout) -> _Split:
-    """Return the training split; of people's own data, empty folders are no classes. ``DataError`` for a class that is lost."""
+    """Return the training split; of people's own data, empty folders are no classes. ``DataError``
+    for a class that is lost.
+    """
     names = tree.entries(layout.train).folders
     found = _inside(tree, layout.train, item.classes or names)
     left_out, notes = LeftOut().merge([layout.left_out]), layout.notes
@@ -129,16 +158,24 @@ def _train(tree: Tree, item: Entry, layout: Layout) -> _Split:
     if item.classes and len(names) > len(item.classes):
         notes = (*notes, f"{len(item.classes)} of the {len(names)} class folders are read")
     left_out = left_out.merge(inside.left_out for inside in found.values())
-    return _Split(layout.train, {name: inside.pictures for name, inside in found.items()}, left_out, notes)
+    return _Split(
+        layout.train, {name: inside.pictures for name, inside in found.items()}, left_out, notes
+    )
 
 
 def _test(tree: Tree, item: Entry, folder: str, classes: Sequence[str]) -> _Split:
     """Return the test split, with the classes of the training split; ``DataError`` for classes more or less."""
     left_out = LeftOut()
-    strange = [] if item.classes else [name for name in tree.entries(folder).folders if name not in classes]
+    strange = (
+        []
+        if item.classes
+        else [name for name in tree.entries(folder).folders if name not in classes]
+    )
     for name, inside in _inside(tree, folder, strange).items():
         if inside.pictures:
-            raise DataError(f"{tree.url}/{folder} has a class folder '{name}' that the training split lacks")
+            raise DataError(
+                f"{tree.url}/{folder} has a class folder '{name}' that the training split lacks"
+            )
         left_out.add("empty class folder", f"{folder}/{name}")
     found = _inside(tree, folder, classes)
     for name, inside in found.items():
@@ -148,23 +185,34 @@ def _test(tree: Tree, item: Entry, folder: str, classes: Sequence[str]) -> _Spli
             raise DataError(f"class folder {name}/ is not in {join(tree.url, folder)}")
         raise DataError(_no_pictures(tree, f"{folder}/{name}", inside))
     return _Split(
-        folder, {name: inside.pictures for name, inside in found.items()}, left_out.merge(inside.left_out for inside in found.values())
+        folder,
+        {name: inside.pictures for name, inside in found.items()},
+        left_out.merge(inside.left_out for inside in found.values()),
     )
 
 
 def _no_pictures(tree: Tree, folder: str, inside: Below) -> str:
-    return f"no images in {join(tree.url, folder)}" + (f": {'; '.join(inside.left_out.lines())}" if inside.left_out else "")
+    return f"no images in {join(tree.url, folder)}" + (
+        f": {'; '.join(inside.left_out.lines())}" if inside.left_out else ""
+    )
 
 
 def _too_few(tree: Tree, folder: str, names: tuple[str, ...]) -> str:
     place = join(tree.url, folder)
     if not names:
         beside = len(tree.entries(folder).pictures)
-        return f"no class folders in {place}" + (f", but {beside} pictures: sort them into a folder for each class" if beside else "")
-    return f"{place} has one class folder with pictures ({few(names)}), and at least two classes are needed{lower(tree, folder)}"
+        return f"no class folders in {place}" + (
+            f", but {beside} pictures: sort them into a folder for each class" if beside else ""
+        )
+    return (
+        f"{place} has one class folder with pictures ({few(names)}), and at least two classes are"
+        f" needed{lower(tree, folder)}"
+    )
 
 
-def _first_size(files: Storage, found: Pictures, channels: int, config: DatasetConfig) -> tuple[int, int]:
+def _first_size(
+    files: Storage, found: Pictures, channels: int, config: DatasetConfig
+) -> tuple[int, int]:
     """Return height and width of a class's first picture; with ``on_error: skip`` of the first that can be decoded."""
     for path, _ in found:
         try:
@@ -172,9 +220,13 @@ def _first_size(files: Storage, found: Pictures, channels: int, config: DatasetC
         except ValueError as error:
             if config.on_error == "skip":
                 continue
-            raise DataError(f"{files.url}/{path} cannot be decoded: {error}; dataset.on_error=skip goes on to the next") from error
+            raise DataError(
+                f"{files.url}/{path} cannot be decoded: {error}; dataset.on_error=skip goes on to the next"
+            ) from error
         return height, width
-    raise DataError(f"none of the {len(found)} images in {files.url}/{found[0][0].rsplit('/', 1)[0]} can be decoded")
+    raise DataError(
+        f"none of the {len(found)} images in {files.url}/{found[0][0].rsplit('/', 1)[0]} can be decoded"
+    )
 
 
 SOURCES.register("folder")(FolderSource())

@@ -26,7 +26,9 @@ def parse_idx(data: bytes, what: str) -> torch.Tensor:
     head = 4 + 4 * data[3]
     shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, head, 4)]
     if len(data) != head + int(np.prod(shape)):
-        raise DataError(f"{what} is torn: {len(data)} bytes, its header says {head + int(np.prod(shape))}")
+        raise DataError(
+            f"{what} is torn: {len(data)} bytes, its header says {head + int(np.prod(shape))}"
+        )
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy())
 
 
@@ -35,15 +37,23 @@ class IdxSource(Source):
 
     def _find(self, files: Storage, entry: Entry, stem: str) -> str | None:
         folders = ("", "raw", f"{entry.downloader}/raw")
-        candidates = [f"{folder}/{stem}{end}".lstrip("/") for folder in folders for end in ("", ".gz")]
-        return next((path for path, there in zip(candidates, files.exist(candidates)) if there), None)
+        candidates = [
+            f"{folder}/{stem}{end}".lstrip("/") for folder in folders for end in ("", ".gz")
+        ]
+        return next(
+            (path for path, there in zip(candidates, files.exist(candidates)) if there), None
+        )
 
     def _stems(self, split: str) -> tuple[str, str]:
         return f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"
 
     def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
         stems = [stem for split in _PREFIX for stem in self._stems(split)]
-        return [f"{stem}(.gz) is not in {files.url}" for stem in stems if self._find(files, entry, stem) is None]
+        return [
+            f"{stem}(.gz) is not in {files.url}"
+            for stem in stems
+            if self._find(files, entry, stem) is None
+        ]
 
     def _read(self, files: Storage, entry: Entry, stem: str) -> torch.Tensor:
         path = self._find(files, entry, stem)
@@ -51,7 +61,9 @@ class IdxSource(Source):
             raise DataError(f"{stem}(.gz) is not in {files.url}")
         data = files.get(path)
         try:
-            return parse_idx(gzip.decompress(data) if path.endswith(".gz") else data, join(files.url, path))
+            return parse_idx(
+                gzip.decompress(data) if path.endswith(".gz") else data, join(files.url, path)
+            )
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{join(files.url, path)} is torn: {error}") from error
 

@@ -22,7 +22,9 @@ class SvhnSource(Source):
     """``train_32x32.mat`` and ``test_32x32.mat`` in the root; label 10 is the digit 0."""
 
     def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
-        return [f"{name} is not in {files.url}" for name in _FILES.values() if not files.exists(name)]
+        return [
+            f"{name} is not in {files.url}" for name in _FILES.values() if not files.exists(name)
+        ]
 
     def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         from scipy.io import loadmat
@@ -34,9 +36,19 @@ class SvhnSource(Source):
                 content = loadmat(io.BytesIO(files.get(name)), variable_names=["X", "y"])
                 pixels, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
             except Exception as error:
-                raise DataError(f"{what} is torn or not a MATLAB file of X and y: {error}") from error
-            if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3) or pixels.shape[3] != len(labels):
-                raise DataError(f"{what}: X {pixels.shape} of {pixels.dtype} with {len(labels)} labels; expected uint8 [32, 32, 3, N]")
+                raise DataError(
+                    f"{what} is torn or not a MATLAB file of X and y: {error}"
+                ) from error
+            if (
+                pixels.dtype != np.uint8
+                or pixels.ndim != 4
+                or pixels.shape[:3] != (32, 32, 3)
+                or pixels.shape[3] != len(labels)
+            ):
+                raise DataError(
+                    f"{what}: X {pixels.shape} of {pixels.dtype} with {len(labels)} labels; expected uint8 [32, 32,"
+                    " 3, N]"
+                )
             if len(labels) and not (labels.min() >= 1 and labels.max() <= 10):
                 raise DataError(f"{what}: label {int(labels.max())}; 1 to 10 are expected")
             images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))

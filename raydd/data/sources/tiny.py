@@ -23,8 +23,8 @@ _PARTS = ("train", "val", "wnids.txt", "val/val_annotations.txt")
 class TinySource(Source):
     """``train/<wnid>/images/*.JPEG`` and ``val/images/*.JPEG`` with ``val_annotations.txt``; val is the test split.
 
-    The root is the archive's folder ``tiny-imagenet-200``, or holds it. Labels are the ranks of the sorted wnids, as image
-    folders give them. A ``val`` sorted into class folders is read too.
+    The root is the archive's folder ``tiny-imagenet-200``, or holds it. Labels are the ranks of the
+    sorted wnids, as image folders give them. A ``val`` sorted into class folders is read too.
     """
 
     pictures = True
@@ -37,7 +37,10 @@ class TinySource(Source):
             return []
         base = self._base(files)
         absent = [f"{base}{part}" for part in _PARTS if not files.exists(base + part)]
-        if absent == [f"{base}val/val_annotations.txt"] and len(tree_of(files).entries(f"{base}val").folders) > 1:
+        if (
+            absent == [f"{base}val/val_annotations.txt"]
+            and len(tree_of(files).entries(f"{base}val").folders) > 1
+        ):
             return []
         return [f"{path} is not in {files.url}" for path in absent]
 
@@ -51,7 +54,9 @@ class TinySource(Source):
         splits = {}
         for split, folder in (("train", f"{base}train"), ("test", f"{base}val")):
             annotated = split == "test" and files.exists(f"{folder}/val_annotations.txt")
-            wnid_of = self._annotations(files, f"{folder}/val_annotations.txt") if annotated else None
+            wnid_of = (
+                self._annotations(files, f"{folder}/val_annotations.txt") if annotated else None
+            )
             there = tree_of(files).below(folder)
             found = there.pictures
             labels = []
@@ -59,9 +64,17 @@ class TinySource(Source):
                 parts = path[len(folder) + 1 :].split("/")
                 wnid = parts[0] if wnid_of is None else wnid_of.get(parts[-1], "")
                 if wnid not in label_of:
-                    raise DataError(f"{join(files.url, path)} has no class among the {len(wnids)} of wnids.txt")
+                    raise DataError(
+                        f"{join(files.url, path)} has no class among the {len(wnids)} of wnids.txt"
+                    )
                 labels.append(label_of[wnid])
-            splits[split] = FolderData(files, found, torch.tensor(labels, dtype=torch.int64), transform, config.on_error == "skip")
+            splits[split] = FolderData(
+                files,
+                found,
+                torch.tensor(labels, dtype=torch.int64),
+                transform,
+                config.on_error == "skip",
+            )
             splits[split].place, splits[split].left_out = f"{folder}/", there.left_out
         return splits
 
@@ -71,17 +84,31 @@ class TinySource(Source):
             raise DataError(f"{join(files.url, path)} is torn: a line has no file name and wnid")
         return {row[0]: row[1] for row in rows}
 
-    def _open_file(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def _open_file(
+        self, files: Storage, entry: Entry, config: DatasetConfig
+    ) -> Mapping[str, BaseData]:
         what = join(files.url, _FILE)
         try:
-            content = torch.load(io.BytesIO(files.get(_FILE)), map_location="cpu", weights_only=True)
-            pairs = {split: (content[f"images_{name}"], content[f"labels_{name}"]) for split, name in (("train", "train"), ("test", "val"))}
+            content = torch.load(
+                io.BytesIO(files.get(_FILE)), map_location="cpu", weights_only=True
+            )
+            pairs = {
+                split: (content[f"images_{name}"], content[f"labels_{name}"])
+                for split, name in (("train", "train"), ("test", "val"))
+            }
         except Exception as error:
             raise DataError(f"{what} is refused: {error}") from error
         for images, labels in pairs.values():
-            if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor) and images.dtype == torch.uint8):
+            if not (
+                isinstance(images, torch.Tensor)
+                and isinstance(labels, torch.Tensor)
+                and images.dtype == torch.uint8
+            ):
                 raise DataError(f"{what}: uint8 images and labels as tensors are expected")
-        return {split: array_data(images, labels, what, entry, config) for split, (images, labels) in pairs.items()}
+        return {
+            split: array_data(images, labels, what, entry, config)
+            for split, (images, labels) in pairs.items()
+        }
 
 
 SOURCES.register("tiny")(TinySource())

@@ -101,8 +101,26 @@ class _Tell(ControllerCallback):  # type: ignore[misc]
         self.ledger.attend.remote(state, ray.get_runtime_context().current_actor)
 
 
+class _Carried:
+    """What every worker runs, sent with the calls.
+
+    Ray Train puts it into its object store. A driver that owns an object there is ended by Ray without
+    a word (exit code 1) as soon as the machine that it is connected to ends.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def get(self) -> Callable[[], None]:
+        """Return it; Ray Train's name for this."""
+        return self._work
+
+
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        put = settings["train_fn_ref"]
+        settings["train_fn_ref"] = _Carried(put.get())
+        put._ref = None  # that was the only reference
         if self.scaling_config.elasticity_enabled:
             settings["scaling_policy"] = FreePolicy(self.scaling_config)
         return super()._initialize_and_run_controller(**settings)

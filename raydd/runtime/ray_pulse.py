@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from raydd.core.errors import RunFailed, first_line
-from raydd.runtime.ray_address import answers
+from raydd.runtime.ray_address import answers, waiting_for
 
 T = TypeVar("T")
 _SILENT = "its head does not answer"
@@ -16,6 +16,9 @@ GONE_SECONDS = 30.0
 """A head that does not answer for so long is gone: Ray would end this process after 60 s."""
 ENDING_SECONDS = 15.0
 """A cluster that is stopped ends its workers first and its head last, some seconds later on a busy machine."""
+
+ANSWER_SECONDS = 5.0
+"""For one question to a head that takes connections."""
 
 
 def cluster_address() -> str:
@@ -63,9 +66,34 @@ def ends(cancelled: Callable[[], bool]) -> bool:
     return True
 
 
+def machine_ended() -> bool:
+    """Whether the machine through which this process is on the cluster has ended, its head has not."""
+    import ray
+
+    def ended() -> bool:
+        own = ray.get_runtime_context().get_node_id()
+        return any(node["NodeID"] == own and not node["Alive"] for node in ray.nodes())
+
+    try:
+        return waiting_for(ended, ANSWER_SECONDS, lambda: False, "listing machines")
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        return False
+
+
 def failed(text: str, cancelled: Callable[[], bool]) -> RunFailed:
-    """Return the error of a run that ended with an error of Ray's: of a cluster that is gone, or else with ``text``."""
-    return cluster_gone(_SILENT) if ends(cancelled) else RunFailed(text)
+    """Return the error of a run that ended with an error of Ray's: of a cluster, or of this process's
+    own machine there, that is gone, or else with ``text``.
+    """
+    if ends(cancelled):
+        return cluster_gone(_SILENT)
+    if machine_ended():
+        return RunFailed(
+            f"the machine through which this job was on the cluster at {cluster_address()} has ended. "
+            "The same command goes on, from any machine of the cluster"
+        )
+    return RunFailed(text)
 
 
 @contextmanager
@@ -75,13 +103,11 @@ def told_if_gone(cancelled: Callable[[], bool]) -> Iterator[None]:
         yield
     except Exception as error:
         # Some of Ray's own functions have nothing better than a RuntimeError, but so has other code.
-        if not is_outage(error) and type(error) is not RuntimeError:
-            raise
-        if ends(cancelled):
+        if is_outage(error):
+            raise failed(f"Ray failed: {_said(error)}", cancelled) from error
+        if type(error) is RuntimeError and ends(cancelled):
             raise cluster_gone(_SILENT) from error
-        if not is_outage(error):
-            raise
-        raise RunFailed(f"Ray failed: {_said(error)}") from error
+        raise
 
 
 class Pulse:

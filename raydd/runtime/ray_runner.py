@@ -26,6 +26,8 @@ from raydd.runtime.ray_watch import Idle, Post
 from raydd.runtime.runner import DataSource, OnEvent
 
 log = logging.getLogger(__name__)
+PROCESS_SECONDS = 600.0
+"""For the first process on a machine to start, which may have to fetch an environment first."""
 END_SECONDS = 10.0
 """For ending what is left on a cluster: a head that ends meanwhile answers no more, and after 60 s
 of that Ray ends this process.
@@ -214,13 +216,14 @@ class RayRunner:
                 device = self._workers_kind() if self.same_device else ""
             self._run(targets, store, on_event, device)
 
-    def _get(self, refs: Any, timeout: float, what: str) -> Any:
-        """Return what Ray has for ``refs``; ``TimeoutError`` after ``timeout`` seconds,
-        ``Cancelled`` where the run is stopped.
+    def _get(self, refs: Any, what: str) -> Any:
+        """Return what Ray has for ``refs``, which need a process of their own; ``TimeoutError`` after
+        ``PROCESS_SECONDS`` or ``wait``, ``Cancelled`` where the run is stopped.
         """
         import ray
 
-        return waiting_for(lambda: ray.get(refs), timeout, self._cancelled, what)
+        seconds = max(PROCESS_SECONDS, self.wait)
+        return waiting_for(lambda: ray.get(refs), seconds, self._cancelled, what)
 
     def _workers_kind(self) -> str:
         """Return the kind of device that a worker of this cluster gets."""
@@ -229,7 +232,7 @@ class RayRunner:
         kind = ray.remote(
             num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": worker_environment()}
         )(_own_kind)
-        return str(self._get(kind.remote(), 300, "asking a worker for its device"))
+        return str(self._get(kind.remote(), "asking a worker for its device"))
 
     def _check_store(self, store: Store) -> None:
         """Raise ``ConfigError`` for a local store that some of the cluster's machines do not see."""
@@ -251,9 +254,7 @@ class RayRunner:
             ]
             blind = [
                 node
-                for node, ok in zip(
-                    nodes, self._get(answers, 120, "looking for the store"), strict=True
-                )
+                for node, ok in zip(nodes, self._get(answers, "looking for the store"), strict=True)
                 if not ok
             ]
         finally:
@@ -288,9 +289,7 @@ class RayRunner:
         from raydd.runtime.ray_group import Group
 
         try:
-            self._get(
-                ledger.poll.options(max_task_retries=0).remote(0, ""), 300, "starting the ledger"
-            )
+            self._get(ledger.poll.options(max_task_retries=0).remote(0, ""), "starting the ledger")
         except (RayError, TimeoutError) as error:
             raise failed(
                 f"the ledger could not be started on the cluster: {_short(error)}. All of its machines have to be"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raydd.core.errors import ConfigError, first_line
+from raydd.core.errors import ConfigError, RunFailed, first_line
 from raydd.core.numerics import ALLOCATOR_ENV
 from raydd.runtime.ray_address import Cancelled, check_head, find_address, waiting_for
 from raydd.runtime.ray_pulse import cluster_answers
@@ -25,6 +25,9 @@ _DEFAULTS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    # Larger arguments would lie in an object store, and a driver that owns such objects is ended by Ray
+    # without a word when the machine that it is connected to ends.
+    "RAY_max_direct_call_object_size": str(8 << 20),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -161,6 +164,12 @@ def _start(cpus: float, least: int, gpus: float) -> Any:
                 or os.path.join(tempfile.gettempdir(), "ray"),
                 **_QUIET,
             )
+    except Exception as error:  # Ray raises nothing more precise than Exception here
+        _shutdown()
+        raise RunFailed(
+            f"Ray could not be started on this machine: {first_line(error)}. A busy machine may need more time "
+            "than Ray gives itself: try again, or compute here with compute.workers=0"
+        ) from error
     except SystemExit:  # Ray's answer to SIGTERM while it starts; ours comes now
         os.kill(os.getpid(), signal.SIGTERM)
         _shutdown()

@@ -233,6 +233,7 @@ class Cluster:
     address: str
     dashboard: str
     environment: dict[str, str] = field(repr=False)
+    folder: str = ""
 
 
 def _own_ip() -> str:
@@ -282,7 +283,7 @@ def head(
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the cluster did not start:\n{log.read_text()}")
             time.sleep(0.2)
-        yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+        yield Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env, folder)
     finally:
         ours = (
             psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []

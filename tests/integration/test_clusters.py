@@ -5,6 +5,7 @@ signals while nothing runs yet.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Cluster, head
 from driving import Driver, distill, end, finish, overrides, refusal
@@ -224,5 +226,28 @@ def test_an_autoscaler_is_waited_for_as_far_as_it_goes_and_a_head_that_dies_is_t
         )
         driver.until("it works", lambda: "distill/MatchDistributions" in driver.text, timeout=480)
     assert driver.wait(100) == 1, driver.text
-    assert f"error: the cluster at {cluster.address} is gone" in driver.text
+    assert f"error: the cluster at {cluster.address} is gone" in driver.text, driver.text
+    assert "Traceback" not in driver.text, driver.text
+
+
+def test_a_driver_outlives_the_machine_that_it_is_connected_to(tmp_path: Path) -> None:
+    """Ray ends a driver without a word where it owns an object in the store of that machine."""
+    with head("--node-ip-address=127.0.0.1", "--num-cpus=2") as cluster:
+        updates = ("method.iterations=100000", "evaluation.baselines=[]")
+        driver = distill(tmp_path / "log", *overrides(tmp_path, 1, *updates), env=at(cluster))
+        driver.until("it works", lambda: "distill/MatchDistributions" in driver.text, timeout=400)
+        folder = Path(cluster.folder).name
+        ours = [
+            p for p in psutil.process_iter(["name", "cmdline"]) if folder in str(p.info["cmdline"])
+        ]
+        starter = next(p for p in ours if "--head" in p.info["cmdline"])
+        starter.suspend()  # else it ends the head as well
+        next(p for p in ours if p.info["name"] == "raylet").terminate()
+        try:
+            assert driver.wait(120) == 1, driver.text
+        finally:
+            starter.resume()
+    port = cluster.address.rpartition(":")[2]
+    told = f"error: the machine through which this job was on the cluster at .*:{port} has ended"
+    assert re.search(told, driver.text), driver.text
     assert "Traceback" not in driver.text, driver.text

@@ -38,7 +38,7 @@ OUTAGES: list[Exception] = [
     rx.TaskUnschedulableError("no machine"),
     rx.RayTaskError("run", "Traceback …", rx.OwnerDiedError(*LOST)).as_instanceof_cause(),
     ConnectionResetError("reset"),
-    TimeoutError("looking for the store took more than 120 s"),
+    TimeoutError("looking for the store took more than 600 s"),
 ]
 OTHERS: list[Exception] = [
     rx.RayTaskError("run", "Traceback …", ValueError("a bug")).as_instanceof_cause(),
@@ -47,6 +47,7 @@ OTHERS: list[Exception] = [
     KeyError("a bug"),
     RuntimeError("a bug"),
 ]
+MACHINE_ENDED = ray_pulse.machine_ended
 
 
 def never() -> bool:
@@ -64,6 +65,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(ray_pulse, "cluster_address", lambda: address)
         monkeypatch.setattr(ray_pulse, "ENDING_SECONDS", 0.5)
+        monkeypatch.setattr(ray_pulse, "machine_ended", lambda: False)
         yield server
 
 
@@ -127,6 +129,27 @@ def test_a_head_that_stays_is_waited_for_a_while_but_not_after_a_signal(
     assert 0.5 <= time.monotonic() - begun < 10
     monkeypatch.setattr(ray_pulse, "ENDING_SECONDS", 1e9)
     assert str(failed("the Ray Train group ended", always)) == "the Ray Train group ended"
+
+
+@pytest.mark.parametrize(
+    ("alive", "told"), [({"aa": False, "bb": True}, True), ({"aa": True, "bb": False}, False)]
+)
+def test_a_machine_that_ends_under_its_driver_is_told(
+    alive: dict[str, bool], told: bool, head: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Here:
+        def get_node_id(self) -> str:
+            return "aa"
+
+    monkeypatch.setattr(ray_pulse, "machine_ended", MACHINE_ENDED)
+    monkeypatch.setattr("ray.get_runtime_context", Here)
+    nodes = [{"NodeID": node, "Alive": ok} for node, ok in alive.items()]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    text = str(failed("the Ray Train group ended", never))
+    assert text.startswith("the machine through which this job was on the cluster at 127.") is told
+    assert text.startswith("the Ray Train group ended") is not told
+    monkeypatch.setattr("ray.nodes", raising(rx.RpcError("unavailable", 14)))
+    assert str(failed("the Ray Train group ended", never)) == "the Ray Train group ended"
 
 
 def raising(error: Exception) -> Callable[[], bool]:

@@ -17,7 +17,7 @@ from raydd.core.storage import absolute, check_url
 from raydd.core.typed_tree import as_yaml, build, plain, stated
 from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.evaluation.plan import EvaluationConfig, check_baseline, rivals
 from raydd.methods import METHODS, Method
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import click
 
-from raydd.core.cli import EXIT_MISSING, command_errors, setup_logging
+from raydd.core.command import EXIT_MISSING, command_errors, setup_logging
 from raydd.core.errors import refusing
 
 

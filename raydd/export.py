@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from raydd.core.cli import command_errors
+from raydd.core.command import command_errors
 from raydd.core.errors import refusing
 
 

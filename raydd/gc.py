@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from raydd.core.cli import command_errors, setup_logging
+from raydd.core.command import command_errors, setup_logging
 from raydd.core.errors import refusing
 
 

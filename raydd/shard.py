@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from raydd.core.cli import command_errors
+from raydd.core.command import command_errors
 
 if TYPE_CHECKING:
-    from raydd.data.config import DatasetConfig
+    from raydd.data.dataset_config import DatasetConfig
 
 
 _KEY = re.compile(
@@ -98,7 +98,7 @@ def main(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from raydd.data.config import DatasetConfig
+    from raydd.data.dataset_config import DatasetConfig
     from raydd.data.datasets import Found
     from raydd.data.datasets import download as fetch
 
@@ -156,7 +156,7 @@ def _write(config: DatasetConfig, out_url: str, split: str, settings: dict[str, 
         TimeRemainingColumn,
     )
 
-    from raydd.data.shards import write_shards
+    from raydd.data.shard_writing import write_shards
 
     columns = (
         TextColumn(split),

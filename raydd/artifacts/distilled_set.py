@@ -1,6 +1,6 @@
 """The distilled set: images, labels and how to read them; what methods assemble and students train on.
 
-Nothing here touches a disk: :mod:`raydd.artifacts.folder` writes and reads sets.
+Nothing here touches a disk: :mod:`raydd.artifacts.published_folder` writes and reads sets.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,19 +17,11 @@ from torch.nn import functional as F
 
 from raydd.core.errors import ConfigError, NumericsError
 from raydd.core.registry import Registry
+from raydd.core.rng import KeyedRng
 from raydd.core.tensors import Tensors, digest
 from raydd.data.catalog import DatasetInfo
 
 Batch = tuple[Tensor, Tensor]
-
-
-class KeyedRng(Protocol):
-    """A source of keyed generators, such as ``Context.rng`` or ``partial(raydd.core.rng.generator, seed)``."""
-
-    def __call__(self, stream: str, *ids: int) -> torch.Generator:
-        """Return the CPU generator of a stream."""
-        ...
-
 
 Decoder = Callable[..., Batch]
 DECODERS: Registry[Decoder] = Registry("decoding")

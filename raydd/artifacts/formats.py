@@ -4,7 +4,7 @@
 ============  ==========================================================================================================
 format        what it is
 ============  ==========================================================================================================
-distilled     raydd's own folder (:mod:`raydd.artifacts.folder`), or a run's output folder that holds it
+distilled     raydd's own folder (:mod:`raydd.artifacts.published_folder`), or a run's output folder that holds it
 safetensors   one ``data.safetensors`` of raydd, with how to read it in its header
 pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per experiment, or per step of
               continual learning; also a pair ``(images, labels)`` or a dict of them (IDC, IDM)
@@ -31,8 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydd.artifacts import folder
+from raydd.artifacts import published_folder as folder
+from raydd.artifacts.detection import FoundFiles
+from raydd.artifacts.detection import detect as detect
 from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
+from raydd.artifacts.eight_bit import read_folder, read_tars
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.pt import Experiments, experiments_of
 from raydd.artifacts.pt import load_pt as load_pt
@@ -44,9 +47,6 @@ from raydd.artifacts.reading import (
     targets_of,
     tell_counted_from_1,
 )
-from raydd.artifacts.sources import Source
-from raydd.artifacts.sources import detect as detect
-from raydd.artifacts.views import read_folder, read_tars
 from raydd.artifacts.writing import write_set as write_set
 from raydd.core.errors import ConfigError, DataError, RayddError
 from raydd.core.storage import join
@@ -115,7 +115,7 @@ def _kind(info: DatasetInfo) -> str:
 
 
 def _read_foreign(
-    source: Source, info: DatasetInfo | None, reading: Reading, tell: Tell
+    source: FoundFiles, info: DatasetInfo | None, reading: Reading, tell: Tell
 ) -> DistilledSet:
     if source.chosen:
         tell(f"{source.storage.url}: read {source.chosen}")
@@ -192,7 +192,7 @@ def _nothing(line: str) -> None:
 
 
 def _pt(
-    value: Any, reading: Reading, source: Source, recipe: dict[str, Any], tell: Tell
+    value: Any, reading: Reading, source: FoundFiles, recipe: dict[str, Any], tell: Tell
 ) -> tuple[Tensor, Tensor]:
     """Return the images and labels of a file as it holds them, and add to the recipe which of its sets they are."""
     if isinstance(value, Tensor) and source.partner:
@@ -224,7 +224,7 @@ def _pt(
 
 
 def _tell_labels(
-    labels: Tensor, soft: Tensor | None, info: DatasetInfo, source: Source, tell: Tell
+    labels: Tensor, soft: Tensor | None, info: DatasetInfo, source: FoundFiles, tell: Tell
 ) -> None:
     """Tell what in the labels of a tar of others may be meant otherwise."""
     tell_counted_from_1(labels, info.classes, source.url, tell)
@@ -270,7 +270,9 @@ def data_set_at(url: str) -> str:
         return ""
 
 
-def _own_facts(value: Mapping[str, Any], source: Source) -> tuple[DatasetInfo, Whitening | None]:
+def _own_facts(
+    value: Mapping[str, Any], source: FoundFiles
+) -> tuple[DatasetInfo, Whitening | None]:
     facts = json.loads(value["raydd"])
     if "whitening_matrix" not in value:
         return folder.info_from(facts), None
@@ -294,7 +296,7 @@ def _grid(factor: int, info: DatasetInfo, space: str) -> Decoding:
     return Decoding("grid", parameters)
 
 
-def _check_shape(images: Tensor, info: DatasetInfo, source: Source) -> None:
+def _check_shape(images: Tensor, info: DatasetInfo, source: FoundFiles) -> None:
     if images.ndim != 4 or tuple(images.shape[1:]) != info.shape:
         shape, wanted = ("×".join(map(str, v)) for v in (images.shape[1:], info.shape))
         turned = images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == info.shape
@@ -304,7 +306,7 @@ def _check_shape(images: Tensor, info: DatasetInfo, source: Source) -> None:
         )
 
 
-def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:
+def _needed(info: DatasetInfo | None, source: FoundFiles) -> DatasetInfo:
     if info is None:
         raise ConfigError(
             f"{source.url} ({source.format}) does not say of which data set it is: give its name, or its facts, as"
@@ -313,7 +315,7 @@ def _needed(info: DatasetInfo | None, source: Source) -> DatasetInfo:
     return info
 
 
-def _side(source: Source) -> dict[str, Any]:
+def _side(source: FoundFiles) -> dict[str, Any]:
     """Return what raydd wrote beside a view: its data set's facts as ``info``, and what else there is."""
     values = read_side(source.storage)
     extra: dict[str, Any] = {
@@ -328,7 +330,7 @@ def _side(source: Source) -> dict[str, Any]:
 
 
 def _read_pictures(
-    source: Source, info: DatasetInfo, side: Mapping[str, Any], reading: Reading, tell: Tell
+    source: FoundFiles, info: DatasetInfo, side: Mapping[str, Any], reading: Reading, tell: Tell
 ) -> Pictures:
     storage = source.storage
     if source.format == "webdataset":

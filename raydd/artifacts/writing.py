@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from raydd.artifacts import folder
+from raydd.artifacts import published_folder as folder
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.eight_bit import folder_files, tar_shards
 from raydd.artifacts.pictures import SIDE_FILE, outside, pictures, side_file
-from raydd.artifacts.views import folder_files, tar_shards
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors

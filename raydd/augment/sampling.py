@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Table(NamedTuple):
+class LinearMap(NamedTuple):
     """A sparse linear map of images with ``HW`` pixels: ``pixels`` and ``weights`` are ``[G, T,
     HW]``, T pixels per output pixel.
     """
@@ -52,7 +52,7 @@ class _Apply(torch.autograd.Function):
         return _Apply.apply(grad, back_index, back_weight, index, weight), None, None, None, None
 
 
-def apply_tables(x: Tensor, forward: Table, transpose: Table) -> Tensor:
+def apply_tables(x: Tensor, forward: LinearMap, transpose: LinearMap) -> Tensor:
     """Return the map of ``x [G, n, C, H, W]``, group by group."""
     flat = x.reshape(x.shape[0], -1, x.shape[3] * x.shape[4])
     weights = (forward.weights.to(x.dtype), transpose.weights.to(x.dtype))
@@ -67,17 +67,17 @@ def shift(x: Tensor, by: Tensor) -> Tensor:
     return apply_tables(x, _shift_table(by, height, width), _shift_table(-by, height, width))
 
 
-def _shift_table(by: Tensor, height: int, width: int) -> Table:
+def _shift_table(by: Tensor, height: int, width: int) -> LinearMap:
     rows = torch.arange(height, device=by.device).view(1, -1, 1) + by[:, 0].view(-1, 1, 1)
     columns = torch.arange(width, device=by.device).view(1, 1, -1) + by[:, 1].view(-1, 1, 1)
     return _table(rows, columns, torch.ones((), device=by.device), height, width)
 
 
-def _table(rows: Tensor, columns: Tensor, weight: Tensor, height: int, width: int) -> Table:
+def _table(rows: Tensor, columns: Tensor, weight: Tensor, height: int, width: int) -> LinearMap:
     """Return a table with one pixel per output pixel; pixels outside the image weigh nothing."""
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    return Table(index.flatten(1).unsqueeze(1), (weight * inside).flatten(1).unsqueeze(1))
+    return LinearMap(index.flatten(1).unsqueeze(1), (weight * inside).flatten(1).unsqueeze(1))
 
 
 def rotate(x: Tensor, angles: Tensor, deterministic: bool) -> Tensor:
@@ -124,13 +124,13 @@ def _turned(angles: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return (height - 1) / 2 + sin * j + cos * i, (width - 1) / 2 + cos * j - sin * i
 
 
-def _join(tables: list[Table]) -> Table:
-    return Table(
+def _join(tables: list[LinearMap]) -> LinearMap:
+    return LinearMap(
         torch.cat([t.pixels for t in tables], 1), torch.cat([t.weights for t in tables], 1)
     )
 
 
-def _rotation_table(angles: Tensor, height: int, width: int) -> Table:
+def _rotation_table(angles: Tensor, height: int, width: int) -> LinearMap:
     rows, columns = _turned(angles, height, width)
     top, left = rows.floor(), columns.floor()
     tables = []
@@ -140,7 +140,7 @@ def _rotation_table(angles: Tensor, height: int, width: int) -> Table:
     return _join(tables)
 
 
-def _rotation_transpose(angles: Tensor, height: int, width: int) -> Table:
+def _rotation_transpose(angles: Tensor, height: int, width: int) -> LinearMap:
     """Return which output pixels read a given pixel: those in a 3x3 window, since the image of a
     unit square is less than 3 wide.
     """

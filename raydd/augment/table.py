@@ -45,7 +45,7 @@ _WINDOW = (
 )
 
 
-class Table(NamedTuple):
+class TransformTable(NamedTuple):
     """``numbers`` ``[P, G, 27]`` for images of ``size`` ``(H, W)``: P operations one after another,
     of G groups of images.
     """
@@ -53,9 +53,9 @@ class Table(NamedTuple):
     numbers: Tensor
     size: tuple[int, int]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Table:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TransformTable:
         """Return the table on a device."""
-        return Table(self.numbers.to(device, non_blocking=non_blocking), self.size)
+        return TransformTable(self.numbers.to(device, non_blocking=non_blocking), self.size)
 
 
 class Taps(NamedTuple):
@@ -63,14 +63,16 @@ class Taps(NamedTuple):
     HW]``, ``kept`` ``[P, G, HW]`` outside holes.
     """
 
-    table: Table
+    table: TransformTable
     color: Tensor
     pixels: Tensor
     weights: Tensor
     kept: Tensor
 
 
-def make_table(transforms: Sequence[DsaTransform], dtype: torch.dtype = torch.float64) -> Table:
+def make_table(
+    transforms: Sequence[DsaTransform], dtype: torch.dtype = torch.float64
+) -> TransformTable:
     """Return the numbers (on the CPU) of one transform per class, or per network, in order.
 
     Siamese transforms are a group each; if any has numbers per image, each image of each class is a
@@ -97,7 +99,7 @@ def make_table(transforms: Sequence[DsaTransform], dtype: torch.dtype = torch.fl
         _fill(numbers[i], _drawn(transforms, i, count), size)
     if passes and numbers[..., _REACH].max() > _WINDOW / 2:
         raise ConfigError("a table takes scale factors from 2/3 on, got a smaller one")
-    return Table(torch.from_numpy(numbers).to(dtype), size)
+    return TransformTable(torch.from_numpy(numbers).to(dtype), size)
 
 
 # What is drawn, as the identity: brightness, saturation, contrast; matrix of places; shift; edges of the hole.
@@ -149,7 +151,7 @@ def _fill(out: np.ndarray, drawn: np.ndarray, size: tuple[int, int]) -> None:
     out[:, _MIDDLE], out[:, _HALF] = (first + end) / 2, (end - first + 1) / 2
 
 
-def spread(table: Table, dtype: torch.dtype) -> Taps:
+def spread(table: TransformTable, dtype: torch.dtype) -> Taps:
     """Return what pixels read, for images of ``dtype``; half precision is computed in float32."""
     numbers, dtype = table.numbers, torch.promote_types(dtype, torch.float32)
     pixels, weights, kept = _taps(numbers.flatten(0, 1), table.size)
@@ -157,7 +159,7 @@ def spread(table: Table, dtype: torch.dtype) -> Taps:
     return Taps(table, numbers[..., _COLOR].to(dtype), *shaped)
 
 
-def apply_table(x: Tensor, table: Table) -> Tensor:
+def apply_table(x: Tensor, table: TransformTable) -> Tensor:
     """Return the images ``x [K, B, C, H, W]``, each class's (or network's) after its own
     operations; the table is where they are.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import torch
 
@@ -20,3 +21,11 @@ def generator(seed: int, stream: str, *ids: int) -> torch.Generator:
     harmless to the statistics, and the same everywhere.
     """
     return torch.Generator().manual_seed(derive_seed(seed, stream, *ids))
+
+
+class KeyedRng(Protocol):
+    """A source of keyed generators, such as ``Context.rng`` or ``partial(generator, seed)``."""
+
+    def __call__(self, stream: str, *ids: int) -> torch.Generator:
+        """Return the CPU generator of a stream."""
+        ...

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from raydd.core.errors import DataError
-from raydd.data.base import BaseData, hashed
+from raydd.data.split import BaseData, hashed
 
 
 class ArrayData(BaseData):

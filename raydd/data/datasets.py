@@ -13,14 +13,14 @@ import torch
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import absolute, protocol
 from raydd.core.units import Data
-from raydd.data.base import BaseData, Subset, keyed_split
 from raydd.data.catalog import DatasetInfo, Entry, entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.inventory import Inventory, LeftOut, SplitInventory
 from raydd.data.listing import Tree
 from raydd.data.shard_names import is_pattern
 from raydd.data.sources import load_sources
-from raydd.data.sources.base import SOURCES, Source, sized
+from raydd.data.sources.source import SOURCES, Source, sized
+from raydd.data.split import BaseData, Subset, keyed_split
 
 log = logging.getLogger(__name__)
 _ORDER = ("train", "test", "holdout")

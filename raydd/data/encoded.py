@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from raydd.core.errors import DataError
-from raydd.data.base import BaseData, Batch
 from raydd.data.images import Pixels, Transform, decode_into, decode_jpegs_into, orientation_of
+from raydd.data.split import BaseData, Batch
 
 log = logging.getLogger(__name__)
 Blob = bytes | memoryview

@@ -18,9 +18,9 @@ import numpy as np
 from raydd.core.errors import DataError, RayddError, StorageError
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import load_metadata
-from raydd.data.base import hashed
 from raydd.data.inventory import LeftOut
 from raydd.data.shard_format import Index
+from raydd.data.split import hashed
 from raydd.data.tar_samples import LABEL_KEYS, Damage, Scan
 from raydd.data.tar_scan import TORN, scan
 

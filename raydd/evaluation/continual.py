@@ -32,14 +32,14 @@ from raydd.core.rng import derive_seed, generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
-from raydd.evaluation.evaluate import into_space, logged, repeat_blocks, repeats_of
-from raydd.methods.base import Method, Problem, check_counts
+from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.stages import into_space, logged, repeat_blocks, repeats_of
+from raydd.methods.method import Method, Problem, check_counts
 from raydd.methods.random_selection import SelectImages, assemble_images
-from raydd.methods.sources import AssembledSet
 from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, Examiner, resident
-from raydd.training.cost import training_cost
 from raydd.training.sgd import Recipe, unstack_state
 from raydd.training.students import ResidentSet, StudentTraining
+from raydd.training.training_cost import training_cost
 
 
 def class_order(classes: int, seed: int) -> tuple[int, ...]:

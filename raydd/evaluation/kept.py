@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raydd.evaluation.continual import class_order
-from raydd.methods.sources import Source, StoredSet
+from raydd.evaluation.set_sources import SetSource, StoredSet
 
 
-def kept_images(source: Source, classes: int, order: int, parts: int) -> Iterator[int]:
+def kept_images(source: SetSource, classes: int, order: int, parts: int) -> Iterator[int]:
     """Yield the number of images of the classes that have come, step after step; a stored set is read to count them.
 
     ``order``: seed of the order in which ``classes`` come; ``parts``: the number of steps.

@@ -12,21 +12,21 @@ from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError, Missing, TooFew, unknown
 from raydd.core.rng import derive_seed
 from raydd.core.units import Ref, Stage, snapshot
-from raydd.evaluation.config import EvaluationConfig as EvaluationConfig
 from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
-from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
+from raydd.evaluation.evaluation_config import EvaluationConfig as EvaluationConfig
 from raydd.evaluation.kept import kept_images
 from raydd.evaluation.protocols import PROTOCOLS
-from raydd.labels.config import LabelConfig
+from raydd.evaluation.set_sources import AssembledSet, SetSource, StoredSet
+from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 from raydd.labels.fkd import FkdLabels
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_sources import Labels, LabelSource
 from raydd.labels.published import PublishedLabels
-from raydd.labels.sets import Labels, LabelSource
-from raydd.methods.base import METHODS, Method, Problem
-from raydd.methods.sources import AssembledSet, Source, StoredSet
+from raydd.methods.method import METHODS, Method, Problem
 from raydd.networks import normalise_name
 from raydd.training.batches import check_batches
-from raydd.training.cost import network_facts
-from raydd.training.teachers import TrainNetwork
+from raydd.training.train_network import TrainNetwork
+from raydd.training.training_cost import network_facts
 
 DEFAULT_NETWORK = "ConvNet"
 
@@ -306,7 +306,7 @@ def _architectures(config: EvaluationConfig, own: str, problem: Problem) -> tupl
     return networks
 
 
-def labels_of(method: Method, problem: Problem, source: Source | None = None) -> Labels | None:
+def labels_of(method: Method, problem: Problem, source: SetSource | None = None) -> Labels | None:
     """Return the soft labels of a method's set, or, given the ``source`` of another set, the same
     teachers' labels of that one.
 
@@ -496,7 +496,7 @@ def _snapshots(
 
 def _continual(
     name: str,
-    sets: Sequence[tuple[Source, Problem]],
+    sets: Sequence[tuple[SetSource, Problem]],
     network: str,
     config: EvaluationConfig,
     others: Mapping[str, Method],
@@ -545,7 +545,7 @@ def _continual(
     return tuple(entries)
 
 
-def _memory_source(made: AssembledSet, order: int, parts: int) -> Source:
+def _memory_source(made: AssembledSet, order: int, parts: int) -> SetSource:
     """Return what the memory of one class order is made of: random images are drawn anew, joint
     methods distil every step alone.
     """

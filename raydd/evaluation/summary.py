@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage
-from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
 from raydd.evaluation.scores import (
     Pooled,
@@ -18,8 +17,9 @@ from raydd.evaluation.scores import (
     label_robust_score,
     pool_accuracies,
 )
+from raydd.evaluation.set_sources import StoredSet
+from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 from raydd.evaluation.trainings import trainings
-from raydd.methods.sources import StoredSet
 
 Outputs = Mapping[Evaluate | EvaluateNetworks, Sequence[Tensors]]
 

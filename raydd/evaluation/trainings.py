@@ -7,8 +7,8 @@ from typing import Any
 
 from raydd.artifacts.protocol import Training
 from raydd.evaluation.continual import EvaluateMemory
-from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
+from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 
 
 def trainings(plan: EvaluationPlan) -> tuple[Training, ...]:

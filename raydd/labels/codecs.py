@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raydd.core.errors import NumericsError
 from raydd.core.tensors import Tensors
-from raydd.labels.config import LabelConfig
+from raydd.labels.label_config import LabelConfig
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Tensors by name: their type, and the shape of one row."""

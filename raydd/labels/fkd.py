@@ -36,14 +36,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
+from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import DataError, first_line
+from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.units import Context, added, unkeyed
-from raydd.labels.config import LabelConfig
-from raydd.labels.sets import FoundLabels, refuse_augmentation
-from raydd.labels.training import Epoch, LabelledSet, fits
-from raydd.labels.views import NO_BOX, Orders, Views
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_sources import FoundLabels, refuse_augmentation
+from raydd.labels.label_views import NO_BOX, DrawnViews, Orders
+from raydd.labels.labelled_set import Epoch, LabelledSet, fits
 
 
 def _number(dtype: np.dtype[Any], data: bytes) -> int | float:
@@ -110,13 +111,13 @@ class _FkdEpoch:
     def __len__(self) -> int:
         return len(self._records)
 
-    def views(self, number: int) -> Views:
+    def views(self, number: int) -> DrawnViews:
         """Return what was drawn for a batch."""
         coords, flips, perm, lam, box, logits, *rest = self._records[number]
         index = rest[0] if rest else self._order[number * self._batch :][: len(logits)]
         mixed = perm is not None
         x1, y1, x2, y2 = box if box is not None else NO_BOX
-        return Views(
+        return DrawnViews(
             index=index.long(),
             boxes=(coords.double() * self._sides).round().long(),
             flips=flips.bool(),

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raydd.artifacts.distilled_set import DistilledSet, KeyedRng
+from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
 from raydd.core.units import Context, unkeyed
-from raydd.labels.config import STORED, LabelConfig
+from raydd.labels.label_config import STORED, LabelConfig
+from raydd.labels.label_sources import FoundLabels, check_digest, refuse_augmentation
+from raydd.labels.labelled_set import Epoch, LabelledSet, fits
 from raydd.labels.records import RecordedEpoch, label_bytes
 from raydd.labels.relabel import FORMAT, VERSION, Relabel
-from raydd.labels.sets import FoundLabels, check_digest, refuse_augmentation
-from raydd.labels.training import Epoch, LabelledSet, fits
 
 FOLDER, MANIFEST = "labels", "manifest.json"
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from raydd.core.tensors import Tensors
 from raydd.labels.codecs import Layout, decode, layout, row_bytes
-from raydd.labels.config import LabelConfig
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_views import DrawnViews
 from raydd.labels.randaugment import COUNT
-from raydd.labels.views import Views
 
 DIGEST_BYTES = 32
 _BATCHES: Layout = {"lam": (torch.float64, ()), "box": (torch.int16, (4,))}
@@ -86,7 +86,7 @@ def write_batch(
     record: Tensors,
     config: LabelConfig,
     number: int,
-    views: Views,
+    views: DrawnViews,
     size: tuple[int, int],
     encoded: Tensors,
 ) -> None:
@@ -128,12 +128,12 @@ class RecordedEpoch:
         start = number * self._config.batch
         return self._record[name][start : start + self._config.batch]
 
-    def views(self, number: int) -> Views:
+    def views(self, number: int) -> DrawnViews:
         """Return what was drawn for a batch."""
         height, width = self._size
         sides = torch.tensor([height, width, height, width], dtype=torch.float64)
         x1, y1, x2, y2 = self._record["box"][number].tolist()
-        return Views(
+        return DrawnViews(
             index=self._row(number, "index").long(),
             boxes=(self._row(number, "coords").double() * sides).round().long(),
             flips=self._row(number, "flip").bool(),

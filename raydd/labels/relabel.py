@@ -19,9 +19,7 @@ from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage, stage_digest
 from raydd.labels.codecs import encode
-from raydd.labels.config import LabelConfig
-from raydd.labels.records import batches_of, blank, epoch_bytes, label_bytes, write_batch
-from raydd.labels.teachers import (
+from raydd.labels.ensemble import (
     Teacher,
     check_space,
     classes_of,
@@ -30,8 +28,10 @@ from raydd.labels.teachers import (
     predict,
     teacher_inputs,
 )
-from raydd.labels.views import Orders, Views, draw_views, make_views
-from raydd.training.cost import network_facts
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_views import DrawnViews, Orders, draw_views, make_views
+from raydd.labels.records import batches_of, blank, epoch_bytes, label_bytes, write_batch
+from raydd.training.training_cost import network_facts
 
 FORMAT, VERSION = "raydd-labels", 1
 
@@ -43,7 +43,7 @@ def views_of(
     number: int,
     index: torch.Tensor,
     size: tuple[int, int],
-) -> Views:
+) -> DrawnViews:
     """Return the views of a batch: keyed by seed, epoch and batch alone, and so the same for
     teachers and every student.
     """
@@ -65,7 +65,7 @@ def check_set(distilled: DistilledSet, teachers: Sequence[Teacher]) -> None:
 class Relabel(Stage):
     """Label views of a distilled set; a unit is an epoch, a step a batch.
 
-    ``source``: where the set comes from (:mod:`raydd.methods.sources`). The output of a unit is the
+    ``source``: where the set comes from (:mod:`raydd.evaluation.set_sources`). The output of a unit is the
     record of :mod:`raydd.labels.records`. Views are keyed by ``(seed, "labels", epoch, batch)``;
     the order of the images is that of a sampler seeded with ``config.sampler_seed``.
     """

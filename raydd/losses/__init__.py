@@ -2,7 +2,7 @@
 
 from raydd.losses.matching import distribution_matching_loss, gradient_distance, is_matched
 from raydd.losses.soft import cross_entropy
-from raydd.losses.statistics import (
+from raydd.losses.statistics_matching import (
     Layer,
     Layout,
     class_targets,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from raydd.methods.base import METHODS, Method, Problem, register_method
+from raydd.methods.method import METHODS, Method, Problem, register_method
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name != "base":
+    if not _module.ispkg and _module.name != "method":
         importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["METHODS", "Method", "Problem", "register_method"]

@@ -1,6 +1,6 @@
 """DC, dataset condensation with gradient matching (Zhao, Mopuri and Bilen, ICLR 2021, arXiv 2006.05929).
 
-The loop is :mod:`raydd.methods.gradient_matching` (equation 10, algorithm 1); images start as noise
+The loop is :mod:`raydd.methods.matching.gradient_matching` (equation 10, algorithm 1); images start as noise
 and nothing is augmented. Specification dc_dsa_dm, section 1.1.
 
 Published (ConvNet, DC protocol) at 1 / 10 / 50 images per class: MNIST 91.7 / 97.4 / 98.8 %;
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raydd.methods.base import register_method
-from raydd.methods.gradient_method import GradientMatching
+from raydd.methods.matching.gradient_method import GradientMatching
+from raydd.methods.method import register_method
 
 
 @register_method("dc")

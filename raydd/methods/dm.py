@@ -23,21 +23,21 @@ from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.augment.dsa import apply_classes, parse_strategy
-from raydd.augment.table import Table, spread
+from raydd.augment.table import TransformTable, spread
 from raydd.core.captured import Captured, recordable
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.losses import distribution_matching_loss
-from raydd.methods.base import Method, Problem, register_method
-from raydd.methods.class_matching import (
+from raydd.methods.matching.class_matching import (
     ClassMatching,
     Draws,
     augmented,
     check_init,
     classes_together,
 )
+from raydd.methods.method import Method, Problem, register_method
 from raydd.networks import Network, create_network, is_per_sample, normalise_name, reinitialise_
 from raydd.networks.fast import fast_embed
 from raydd.networks.flat import FreshWeights, fill_
@@ -60,7 +60,7 @@ class MatchDistributions(ClassMatching):
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of a block: one forward of the real batch, forward and backward of the synthetic images."""
-        from raydd.training.cost import network_facts
+        from raydd.training.training_cost import network_facts
 
         facts = network_facts(self.network, self.dataset.shape, self.dataset.classes)
         block = self.blocks[unit]
@@ -150,7 +150,11 @@ class MatchDistributions(ClassMatching):
             weights: Tensor,
             numbers: Tensor | None = None,
         ) -> tuple[Tensor, Tensor, Tensor]:
-            taps = None if numbers is None else spread(Table(numbers, info.shape[1:]), images.dtype)
+            taps = (
+                None
+                if numbers is None
+                else spread(TransformTable(numbers, info.shape[1:]), images.dtype)
+            )
             with torch.no_grad():
                 fill_(parameters, weights)
                 real = augmented(

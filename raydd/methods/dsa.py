@@ -1,6 +1,6 @@
 """DSA, dataset condensation with differentiable siamese augmentation (Zhao and Bilen, ICML 2021, arXiv 2102.08259).
 
-DC's loop (:mod:`raydd.methods.gradient_matching`) from real images, with one random transform per
+DC's loop (:mod:`raydd.methods.matching.gradient_matching`) from real images, with one random transform per
 class and update for its real and its synthetic images alike; the network, too, is trained on
 augmented images. Specification dc_dsa_dm, section 1.2.
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raydd.data.catalog import DatasetInfo
-from raydd.methods.base import register_method
-from raydd.methods.gradient_method import GradientMatching
+from raydd.methods.matching.gradient_method import GradientMatching
+from raydd.methods.method import register_method
 
 
 @register_method("dsa")

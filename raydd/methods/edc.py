@@ -23,10 +23,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from raydd.core.units import unkeyed
-from raydd.methods.base import register_method
-from raydd.methods.pools import InitConfig, Sampling
-from raydd.methods.recover_config import LOCAL_IMAGES, EdcCompat, Matching, Priors
-from raydd.methods.recover_method import Recovering
+from raydd.methods.method import register_method
+from raydd.methods.pools.init_config import InitConfig, Sampling
+from raydd.methods.recovery.recover_config import LOCAL_IMAGES, EdcCompat, Matching, Priors
+from raydd.methods.recovery.recover_method import Recovering
 from raydd.training.statistics import StatisticsConfig
 
 

@@ -19,11 +19,11 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from raydd.labels.config import LabelConfig
-from raydd.methods.base import register_method
-from raydd.methods.recover_config import EmaCompat, Matching, Priors
-from raydd.methods.recover_groups import Order
-from raydd.methods.recover_method import Recovering
+from raydd.labels.label_config import LabelConfig
+from raydd.methods.method import register_method
+from raydd.methods.recovery.recover_config import EmaCompat, Matching, Priors
+from raydd.methods.recovery.recover_groups import Order
+from raydd.methods.recovery.recover_method import Recovering
 from raydd.training.statistics import StatisticsConfig
 
 

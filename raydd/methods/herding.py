@@ -23,13 +23,13 @@ from torch import Tensor
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage
-from raydd.methods.base import Method, Problem, check_counts, register_method
+from raydd.methods.method import Method, Problem, check_counts, register_method
 from raydd.methods.random_selection import SelectImages, assemble_images
 from raydd.networks import Network, normalise_name
 from raydd.training.batches import check_batches
-from raydd.training.cost import network_facts
 from raydd.training.sgd import Recipe
-from raydd.training.teachers import TrainNetwork, features_of, restore_network
+from raydd.training.train_network import TrainNetwork, features_of, restore_network
+from raydd.training.training_cost import network_facts
 
 
 def herd(features: Tensor, count: int) -> Tensor:

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from raydd.methods.base import register_method
 from raydd.methods.herding import FeatureSelection, SelectByFeature
+from raydd.methods.method import register_method
 
 
 def k_center(features: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import DataError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
-from raydd.methods.base import ClassBlocks, Method, Problem, check_counts, register_method
+from raydd.methods.method import ClassBlocks, Method, Problem, check_counts, register_method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,9 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.storage import join
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage, unkeyed
-from raydd.labels.config import LabelConfig
-from raydd.methods.base import Method, Problem, register_method
-from raydd.methods.patches import RdedPool, check_rded
+from raydd.labels.label_config import LabelConfig
+from raydd.methods.method import Method, Problem, register_method
+from raydd.methods.pools.patches import RdedPool, check_rded
 from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, training_stages
 
 

@@ -23,12 +23,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from raydd.labels.config import LabelConfig
-from raydd.methods.base import register_method
-from raydd.methods.recover_config import Matching, Priors
-from raydd.methods.recover_groups import Order
-from raydd.methods.recover_method import Recovering
-from raydd.methods.recover_views import Curriculum, Views
+from raydd.labels.label_config import LabelConfig
+from raydd.methods.method import register_method
+from raydd.methods.recovery.recover_config import Matching, Priors
+from raydd.methods.recovery.recover_groups import Order
+from raydd.methods.recovery.recover_method import Recovering
+from raydd.methods.recovery.recover_views import Curriculum, Views
 
 
 @register_method("sre2l")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raydd.networks.base import Network, Shape, require_size
 from raydd.networks.layers import Activation, Conv2d, Linear, first_padding, make_norm
+from raydd.networks.network import Network, Shape, require_size
 
 VGG_WIDTHS: dict[int, tuple[int, ...]] = {
     11: (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),

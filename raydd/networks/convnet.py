@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from raydd.networks.base import Network, Shape, require_norm, require_size
 from raydd.networks.layers import Activation, Conv2d, Linear, first_padding, make_norm, make_pooling
+from raydd.networks.network import Network, Shape, require_norm, require_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Models of timm and torchvision behind the interface of :class:`raydd.networks.base.Network`."""
+"""Models of timm and torchvision behind the interface of :class:`raydd.networks.network.Network`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from raydd.core.errors import ConfigError, first_line
 from raydd.losses.priors import pooling
-from raydd.networks.base import Network, Shape
+from raydd.networks.network import Network, Shape
 
 _CHECKED: set[tuple[str, Shape, int]] = set()
 """Models that are known to put out features, by name, image shape and number of classes."""

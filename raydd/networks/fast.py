@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from raydd.core.units import Numerics
 from raydd.networks import winograd
-from raydd.networks.base import Network
 from raydd.networks.compiling import allow_many_shapes
 from raydd.networks.fused import can_be_fused, fused_embed, fused_forward
 from raydd.networks.lean import can_be_lean, lean_embed
+from raydd.networks.network import Network
 
 log = logging.getLogger(__name__)
 

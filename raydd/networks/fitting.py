@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raydd.core.errors import ConfigError
-from raydd.networks.base import Network
+from raydd.networks.network import Network
 from raydd.networks.released import Scheme, schemes
 
 WRAPPERS = (

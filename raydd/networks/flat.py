@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from raydd.networks.base import Network
+from raydd.networks.network import Network
 
 
 class FreshWeights:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from raydd.core.kernels import kernels_run
 from raydd.core.units import Numerics
-from raydd.networks.base import Network
 from raydd.networks.convnet import ConvBlock, ConvNet
 from raydd.networks.fused_ops import Tail, first_block, tail
 from raydd.networks.layers import Activation, Linear
+from raydd.networks.network import Network
 
 _SLOPES = {"relu": 0.0, "leakyrelu": 0.01}
 _POOLINGS: dict[type[nn.Module], str] = {

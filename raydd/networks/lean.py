@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raydd.networks import winograd
-from raydd.networks.base import Network
 from raydd.networks.compiling import allow_many_shapes
 from raydd.networks.convnet import ConvBlock, ConvNet
+from raydd.networks.network import Network
 
 CHUNK = 64
 """Images that go through the network together: enough that calls and the reordering of kernels cost little."""

@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-from raydd.networks.base import Network
 from raydd.networks.convnet import ConvNet
 from raydd.networks.external import ExternalNetwork
+from raydd.networks.network import Network
 from raydd.networks.resnet import ResNet
 from raydd.networks.small_teachers import MobileNetV2, ShuffleNetV2, WideResNet
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raydd.networks.base import Network, Shape, require_norm, require_size
 from raydd.networks.initialise import fill_defaults_, fill_fan_out_
 from raydd.networks.layers import Conv2d, Linear, make_norm
+from raydd.networks.network import Network, Shape, require_norm, require_size
 
 RESNET_BLOCKS: dict[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),

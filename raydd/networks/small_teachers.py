@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raydd.networks.base import Network, Shape
 from raydd.networks.initialise import fill_fan_out_
 from raydd.networks.layers import Conv2d, Linear
+from raydd.networks.network import Network, Shape
 
 
 def _conv(channels: int, out: int, side: int, stride: int = 1, groups: int = 1) -> Conv2d:

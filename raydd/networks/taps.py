@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.kernels import kernels_run
-from raydd.losses.statistics import Layer, Layout
-from raydd.networks.base import Shape
+from raydd.losses.statistics_matching import Layer, Layout
+from raydd.networks.network import Shape
 from raydd.networks.tap_grid import Grid, grid_of
 
 KINDS: dict[str, type[nn.Module]] = {"bn": nn.BatchNorm2d, "conv": nn.Conv2d}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from raydd.core.errors import ConfigError
-from raydd.networks.base import Network, Shape
 from raydd.networks.classic import AlexNet, LeNet, Mlp, Vgg
 from raydd.networks.convnet import ConvNet
 from raydd.networks.names import ZooName, normalise_name, parse_zoo_name
+from raydd.networks.network import Network, Shape
 from raydd.networks.resnet import ResNet
 from raydd.networks.small_teachers import MobileNetV2, ShuffleNetV2, WideResNet
 

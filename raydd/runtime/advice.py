@@ -12,16 +12,16 @@ from raydd.config import Job
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.core.units import Stage
-from raydd.evaluation.evaluate import Evaluate
 from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.stages import Evaluate
 from raydd.methods import Method
-from raydd.methods.base import Problem
-from raydd.methods.class_matching import ClassMatching
-from raydd.methods.recover import MatchStatistics
+from raydd.methods.matching.class_matching import ClassMatching
+from raydd.methods.method import Problem
+from raydd.methods.recovery.recover import MatchStatistics
 from raydd.networks import create_network
 from raydd.runtime.hardware import Hardware
-from raydd.training.cost import network_facts
 from raydd.training.students import stackable
+from raydd.training.training_cost import network_facts
 
 BUSY_SECONDS = 0.02
 """Arithmetic of an update below which a GPU's time goes to launches. Measured on one H100: a DM

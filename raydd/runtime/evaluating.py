@@ -30,12 +30,12 @@ from raydd.data.datasets import Found, missing, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.continual import check_classes
 from raydd.evaluation.plan import DEFAULT_NETWORK, EvaluationPlan, Maker, stored_evaluation
+from raydd.evaluation.set_sources import StoredSet
 from raydd.evaluation.summary import summarise
-from raydd.labels.config import LabelConfig
 from raydd.labels.fkd import FkdLabels
+from raydd.labels.label_config import LabelConfig
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
-from raydd.methods.base import Problem
-from raydd.methods.sources import StoredSet
+from raydd.methods.method import Problem
 from raydd.runtime.devices import Markers, main_kind, mixed_line, store_lines
 from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
 from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
@@ -52,8 +52,8 @@ from raydd.runtime.progress import Progress
 from raydd.runtime.resolved import describe as describe_protocols
 from raydd.runtime.resolved import protocol_params
 from raydd.runtime.runner import OpenData
-from raydd.runtime.tracking import Tracker
-from raydd.runtime.tracking_uri import resolve_uri
+from raydd.runtime.tracking.tracker import Tracker
+from raydd.runtime.tracking.tracking_uri import resolve_uri
 
 GRID = "grid.png"
 SHOWN, ROWS = 10, 100

@@ -18,8 +18,8 @@ from typing import Any
 
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.folder import publish
 from raydd.artifacts.grid import curve, grid, png
+from raydd.artifacts.published_folder import publish
 from raydd.artifacts.report import Report, format_bytes, render_table
 from raydd.config import ComputeConfig, Job
 from raydd.core.errors import Missing, RayddError, refusing
@@ -35,7 +35,7 @@ from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.summary import summarise
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
-from raydd.methods.base import Problem
+from raydd.methods.method import Problem
 from raydd.runtime.devices import Markers, main_kind, mixed_line
 from raydd.runtime.estimate import skipped_of, stages_of, unit_table
 from raydd.runtime.journal import Curves, Journal
@@ -44,8 +44,8 @@ from raydd.runtime.planning import Plan, make_plan
 from raydd.runtime.progress import Progress
 from raydd.runtime.resolved import protocol_params, settled
 from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
-from raydd.runtime.tracking import Tracker
-from raydd.runtime.tracking_uri import resolve_uri, sqlite_path
+from raydd.runtime.tracking.tracker import Tracker
+from raydd.runtime.tracking.tracking_uri import resolve_uri, sqlite_path
 
 log = logging.getLogger(__name__)
 PLACES = ("output", "store", "compute", "tracking")
@@ -62,7 +62,7 @@ def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
         return LocalRunner(
             data, checkpoint_every=compute.checkpoint_every, same_device=compute.same_device
         )
-    from raydd.runtime.ray_runner import RayRunner
+    from raydd.runtime.ray.ray_runner import RayRunner
 
     return RayRunner(
         data,

@@ -17,9 +17,9 @@ from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import Found, with_digests
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
+from raydd.labels.label_sources import Labels
 from raydd.labels.relabel import Relabel
-from raydd.labels.sets import Labels
-from raydd.methods.base import Problem, check_counts
+from raydd.methods.method import Problem, check_counts
 from raydd.runtime.advice import advice
 from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import GPU_UPDATE_SECONDS, costs, measured_rate, render, stages_of

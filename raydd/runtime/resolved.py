@@ -13,7 +13,7 @@ from raydd.core.typed_tree import plain
 from raydd.core.units import Stage, key_name
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.trainings import trainings
-from raydd.methods.base import Method, Problem
+from raydd.methods.method import Method, Problem
 from raydd.runtime.output import flatten
 from raydd.training.recipe import Recipe
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raydd.augment.crop import Box, Crops, draw_flip, draw_resized_crop
 from raydd.augment.dsa import DsaTransform, apply_classes, draw, parse_strategy
-from raydd.augment.table import Table, apply_table, make_table
+from raydd.augment.table import TransformTable, apply_table, make_table
 from raydd.training.recipe import CROP_SCALE, Augmentation, Recipe
 
 Augment = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
@@ -100,7 +100,7 @@ class _Dsa(DrawnAugmentation):
         return numbers.view(len(generators), count, -1)
 
     def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
-        return apply_table(images, Table(numbers.flatten(0, 1).unsqueeze(0), self.size))
+        return apply_table(images, TransformTable(numbers.flatten(0, 1).unsqueeze(0), self.size))
 
     def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         if images.device.type != "cpu":

@@ -28,11 +28,11 @@ from raydd.core.tensors import Tensors, dump_tensors
 from raydd.core.units import Context, Numerics, Ref, unkeyed
 from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.networks import create_network, normalise_name
-from raydd.networks.base import Network, Shape
 from raydd.networks.names import spellings
+from raydd.networks.network import Network, Shape
 from raydd.training.batches import check_batches, sizes
 from raydd.training.recipe import Recipe
-from raydd.training.teachers import TrainNetwork, restore_network
+from raydd.training.train_network import TrainNetwork, restore_network
 from raydd.training.weights import (
     SUFFIXES,
     PretrainedStart,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raydd.core.errors import ConfigError
-from raydd.networks.base import Shape
-from raydd.training.cost import network_facts
+from raydd.networks.network import Shape
 from raydd.training.recipe import Recipe
+from raydd.training.training_cost import network_facts
 
 
 def sizes(images: int, batch: int, piece: int | None = None) -> set[int]:

@@ -25,16 +25,16 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import check_url
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest
-from raydd.data.base import BaseData, Batch, bounds
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
-from raydd.losses.statistics import Layout
+from raydd.data.split import BaseData, Batch, bounds
+from raydd.losses.statistics_matching import Layout
 from raydd.networks.taps import StatTap
 from raydd.training.augmentation import make_augmentation
 from raydd.training.backbones import Backbone
-from raydd.training.cost import network_facts
 from raydd.training.recipe import Augmentation, Recipe
 from raydd.training.statistics_files import StatisticsFile, TableStage, observe
+from raydd.training.training_cost import network_facts
 
 SCALE = (0.08, 1.0)
 BATCH, SLICES = 256, 8

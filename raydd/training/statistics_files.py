@@ -26,10 +26,10 @@ from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
 from raydd.core.units import Context, Cost, Ref, Stage, unkeyed
 from raydd.data.catalog import DatasetInfo
-from raydd.losses.statistics import Layer, Layout, swap_patches
+from raydd.losses.statistics_matching import Layer, Layout, swap_patches
 from raydd.networks import create_network
-from raydd.networks.base import Shape
 from raydd.networks.names import spellings
+from raydd.networks.network import Shape
 from raydd.networks.released import schemes
 from raydd.networks.taps import StatTap
 from raydd.training.statistics_tree import KEYS, Files, list_tree, read_npz, tree_digest

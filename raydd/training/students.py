@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from raydd.core.captured import recordable
-from raydd.core.rng import generator
+from raydd.core.rng import KeyedRng, generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics
 from raydd.losses.soft import SoftTargets
 from raydd.networks import create_network, is_per_sample
-from raydd.networks.base import Network, Shape
+from raydd.networks.network import Network, Shape
 from raydd.training.augmentation import Augment, DrawnAugmentation, make_augmentation
 from raydd.training.precision import warn_of_slow_bf16
 from raydd.training.recorded import RecordedStep
@@ -38,14 +38,6 @@ from raydd.training.sgd import (
 )
 
 Batch = tuple[Tensor, Labels]
-
-
-class KeyedRng(Protocol):
-    """A source of keyed CPU generators, such as ``Context.rng``."""
-
-    def __call__(self, stream: str, *ids: int) -> torch.Generator:
-        """Return the generator of a stream."""
-        ...
 
 
 class TrainingSet(Protocol):

@@ -5,7 +5,7 @@ What a file holds is found as :mod:`raydd.training.checkpoints` says, and its na
 network's as :mod:`raydd.networks.fitting` says: ours or the published ones
 (:mod:`raydd.networks.released`). A safetensors file may say in its metadata how the images of its
 network are normalised: ``mean`` and ``std``, JSON lists of a number per channel, of pixels in [0,
-1]. An output of :class:`raydd.training.teachers.TrainNetwork` from a store is read as well.
+1]. An output of :class:`raydd.training.train_network.TrainNetwork` from a store is read as well.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from raydd.core.storage import Storage, protocol
 from raydd.core.tensors import Tensors, load_metadata, load_tensors
 from raydd.core.units import unkeyed
 from raydd.data.catalog import IMAGENET_MEAN, IMAGENET_STD
-from raydd.networks.base import Network
 from raydd.networks.fitting import Fit, fit, load_published_
 from raydd.networks.names import normalise_name
+from raydd.networks.network import Network
 from raydd.training.checkpoints import find_weights, load_checkpoint
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".tar", ".th")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 import raydd
 from raydd.artifacts.dataset import DistilledDataset
 from raydd.artifacts.distilled_set import DECODERS, Decoding, DistilledSet
-from raydd.artifacts.folder import publish
+from raydd.artifacts.published_folder import publish
 
 Make = Callable[..., DistilledSet]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
-from raydd.artifacts.folder import publish, read, verify
+from raydd.artifacts.published_folder import publish, read, verify
 from raydd.artifacts.report import Report
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.storage import Storage

@@ -18,8 +18,8 @@ from PIL import Image
 
 import raydd
 from raydd.artifacts.distilled_set import DECODERS, Decoding, DistilledSet
-from raydd.artifacts.folder import publish
 from raydd.artifacts.formats import detect, load_pt, read_set, write_set
+from raydd.artifacts.published_folder import publish
 from raydd.artifacts.reading import Reading
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.data.catalog import DatasetInfo, entry

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 import raydd
+from raydd.artifacts.detection import detect
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import read_set, write_set
 from raydd.artifacts.reading import Reading
-from raydd.artifacts.sources import detect
 from raydd.core.errors import ConfigError, DataError
 from raydd.data.catalog import entry
 from raydd.export import main

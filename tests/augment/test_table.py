@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydd.augment.dsa import DEFAULT_STRATEGY, DsaRanges, DsaTransform, apply_classes, draw
 from raydd.augment.operations import OPERATIONS
-from raydd.augment.table import Table, apply_table, apply_taps, make_table, spread
+from raydd.augment.table import TransformTable, apply_table, apply_taps, make_table, spread
 from raydd.core.captured import Captured
 from raydd.core.errors import ConfigError
 
@@ -151,7 +151,7 @@ def test_function_transforms_see_through() -> None:
     (apart,) = torch.autograd.grad(sum(apply_table(y, table).square().sum() for y in leaf), leaf)
     assert float((gradient - apart).abs().max()) < 1e-12
     with pytest.raises(NotImplementedError, match="numbers of a table"):
-        torch.func.vmap(lambda numbers: apply_table(x[0], Table(numbers, (6, 6))))(
+        torch.func.vmap(lambda numbers: apply_table(x[0], TransformTable(numbers, (6, 6))))(
             table.numbers.unsqueeze(0)
         )
 
@@ -229,7 +229,7 @@ def test_a_compiler_takes_it_whole() -> None:
         make_table(drawn(DEFAULT_STRATEGY, 6, (8, 8))),
     )
     compiled = torch.compile(
-        lambda y, numbers: apply_table(y, Table(numbers, (8, 8))),
+        lambda y, numbers: apply_table(y, TransformTable(numbers, (8, 8))),
         backend="aot_eager",
         fullgraph=True,
     )
@@ -288,7 +288,7 @@ def test_a_gpu_gives_the_cpus_images_the_same_bytes_twice_and_recorded(siamese: 
     def function(images: Tensor, scale: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            out = apply_table(leaf, Table(numbers, (9, 14)))
+            out = apply_table(leaf, TransformTable(numbers, (9, 14)))
             (gradient,) = torch.autograd.grad((out * scale).sum(), leaf)
         return out.detach(), gradient
 

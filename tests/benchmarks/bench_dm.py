@@ -29,9 +29,9 @@ from harness import PlainContext, Side, fashion, in_turns, machine, normalised, 
 from raydd.augment.dsa import DEFAULT_STRATEGY, reference_cpu_draw
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
-from raydd.methods.base import Problem
-from raydd.methods.class_matching import Draws
 from raydd.methods.dm import Dm, MatchDistributions
+from raydd.methods.matching.class_matching import Draws
+from raydd.methods.method import Problem
 from raydd.networks import create_network, flops, reinitialise_
 
 SIDES = {

@@ -32,7 +32,7 @@ from raydd.core.rng import generator
 from raydd.losses import class_targets, matching_loss
 from raydd.networks import create_network
 from raydd.networks import taps as observing
-from raydd.networks.base import Network
+from raydd.networks.network import Network
 from raydd.networks.taps import StatTap
 
 SIDES = ("alone", "taps", "published")

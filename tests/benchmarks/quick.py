@@ -12,13 +12,13 @@ from harness import PlainContext
 from raydd.core.numerics import apply_numerics
 from raydd.core.tensors import Tensors
 from raydd.core.units import Data, Numerics, Ref
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import describe, open_data, with_digests
-from raydd.evaluation.evaluate import Evaluate
 from raydd.evaluation.protocols import PROTOCOLS
-from raydd.methods.base import Problem
+from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.stages import Evaluate
 from raydd.methods.dm import Dm
-from raydd.methods.sources import AssembledSet
+from raydd.methods.method import Problem
 from raydd.networks import normalise_name
 
 

@@ -18,16 +18,16 @@ from raydd.core.rng import generator
 from raydd.core.units import Context, Data, Numerics, Ref, Stage
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.evaluate import Evaluate
 from raydd.evaluation.protocols import PROTOCOLS
-from raydd.methods.base import Problem
+from raydd.evaluation.stages import Evaluate
 from raydd.methods.dm import Dm
 from raydd.methods.dsa import Dsa
-from raydd.methods.gradient_method import published_loops
+from raydd.methods.matching.gradient_method import published_loops
+from raydd.methods.method import Problem
 from raydd.networks import create_network, flops, normalise_name
-from raydd.networks.base import Shape
+from raydd.networks.network import Shape
 
 FOREVER = 1_000_000
 """Updates of a stage that is never finished."""

@@ -21,8 +21,8 @@ from raydd.core.captured import Captured
 from raydd.core.rng import generator
 from raydd.core.units import Numerics
 from raydd.data.catalog import entry
-from raydd.methods.base import Problem
 from raydd.methods.edc import Edc, EdcInit
+from raydd.methods.method import Problem
 from raydd.networks import create_network
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import TeacherConfig

@@ -23,12 +23,12 @@ from PIL import Image
 
 from raydd.core.errors import ConfigError, DataError, StorageError
 from raydd.core.rng import generator
-from raydd.data import shards as writer
-from raydd.data.base import BaseData
-from raydd.data.config import DatasetConfig
+from raydd.data import shard_writing as writer
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.data.shard_names import split_pattern
-from raydd.data.shards import write_shards
+from raydd.data.shard_writing import write_shards
+from raydd.data.split import BaseData
 from raydd.shard import main
 
 RNG = np.random.default_rng(11)
@@ -263,7 +263,7 @@ def test_tars_of_another_run_are_not_overwritten(
         raise Stop
 
     with monkeypatch.context() as patch:  # another's that was interrupted before it was published
-        patch.setattr("raydd.data.shards._publish", stop)
+        patch.setattr("raydd.data.shard_writing._publish", stop)
         with pytest.raises(Stop):
             write_shards(config, str(tmp_path / "begun"), shard_size=8)
     with pytest.raises(ConfigError, match=r"of another run; choose an empty folder"):

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from raydd.core.errors import DataError
-from raydd.data.base import BaseData
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import describe, missing, open_data
 from raydd.data.images import EXTENSIONS, decode, size_of
 from raydd.data.layout import split_of
 from raydd.data.listing import Tree, walk
+from raydd.data.split import BaseData
 
 RNG = np.random.default_rng(3)
 

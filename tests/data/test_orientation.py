@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 
 import raydd
 from raydd.core.errors import ConfigError
-from raydd.data.base import BaseData
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import describe, open_data
 from raydd.data.images import Transform, decode, orientation_of, size_of
 from raydd.data.shard_format import read_manifest
-from raydd.data.shards import write_shards
+from raydd.data.shard_writing import write_shards
+from raydd.data.split import BaseData
 
 RNG = np.random.default_rng(2)
 

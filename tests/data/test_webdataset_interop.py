@@ -10,9 +10,9 @@ import torch
 import webdataset
 from PIL import Image
 
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data
-from raydd.data.shards import write_shards
+from raydd.data.shard_writing import write_shards
 
 
 def test_webdataset_reads_what_we_write(tmp_path: Path) -> None:

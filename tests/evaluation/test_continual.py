@@ -21,7 +21,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.continual import (
     DrawInOrder,
@@ -32,9 +32,9 @@ from raydd.evaluation.continual import (
     in_order,
     seen_and_repeats,
 )
-from raydd.evaluation.evaluate import Evaluate
+from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.stages import Evaluate
 from raydd.methods import METHODS, Problem
-from raydd.methods.sources import AssembledSet
 from raydd.runtime.runner import LocalRunner
 from raydd.runtime.worker import Worker
 from raydd.training.sgd import Recipe

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.folder import publish
+from raydd.artifacts.published_folder import publish
 from raydd.artifacts.report import Report
 from raydd.cli import main
 from raydd.config import EvaluationJob, load_job
@@ -23,13 +23,13 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.continual import EvaluateMemory
 from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
+from raydd.evaluation.set_sources import StoredSet
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
-from raydd.methods.sources import StoredSet
 from raydd.runtime.evaluating import plan_stored
 from raydd.runtime.pipeline import run_job
 from raydd.runtime.runner import LocalRunner

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.folder import publish
+from raydd.artifacts.published_folder import publish
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks, logged, repeat_blocks, repeats_of
+from raydd.evaluation.set_sources import AssembledSet, StoredSet
+from raydd.evaluation.stages import Evaluate, EvaluateNetworks, logged, repeat_blocks, repeats_of
 from raydd.methods import METHODS, Problem
-from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.runtime.runner import LocalRunner
 from raydd.training.sgd import Recipe
-from raydd.training.teachers import TrainNetwork
+from raydd.training.train_network import TrainNetwork
 
 RECIPE = Recipe(
     epochs=12,

@@ -21,9 +21,9 @@ from raydd.artifacts.whitening import fit
 from raydd.cli import main
 from raydd.core.errors import ConfigError
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data
-from raydd.methods.whitening import FitWhitening
+from raydd.evaluation.fit_whitening import FitWhitening
 
 INFO = entry("digits").info
 FEW = [

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.folder import publish
+from raydd.artifacts.published_folder import publish
 from raydd.artifacts.report import render_table
 from raydd.config import EvaluationJob
 from raydd.core.errors import ConfigError
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.evaluate import Evaluate, EvaluateNetworks
 from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
+from raydd.evaluation.set_sources import AssembledSet, StoredSet
+from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
-from raydd.methods.sources import AssembledSet, StoredSet
 from raydd.networks import normalise_name
 from raydd.runtime.evaluating import plan_stored
 from raydd.runtime.runner import LocalRunner

@@ -17,10 +17,10 @@ from driving import environment
 from raydd.core.store import Store
 from raydd.core.units import Ref
 from raydd.data.catalog import CATALOG
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data
-from raydd.runtime.ray_runner import RayRunner
-from raydd.runtime.ray_session import ray_session
+from raydd.runtime.ray.ray_runner import RayRunner
+from raydd.runtime.ray.ray_session import ray_session
 from raydd.runtime.runner import OpenData
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

@@ -26,12 +26,12 @@ from raydd.core.errors import DataError, StorageError
 from raydd.core.keeping import collect, register_run
 from raydd.core.storage import Storage
 from raydd.core.store import Store
-from raydd.data import shards as writer
-from raydd.data.base import BaseData
+from raydd.data import shard_writing as writer
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import missing, open_data
-from raydd.data.shards import write_shards
+from raydd.data.shard_writing import write_shards
+from raydd.data.split import BaseData
 from raydd.export import main as export
 from raydd.gc import main as gc
 from raydd.runtime.pipeline import run_job

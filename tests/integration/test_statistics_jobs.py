@@ -13,7 +13,7 @@ from driving import REPOSITORY, Driver, environment, finish, left, markers, reco
 from PIL import Image
 from torchvision import models
 
-from raydd.artifacts.folder import read, verify
+from raydd.artifacts.published_folder import read, verify
 from raydd.config import load_job
 from raydd.core.storage import Storage
 from raydd.data.catalog import CATALOG

@@ -14,9 +14,9 @@ from raydd.core.rng import generator
 from raydd.core.tensors import Tensors, dump_tensors, load_tensors
 from raydd.core.units import Context, Numerics, Ref
 from raydd.data.catalog import DatasetInfo
-from raydd.labels.config import LabelConfig
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_sources import Labels
 from raydd.labels.relabel import Relabel
-from raydd.labels.sets import Labels
 from raydd.networks import create_network
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from label_toys import ToySource, info, labels_of, run_epoch
 from raydd.core.errors import ConfigError, NumericsError
 from raydd.core.tensors import dump_tensors
 from raydd.labels.codecs import decode, encode, layout, row_bytes
-from raydd.labels.config import LabelConfig
+from raydd.labels.label_config import LabelConfig
 from raydd.labels.records import epoch_bytes, label_bytes
 from raydd.losses.soft import SoftTargets, distillation_kl, mse_gt
 

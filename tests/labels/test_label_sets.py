@@ -19,11 +19,11 @@ from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.rng import generator
 from raydd.core.tensors import dump_tensors
 from raydd.core.units import canonical
-from raydd.labels.config import LabelConfig
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_sources import Labels
+from raydd.labels.labelled_set import LabelledSet, SoftBatch
 from raydd.labels.published import PublishedLabels, manifest
 from raydd.labels.records import RecordedEpoch
-from raydd.labels.sets import Labels
-from raydd.labels.training import LabelledSet, SoftBatch
 from raydd.training.students import of_repeat
 
 SMALL = LabelConfig(batch=4, epochs=2)

@@ -16,12 +16,12 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics
 from raydd.data.arrays import ArrayData
-from raydd.labels.config import LabelConfig
-from raydd.labels.sets import Labels
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_sources import Labels
 from raydd.training.backbones import Backbone
 from raydd.training.recipe import Recipe
 from raydd.training.students import StudentTraining
-from raydd.training.teachers import TrainNetwork
+from raydd.training.train_network import TrainNetwork
 
 SOURCE = ToySource(dataset=info(), images=20)
 CONFIG = LabelConfig(batch=5, epochs=6)

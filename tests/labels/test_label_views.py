@@ -16,17 +16,17 @@ from torchvision.transforms.v2 import functional as F
 from raydd.augment.crop import Box, Crops, cutmix_box, draw_resized_crop
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
-from raydd.labels.config import LabelConfig
-from raydd.labels.records import RecordedEpoch, blank, write_batch
-from raydd.labels.views import (
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_views import (
+    DrawnViews,
     Orders,
-    Views,
     draw_views,
     make_views,
     mix,
     resized_crops,
     shuffle_patches,
 )
+from raydd.labels.records import RecordedEpoch, blank, write_batch
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -38,7 +38,7 @@ def pixels(count: int, channels: int, size: int) -> Tensor:
     ).to(torch.uint8)
 
 
-def drawn(config: LabelConfig, count: int = 6, size: int = 16, key: int = 0) -> Views:
+def drawn(config: LabelConfig, count: int = 6, size: int = 16, key: int = 0) -> DrawnViews:
     return draw_views(config, generator(0, "views", key), torch.arange(count), (size, size))
 
 
@@ -199,7 +199,7 @@ def test_a_record_gives_every_box_back(size: int) -> None:
     boxes = torch.stack([sides, sides.flip(0), size - sides, sides + 1], 1)
     boxes = torch.cat([boxes, boxes * torch.tensor([-1, -1, 1, 1])])
     count = len(boxes)
-    views = Views(
+    views = DrawnViews(
         index=torch.arange(count),
         boxes=boxes,
         flips=torch.arange(count) % 3 == 0,

@@ -16,9 +16,9 @@ from raydd.core.errors import ConfigError, DataError, NumericsError
 from raydd.core.store import Store
 from raydd.core.tensors import digest, dump_tensors, load_tensors
 from raydd.core.units import Numerics, unit_key
-from raydd.labels.config import LabelConfig
+from raydd.labels.ensemble import combine, predict
+from raydd.labels.label_config import LabelConfig
 from raydd.labels.relabel import Relabel
-from raydd.labels.teachers import combine, predict
 
 SMALL = LabelConfig(batch=4, epochs=2)
 SOURCE = ToySource(dataset=info())

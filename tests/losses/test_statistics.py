@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydd.core.errors import ConfigError, DataError
 from raydd.losses import Layer, Layout, class_targets, draw_kept, matching_loss, swap_patches
-from raydd.losses.statistics import layer_distances, smooth
+from raydd.losses.statistics_matching import layer_distances, smooth
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text()

@@ -15,10 +15,10 @@ from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Stage
 from raydd.data.catalog import DatasetInfo
-from raydd.methods.recover import MatchStatistics
-from raydd.methods.recover_config import Matching
-from raydd.methods.recover_groups import Group, Grouping
-from raydd.methods.recover_objective import Teacher
+from raydd.methods.recovery.recover import MatchStatistics
+from raydd.methods.recovery.recover_config import Matching
+from raydd.methods.recovery.recover_groups import Group, Grouping
+from raydd.methods.recovery.recover_objective import ObservedTeacher
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone
 from raydd.training.weights import Weights
@@ -83,7 +83,7 @@ class MicroNet(nn.Module):
         return self.fc(torch.relu(self.c2(torch.relu(self.b1(self.c1(x))))).mean((2, 3)))
 
 
-def micro_teacher(k: int) -> Teacher:
+def micro_teacher(k: int) -> ObservedTeacher:
     """Return net ``k`` with the reference statistics of golden G17."""
     tap = StatTap(MicroNet(k), 4, shape=(3, 32, 32))
     overall, table = {}, {}
@@ -106,7 +106,7 @@ def micro_teacher(k: int) -> Teacher:
             f"{layer}/pmu": det((10, 64), 0.17 + k, 0.2, 0.2),
             f"{layer}/pvar": det((10, 64), 0.19 + k, 0.2, 0.2, 1).abs(),
         }
-    return Teacher(tap, tap.layout.join(overall) + tap.running(), tap.layout.join(table))
+    return ObservedTeacher(tap, tap.layout.join(overall) + tap.running(), tap.layout.join(table))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class MicroRecovery(MatchStatistics):
 
     golden_start: bool = False
 
-    def teacher(self, k: int, ctx: Context) -> Teacher:
+    def teacher(self, k: int, ctx: Context) -> ObservedTeacher:
         return ctx.cached(("micro", k), partial(micro_teacher, k))
 
     def start(self, groups: Any, ctx: Context) -> Tensor:

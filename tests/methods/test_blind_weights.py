@@ -14,9 +14,10 @@ from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.core.units import Numerics, stage_digest
 from raydd.data.catalog import DatasetInfo
-from raydd.methods import METHODS, Problem, blind_weights
-from raydd.methods.blind_weights import blind_share, check_blindness
-from raydd.methods.gradient_matching import MatchGradients
+from raydd.methods import METHODS, Problem
+from raydd.methods.matching import blind_weights
+from raydd.methods.matching.blind_weights import blind_share, check_blindness
+from raydd.methods.matching.gradient_matching import MatchGradients
 from raydd.networks import create_network
 from raydd.networks.initialise import scales_at_one_, zero_scales
 

@@ -16,7 +16,7 @@ from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.methods import METHODS, Method, Problem
-from raydd.methods.recover import MatchStatistics
+from raydd.methods.recovery.recover import MatchStatistics
 from raydd.training.statistics import CollectStatistics, Statistics
 
 OWN = {"weights": "train", "epochs": 1}

@@ -14,14 +14,14 @@ from small import all_keys, changed, small_method, small_overrides
 
 from raydd import load
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.folder import publish
+from raydd.artifacts.published_folder import publish
 from raydd.config import load_job
 from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Data, Numerics, Ref
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import METHODS, Method, Problem
 from raydd.runtime.estimate import costs, stages_of

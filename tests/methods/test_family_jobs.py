@@ -12,17 +12,17 @@ import pytest
 from family_jobs import INFO, NETWORKS, job, raydd
 from test_family_refusals import weights
 
-from raydd.artifacts.folder import verify
+from raydd.artifacts.published_folder import verify
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import load_metadata, load_tensors
 from raydd.core.units import Numerics
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.plan import EvaluationConfig, Maker, stored_evaluation
-from raydd.labels.config import LabelConfig
+from raydd.evaluation.set_sources import StoredSet
+from raydd.labels.label_config import LabelConfig
 from raydd.labels.published import PublishedLabels
 from raydd.methods import Problem
-from raydd.methods.sources import StoredSet
 from raydd.runtime.evaluating import maker_of
 
 VARIANTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [

@@ -26,15 +26,16 @@ from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Numerics
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.data.memory import ClassMemory, normalise
-from raydd.methods import Method, Problem, gradient_matching, gradient_method
+from raydd.methods import Method, Problem
 from raydd.methods.dc import Dc
 from raydd.methods.dsa import Dsa
-from raydd.methods.gradient_matching import MatchGradients
-from raydd.methods.gradient_method import published_loops
-from raydd.methods.parameter_gradients import (
+from raydd.methods.matching import gradient_matching, gradient_method
+from raydd.methods.matching.gradient_matching import MatchGradients
+from raydd.methods.matching.gradient_method import published_loops
+from raydd.methods.matching.parameter_gradients import (
     class_gradient,
     freeze_batchnorm_,
     match,

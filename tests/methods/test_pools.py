@@ -27,11 +27,18 @@ from raydd.core.store import Store
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Context, Numerics, Ref, Stage
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import Problem
-from raydd.methods.image_pool import FolderPool, ImagePool, RealPool, open_folder, start_images
-from raydd.methods.patches import (
+from raydd.methods.pools.image_pool import (
+    FolderPool,
+    ImagePool,
+    RealPool,
+    open_folder,
+    start_images,
+)
+from raydd.methods.pools.init_config import InitConfig
+from raydd.methods.pools.patches import (
     EdcPool,
     RdedPool,
     smooth_crops,
@@ -39,13 +46,12 @@ from raydd.methods.patches import (
     tile_spread,
     to_pixels,
 )
-from raydd.methods.pools import InitConfig
-from raydd.methods.scoring import ScoreImages
+from raydd.methods.pools.scoring import ScoreImages
 from raydd.networks import create_network
-from raydd.networks.base import Network
+from raydd.networks.network import Network
 from raydd.runtime.runner import LocalRunner
 from raydd.training.backbones import TeacherConfig
-from raydd.training.teachers import TrainNetwork
+from raydd.training.train_network import TrainNetwork
 
 SEED = 5
 

@@ -10,7 +10,7 @@ from raydd.config import Job, load_job
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import describe
 from raydd.methods import Problem
-from raydd.methods.gradient_matching import MatchGradients
+from raydd.methods.matching.gradient_matching import MatchGradients
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

@@ -8,8 +8,8 @@ from recovering import det
 
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
-from raydd.methods.recover_groups import Grouping
-from raydd.methods.recover_views import Views
+from raydd.methods.recovery.recover_groups import Grouping
+from raydd.methods.recovery.recover_views import Views
 
 
 def seen(views: Views, images: torch.Tensor, *generators: torch.Generator) -> torch.Tensor:

@@ -19,11 +19,11 @@ from tracing import traced_gradients
 from raydd.core.captured import Captured
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context
-from raydd.methods.recover_config import Priors
-from raydd.methods.recover_groups import Grouping
-from raydd.methods.recover_objective import Teacher
-from raydd.methods.recover_update import Recorded, Update
-from raydd.methods.recover_views import Views
+from raydd.methods.recovery.recover_config import Priors
+from raydd.methods.recovery.recover_groups import Grouping
+from raydd.methods.recovery.recover_objective import ObservedTeacher
+from raydd.methods.recovery.recover_update import Recorded, Update
+from raydd.methods.recovery.recover_views import Views
 
 AUGMENTED = Views(crop=(0.3, 1.0), flip=True, jitter=(-2, 3))
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -138,16 +138,16 @@ def test_a_chain_makes_updates_anew_for_every_group() -> None:
 class OnDevice(MicroRecovery):
     """The micro nets on the context's device."""
 
-    def teacher(self, k: int, ctx: Context) -> Teacher:
+    def teacher(self, k: int, ctx: Context) -> ObservedTeacher:
         return ctx.cached(("micro", k), partial(self._moved, k, ctx.device))
 
     @staticmethod
-    def _moved(k: int, device: torch.device) -> Teacher:
+    def _moved(k: int, device: torch.device) -> ObservedTeacher:
         teacher = micro_teacher(k)
         teacher.tap.network.to(device)
         assert teacher.overall is not None
         assert teacher.table is not None
-        return Teacher(teacher.tap, teacher.overall.to(device), teacher.table.to(device))
+        return ObservedTeacher(teacher.tap, teacher.overall.to(device), teacher.table.to(device))
 
 
 @pytest.mark.gpu

@@ -12,14 +12,14 @@ from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import METHODS, Problem
 from raydd.methods.herding import Herding, herd
 from raydd.methods.kcenter import KCenter, k_center
 from raydd.methods.random_selection import RandomSelection
 from raydd.runtime.runner import LocalRunner
-from raydd.training.teachers import features_of, restore_network
+from raydd.training.train_network import features_of, restore_network
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from raydd.runtime.capacity import Growth, Machine, Need, decide, describe, places, room
-from raydd.runtime.ray_supply import from_limits
+from raydd.runtime.ray.ray_supply import from_limits
 
 FIXED, FULL, GROWS = Growth("fixed"), Growth("full"), Growth("grows")
 

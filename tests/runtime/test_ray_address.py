@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from raydd.core.errors import ConfigError
-from raydd.runtime.ray_address import Cancelled, answers, check_head, split_address, waiting_for
+from raydd.runtime.ray.ray_address import Cancelled, answers, check_head, split_address, waiting_for
 
 
 def never() -> bool:
@@ -108,7 +108,7 @@ def test_a_web_server_is_told_from_a_head(web: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.ray
 def test_a_port_that_says_nothing_is_given_up(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raydd.runtime.ray_address.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("raydd.runtime.ray.ray_address.CONNECT_SECONDS", 1.0)
     begun = time.monotonic()
     with pytest.raises(ConfigError, match="does not answer as a Ray head does"):
         check_head(silent, never)

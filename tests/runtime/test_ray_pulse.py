@@ -11,10 +11,10 @@ import pytest
 import ray.exceptions as rx
 
 from raydd.core.errors import ConfigError, RunFailed
-from raydd.runtime import ray_pulse
-from raydd.runtime.ray_pulse import Pulse, failed, is_outage, told_if_gone
-from raydd.runtime.ray_runner import RayDesk
-from raydd.runtime.ray_watch import Post
+from raydd.runtime.ray import ray_pulse
+from raydd.runtime.ray.ray_pulse import Pulse, failed, is_outage, told_if_gone
+from raydd.runtime.ray.ray_runner import RayDesk
+from raydd.runtime.ray.ray_watch import Post
 
 LOST = ("aa" * 28, None, "")
 ACTOR = b"a" * 16

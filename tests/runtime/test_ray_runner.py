@@ -19,8 +19,8 @@ from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Ref, snapshot
-from raydd.runtime.ray_runner import RayRunner
-from raydd.runtime.ray_session import ray_session
+from raydd.runtime.ray.ray_runner import RayRunner
+from raydd.runtime.ray.ray_session import ray_session
 from raydd.runtime.runner import LocalRunner
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

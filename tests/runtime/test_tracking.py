@@ -24,10 +24,10 @@ from PIL import Image
 from raydd.artifacts.report import Report, Row
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.storage import Storage
-from raydd.runtime.mlflow_run import TAG_LENGTH, MlflowRun
-from raydd.runtime.note import command_line, note
-from raydd.runtime.tracking import Tracker
-from raydd.runtime.tracking_uri import redact, resolve_uri, show_command, web_address
+from raydd.runtime.tracking.mlflow_run import TAG_LENGTH, MlflowRun
+from raydd.runtime.tracking.note import command_line, note
+from raydd.runtime.tracking.tracker import Tracker
+from raydd.runtime.tracking.tracking_uri import redact, resolve_uri, show_command, web_address
 
 PARAMS = {
     "method.name": "dm",
@@ -516,7 +516,7 @@ def test_only_commands_of_raydd_are_told(argv: list[str], command: str) -> None:
 SCRIPT = """
 import sys
 from raydd.core.storage import Storage
-from raydd.runtime.tracking import Tracker
+from raydd.runtime.tracking.tracker import Tracker
 assert "mlflow" not in sys.modules
 tracker = Tracker(None, "quiet", "job", Storage(sys.argv[1]), {"a": 1}, {})
 tracker.metrics("loss", 1.0, 0)

@@ -15,13 +15,13 @@ from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.kept import kept_images
 from raydd.evaluation.plan import EvaluationConfig, evaluation_stages
+from raydd.evaluation.set_sources import StoredSet
 from raydd.methods import METHODS, Problem
-from raydd.methods.sources import StoredSet
 from raydd.networks import create_network
 from raydd.training.backbones import TeacherConfig
 from raydd.training.batches import check_batches, sizes
-from raydd.training.cost import network_facts
 from raydd.training.recipe import Recipe
+from raydd.training.training_cost import network_facts
 
 SINGLE = "wrn_10_1"
 INFO = DatasetInfo(

@@ -25,7 +25,7 @@ from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone, Weights
 from raydd.training.recipe import Recipe
 from raydd.training.statistics import Statistics, StatisticsConfig, add_batch
-from raydd.training.teachers import TrainNetwork
+from raydd.training.train_network import TrainNetwork
 
 NETWORK, CLASSES, COUNT = "convnet2_w4_batchnorm", 5, 46
 

@@ -24,7 +24,7 @@ from raydd.core.units import Numerics, unit_key
 from raydd.data.catalog import DatasetInfo
 from raydd.losses import swap_patches
 from raydd.networks import create_network
-from raydd.networks.base import Network
+from raydd.networks.network import Network
 from raydd.networks.released import published_name
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone, Weights
@@ -32,7 +32,7 @@ from raydd.training.recipe import Recipe
 from raydd.training.statistics import StatisticsConfig
 from raydd.training.statistics_files import StatisticsFile, load_tables, save_tables
 from raydd.training.statistics_tree import forget_trees
-from raydd.training.teachers import TrainNetwork
+from raydd.training.train_network import TrainNetwork
 
 NETWORK = "resnet18_cifar_batchnorm"
 INFO = DatasetInfo(

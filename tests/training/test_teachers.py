@@ -13,14 +13,14 @@ from raydd.core.rng import generator
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics, unit_key
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.networks import create_network
 from raydd.training import accuracy
 from raydd.training.accuracy import evaluate_accuracy, real_batches
-from raydd.training.cost import network_facts
 from raydd.training.sgd import Recipe
-from raydd.training.teachers import TrainNetwork, WholeSplit, features_of, restore_network
+from raydd.training.train_network import TrainNetwork, WholeSplit, features_of, restore_network
+from raydd.training.training_cost import network_facts
 
 
 class _Context:

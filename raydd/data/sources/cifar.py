@@ -12,10 +12,10 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
-from raydd.data.base import BaseData
 from raydd.data.catalog import Entry
-from raydd.data.config import DatasetConfig
-from raydd.data.sources.base import SOURCES, Source, array_data
+from raydd.data.dataset_config import DatasetConfig
+from raydd.data.sources.source import SOURCES, Source, array_data
+from raydd.data.split import BaseData
 
 _PIXELS = 3072
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)]

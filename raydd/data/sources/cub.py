@@ -8,13 +8,13 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
-from raydd.data.base import BaseData
 from raydd.data.catalog import Entry
-from raydd.data.config import DatasetConfig
-from raydd.data.folder import FolderData
+from raydd.data.dataset_config import DatasetConfig
+from raydd.data.folder_data import FolderData
 from raydd.data.inventory import LeftOut
 from raydd.data.listing import walk
-from raydd.data.sources.base import SOURCES, Source, sized, transform_of
+from raydd.data.sources.source import SOURCES, Source, sized, transform_of
+from raydd.data.split import BaseData
 
 _TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 

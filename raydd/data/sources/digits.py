@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from raydd.core.storage import Storage
-from raydd.data.base import BaseData, keyed_split
 from raydd.data.catalog import Entry
-from raydd.data.config import DatasetConfig
-from raydd.data.sources.base import SOURCES, Source, array_data
+from raydd.data.dataset_config import DatasetConfig
+from raydd.data.sources.source import SOURCES, Source, array_data
+from raydd.data.split import BaseData, keyed_split
 
 
 class DigitsSource(Source):

@@ -10,15 +10,15 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
-from raydd.data.base import BaseData
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
-from raydd.data.config import DatasetConfig
-from raydd.data.folder import FolderData
+from raydd.data.dataset_config import DatasetConfig
+from raydd.data.folder_data import FolderData
 from raydd.data.images import decode
 from raydd.data.inventory import LeftOut
 from raydd.data.layout import Layout, few, find_layout, lower
 from raydd.data.listing import Below, Pictures, Tree
-from raydd.data.sources.base import SOURCES, Source, sized, transform_of
+from raydd.data.sources.source import SOURCES, Source, sized, transform_of
+from raydd.data.split import BaseData
 
 _NOTHING = ("hidden file", "hidden folder", "folder of the system")
 """What a folder may hold and still count as empty."""

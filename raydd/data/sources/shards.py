@@ -13,15 +13,15 @@ import numpy as np
 
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import Storage, join
-from raydd.data.base import BaseData
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
-from raydd.data.config import DatasetConfig
+from raydd.data.dataset_config import DatasetConfig
 from raydd.data.images import Transform, decode
 from raydd.data.inventory import LeftOut, SplitInventory
 from raydd.data.shard_data import ShardData
 from raydd.data.shard_format import MANIFEST, Index, left_out_of, read_index, read_manifest
 from raydd.data.shard_names import find_shards, is_pattern, split_pattern
-from raydd.data.sources.base import SOURCES, Source, sized, transform_of
+from raydd.data.sources.source import SOURCES, Source, sized, transform_of
+from raydd.data.split import BaseData
 from raydd.data.tar_index import Scanned, glimpse, is_indexed, scan_shards
 
 _MOST_CLASSES = 1 << 16

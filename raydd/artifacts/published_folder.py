@@ -1,0 +1,350 @@
+"""The published folder of a distilled set (``distilled/``), on any fsspec URL; readable without raydd.
+
+Files::
+
+    data.safetensors            images, labels, soft_labels, whitening_matrix, whitening_mean; the
+    header's metadata holds,
+                                under "raydd", the facts as JSON (data set, normalisation, whitening, decoding)
+    data-00001-of-00003.safetensors, …, data.safetensors.index.json
+                                instead, above 4 GB: equal names are joined along the first axis, in
+                                the order of the index
+    shards/train-000000.tar     WebDataset view in 8 bits; shards/dataset.json holds its data set's
+    facts, and, where values leave the
+                                range of pixels, what the 8 bits stand for
+    grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the report has it
+    networks.png, continual.png, continual.csv
+                                sets on several networks, and the continual experiment, if the report has them
+    labels/manifest.json        how to read the label records beside it, <epoch>.safetensors, where
+    soft labels are stored recipe.json, report.json    how the set was made; what it is worth (if it
+    was evaluated) README.md                   dataset card manifest.json               written
+    last: size and sha256 of every other file
+
+Equal sets, reports and recipes give equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from raydd.artifacts.card import card
+from raydd.artifacts.charts import report_files
+from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
+from raydd.artifacts.eight_bit import SHARD_BYTES, tar_shards
+from raydd.artifacts.grid import MODES, curve, grid, png
+from raydd.artifacts.pictures import SIDE_FILE, Range, pictures, side_file
+from raydd.artifacts.report import Report, format_seconds, reference, size_of
+from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.storage import Storage, join
+from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
+from raydd.data.catalog import DatasetInfo
+
+FORMAT, VERSION = "raydd-distilled-set", 1
+PART_BYTES = 4_000_000_000
+MANIFEST, INDEX, DATA = "manifest.json", "data.safetensors.index.json", "data.safetensors"
+
+
+def to_json(value: Any) -> bytes:
+    """Return a JSON file's bytes; ``ConfigError`` for what JSON cannot hold (NaN too)."""
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"not a JSON value: {error}") from error
+
+
+def info_from(values: Mapping[str, Any]) -> DatasetInfo:
+    """Return the data set facts that ``dataclasses.asdict`` and JSON made plain."""
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    plain["digests"] = tuple(
+        (str(split), str(digest)) for split, digest in plain.get("digests", ())
+    )
+    try:
+        return DatasetInfo(**plain)
+    except TypeError as error:
+        raise ConfigError(f"not the facts of a data set: {error}") from error
+
+
+def facts(distilled: DistilledSet) -> dict[str, Any]:
+    """Return how to read a set's tensors, as JSON values."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "dataset": dataclasses.asdict(distilled.info),
+        "mean": list(distilled.mean),
+        "std": list(distilled.std),
+        "whitening": None
+        if distilled.whitening is None
+        else {"per_image": distilled.whitening.per_image},
+        "decoding": {
+            "name": distilled.decoding.name,
+            "parameters": dict(distilled.decoding.parameters),
+        },
+    }
+
+
+def data_files(distilled: DistilledSet, limit: int = PART_BYTES) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the set's safetensors files, each of about ``limit`` bytes at most,
+    and of their index.
+    """
+    tensors = distilled.stored()
+    metadata = {"raydd": json.dumps(facts(distilled), sort_keys=True)}
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    if sum(sizes.values()) <= limit:
+        yield DATA, dump_tensors(tensors, metadata)
+        return
+    rows = len(distilled.images)
+    by_row = [
+        name
+        for name in ("images", "labels", "soft_labels")
+        if name in tensors and len(tensors[name]) == rows
+    ]
+    once = {name: tensor for name, tensor in tensors.items() if name not in by_row}
+    per_row = max(1, sum(sizes[name] for name in by_row) // max(1, rows))
+    starts = [0]
+    room = limit - sum(sizes[name] for name in once)
+    while starts[-1] < rows:
+        starts.append(min(rows, starts[-1] + max(1, room // per_row)))
+        room = limit
+    count = len(starts) - 1
+    parts = []
+    for i, (start, end) in enumerate(itertools.pairwise(starts)):
+        part = {name: tensors[name][start:end] for name in by_row} | (once if i == 0 else {})
+        parts.append(
+            {"file": f"data-{i + 1:05d}-of-{count:05d}.safetensors", "tensors": sorted(part)}
+        )
+        yield str(parts[-1]["file"]), dump_tensors(part, metadata)
+    yield (
+        INDEX,
+        to_json(
+            {
+                "metadata": {"total_size": sum(sizes.values()), "raydd": facts(distilled)},
+                "parts": parts,
+            }
+        ),
+    )
+
+
+def _curve(report: Report) -> bytes | None:
+    if len(report.curve) < 2:
+        return None
+    references = {name: reference(report, name) for name in ("random", "whole")}
+    last = report.curve[-1]
+    return curve(
+        {"": [(p.step, p.accuracy_mean, p.accuracy_std) for p in report.curve]},
+        x_label=f"updates of the images ({format_seconds(last.device_seconds)} of one device in all)",
+        y_label=f"accuracy, % ({report.split} split)",
+        title=f"{report.dataset}, {size_of(report)}"
+        + (f", {report.curve_protocol}" if report.curve_protocol else ""),
+        levels={
+            f"{name} {value:.1f}": value for name, value in references.items() if value is not None
+        },
+    )
+
+
+def _files(
+    distilled: DistilledSet,
+    report: Report | None,
+    license_id: str,
+    part: int,
+    shard: int,
+    records: int,
+) -> Iterator[tuple[str, bytes]]:
+    parts = []
+    for name, data in data_files(distilled, part):
+        parts += [name] if name != INDEX else []
+        yield name, data
+    shards = distilled.info.channels in MODES
+    view: Range | None = None
+    if shards:
+        shown = pictures(distilled)
+        view = shown.range
+        for name, data in tar_shards(shown, shard):
+            yield f"shards/{name}", data
+        yield f"shards/{SIDE_FILE}", side_file(distilled, shown)
+    # A set whose labels are not one per image (a poster) is shown as one row.
+    labels = (
+        distilled.labels
+        if len(distilled.labels) == len(distilled)
+        else torch.zeros(len(distilled), dtype=torch.int64)
+    )
+    names = distilled.info.class_names if labels is distilled.labels else ("images",)
+    yield "grid.png", png(grid(distilled.to_uint8(), labels, names))
+    chart = None if report is None else _curve(report)
+    charts = ({} if chart is None else {"curve.png": chart}) | (
+        {} if report is None else report_files(report)
+    )
+    yield from charts.items()
+    yield "recipe.json", to_json(dict(distilled.recipe))
+    if report is not None:
+        yield "report.json", to_json(report.to_dict())
+    text = card(
+        distilled,
+        report,
+        parts=parts,
+        license_id=license_id,
+        shards=shards,
+        charts=list(charts),
+        records=records,
+        view=view,
+    )
+    yield "README.md", text.encode()
+
+
+def publish(
+    distilled: DistilledSet,
+    url: str,
+    report: Report | Mapping[str, Any] | None = None,
+    *,
+    license_id: str = "unknown",
+    part_bytes: int = PART_BYTES,
+    shard_bytes: int = SHARD_BYTES,
+    written: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write a set as a folder at ``url``, its manifest last, and return the manifest.
+
+    ``report``: as :class:`Report` or its JSON values. ``license_id``: the hub's identifier for the
+    card; a distilled set usually carries the licence of its source. ``written``: size and sha256 of
+    files that lie in the folder already (label records). A set published there before is replaced;
+    meanwhile the folder has no manifest, so that nobody reads half of each.
+    """
+    if report is not None and not isinstance(report, Report):
+        report = Report.from_dict(report)
+    storage = Storage(url)
+    before = _old_files(storage)
+    storage.delete(MANIFEST)
+    files = {path: dict(facts) for path, facts in (written or {}).items()}
+    records = sum(int(facts["size"]) for facts in files.values())
+    for path, data in _files(distilled, report, license_id, part_bytes, shard_bytes, records):
+        storage.put(path, data)
+        files[path] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for path in before - set(files):
+        storage.delete(path)
+    manifest = {"format": FORMAT, "version": VERSION, "digest": distilled.digest, "files": files}
+    storage.put(MANIFEST, to_json(manifest))
+    return manifest
+
+
+def _old_files(storage: Storage) -> set[str]:
+    try:
+        return set(read_manifest(storage)["files"])
+    except (FileNotFoundError, TornFileError):
+        return set()
+
+
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """Return a folder's manifest; ``FileNotFoundError`` if there is none, ``TornFileError`` if it is not whole."""
+    where = join(storage.url, MANIFEST)
+    try:
+        manifest = json.loads(storage.get(MANIFEST))
+        files = {
+            str(path): {"size": int(v["size"]), "sha256": str(v["sha256"])}
+            for path, v in manifest["files"].items()
+        }
+        found, version = manifest["format"], int(manifest["version"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TornFileError(f"{where} is torn or not a manifest: {error!r}") from error
+    if found != FORMAT or version > VERSION:
+        raise DataError(
+            f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version {VERSION}"
+        )
+    return {**manifest, "files": files}
+
+
+def _get(storage: Storage, path: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
+    where = join(storage.url, path)
+    if path not in files:
+        raise TornFileError(f"{where} is not in {MANIFEST}")
+    try:
+        data = storage.get(path)
+    except FileNotFoundError as error:
+        raise TornFileError(f"{where} is missing although {MANIFEST} lists it") from error
+    if len(data) != files[path]["size"]:
+        raise TornFileError(
+            f"{where} is torn: {len(data)} bytes, {MANIFEST} says {files[path]['size']}"
+        )
+    if hashlib.sha256(data).hexdigest() != files[path]["sha256"]:
+        raise TornFileError(f"{where} is torn: its checksum is not the one in {MANIFEST}")
+    return data
+
+
+def verify(url: str) -> None:
+    """Read every file of a published folder; raise ``TornFileError`` naming the first that is not as published."""
+    storage = Storage(url)
+    files = read_manifest(storage)["files"]
+    for path in files:
+        _get(storage, path, files)
+
+
+def read(url: str) -> DistilledSet:
+    """Return the set published at ``url``, its checksums verified.
+
+    Raises ``TornFileError`` naming a file that is not as published, or a folder whose publication did not finish;
+    ``FileNotFoundError`` if there is nothing.
+    """
+    storage = Storage(url)
+    try:
+        files = read_manifest(storage)["files"]
+    except FileNotFoundError:
+        if storage.exists(DATA) or storage.exists(INDEX):
+            raise TornFileError(
+                f"{storage.url} has no {MANIFEST}: its publication did not finish"
+            ) from None
+        raise
+    names = (
+        [part["file"] for part in json.loads(_get(storage, INDEX, files))["parts"]]
+        if INDEX in files
+        else [DATA]
+    )
+    pieces: dict[str, list[torch.Tensor]] = {}
+    metadata: dict[str, str] = {}
+    for name in names:
+        data = _get(storage, name, files)
+        metadata = load_metadata(data)
+        for key, tensor in load_tensors(data, join(storage.url, name)).items():
+            pieces.setdefault(key, []).append(tensor)
+    tensors = {
+        key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in pieces.items()
+    }
+    recipe = json.loads(_get(storage, "recipe.json", files))
+    return from_tensors(tensors, metadata, recipe, storage.url)
+
+
+def from_tensors(
+    tensors: Tensors, metadata: Mapping[str, str], recipe: Mapping[str, Any], where: str
+) -> DistilledSet:
+    """Return the set of one safetensors file's tensors and header; ``DataError`` naming ``where`` if it is none."""
+    try:
+        values = json.loads(metadata["raydd"])
+        if values["format"] != FORMAT or int(values["version"]) > VERSION:
+            raise DataError(
+                f"{where} is of format '{values['format']}' version {values['version']}"
+            )
+        whitening = None
+        if values["whitening"] is not None:
+            matrix, mean = tensors["whitening_matrix"], tensors["whitening_mean"]
+            whitening = Whitening(
+                matrix=matrix, mean=mean, per_image=bool(values["whitening"]["per_image"])
+            )
+        return DistilledSet(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            soft_labels=tensors.get("soft_labels"),
+            info=info_from(values["dataset"]),
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            whitening=whitening,
+            decoding=Decoding(values["decoding"]["name"], values["decoding"]["parameters"]),
+            recipe=recipe,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise DataError(f"{where} is not a distilled set: {error!r}") from error

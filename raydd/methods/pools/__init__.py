@@ -1,0 +1,1 @@
+"""Where images start from: noise, real images, patches, folders."""

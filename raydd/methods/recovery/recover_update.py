@@ -1,0 +1,120 @@
+"""One update of recovery as a pure function of tensors, which a GPU repeats as one recorded graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raydd.augment.crop import Crops
+from raydd.core.captured import Captured
+from raydd.core.tensors import Tensors
+from raydd.methods.recovery.recover_config import Matching, Priors
+from raydd.methods.recovery.recover_objective import (
+    Batch,
+    ObservedTeacher,
+    group_targets,
+    recovery_losses,
+)
+
+EPS = 1e-8
+
+LOGGED = "log "
+"""What the names of scalars for the log begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The update of some groups against one network: ``found = update(given)``.
+
+    ``given``: ``images``, ``first`` and ``second``, the parameters and Adam's moments; ``labels [G,
+    s]``; ``rate`` and ``root``, scalars: Adam's rate and the root of its second correction. Where
+    they have a part: ``rows``, ``columns`` of the views, ``kept [G, L]``, ``running [G, 2, W]``,
+    ``used [G, L]``, ``targets [G, 2, W]``, and ``average`` like ``images``.
+
+    ``found``: ``images``, ``first``, ``second``, ``running``, ``used`` and ``average`` after the
+    update, and ``log <name>``, scalars. ``classes``: the labels as numbers. ``render``: parameters
+    to images; ``project``: moved parameters to those allowed.
+    """
+
+    teacher: ObservedTeacher
+    matching: Matching
+    priors: Priors
+    betas: tuple[float, float]
+    classes: Sequence[Sequence[int]]
+    render: Callable[[Tensor], Tensor]
+    project: Callable[[Tensor], Tensor]
+
+    def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
+        """Return what is new, for tensors on one device."""
+        parameters = given["images"].detach().requires_grad_(True)
+        labels, kept, used = given["labels"], given.get("kept"), given.get("used")
+        batch = Batch(
+            images=self.render(parameters),
+            labels=labels,
+            classes=self.classes,
+            crops=Crops(given["rows"], given["columns"]) if "rows" in given else None,
+            kept=kept,
+            average=self.render(given["average"]) if "average" in given else None,
+        )
+        running = given.get(
+            "running", torch.zeros(len(labels), 2, self.teacher.width, device=labels.device)
+        )
+        targets = given["targets"] if "targets" in given else group_targets(self.teacher, labels)
+        losses = recovery_losses(
+            self.teacher, batch, running, targets, self.matching, self.priors, used
+        )
+        (gradient,) = torch.autograd.grad(losses.total.sum(), parameters)
+        found = self._adam(given, gradient)
+        found |= {
+            f"{LOGGED}{name}": value
+            for name, value in {"loss": losses.total.detach().mean(), **losses.terms}.items()
+        }
+        if "running" in given:
+            found["running"] = losses.running
+        if used is not None:
+            found["used"] = used | (True if kept is None else kept)
+        if "average" in given:
+            alpha = self.priors.flatness_alpha
+            found["average"] = alpha * given["average"] + (1 - alpha) * parameters.detach()
+        return found
+
+    def _adam(self, given: Mapping[str, Tensor], gradient: Tensor) -> Tensors:
+        """Return the moved parameters and both moments."""
+        beta1, beta2 = self.betas
+        first = torch.lerp(given["first"], gradient, 1 - beta1)
+        second = beta2 * given["second"] + (1 - beta2) * gradient * gradient
+        moved = given["images"] - given["rate"] * first / (second.sqrt() / given["root"] + EPS)
+        return {"images": self.project(moved), "first": first, "second": second}
+
+
+class Recorded:
+    """An update whose tensors have names, recorded on a GPU.
+
+    Data densification waits for the device, which checks the eigenvalues it found: such an update is not recorded.
+    """
+
+    def __init__(self, update: Update, device: torch.device) -> None:
+        self.update, self.device = update, device
+        self._given: tuple[str, ...] = ()
+        self._found: tuple[str, ...] = ()
+        self._captured = None if update.priors.dd_weight else Captured(self._call, device)
+
+    def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
+        """Return what the update finds; tensors may be on the CPU, in pinned memory."""
+        if self._captured is None:
+            return self.update(
+                {name: value.to(self.device, non_blocking=True) for name, value in given.items()}
+            )
+        self._given = tuple(given)
+        values = self._captured(
+            *given.values()
+        )  # the names that it finds are those of the call that was recorded
+        return dict(zip(self._found, values, strict=True))
+
+    def _call(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        found = self.update(dict(zip(self._given, tensors, strict=True)))
+        self._found = tuple(found)
+        return tuple(found.values())

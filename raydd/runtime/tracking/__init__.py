@@ -1,0 +1,1 @@
+"""What a tracking server learns of a run."""

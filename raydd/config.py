@@ -18,7 +18,8 @@ from raydd.core.typed_tree import as_yaml, build, plain, stated
 from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG
 from raydd.data.dataset_config import DatasetConfig
-from raydd.evaluation.plan import EvaluationConfig, check_baseline, rivals
+from raydd.evaluation.baselines import check_baseline, rivals
+from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.methods import METHODS, Method
 
 WAIT_SECONDS = 600.0

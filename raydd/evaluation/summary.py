@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage
-from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
+from raydd.evaluation.continual_plan import PlannedMemory
+from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.rows import Planned
 from raydd.evaluation.scores import (
     Pooled,
     beats,

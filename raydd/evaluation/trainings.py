@@ -7,7 +7,9 @@ from typing import Any
 
 from raydd.artifacts.protocol import Training
 from raydd.evaluation.continual import EvaluateMemory
-from raydd.evaluation.plan import EvaluationPlan, Planned, PlannedMemory
+from raydd.evaluation.continual_plan import PlannedMemory
+from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.rows import Planned
 from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 
 

@@ -235,6 +235,11 @@ class Dm(Method):
     dsa: str | None = None
     classes_per_unit: Annotated[int, Ge(1)] = 5
 
+    @property
+    def student_network(self) -> str:
+        """The network that students have by default."""
+        return self.network
+
     def plan(self, problem: Problem) -> list[Stage]:
         """Return one stage; ``ConfigError`` if real images are too few for ``init`` or the network
         has no use for the size.

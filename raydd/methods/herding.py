@@ -126,6 +126,11 @@ class FeatureSelection(Method):
     dsa: str | None = None
     classes_per_unit: Annotated[int, Ge(1)] = 10
 
+    @property
+    def student_network(self) -> str:
+        """The network that students have by default."""
+        return self.network
+
     def teacher(self, problem: Problem) -> TrainNetwork:
         """Return the stage that trains the network."""
         strategy = problem.dataset.dsa_strategy if self.dsa is None else self.dsa

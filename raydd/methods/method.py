@@ -15,7 +15,11 @@ from raydd.data.catalog import DatasetInfo
 
 if TYPE_CHECKING:
     from raydd.artifacts.distilled_set import DistilledSet
+    from raydd.labels.label_config import LabelConfig
     from raydd.training.backbones import Backbone
+
+DEFAULT_NETWORK = "ConvNet"
+"""What students are where neither the job nor the method says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,20 @@ class Method:
     """
 
     name: ClassVar[str]
+    soft_labels: ClassVar[bool] = False
+    """Whether its sets come with soft labels of their own; then :attr:`label_config` says how they are made."""
+    drawn_at_random: ClassVar[bool] = False
+    """Whether its sets are random subsets: the baseline, of which several draws are judged."""
+
+    @property
+    def label_config(self) -> LabelConfig | None:
+        """How the set's soft labels are made; ``None`` for methods with hard labels."""
+        return None
+
+    @property
+    def student_network(self) -> str:
+        """The network that students of its sets have by default."""
+        return DEFAULT_NETWORK
 
     def plan(self, problem: Problem) -> list[Stage]:
         """Return the stages; the last one's units are what :meth:`assemble` needs. ``ConfigError``

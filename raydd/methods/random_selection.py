@@ -91,6 +91,8 @@ def assemble_images(problem: Problem, outputs: Mapping[str, Tensors]) -> Distill
 class RandomSelection(Method):
     """Random real images. ``classes_per_unit``: classes that one worker draws together."""
 
+    drawn_at_random: ClassVar[bool] = True
+
     classes_per_unit: Annotated[int, Ge(1)] = 100
 
     def plan(self, problem: Problem) -> list[Stage]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -52,6 +52,8 @@ class Rded(Method):
     worker makes together.
     """
 
+    soft_labels: ClassVar[bool] = True
+
     teacher: str = "resnet18"
     teachers: TeacherConfig = field(default_factory=partial(TeacherConfig, weights="torchvision"))
     network: str = unkeyed(default="resnet18")
@@ -63,6 +65,16 @@ class Rded(Method):
         default_factory=partial(LabelConfig, shuffle=2, codec="online"), metadata={"key": False}
     )
     classes_per_unit: Annotated[int, Ge(1)] = 10
+
+    @property
+    def student_network(self) -> str:
+        """The network that students have by default."""
+        return self.network
+
+    @property
+    def label_config(self) -> LabelConfig:
+        """How the set's soft labels are made."""
+        return self.labels
 
     def label_teachers(self, problem: Problem) -> tuple[Backbone, ...]:
         """Return the teacher, who also labels."""

@@ -29,13 +29,13 @@ from raydd.data.catalog import CATALOG, DatasetInfo
 from raydd.data.datasets import Found, missing, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.continual import check_classes
-from raydd.evaluation.plan import DEFAULT_NETWORK, EvaluationPlan, Maker, stored_evaluation
+from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.set_sources import StoredSet
+from raydd.evaluation.stored_plan import Maker, stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.labels.fkd import FkdLabels
-from raydd.labels.label_config import LabelConfig
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
-from raydd.methods.method import Problem
+from raydd.methods.method import DEFAULT_NETWORK, Problem
 from raydd.runtime.devices import Markers, main_kind, mixed_line, store_lines
 from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
 from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
@@ -224,11 +224,7 @@ def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | 
         same = not info.digests or recipe["source"]["train"] == dict(info.digests)["train"]
     except (ConfigError, KeyError, TypeError, ValueError):
         return None
-    return (
-        Maker(method, problem)
-        if same and isinstance(getattr(method, "labels", None), LabelConfig)
-        else None
-    )
+    return Maker(method, problem) if same and method.label_config is not None else None
 
 
 def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:

@@ -16,7 +16,8 @@ from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import Found, with_digests
-from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, labels_of
+from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
+from raydd.evaluation.rows import labels_of
 from raydd.labels.label_sources import Labels
 from raydd.labels.relabel import Relabel
 from raydd.methods.method import Problem, check_counts

@@ -17,9 +17,11 @@ from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
 from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.plan import EvaluationConfig, evaluation_stages, stored_evaluation
+from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.plan import evaluation_stages
 from raydd.evaluation.set_sources import AssembledSet, StoredSet
 from raydd.evaluation.stages import Evaluate, EvaluateNetworks
+from raydd.evaluation.stored_plan import stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
 from raydd.networks import normalise_name

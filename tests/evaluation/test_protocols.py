@@ -17,7 +17,7 @@ from raydd.core.rng import generator
 from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
-from raydd.evaluation.plan import EvaluationConfig
+from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS
 from raydd.training.accuracy import Examiner
 from raydd.training.recipe import Recipe

@@ -18,8 +18,9 @@ from raydd.core.tensors import load_metadata, load_tensors
 from raydd.core.units import Numerics
 from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
-from raydd.evaluation.plan import EvaluationConfig, Maker, stored_evaluation
+from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.set_sources import StoredSet
+from raydd.evaluation.stored_plan import Maker, stored_evaluation
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.published import PublishedLabels
 from raydd.methods import Problem

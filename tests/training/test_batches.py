@@ -13,8 +13,9 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
+from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.kept import kept_images
-from raydd.evaluation.plan import EvaluationConfig, evaluation_stages
+from raydd.evaluation.plan import evaluation_stages
 from raydd.evaluation.set_sources import StoredSet
 from raydd.methods import METHODS, Problem
 from raydd.networks import create_network

@@ -71,6 +71,11 @@ class GradientMatching(Method):
     init: Literal["real", "noise"] = "noise"
     classes_per_unit: Annotated[int, Ge(1)] = 5
 
+    @property
+    def student_network(self) -> str:
+        """The network that students have by default."""
+        return self.network
+
     def strategy(self, info: DatasetInfo) -> str:
         """Return the operations of the augmentation of real and synthetic images alike."""
         return "none"

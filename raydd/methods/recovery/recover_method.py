@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -48,6 +48,8 @@ class Recovering(Method):
     ``image_format``: how images are stored, ``jpeg75`` or ``png``.
     """
 
+    soft_labels: ClassVar[bool] = True
+
     networks: tuple[str, ...] = ("resnet18",)
     label_networks: tuple[str, ...] = unkeyed(default=())
     network: str = unkeyed(default="resnet18")
@@ -71,6 +73,16 @@ class Recovering(Method):
             raise ConfigError("networks: at least one network must be matched")
         self.views()
         self.matching()
+
+    @property
+    def student_network(self) -> str:
+        """The network that students have by default."""
+        return self.network
+
+    @property
+    def label_config(self) -> LabelConfig:
+        """How the set's soft labels are made."""
+        return self.labels
 
     # -- what a method of the family says ----------------------------------------------------------------------------
 

@@ -1,0 +1,86 @@
+"""The continual experiment of a set and of its rivals, as it is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
+from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.kept import kept_images
+from raydd.evaluation.set_sources import AssembledSet, SetSource
+from raydd.methods.method import Method, Problem
+from raydd.training.batches import check_batches
+
+
+@dataclass(frozen=True)
+class PlannedMemory:
+    """The students of one class order of the continual experiment: the set's name, the protocol's
+    printed name, the network.
+    """
+
+    set: str
+    protocol: str
+    network: str
+    stage: EvaluateMemory
+
+
+def memories_of(
+    name: str,
+    sets: Sequence[tuple[SetSource, Problem]],
+    network: str,
+    config: EvaluationConfig,
+    others: Mapping[str, Method],
+) -> tuple[PlannedMemory, ...]:
+    """Plan the continual experiment of a set and of its rivals (of the same size); order k is given
+    to repetition k, in turn.
+    """
+    if config.continual is None:
+        return ()
+    protocol, entries = config.resolve(), []
+    for of, order in (
+        (of, order)
+        for of in dict.fromkeys([name, *others])
+        for order in range(config.continual_orders)
+    ):
+        source, problem = sets[order % len(sets)]
+        if of != name:
+            source = AssembledSet(method=others[of], problem=problem)
+        if isinstance(source, AssembledSet):
+            source = _memory_source(source, order, config.continual)
+        recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
+        kept = kept_images(source, info.classes, order, config.continual)
+        check_batches(
+            network,
+            info.shape,
+            info.classes,
+            kept,
+            recipe,
+            "evaluation.batch",
+            "evaluation.continual",
+        )
+        stage = EvaluateMemory(
+            seed=problem.seed,
+            numerics=problem.numerics,
+            source=source,
+            dataset=info.only(config.split),
+            split=config.split,
+            recipe=recipe,
+            network=network,
+            order=order,
+            parts=config.continual,
+            repeats=config.continual_repeats,
+            repeats_per_unit=config.repeats_per_unit,
+        )
+        entries.append(PlannedMemory(of, protocol.label, network, stage))
+    return tuple(entries)
+
+
+def _memory_source(made: AssembledSet, order: int, parts: int) -> SetSource:
+    """Return what the memory of one class order is made of: random images are drawn anew, joint
+    methods distil every step alone.
+    """
+    method, problem = made.method, made.problem
+    if method.drawn_at_random:
+        return OrderDraw(dataset=problem.dataset.only("train"), ipc=problem.ipc, order=order)
+    return StepSets.plan(method, problem, order, parts) if method.joint(problem) else made

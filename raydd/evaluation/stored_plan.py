@@ -1,0 +1,141 @@
+"""The evaluation of a published or foreign set."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from raydd.artifacts.report import Published
+from raydd.core.errors import ConfigError, Missing
+from raydd.evaluation.baselines import baseline_rows, rivals
+from raydd.evaluation.continual_plan import memories_of
+from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.rows import architectures, check_split, labels_of, rows, with_labels
+from raydd.evaluation.set_sources import AssembledSet, StoredSet
+from raydd.labels.fkd import FkdLabels
+from raydd.labels.label_config import LabelConfig
+from raydd.labels.label_sources import Labels, LabelSource
+from raydd.labels.published import PublishedLabels
+from raydd.methods.method import DEFAULT_NETWORK, Method, Problem
+from raydd.networks import normalise_name
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What a stored set was made by: a method with teachers, and the problem that keys these."""
+
+    method: Method
+    problem: Problem
+
+    @property
+    def config(self) -> LabelConfig:
+        """How the set's labels were made."""
+        config = self.method.label_config
+        if config is None:
+            raise TypeError(f"{self.method.name}: its sets have hard labels")
+        return config
+
+
+def _need_teachers(maker: Maker | None, why: str) -> None:
+    """Raise ``ConfigError`` if a set's maker is not known, ``Missing`` if its teachers' files are not there."""
+    way = "evaluate the set with evaluation.baselines=[], or run its job"
+    if maker is None:
+        raise ConfigError(f"{why}, and it is not known which they are; {way}")
+    absent = maker.method.missing_teachers(maker.problem)
+    if absent:
+        raise Missing("\n  ".join([f"{why} by teachers that are missing; {way}:", *absent]))
+
+
+def _labels_by(maker: Maker | None, problem: Problem, source: AssembledSet) -> Labels | None:
+    """Return the labels that a stored set's teachers give to the set of a rival."""
+    return None if maker is None else labels_of(maker.method, maker.problem, source)
+
+
+def stored_evaluation(
+    stored: StoredSet | Sequence[StoredSet],
+    name: str,
+    problem: Problem,
+    config: EvaluationConfig,
+    labels: PublishedLabels | FkdLabels | None = None,
+    own: str = DEFAULT_NETWORK,
+    maker: Maker | None = None,
+    size: str = "",
+    published: Mapping[str, Sequence[float]] | None = None,
+) -> EvaluationPlan:
+    """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
+
+    ``stored``: the set, or the experiments of a file, whose students are pooled as those of
+    repetitions are. ``labels``: the soft labels that lie beside it, if any do. ``own``: the network
+    that made it. ``maker``: what made it, if that is known and has teachers: they label the other
+    sets, and this one if its labels are not stored. ``size``: what the set holds, where that is not
+    ``problem.ipc`` images of each class. ``published``: accuracies in percent by network, as its
+    file has them.
+    """
+    check_split(problem, config)
+    if config.every is not None:
+        raise ConfigError("evaluation.every: a stored set has no snapshots")
+    others = rivals(config)
+    name = f"stored {name}" if name in others else name
+    sets = [stored] if isinstance(stored, StoredSet) else list(stored)
+    found: LabelSource | None = labels
+    if (
+        found is None
+        and maker is not None
+        and len(sets) == 1
+        and not maker.config.stored
+        and config.resolve().learns_logits
+    ):
+        _need_teachers(
+            maker,
+            f"evaluation.protocol: '{config.protocol}' needs the set's soft labels, computed ({maker.config.codec})",
+        )
+        found = labels_of(maker.method, maker.problem, sets[0])
+    config, entries = with_labels(config, None if found is None else found.config), []
+    if found is not None and config.resolve().learns_logits and config.baselines:
+        _need_teachers(
+            maker, "evaluation.baselines: other sets need soft labels of the same teachers"
+        )
+    networks = architectures(config, own, problem)
+    for network in networks:
+        entries += rows(name, [(one, problem, found) for one in sets], network, config)
+        entries += baseline_rows(
+            name, [problem], network, config, others, partial(_labels_by, maker)
+        )
+    memories = memories_of(name, [(one, problem) for one in sets], networks[0], config, others)
+    notes = [
+        f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."
+    ] * bool(memories)
+    if config.baselines and size:
+        notes.append(f"{name} has {size}, the other sets {problem.ipc} of each class.")
+    return EvaluationPlan(
+        name,
+        problem,
+        config,
+        tuple(entries),
+        memories,
+        tuple(notes),
+        size,
+        _published(published or {}),
+    )
+
+
+def _published(accuracies: Mapping[str, Sequence[float]]) -> tuple[Published, ...]:
+    """Return the mean and deviation of published accuracies, under the names that networks have
+    here, where these are known.
+    """
+    found = []
+    for name, values in accuracies.items():
+        try:
+            name = normalise_name(name)
+        except ConfigError:
+            pass  # a network of their own
+        mean, deviation = statistics.fmean(values), statistics.pstdev(values)
+        found.append(
+            Published(
+                network=name, accuracy_mean=mean, accuracy_std=deviation, networks=len(values)
+            )
+        )
+    return tuple(found)

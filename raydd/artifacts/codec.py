@@ -23,8 +23,8 @@ def jpeg_round_trip(images: Tensor) -> Tensor:
     """Return uint8 images ``[N, C, H, W]`` (grey or RGB, on the CPU) as they are after JPEG
     encoding and decoding by Pillow.
 
-    Pillow's defaults: quality 75, colour at half the resolution (4:2:0), standard tables (specification
-    edc_sre2l_gvbsm_rded, section 2.8). ``ConfigError`` for other kinds of images.
+    Pillow's defaults: quality 75, colour at half the resolution (4:2:0), standard tables
+    (docs/methods/recovery.md, "Stored images"). ``ConfigError`` for other kinds of images.
     """
     from PIL import Image
 

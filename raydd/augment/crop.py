@@ -1,8 +1,8 @@
 """Random resized crops, flips and CutMix boxes with explicit draws; crops are two matrix products,
 so no kernel needs atomics.
 
-The rules are torchvision's ``RandomResizedCrop`` and the CutMix of FKD (specification
-edc_sre2l_gvbsm_rded, sections 2.3 and 3.1).
+The rules are torchvision's ``RandomResizedCrop`` and the CutMix of FKD
+(docs/methods/recovery.md, "The update"; docs/methods/soft_labels.md, "CutMix").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The augmentation that DC's evaluation trains with (not DSA; specification of DC, section 3.4).
+"""The augmentation that DC's evaluation trains with (not DSA; docs/methods/evaluation.md, "DC's augmentation").
 
 Each image goes through one operation, picked for it. Nothing is differentiated here. Drawing is on
 the CPU and apart from applying, so that a transform is a pure function of a batch.

@@ -1,4 +1,4 @@
-"""Differentiable siamese augmentation (DSA, arXiv 2102.08259; specification of DC, section 1.2).
+"""Differentiable siamese augmentation (arXiv 2102.08259; docs/methods/dc_dsa.md, "Siamese augmentation").
 
 A transform is drawn once (:func:`draw`) and is then a pure function of the images, so that real and
 synthetic images of a class go through the same one. Drawing is on the CPU; a transform holds a few
@@ -127,7 +127,7 @@ def reference_cpu_draw(
 
     Siamese: each draw comes from a generator seeded anew with ``seed``, ``seed + 1``, …; otherwise
     all come from one, seeded with ``seed``. For parity with published numbers; jobs use
-    :func:`draw`. Specification of DC, section 1.2.2.
+    :func:`draw` (docs/methods/dc_dsa.md, "Siamese augmentation").
     """
     if not siamese:
         return draw(

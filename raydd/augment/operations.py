@@ -1,4 +1,4 @@
-"""DSA's six operations on groups of images that share their numbers (specification of DC, section 1.2.3).
+"""DSA's six operations on groups of images that share their numbers (docs/methods/dc_dsa.md, "Operations of DSA").
 
 All take ``x [G, n, C, H, W]`` and ``values [G, k]`` (CPU, float64): group g's n images share row g.
 Outside the image is 0.

@@ -1,4 +1,4 @@
-"""Stages, units and the keys that name their outputs (DESIGN, sections 3 and 4)."""
+"""Stages, units and the keys that name their outputs (docs/architecture.md, "Units and keys")."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _info(
 
 
 def _catalog() -> dict[str, Entry]:
-    """Build the table. Shapes, normalisation and counts: spec dc_dsa_dm, 3.1; the ten classes: spec edc, 2.7."""
+    """Build the table. ImageNet-10's classes are EDC's, in the order of its labels."""
     rgb32 = (3, 32, 32)
     entries = [
         Entry(

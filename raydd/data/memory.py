@@ -124,7 +124,7 @@ class ClassMemory:
 
         One CPU generator per class; a single class id gives ``K = 1``. Where ``m`` exceeds :attr:`smallest`, that many
         are drawn of *every* class, so that a class's draw does not depend on which classes share the call.
-        Source: spec dc_dsa_dm, 1.0.
+        See docs/methods/dc_dsa.md, "The loop".
         """
         return self.gather(self.draw(classes, m, generators))
 

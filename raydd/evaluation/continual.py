@@ -1,4 +1,6 @@
-"""Continual learning from a growing memory: DM's class-incremental experiment (specification dc_dsa_dm, section 1.5).
+"""Continual learning from a growing memory: DM's class-incremental experiment.
+
+Worked out in docs/methods/evaluation.md, "Continual learning".
 
 Classes come in steps of equally many, in an order that a seed fixes. What is kept of each step is
 the set's images of its classes; after every step fresh students are trained on all that is kept,

@@ -1,6 +1,6 @@
 """Published evaluation protocols, by name.
 
-Specifications dc_dsa_dm, sections 3.2 to 3.5, and edc_sre2l_gvbsm_rded, sections 4.1 and 5.1 to 5.3.
+Their sources: docs/methods/evaluation.md, "Protocols".
 """
 
 from __future__ import annotations
@@ -268,7 +268,8 @@ _publish(
 _publish(
     Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW)
 )
-# "--ls-type cos --st 2" of EDC's script: a line, since another branch replaces the cosine (section 4.1).
+# "--ls-type cos --st 2" of EDC's script: a line, since another branch replaces the cosine
+# (docs/methods/evaluation.md, "Students of soft labels").
 _publish(
     Protocol(
         name="edc",

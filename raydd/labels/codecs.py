@@ -1,4 +1,6 @@
-"""How logits are kept: fp16, int8 with a scale per row, or the largest of each row (specification, section 9.3).
+"""How logits are kept: fp16, int8 with a scale per row, or the largest of each row.
+
+Worked out in docs/methods/soft_labels.md, "What is stored".
 
 Every codec stores some tensors, each with a row per image; :func:`layout` says which, so that sizes
 are known beforehand.

@@ -1,4 +1,4 @@
-"""The teachers behind soft labels: loading them, and the mean of their logits (specification, sections 3.1 and 5.2)."""
+"""The teachers behind soft labels, and the mean of their logits (docs/methods/soft_labels.md, "Teachers' mean")."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class FkdLabels(FoundLabels):
     @property
     def bytes(self) -> int:
         """Bytes of the stored labels, about: fp16 logits and 49 bytes of draws for each image
-        (specification, section 3.5).
+        (docs/methods/soft_labels.md, "Published files").
         """
         return self.epochs * self.batches * (self.batch * (2 * self.classes + 49) + 2900)
 

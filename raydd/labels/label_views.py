@@ -1,7 +1,6 @@
 """Views of a batch of images: what is drawn, and the images made of it, the same for teachers and for students.
 
-Specification edc_sre2l_gvbsm_rded, sections 3.1 (FKD), 4.2 (RandAugment), 5.1 (padded crops) and
-5.3 (shuffled patches).
+Worked out in docs/methods/soft_labels.md, "Views".
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ class DrawnViews:
 class Orders:
     """The order of ``count`` images in each epoch, that of torch's ``RandomSampler`` with one generator for all epochs.
 
-    The sampler draws two permutations per epoch and drops the second (specification, section 3.1):
-    epoch ``e`` has number ``2 e`` of the generator.
+    The sampler draws two permutations per epoch and drops the second: epoch ``e`` has number
+    ``2 e`` of the generator (docs/methods/soft_labels.md, "Views").
     """
 
     def __init__(self, seed: int, count: int) -> None:

@@ -1,7 +1,7 @@
 """RandAugment of 8-bit images with explicit draws: torchvision's operations and magnitudes (2 of
 14, magnitude 9 of 31).
 
-Source: Cubuk et al. 2019, arXiv 1909.13719; specification edc_sre2l_gvbsm_rded, section 4.2.
+Source: Cubuk et al. 2019, arXiv 1909.13719; docs/methods/soft_labels.md, "RandAugment".
 """
 
 from __future__ import annotations

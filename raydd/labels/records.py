@@ -1,5 +1,4 @@
-"""The record of one epoch of labels, ``labels/epoch-000.safetensors`` (specification
-edc_sre2l_gvbsm_rded, section 9.3).
+"""The record of one epoch of labels, ``labels/epoch-000.safetensors`` (docs/methods/soft_labels.md, "Records").
 
 ====================  ==================
 ========================================================================== tensor

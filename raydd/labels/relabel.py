@@ -1,4 +1,4 @@
-"""Labelling a distilled set with an ensemble of teachers, an epoch of views per unit (FKD; specification, section 3).
+"""Labelling a distilled set with an ensemble of teachers, an epoch of views per unit (docs/methods/soft_labels.md).
 
 Published: EDC on ImageNet-1k, 10 images per class: batches of 100, 300 epochs, 4 teachers, CutMix:
 6.1 GB of fp16 logits.

@@ -19,7 +19,7 @@ def distribution_matching_loss(real_mean: Tensor, synthetic_features: Tensor) ->
     """Return the squared distance of class means, summed over features and classes.
 
     ``real_mean``: ``[K, d]``. ``synthetic_features``: ``[K, n, d]``. DM (arXiv 2110.04181),
-    equation 7; specification of DC, section 1.3. Raises ``ConfigError`` if the shapes do not fit.
+    docs/methods/dm.md, "The update". Raises ``ConfigError`` if the shapes do not fit.
     """
     if synthetic_features.dim() != 3 or real_mean.shape != synthetic_features.shape[::2]:
         raise ConfigError(
@@ -45,7 +45,7 @@ def gradient_distance(
     ``cos`` is that of all gradients as one row. Differentiable in ``synthetic``: where a row is
     zero, the derivative of its norm counts as zero, and that of the distance is ``-b / 1e-6``, a
     million times the real gradient. Raises ``ConfigError`` for an unknown distance or unequal
-    gradients. DC (arXiv 2006.05929), specification section 1.1.1.
+    gradients. DC (arXiv 2006.05929), docs/methods/dc_dsa.md, "Distance between gradients".
     """
     if distance not in DISTANCES:
         raise unknown("gradient distance", distance, DISTANCES)

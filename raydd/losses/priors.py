@@ -1,8 +1,8 @@
 """Priors on synthetic images: smoothness, size, diversity within a class, agreement with an averaged image.
 
 Every function takes ``G`` groups of ``s`` images and returns one value per group, so that groups
-packed into one batch keep losses of their own (specification edc_sre2l_gvbsm_rded, sections 2.6,
-5.1, 5.2).
+packed into one batch keep losses of their own (docs/methods/recovery.md, "Flatness" and
+"Data densification"; docs/methods/sre2l.md, "The objective").
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def spectrum(images: Tensor) -> Tensor:
 
 
 def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
-    """Return G-VBSM's data densification of one group, a scalar (specification, section 5.2).
+    """Return G-VBSM's data densification of one group, a scalar (docs/methods/recovery.md, "Data densification").
 
     ``images [s, C, H, W]`` with their classes; every class adds the Kullback-Leibler divergence
     between the softmax of the eigenvalues of its Gram matrix (:func:`spectrum`) at temperature
@@ -93,7 +93,7 @@ def density(images: Tensor, labels: Sequence[int], tau: float) -> Tensor:
 
 def flatness(logits: Tensor, averaged: Tensor, tau: float) -> Tensor:
     """Return the divergence ``[G]`` of logits ``[G, s, classes]`` from those of the averaged images
-    (specification, section 2.6).
+    (docs/methods/recovery.md, "Flatness").
 
     Kullback-Leibler divergence of softmax at temperature ``tau``, averaged over all ``s * classes``
     entries; ``averaged`` gets no gradient.

@@ -12,8 +12,8 @@ class SoftTargets(NamedTuple):
     """The teachers' logits ``[B, classes]`` (raw, no softmax) and the hard labels int64 ``[B]`` of
     a batch's own images.
 
-    A mixed image keeps the hard label of the image that was mixed into (specification
-    edc_sre2l_gvbsm_rded, section 4.1).
+    A mixed image keeps the hard label of the image that was mixed into
+    (docs/methods/soft_labels.md, "What students minimise").
     """
 
     logits: Tensor
@@ -36,8 +36,8 @@ def mse_gt(logits: Tensor, targets: SoftTargets, ce_weight: float) -> Tensor:
     """Return the mean squared distance of logits over images and classes, plus ``ce_weight`` times hard cross entropy.
 
     ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`; the targets'
-    logits may be of another precision. G-VBSM and EDC (specification edc_sre2l_gvbsm_rded, section
-    4.1).
+    logits may be of another precision. G-VBSM and EDC
+    (docs/methods/soft_labels.md, "What students minimise").
     """
     squares = (logits - targets.logits.to(logits.dtype)).square().mean((-2, -1))
     return squares + ce_weight * cross_entropy(logits, targets.hard)
@@ -47,8 +47,8 @@ def distillation_kl(logits: Tensor, targets: SoftTargets, temperature: float) ->
     """Return KL(softmax(targets / T) || softmax(logits / T)), summed over classes and averaged over
     images, without a factor T².
 
-    ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`. SRe2L and RDED (specification
-    edc_sre2l_gvbsm_rded, sections 4.1, 5.1, 5.3).
+    ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`. SRe2L and RDED
+    (docs/methods/soft_labels.md, "What students minimise").
     """
     log_p = F.log_softmax(targets.logits.to(logits.dtype) / temperature, -1)
     log_q = F.log_softmax(logits / temperature, -1)

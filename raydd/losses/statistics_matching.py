@@ -2,8 +2,8 @@
 
 Statistics of all observed layers of a network stand side by side in one tensor ``[..., 2, W]``: row
 0 holds means, row 1 variances; a :class:`Layout` says which columns are whose. Every norm is a
-plain Euclidean one, every variance is divided by n (specification edc_sre2l_gvbsm_rded, sections
-1.4 and 2.4).
+plain Euclidean one, every variance is divided by n (docs/methods/recovery.md, "Statistics" and
+"Running statistics").
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def smooth(
     values: Tensor, running: Tensor, momentum: float, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the statistics to match, and the running ones after this batch, both ``[G, 2, W]``
-    (specification, section 2.4).
+    (docs/methods/recovery.md, "Running statistics").
 
     The running ones become ``momentum * running + (1 - momentum) * values``; what is matched has
     their value and the gradient of ``values``, undamped. ``kept``: ``[G, W]``, false where a
@@ -252,7 +252,7 @@ def draw_kept(generator: torch.Generator, layout: Layout, drop_rate: float) -> T
 
 def swap_patches(table: Tensor, layout: Layout) -> Tensor:
     """Return a table whose patch means and patch variances are exchanged, as in the published class
-    files (section 1.6).
+    files (docs/methods/recovery.md, "Files of statistics").
     """
     return torch.where(layout.columns(patches=True).to(table.device), table.flip(-2), table)
 

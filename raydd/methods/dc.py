@@ -1,7 +1,7 @@
 """DC, dataset condensation with gradient matching (Zhao, Mopuri and Bilen, ICLR 2021, arXiv 2006.05929).
 
-The loop is :mod:`raydd.methods.matching.gradient_matching` (equation 10, algorithm 1); images start as noise
-and nothing is augmented. Specification dc_dsa_dm, section 1.1.
+The loop is :mod:`raydd.methods.matching.gradient_matching` (algorithm 1); images start as noise
+and nothing is augmented. Worked out in docs/methods/dc_dsa.md, "The loop".
 
 Published (ConvNet, DC protocol) at 1 / 10 / 50 images per class: MNIST 91.7 / 97.4 / 98.8 %;
 Fashion-MNIST 70.5 / 82.3 / 83.6; SVHN 31.2 / 76.1 / 82.3; CIFAR-10 28.3 / 44.9 / 53.9; CIFAR-100

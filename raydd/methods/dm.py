@@ -1,11 +1,12 @@
-"""DM, distribution matching (Zhao and Bilen, WACV 2023, arXiv 2110.04181; specification dc_dsa_dm, section 1.3).
+"""DM, distribution matching (Zhao and Bilen, WACV 2023, arXiv 2110.04181).
 
 Every update draws a new random network, embeds a batch of real and all synthetic images of each
 class under one shared DSA transform per class, and moves the images down
 
-    L = sum_c || mean_i embed(real_{c,i}) - mean_j embed(S_{c,j}) ||^2                          (equation 4)
+    L = sum_c || mean_i embed(real_{c,i}) - mean_j embed(S_{c,j}) ||^2
 
 by SGD with momentum 0.5. Classes never talk, unless the network has batch norm: then one unit holds them all.
+Worked out in docs/methods/dm.md, "The update".
 
 Published (ConvNet, DM protocol): CIFAR-10 26.0 / 48.9 / 63.0 % at 1 / 10 / 50 images per class; CIFAR-100 11.4 / 29.7 /
 43.6; Tiny-ImageNet 3.9 / 12.9 / 24.1; Fashion-MNIST 70.7 / 83.5 / 88.1 (the last as quoted by later papers).

@@ -2,7 +2,7 @@
 
 DC's loop (:mod:`raydd.methods.matching.gradient_matching`) from real images, with one random transform per
 class and update for its real and its synthetic images alike; the network, too, is trained on
-augmented images. Specification dc_dsa_dm, section 1.2.
+augmented images. Worked out in docs/methods/dc_dsa.md, "Siamese augmentation".
 
 Published (ConvNet, DSA protocol) at 1 / 10 / 50 images per class: MNIST 88.7 / 97.8 / 99.2 %;
 Fashion-MNIST 70.6 / 84.6 / 88.7; SVHN 27.5 / 79.2 / 84.4; CIFAR-10 28.8 / 52.1 / 60.6; CIFAR-100

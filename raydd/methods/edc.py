@@ -1,8 +1,8 @@
 """EDC: elucidating the design space of dataset condensation (Shao et al., NeurIPS 2024, arXiv 2404.13733).
 
 Images start as tiles of real crops and are moved a little, against several networks in turn,
-towards the statistics of the training set and, in equal parts, of their own classes (specification
-edc_sre2l_gvbsm_rded, sections 2 and 6):
+towards the statistics of the training set and, in equal parts, of their own classes
+(docs/methods/edc.md, "The objective"):
 
     L = CE + r_loss * sum_l w_l [ (1 - a) sum_stat ||G_l - stat_l|| + a sum_stat ||T_l(y) - stat_l||
     ],    a = class_weight = 1/2

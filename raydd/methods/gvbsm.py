@@ -2,7 +2,7 @@
 
 As SRe2L, with several networks in turn, convolutions matched as well as batch norms, in patches
 too, statistics that remember past updates, and a term that keeps a class's images apart
-(specification edc_sre2l_gvbsm_rded, sections 2.4 and 5.2):
+(docs/methods/gvbsm.md, "The objective"):
 
     L = CE + r_loss * sum_l w_l sum_stat ||reference_l - stat_l|| + dd_weight * L_DD
 

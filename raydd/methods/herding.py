@@ -1,10 +1,11 @@
-"""Herding: real images whose mean feature follows the class mean (Welling, ICML 2009; spec dc_dsa_dm, section 1.4).
+"""Herding: real images whose mean feature follows the class mean (Welling, ICML 2009).
 
 In each class, with features ``phi`` and class mean ``mu``, the i-th image is the one not yet chosen that minimises
 
     || i mu - sum of the chosen phi - phi(x) ||
 
-The features are those before the last layer of a network trained on the whole training set, or of an untrained one.
+The features are those before the last layer of a network trained on the whole training set, or of an untrained one
+(docs/methods/coresets.md, "Herding" and "Features").
 
 Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 21.5 / 31.6 / 40.4 %
 at 1 / 10 / 50 images per class; CIFAR-100 8.4 / 17.3 / 33.7.

@@ -1,9 +1,8 @@
-"""K-center: real images that cover their class (Sener and Savarese, ICLR 2018, arXiv 1708.00489;
-spec dc_dsa_dm, section 1.4).
+"""K-center: real images that cover their class (Sener and Savarese, ICLR 2018, arXiv 1708.00489).
 
 In each class the first image is the one whose feature is closest to the class mean; every further
 one is the one farthest from the nearest already chosen (the greedy 2-approximation). Features as in
-:mod:`raydd.methods.herding`.
+:mod:`raydd.methods.herding`. Worked out in docs/methods/coresets.md, "K-center".
 
 Published (ConvNet, no DSA in evaluation, as quoted by later papers): CIFAR-10 23.3 / 36.4 / 48.7 %
 at 1 / 10 / 50 images per class; CIFAR-100 8.6 / 20.7 / 33.6.

@@ -1,4 +1,4 @@
-"""What a method is (DESIGN, section 4): a frozen configuration that plans stages and assembles a distilled set."""
+"""What a method is: a frozen configuration that plans stages and assembles a set (docs/architecture.md, "Methods")."""
 
 from __future__ import annotations
 

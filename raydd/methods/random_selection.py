@@ -1,5 +1,6 @@
-"""Random selection: real images drawn uniformly from each class, the baseline of every method (spec
-dc_dsa_dm, section 1.4).
+"""Random selection: real images drawn uniformly from each class, the baseline of every method.
+
+Worked out in docs/methods/coresets.md, "Random".
 
 Also what the two other selections share: stages whose units are blocks of classes and whose output is real images.
 

@@ -1,5 +1,4 @@
-"""RDED: tiled crops of real images, nothing optimised (Sun et al., CVPR 2024, arXiv 2312.03526;
-spec edc_sre2l_gvbsm_rded, 5.3).
+"""RDED: tiled crops of real images, nothing optimised (Sun et al., CVPR 2024, arXiv 2312.03526).
 
 Of each of 300 random images of a class, the best of five random square crops is kept, best meaning the lowest
 
@@ -7,7 +6,8 @@ Of each of 300 random images of a class, the best of five random square crops is
 
 and of those the ``factor^2 * ipc`` best are put together, ``factor`` x ``factor`` to an image, each
 image from the whole range of ranks. Students learn the teacher's labels of the views they see (KL
-divergence at temperature 20, mixed by CutMix).
+divergence at temperature 20, mixed by CutMix). Worked out in docs/methods/rded.md, "Choosing crops", "Tiling" and
+"Students".
 
 Published (ResNet-18 teaching ResNet-18): ImageNet-1k 6.6 / 42.0 / 56.5 % at 1 / 10 / 50 images per
 class; ImageNet-10 24.9 / 53.3 / 75.5; Tiny-ImageNet 9.7 / 41.9 / 58.2; CIFAR-100 11.0 / 42.6 /
@@ -48,7 +48,7 @@ class Rded(Method):
     ``image_format``: ``jpeg75`` (published) or ``png``. ``labels``: of the students' views;
     published for another ``factor`` f: ``shuffle: f`` and ``crop: [1/f, 1]``; published batches at
     1 / 10 / 50 images per class: 10 / 50 / 100, for 100 and 1000 classes twice that, for
-    Tiny-ImageNet always 100 (specification, section 5.3). ``classes_per_unit``: classes that one
+    Tiny-ImageNet always 100. ``classes_per_unit``: classes that one
     worker makes together.
     """
 

@@ -1,8 +1,7 @@
 """SRe2L: squeeze, recover and relabel (Yin, Xing and Shen, NeurIPS 2023, arXiv 2306.13092), and its curriculum, CDA.
 
 Images start as noise and are moved until a trained network is sure of them and sees in them the
-statistics that its batch norms have kept of real images (specification edc_sre2l_gvbsm_rded,
-section 5.1):
+statistics that its batch norms have kept of real images (docs/methods/sre2l.md, "The objective"):
 
     L = CE(f(x~), y) + r_loss * sum_l w_l (||running_var_l - var_l|| + ||running_mean_l - mean_l||)
     + tv L_tv + l2 mean ||x~||

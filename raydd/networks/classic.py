@@ -1,4 +1,4 @@
-"""MLP, LeNet, AlexNet and VGG in their sizes for small images (specification of DC, section 2.2)."""
+"""MLP, LeNet, AlexNet and VGG in their sizes for small images (docs/methods/networks.md, "Small networks")."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ConvBlock(nn.Module):
 
 
 class ConvNet(Network):
-    """``depth`` blocks and a linear layer (specification of DC, section 2.1)."""
+    """``depth`` blocks and a linear layer (docs/methods/networks.md, "ConvNet")."""
 
     def __init__(self, name: str, shape: Shape, classes: int, options: ConvNetOptions) -> None:
         super().__init__(name, shape, classes)

@@ -22,7 +22,7 @@ def fill_defaults_(net: nn.Module, generator: torch.Generator) -> None:
     """Refill a network of convolutions, linear layers and norms in place, as torch initialises them by default.
 
     Weights and biases ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)); norms 1 and 0, running statistics
-    fresh. Specification of DC, section 2.0.
+    fresh (docs/methods/networks.md, "Initialisation").
     """
     _reset_norms_(net)
     fills: list[_Fill] = []
@@ -42,7 +42,7 @@ def fill_fan_out_(
     """Refill a network as :func:`fill_defaults_`, but convolutions ~ N(0, 2 / fan_out) (Kaiming), their biases zero.
 
     ``linear_std``: linear layers ~ N(0, linear_std^2) with biases of zero; else by default, with
-    ``linear_bias=False`` but for biases of zero. Specification of EDC, section 1.2.
+    ``linear_bias=False`` but for biases of zero (docs/methods/networks.md, "Initialisation").
     """
     _reset_norms_(net)
     fills: list[_Fill] = []

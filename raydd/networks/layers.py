@@ -31,7 +31,7 @@ class LayerNorm(nn.Module):
     """Normalise each sample over all its values ``[C, H, W]``, with a weight and a bias of that shape.
 
     Written from primitives: the fused kernel's second derivative is wrong under ``vmap``
-    (specification of DC, section 5.25).
+    (docs/methods/dc_dsa.md, "Second derivatives").
     """
 
     def __init__(self, shape: tuple[int, int, int], eps: float = 1e-5) -> None:

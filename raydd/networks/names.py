@@ -296,7 +296,9 @@ def list_networks(pattern: str = "*", *, bare: bool = False) -> list[str]:
 
 
 def strip_batchnorm(name: str) -> str:
-    """Return the network that pool ``S`` evaluates in place of one with batch norm (specification of DC, section 3.3).
+    """Return the network that pool ``S`` evaluates in place of one with batch norm.
+
+    See docs/methods/evaluation.md, "Pools of networks".
 
     Everything from "BN" on is cut off the original name: instance norm takes its place in ConvNets,
     VGGs and ResNets (whose average-pool variant becomes the strided one), and nothing takes it in
@@ -323,7 +325,7 @@ def strip_batchnorm(name: str) -> str:
 
 
 def pool(letter: str, network: str) -> tuple[str, ...]:
-    """Return the canonical names that an evaluation pool holds (specification of DC, section 3.3).
+    """Return the canonical names that an evaluation pool holds (docs/methods/evaluation.md, "Pools of networks").
 
     ``S``: the network that distilled, without its batch norm; ``SS``: as it is; ``M B W D A P N``:
     the published sets of architectures, batch-norm networks, widths, depths, activations, poolings,

@@ -12,7 +12,7 @@ def flops(net: nn.Module, shape: Shape) -> int:
     """Return the floating-point operations of one image's forward pass, two per multiply-accumulate.
 
     Convolutions, linear layers and attention count; norms, activations and poolings do not
-    (specification of DC, table 2.5). ``shape`` is ``(C, H, W)``. One small batch is computed;
+    (docs/methods/networks.md, "Sizes"). ``shape`` is ``(C, H, W)``. One small batch is computed;
     weights and statistics stay as they are.
     """
     count = 0

@@ -18,8 +18,8 @@ def is_per_sample(net: nn.Module) -> bool:
     """Return whether a sample's output depends on that sample alone, with the modes the network is in now.
 
     False where a batch norm normalises with the batch's statistics (train mode), or where dropout
-    or stochastic depth draws. Then batches must not be merged, split or chunked (specification of
-    DC, section 6.4).
+    or stochastic depth draws. Then batches must not be merged, split or chunked
+    (docs/methods/networks.md, "Independence of images").
     """
     for module in net.modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):

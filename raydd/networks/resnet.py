@@ -1,4 +1,4 @@
-"""ResNets for small images: a 3x3 stem without max pooling (specification of DC, section 2.3)."""
+"""ResNets for small images: a 3x3 stem without max pooling (docs/methods/networks.md, "Residual networks")."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ class ResNet(Network):
     and one linear layer.
 
     ``pooled`` is the average-pool variant: strides become 2x2 average poolings, and the last map is
-    flattened, not averaged. ``kaiming``: convolutions are initialised by fan-out (specification of
-    EDC, section 1.2), else as torch does by default.
+    flattened, not averaged. ``kaiming``: convolutions are initialised by fan-out
+    (docs/methods/networks.md, "Initialisation"), else as torch does by default.
     """
 
     def __init__(

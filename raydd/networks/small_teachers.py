@@ -1,4 +1,6 @@
-"""Teachers of EDC and G-VBSM for small images beside the ResNet and the ConvNets (specification of EDC, section 1.2).
+"""Teachers of EDC and G-VBSM for small images beside the ResNet and the ConvNets.
+
+See docs/methods/networks.md, "Teachers for small images".
 
 The networks are those of the knowledge-distillation literature (CRD's collection). Convolutions and
 norms are registered in the order of the originals, which fixes the order in which statistics are

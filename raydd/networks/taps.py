@@ -1,5 +1,5 @@
-"""Means and variances of what enters the convolutions and batch norms of a network (specification
-edc_sre2l_gvbsm_rded, 1.4).
+"""Means and variances of what enters the convolutions and batch norms of a network
+(docs/methods/recovery.md, "Statistics").
 
 Hooks look at a layer's input ``X [B, K, H, W]``. Channels: mean and variance over images and
 pixels. Convolutions also have patches: ``X`` is brought to a multiple of ``patch`` pixels

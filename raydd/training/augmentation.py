@@ -59,11 +59,12 @@ def make_augmentation(
 ) -> BatchAugmentation:
     """Return the augmentation of a recipe; ``ConfigError`` for an operation that does not exist.
 
-    ``dsa``: one operation per batch, with numbers of its own for every image (dc_dsa_dm spec,
-    section 1.2.2, not siamese). ``dc``: one operation per image (section 3.4). ``pad_crop_flip``,
-    ``resized_crop_flip``: each image is cropped and, one time in two, mirrored (specification
-    edc_sre2l_gvbsm_rded, section 1.3). ``size`` is ``(H, W)``; ``black``: the value of a black
-    pixel in each channel, which a padded crop finds outside the image (default: 0, the mean).
+    ``dsa``: one operation per batch, with numbers of its own for every image (not
+    siamese; docs/methods/dc_dsa.md, "Siamese augmentation"). ``dc``: one operation per image
+    (docs/methods/evaluation.md, "DC's augmentation"). ``pad_crop_flip``, ``resized_crop_flip``: each
+    image is cropped and, one time in two, mirrored (docs/methods/recovery.md, "Teachers").
+    ``size`` is ``(H, W)``; ``black``: the value of a black pixel in each channel, which a padded
+    crop finds outside the image (default: 0, the mean).
     """
     make: dict[Augmentation, Callable[[], BatchAugmentation]] = {
         "none": _Nothing,

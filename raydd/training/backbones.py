@@ -1,9 +1,9 @@
 """Teachers: networks trained here or read from files, which other stages match, score with and take labels from.
 
-Specification of EDC, sections 1.1 and 1.3. Weights of ImageNet-1k are torchvision's
+See docs/methods/recovery.md, "Teachers". Weights of ImageNet-1k are torchvision's
 ``IMAGENET1K_V1``, never a later version: it has other statistics and other labels. An ImageNet-10
-teacher keeps torchvision's plain stem (defect 16 of the original, which trains another stem than it
-loads) and has ten classes: a file of a thousand is refused (defect 17).
+teacher keeps torchvision's plain stem (the original trains another stem than it loads) and has
+ten classes: a file of a thousand is refused (docs/methods/edc.md, "Where the original differs").
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class TeacherConfig:
     ``save_epoch``: the epoch (from 0) whose weights are used, by default the last; published are 40
     of 50, and 0 of 5 for CIFAR-10. ``batch``, ``lr``, ``momentum``, ``weight_decay``, ``schedule``
     with its ``st``, ``augmentation``: see :class:`raydd.training.recipe.Recipe`. Defaults are
-    CIFAR-100's (section 1.3): 50 epochs of batches of 64, rate 0.05, momentum 0.9, no decay,
+    CIFAR-100's (docs/methods/recovery.md, "Teachers"): 50 epochs of batches of 64, rate 0.05, momentum 0.9, no decay,
     ``constant``, ``pad_crop_flip``.
     """
 

@@ -66,14 +66,16 @@ class Recipe:
 
     ``accumulate``: a batch goes through the network in so many slices, whose gradients are averaged
     before one step; batch norms see slices. A smaller last batch has fewer slices of the same size,
-    and is divided by as many as the others (published; EDC spec, section 4.1). ``epochs``: epochs
+    and is divided by as many as the others (published;
+    docs/methods/evaluation.md, "Students of soft labels"). ``epochs``: epochs
     run, all of them. ``optimizer``: ``sgd`` with ``momentum``, or ``adamw`` with ``betas``.
     ``weight_decay``: on all parameters, or on ``matrices_only`` (those of more than one dimension
     whose name holds "weight").
 
     ``schedule``: of the rate, see :func:`raydd.training.schedules.rate`; ``st``, ``milestones``,
     ``drop_factor``: its numbers. ``steps``: at the epochs ``drops`` (from 0) the rate is multiplied
-    by ``drop_factor`` and the optimiser's memory is set back to zero (dc_dsa_dm spec, section 3.5).
+    by ``drop_factor`` and the optimiser's memory is set back to zero
+    (docs/methods/evaluation.md, "Students of hard labels").
 
     ``loss``: ``ce``, cross entropy with the set's labels; ``mse_gt`` (with ``ce_weight``) and
     ``kl`` (with ``temperature``) learn teachers' logits (:class:`~raydd.losses.soft.SoftTargets`).

@@ -1,4 +1,4 @@
-"""Learning rates by epoch (specification edc_sre2l_gvbsm_rded, section 4.1)."""
+"""Learning rates by epoch (docs/methods/evaluation.md, "Students of soft labels")."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Statistics of a data set under a network: of all images, and of each class (specification
-edc_sre2l_gvbsm_rded, 1.4 and 1.5).
+"""Statistics of a data set under a network: of all images, and of each class
+(docs/methods/recovery.md, "Statistics" and "Collecting statistics").
 
 ``G``: the mean, weighted by size, of the statistics of batches (convolutions alone: batch norms
 know their own running statistics). ``T``: per class, the mean of its images' own statistics, whose

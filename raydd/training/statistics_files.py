@@ -1,5 +1,5 @@
-"""Tables of statistics as files: ours, and the published tree of ``npz`` (specification
-edc_sre2l_gvbsm_rded, section 1.6).
+"""Tables of statistics as files: ours, and the published tree of ``npz``
+(docs/methods/recovery.md, "Files of statistics").
 
 Ours is ``<network>.safetensors`` with ``G/<layer>/{mu,var,pmu,pvar}`` and ``T/...`` of a row per
 class. The published tree has a small file per layer and class, in which the class files of

@@ -1,5 +1,5 @@
-"""The published tree of statistics: a small ``npz`` per layer and class (specification
-edc_sre2l_gvbsm_rded, section 1.6).
+"""The published tree of statistics: a small ``npz`` per layer and class
+(docs/methods/recovery.md, "Files of statistics").
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class StudentTraining:
     """Trains the students ``repeats`` of one architecture with one recipe on one device.
 
     ``stacked``: all of them by one call (default: on a GPU, where small steps wait for kernel launches; on a CPU one
-    after another is faster, speed notes section 6). Results agree between the two up to rounding. Layers that draw
+    after another is faster). Results agree between the two up to rounding. Layers that draw
     while they train are never stacked. ``black``: a black pixel in network space, see :func:`make_augmentation`.
     """
 

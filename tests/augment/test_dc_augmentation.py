@@ -1,4 +1,4 @@
-"""DC's evaluation-time augmentation against the golden numbers (T5) and its own promises."""
+"""DC's evaluation-time augmentation against the golden numbers (T5 of docs/methods/parity.md) and its own promises."""
 
 from __future__ import annotations
 

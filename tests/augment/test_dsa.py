@@ -1,5 +1,5 @@
-"""DSA against the golden numbers (T4), against formulas written out in numpy, and its siamese and
-class-wise promises.
+"""DSA against the golden numbers (T4 of docs/methods/parity.md), against formulas written out in numpy, and its
+siamese and class-wise promises.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def bilinear(x: np.ndarray, row: float, column: float) -> np.ndarray:
 
 
 def by_formula(operation: str, x: np.ndarray, v: list[float]) -> np.ndarray:
-    """Return one image [C, H, W] after an operation, as the specification's table writes it."""
+    """Return one image [C, H, W] after an operation, as docs/methods/dc_dsa.md, "Operations of DSA", writes it."""
     _, height, width = x.shape
     cy, cx = (height - 1) / 2, (width - 1) / 2
     out = np.zeros_like(x)

@@ -97,7 +97,7 @@ def methods() -> str:
     for name in METHODS.names():
         text = importlib.import_module(METHODS.get(name).__module__).__doc__ or ""
         paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
-        what = re.sub(r" ?\(spec[^)]*\)|; spec[^)]*(?=\))", "", paragraphs[0]).rstrip(".")
+        what = paragraphs[0].rstrip(".")
         published = next(
             (p.removeprefix("Published ") for p in paragraphs if p.startswith("Published ")), ""
         )

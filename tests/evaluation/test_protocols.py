@@ -1,4 +1,4 @@
-"""Protocols: schedules, names, strategies, and the published training loop's own numbers (golden T6)."""
+"""Protocols: schedules, names, strategies, and the published loop's own numbers (T6 of docs/methods/parity.md)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _normal(seed, shape):
 
 
 def _fixture_state(state):
-    """Fill a student's state with the specification's numbers (section 7.1)."""
+    """Fill a student's state with numbers of docs/methods/parity.md, "Weights and images of DC, DSA and DM"."""
     params = [name for name in state if name.startswith("params.")]
     filled = dict(state)
     for k, name in enumerate(params):
@@ -170,7 +170,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_of_imagenet_are_the_published_ones(name):
-    """Specification edc_sre2l_gvbsm_rded, sections 4.1 and 5.1 to 5.3."""
+    """Those of docs/methods/evaluation.md, "Protocols"."""
     protocol = PROTOCOLS.get(name)
     assert protocol.recipe(IMAGENET, "resnet18") == Recipe(**ADAMW, **PUBLISHED[name])
     assert protocol.label == name
@@ -238,7 +238,7 @@ JOBS = {
 
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_change_protocols_and_their_names_say_so(job):
-    """The recipes of the specification's section 4.2, as a job writes them."""
+    """EDC's for small data sets (docs/methods/edc.md, "Published settings"), as a job writes them."""
     changes, label = JOBS[job]
     protocol = build(EvaluationConfig, {"protocol": "edc", **changes}, "job").resolve()
     assert protocol.label == label

@@ -1,4 +1,4 @@
-"""DM's and DC's losses against golden numbers (T2, T3) and explicit loops."""
+"""DM's and DC's losses against golden numbers (T2, T3 of docs/methods/parity.md) and explicit loops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def filled(name: str) -> Network:
-    """Return a network in fp64 with the fixture's weights (specification of DC, section 7.1)."""
+    """Return a network in fp64 with the weights of docs/methods/parity.md, "Weights and images of DC, DSA and DM"."""
     net = create_network(name, (3, 32, 32), 10, torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         for k, (path, parameter) in enumerate(net.named_parameters()):

@@ -1,4 +1,4 @@
-"""Priors on images against the specification's golden numbers (section 10: G5, G6, G8) and plain formulas."""
+"""Priors on images against golden numbers (G5, G6, G8 of docs/methods/parity.md) and plain formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of students that learn teachers' logits: golden numbers G4, and property (g)."""
+"""Losses of students that learn teachers' logits: golden numbers (G4 of docs/methods/parity.md), and a property."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_kl_is_that_of_torch_and_has_no_factor_of_the_temperature() -> None:
 
 
 def test_matching_the_labels_leaves_the_hard_loss_alone() -> None:
-    """Property (g): with labels equal to the student's logits, mse_gt is ce_weight times cross entropy."""
+    """With labels equal to the student's logits, mse_gt is ce_weight times cross entropy."""
     own = SoftTargets(LOGITS, HARD)
     assert float(mse_gt(LOGITS, own, 0.1)) == pytest.approx(
         0.1 * float(F.cross_entropy(LOGITS, HARD)), rel=1e-6

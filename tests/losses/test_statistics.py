@@ -242,7 +242,6 @@ def test_a_distance_of_zero_has_a_gradient_of_zero() -> None:
 
 
 def test_dropping_every_convolution_leaves_the_batch_norms_and_the_memory() -> None:
-    """Property (f)."""
     kept = draw_kept(torch.Generator().manual_seed(0), LAYOUT, 1.0)
     assert kept.tolist() == [False, True, False]
     values, running, overall = (
@@ -271,7 +270,6 @@ def test_the_drop_rate_is_a_share_of_the_convolutions() -> None:
 
 
 def test_swapping_changes_patches_alone() -> None:
-    """Property (e)."""
     table = random(10, seed=5)
     swapped = swap_patches(table, LAYOUT)
     before, after = LAYOUT.split(table), LAYOUT.split(swapped)

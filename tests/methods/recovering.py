@@ -1,4 +1,4 @@
-"""Helpers of the recovery tests: the specification's tensors, a context, the two nets of the micro recovery."""
+"""Helpers of the recovery tests: golden tensors (docs/methods/parity.md), a context, the micro recovery's two nets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 def det(
     shape: tuple[int, ...], a: float = 0.37, b: float = 0.11, scale: float = 1.0, shift: float = 0.0
 ) -> Tensor:
-    """Return the deterministic tensor of section 10."""
+    """Return a tensor of docs/methods/parity.md, "Tensors of EDC, SRe2L, G-VBSM and RDED"."""
     i = torch.arange(math.prod(shape), dtype=torch.float64)
     return (scale * (torch.sin(a * i + b) + 0.5 * torch.cos(0.013 * i)) + shift).float().view(shape)
 

@@ -1,5 +1,5 @@
 """SRe2L, G-VBSM and EDC as methods: published defaults, plans, estimates, what is refused
-(specification, sections 5, 6, 12).
+(docs/methods/edc.md, docs/methods/gvbsm.md and docs/methods/sre2l.md, "Published settings").
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def test_defaults_are_the_published_settings_of_imagenet(imagenet: Problem) -> N
 
 
 def test_the_peak_is_that_of_the_largest_network(imagenet: Problem) -> None:
-    """Section 9.2: without the original's hooks 88 MB per image; a pack of 80 images, tables of 0.81 GB."""
+    """Without the original's hooks 88 MB per image; a pack of 80 images, tables of 0.81 GB."""
     stage = recovery(method("edc", **NOISE), imagenet)
     cost = stage.cost(stage.units()[0])
     assert 80 * 80e6 < cost.peak_bytes < 80 * 194e6 + 2e9

@@ -131,7 +131,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def filled(name: str) -> Network:
-    """Return a network in fp64 with the fixture's weights (specification of DC, section 7.1)."""
+    """Return a network in fp64 with the weights of docs/methods/parity.md, "Weights and images of DC, DSA and DM"."""
     net = create_network(name, (3, 32, 32), 10, torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         for k, (path, parameter) in enumerate(net.named_parameters()):
@@ -191,7 +191,7 @@ def test_golden_distances_and_derivatives_in_single_precision(at_once: bool) -> 
 
 
 def test_fused_layer_norms_have_the_right_second_derivative_at_once() -> None:
-    """Section 5.25: ordinary backward through ``vmap(grad)`` of torch's own layer norm is wrong."""
+    """Ordinary backward through ``vmap(grad)`` of torch's own layer norm is wrong."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.LayerNorm((4, 6, 6)), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)

@@ -383,7 +383,7 @@ def _judge(
 
 
 def _rded_by_hand(stage: RdedPool, data: Any, info: DatasetInfo, label: int) -> torch.Tensor:
-    """RDED as the specification tells it, image by image, with torchvision's transforms."""
+    """RDED image by image, with torchvision's transforms (docs/methods/rded.md, "Choosing crops" and "Tiling")."""
     networks = [backbone.make() for backbone in stage.backbones]
     members = (data["train"].labels == label).nonzero().reshape(-1)
     chosen = members[torch.randperm(len(members), generator=generator(SEED, "candidates", label))][
@@ -417,7 +417,7 @@ def _rded_by_hand(stage: RdedPool, data: Any, info: DatasetInfo, label: int) -> 
 
 
 @pytest.mark.parametrize("factor", [1, 2])
-def test_rded_is_what_the_specification_tells(factor: int, digits, tmp_path: Path) -> None:
+def test_rded_is_what_was_published(factor: int, digits, tmp_path: Path) -> None:
     data, info = digits
     stage = patches(RdedPool, info, factor=factor, classes_per_unit=10)
     made = images_of(computed(stage, data, tmp_path)).view(10, 2, 1, 8, 8)
@@ -427,7 +427,7 @@ def test_rded_is_what_the_specification_tells(factor: int, digits, tmp_path: Pat
         assert (made[label].float() == expected).float().mean() > 0.99
 
 
-def test_edc_is_what_the_specification_tells(digits, tmp_path: Path) -> None:
+def test_edc_is_what_was_published(digits, tmp_path: Path) -> None:
     data, info = digits
     stage = patches(EdcPool, info, image_format="jpeg75", classes_per_unit=10)
     made = images_of(computed(stage, data, tmp_path)).view(10, 2, 1, 8, 8)

@@ -1,4 +1,4 @@
-"""The jobs of DC and DSA hold what was published: specification dc_dsa_dm, sections 1.1, 1.2, 3.1, 3.2 and 3.4."""
+"""The jobs of DC and DSA hold what was published: docs/methods/dc_dsa.md, "Published settings"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recovery engine: golden loop (G17, G13), packing, running statistics, resume, what is refused."""
+"""The recovery engine: golden loop (G17, G13 of docs/methods/parity.md), packing, running means, resume, refusals."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_golden_rates() -> None:
     ],
 )
 def test_packed_groups_are_those_computed_alone(fields: dict[str, Any]) -> None:
-    """Property (b): 5 classes x 4 images in groups of 4, the micro nets in turn; the last group is smaller."""
+    """5 classes x 4 images in groups of 4, the micro nets in turn; the last group is smaller."""
     common: dict[str, Any] = {"dataset": micro_info(5), "ipc": 3, "iterations": 4, **fields}
     alone = group_images(micro_stage(grouping=Grouping(group_size=6), **common))
     packed = group_images(micro_stage(grouping=Grouping(group_size=6, groups_per_unit=3), **common))
@@ -98,7 +98,7 @@ def test_packed_groups_are_those_computed_alone(fields: dict[str, Any]) -> None:
 
 
 def test_the_bytes_of_a_group_depend_on_nothing_computed_before() -> None:
-    """Property (a): one context for all units in any order, or one for each."""
+    """One context for all units in any order, or one for each."""
     stage = micro_stage(
         ipc=4, grouping=Grouping(group_size=4, groups_per_unit=2), views=AUGMENTED, iterations=3
     )
@@ -154,7 +154,6 @@ def test_no_update_changes_the_state_it_was_given() -> None:
 
 
 def test_dropping_every_convolution_leaves_them_out_and_their_running_statistics_alone() -> None:
-    """Property (f)."""
     stage, teacher = micro_stage(matching={"drop_rate": 1.0}), micro_teacher(0)
     state, ctx = recovered(stage)
     layout = teacher.tap.layout

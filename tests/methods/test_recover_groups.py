@@ -1,4 +1,4 @@
-"""Groups, units and views of recovery (specification, sections 2.2, 2.3, 5.1, 5.2; G10)."""
+"""Groups, units and views of recovery (docs/methods/recovery.md, "Groups"; G10 of docs/methods/parity.md)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def det(
 
 
 def written_out(x: Tensor, patch: int) -> Tensor:
-    """Return ``[2, K + P]`` of one group, as the specification words it (section 1.4)."""
+    """Return ``[2, K + P]`` of one group, as docs/methods/recovery.md, "Statistics", words it."""
     parts = [torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)])]
     if patch:
         size = [patch * -(-n // patch) for n in x.shape[2:]]
@@ -160,7 +160,7 @@ def test_layers_stand_in_the_order_of_the_modules(tap: StatTap) -> None:
 
 
 def test_packed_groups_are_the_groups_one_by_one(tap: StatTap) -> None:
-    """Property (b), of statistics and of the images' gradients."""
+    """So are their statistics and the images' gradients."""
     x = images(12).requires_grad_(True)
     weight = torch.randn(4, 2, tap.layout.width, generator=generator(0, "weight"))
     packed = tap(x, 4)[1]

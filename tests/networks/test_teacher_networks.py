@@ -69,7 +69,7 @@ def test_published_sizes(
     assert all(m.bias is None for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
-# The originals' registration order, written out from section 1.2 of the specification.
+# The originals' registration order, written out (docs/methods/networks.md, "Teachers for small images").
 
 
 def resnet_order() -> Iterator[str]:

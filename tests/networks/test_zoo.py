@@ -1,4 +1,4 @@
-"""Every network against the golden forward passes (T1), and at sizes nobody published."""
+"""Every network against the golden forward passes (T1 of docs/methods/parity.md), and at sizes nobody published."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make(name: str, shape: tuple[int, int, int], classes: int = 10, seed: int = 
 
 
 def fill_(net: Network) -> None:
-    """Give a network the fixture's weights (specification of DC, section 7.1), in fp64."""
+    """Give a network the weights of docs/methods/parity.md, "Weights and images of DC, DSA and DM", in fp64."""
     net.double()
     with torch.no_grad():
         for k, (path, parameter) in enumerate(net.named_parameters()):

@@ -207,7 +207,6 @@ def test_tables_are_those_of_a_plain_loop(backbone: Backbone) -> None:
 
 
 def test_class_tables_do_not_depend_on_slices_or_batches(backbone: Backbone) -> None:
-    """Property (d)."""
     one = collect(stage(backbone, slices=1))
     for fields in ({"slices": 4}, {"slices": 2, "batch": 5}):
         other = collect(stage(backbone, **fields))

@@ -203,7 +203,6 @@ def test_a_stack_equals_its_networks_one_by_one(recipe):
 
 
 def test_tests_use_the_moving_average_with_live_buffers():
-    """Property (h)."""
     recipe = Recipe(epochs=0, optimizer="adamw", ema=0.99)
     network = _network(dtype=torch.float32)
     step, state = TrainingStep(network, Numerics(), recipe), fresh_state(network, recipe)

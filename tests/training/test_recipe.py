@@ -31,14 +31,15 @@ def test_edc_trains_with_a_line():
     )
 
 
-def test_the_cosines_are_the_specifications():
+def test_the_cosines_are_the_published_ones():
     assert _factors("cos_st", 300, (0, 150, 299), st=2) == pytest.approx(
         [1, 0.8536, 0.5026], abs=5e-5
     )
     found = _factors("cos2_st", 300, (0, 150, 250, 251, 299), st=2)
     assert found == pytest.approx([1, 0.8536, 0.6294, 0.1028, 0.0021], abs=5e-5)
     assert _factors("cosine", 50, (0, 25, 40)) == pytest.approx([1, 0.5, 0.0955], abs=5e-5)
-    # Twenty epochs of a cosine that would end after sixty: ImageNet-10's teachers (section 1.3).
+    # Twenty epochs of a cosine that would end after sixty: ImageNet-10's teachers
+    # (docs/methods/recovery.md, "Teachers").
     assert _factors("cos_st", 20, (0, 10, 19), st=3) == pytest.approx(
         [0.5 * (1 + math.cos(math.pi * e / 60)) for e in (0, 10, 19)]
     )

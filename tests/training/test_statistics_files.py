@@ -545,7 +545,6 @@ def test_loaded_tables_take_batch_norms_from_the_network(tap: StatTap, tables: T
 
 
 def test_swapping_on_demand_changes_patches_of_classes_alone(tap: StatTap, tables: Tensors) -> None:
-    """Property (e)."""
     plain, swapped = (load_tables(Desk(tables), "tables", tap, swap=swap) for swap in (False, True))  # type: ignore[arg-type]
     assert torch.equal(plain.overall, swapped.overall)
     assert plain.classes is not None

@@ -1,4 +1,4 @@
-"""Gradient matching, the loop that DC and DSA share (specification of DC, sections 1.0 to 1.2).
+"""Gradient matching, the loop that DC and DSA share (docs/methods/dc_dsa.md, "The loop").
 
 An iteration draws a new network and makes ``outer_loop`` updates of all images; each moves them, by
 SGD with momentum, down

@@ -1,4 +1,4 @@
-"""What DC and DSA are configured by, and how they plan and assemble (specification of DC, sections 1.1 and 3.2)."""
+"""What DC and DSA are configured by, and how they plan and assemble (docs/methods/dc_dsa.md, "Published settings")."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Gradients of a network's weights on real and on synthetic images, and how the latter follow the former (DC, DSA).
 
-Specification of DC, sections 1.1.1, 1.1.2 and 6.4. Pure functions of tensors and of a network's weights and modes.
+Worked out in docs/methods/dc_dsa.md, "Distance between gradients", "Batch norm" and "Second derivatives". Pure
+functions of tensors and of a network's weights and modes.
 """
 
 from __future__ import annotations
@@ -193,7 +194,8 @@ def _match_at_once(
             distance,
         )[0]
 
-    # Both derivatives are torch.func's: ordinary backward through vmap(grad) is wrong for layer norms (section 5.25).
+    # Both derivatives are torch.func's: ordinary backward through vmap(grad) is wrong for layer norms
+    # (docs/methods/dc_dsa.md, "Second derivatives").
     targets = labels if isinstance(labels, Tensor) else torch.tensor(labels, device=images.device)
     derivatives, values = vmap(grad_and_value(of_class))(images.detach(), targets, list(real))
     return values, derivatives

@@ -29,7 +29,7 @@ Sampling = Literal["without_replacement", "with_replacement", "softmax_count"]
 
 def start_images(pool: int, ipc: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """Return the places int64 ``[ipc]``, among a class's ``pool`` images, of those it starts from
-    (specification, section 2.1.c).
+    (docs/methods/recovery.md, "Start images").
 
     ``without_replacement``: the first ``ipc``, image k for the k-th. ``with_replacement``: uniform
     draws, so that some are repeated and others missed (published, but for ImageNet-10).

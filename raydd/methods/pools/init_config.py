@@ -1,7 +1,7 @@
 """What recovery starts from, as jobs ask for it: noise, real images, patches of them, or a folder
-of others (section 2.1).
+of others (docs/methods/recovery.md, "Start images").
 
-Specification: edc_sre2l_gvbsm_rded. The stages are in :mod:`raydd.methods.pools.image_pool` and
+The stages are in :mod:`raydd.methods.pools.image_pool` and
 :mod:`raydd.methods.pools.patches`.
 """
 

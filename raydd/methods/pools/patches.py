@@ -1,4 +1,5 @@
-"""Pools of tiled patches: RDED's, and EDC's variant of it (specification edc_sre2l_gvbsm_rded, sections 5.3 and 2.1.a).
+"""Pools of tiled patches: RDED's (docs/methods/rded.md, "Choosing crops" and "Tiling"), and EDC's variant of it
+(docs/methods/recovery.md, "Start images").
 
 RDED (Sun et al., CVPR 2024, arXiv 2312.03526) optimises nothing: crops of real images that a
 teacher recognises best are put together, ``factor`` x ``factor`` to an image. Crops are made of the

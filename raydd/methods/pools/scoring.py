@@ -1,5 +1,5 @@
-"""How sure teachers are of images: the cross-entropy that chooses patches (specification
-edc_sre2l_gvbsm_rded, 2.1.a and 5.3).
+"""How sure teachers are of images: the cross-entropy that chooses patches
+(docs/methods/rded.md, "Choosing crops"; docs/methods/recovery.md, "Start images").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The engine of the statistics-matching family: images moved until networks see in them the statistics of real ones.
 
 A group of images is optimised together by Adam under one view per update and one network per update, in turn
-(specification edc_sre2l_gvbsm_rded, sections 2.2 to 2.8, 5.1, 5.2):
+(docs/methods/recovery.md, "The update"):
 
     L = CE(f_k(view(x)), y) + r_loss * sum_l w_l r_l(view(x)) + priors,    x <- clamp(Adam(x)),    k = t mod M
 

@@ -1,6 +1,6 @@
 """What recovery minimises, as part of its stage's key; and the compat switches that jobs may set.
 
-Specification: edc_sre2l_gvbsm_rded, sections 2.4 to 2.6, 5.1, 5.2.
+Worked out in docs/methods/recovery.md, "Running statistics", "Statistics of drawn images" and "Flatness".
 """
 
 from __future__ import annotations

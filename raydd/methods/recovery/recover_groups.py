@@ -1,5 +1,5 @@
 """Which images are optimised together: groups share batch statistics, units share forward passes
-(specification, section 2.2).
+(docs/methods/recovery.md, "Groups").
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The loss of recovery for one or several groups, packed in one batch: cross-entropy, statistics, priors.
 
 Networks are in eval mode, so groups meet only in their statistics, which are taken per group: the
-sum of the groups' losses has the gradients of each group alone (specification edc_sre2l_gvbsm_rded,
-section 9.1).
+sum of the groups' losses has the gradients of each group alone
+(docs/methods/recovery.md, "Groups").
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a group starts from: its images, and, where asked for, statistics of real images of its own classes.
 
-Specification edc_sre2l_gvbsm_rded, sections 2.1.c and 2.5.
+Worked out in docs/methods/recovery.md, "Start images" and "Statistics of drawn images".
 """
 
 from __future__ import annotations

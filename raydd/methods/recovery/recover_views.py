@@ -2,7 +2,7 @@
 shift for the whole group.
 
 All three are folded into two matrices per group, so a view costs two matrix products and no kernel needs atomics
-(specification edc_sre2l_gvbsm_rded, sections 2.3, 5.1, 5.2).
+(docs/methods/recovery.md, "The update"; docs/methods/sre2l.md, "CDA").
 """
 
 from __future__ import annotations

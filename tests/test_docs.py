@@ -1,0 +1,101 @@
+"""Every citation in code leads to a file and a heading of docs/, and every link of the documents somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = sorted(
+    path
+    for folder in ("raydd", "tests", "jobs")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".py", ".yaml"} and path != Path(__file__)
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LOST = re.compile(
+    r"\b[Ss]pecifications?\b|(?<!/)\bspec\b|\bDESIGN\b|\bSTYLE\b|\b[Ss]ections? \d|_gvbsm_rded|dc_dsa_dm spec"
+)
+"""Words that cite what is not here."""
+CITATION = re.compile(r'(docs/[\w./-]+\.md)((?:(?:, | and )"[^"]+")*)')
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def headings(page: Path) -> list[str]:
+    """Return the headings of a page, without those in blocks of code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.findall(r"^#+ +(.+?) *$", text, re.M)
+
+
+def anchors(page: Path) -> list[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings(page))
+    return [text.replace(" ", "-") for text in plain]
+
+
+def joined(text: str) -> str:
+    """Return code with its lines joined, so that a citation may be wrapped."""
+    return re.sub(r"\n[ \t]*(# )?", " ", text)
+
+
+def citations(text: str) -> list[tuple[str, str | None]]:
+    """Return ``(file, heading)`` for every citation in code; no heading: of the file as a whole."""
+    found: list[tuple[str, str | None]] = []
+    for file, quoted in CITATION.findall(joined(text)):
+        named = re.findall(r'"([^"]+)"', quoted)
+        found += [(file, heading) for heading in named] or [(file, None)]
+    return found
+
+
+def unresolved(text: str) -> list[tuple[str, str | None]]:
+    """Return the citations that lead nowhere."""
+    return [
+        (file, heading)
+        for file, heading in citations(text)
+        if not (ROOT / file).is_file() or heading not in (None, *headings(ROOT / file))
+    ]
+
+
+def test_citations_lead_somewhere() -> None:
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in CODE}
+    assert {name: found for name, text in texts.items() if (found := unresolved(text))} == {}
+    lines = [(name, line) for name, text in texts.items() for line in text.splitlines()]
+    assert [(name, line) for name, line in lines if LOST.search(line)] == []
+
+
+def test_a_citation_of_nothing_is_seen() -> None:
+    right = 'of DM\n    (docs/methods/dm.md, "The\n    update" and "Batch norm").'
+    assert len(citations(right)) == 2
+    assert unresolved(right) == []
+    assert unresolved('docs/methods/dm.md, "The updates"') == [
+        ("docs/methods/dm.md", "The updates")
+    ]
+    assert unresolved("docs/methods/dn.md") == [("docs/methods/dn.md", None)]
+
+
+def test_code_cites_every_page_of_methods() -> None:
+    cited = {file for path in CODE for file, _ in citations(path.read_text(encoding="utf-8"))}
+    pages = {f"docs/methods/{page.name}" for page in (ROOT / "docs" / "methods").glob("*.md")}
+    assert pages - cited == {"docs/methods/README.md"}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^()\s]+)\)", text):
+        if re.match(r"https?:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = page.parent / file if file else page
+        assert place.exists(), target
+        if anchor:
+            assert anchor in anchors(place), target
+    for name in re.findall(r"`((?:raydd|jobs|tests|docs|\.ci)/[\w./]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@every_page
+def test_headings_of_a_page_differ(page: Path) -> None:
+    assert len(set(anchors(page))) == len(anchors(page))

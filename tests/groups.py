@@ -13,7 +13,8 @@ from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref
-from raydd.runtime.ledger import Lease, Ledger
+from raydd.runtime.leases import Lease
+from raydd.runtime.ledger import Ledger
 from raydd.runtime.worker import Worker
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import logging
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,56 +18,12 @@ from raydd.data.catalog import DatasetInfo
 from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import describe, open_data
 from raydd.data.encoded import EncodedData, decode_threads
-from raydd.data.folder_data import FolderData
-from raydd.data.images import decode, decode_into, encode
-from raydd.data.inventory import EXAMPLES, LeftOut
-from raydd.data.shard_format import FORMAT, MANIFEST, UNDECODED, Index, read_manifest
+from raydd.data.inventory import LeftOut
+from raydd.data.shard_format import FORMAT, MANIFEST, Index, read_manifest
 from raydd.data.split import BaseData, Subset
+from raydd.data.tar_writing import SplitJob, lost_of, part_of, write_shard
 
-log = logging.getLogger(__name__)
 Encoding = Literal["original", "png", "jpg"]
-_KINDS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp"}
-_PIECE = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One split to write. ``keep``: the files' own bytes are kept; else images are encoded as ``kind``."""
-
-    files: Storage
-    data: BaseData
-    split: str
-    shard_size: int
-    keep: bool
-    kind: Literal["png", "jpg"]
-    quality: int
-    skip: bool
-
-    @property
-    def fingerprint(self) -> str:
-        """What decides the shards' bytes."""
-        quality = self.quality if self.kind == "jpg" and not self.keep else 0
-        facts = [
-            FORMAT,
-            self.data.digest,
-            self.split,
-            self.shard_size,
-            self.keep,
-            self.kind,
-            quality,
-            self.skip,
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    @property
-    def shards(self) -> int:
-        return -(-len(self.data) // self.shard_size)
-
-    def tar_path(self, number: int) -> str:
-        return f"{self.split}-{number:06d}.tar"
-
-    def part_path(self, number: int) -> str:
-        return f"parts/{self.split}-{number:06d}.json"
 
 
 def write_shards(
@@ -128,14 +80,14 @@ def _plan(
     shard_size: int,
     encoding: Encoding,
     quality: int,
-) -> tuple[_Job, bool]:
+) -> tuple[SplitJob, bool]:
     """Return the job, and whether every stored image has exactly the data set's size."""
     base = data.base if isinstance(data, Subset) else data
     asked = any(value is not None for value in (config.size, config.resize, config.fit))
     keep = encoding == "original" and isinstance(base, EncodedData) and not asked
     exact = not keep or (isinstance(base, EncodedData) and base.transform.fit == "exact")
     kind: Literal["png", "jpg"] = "jpg" if encoding == "jpg" else "png"
-    job = _Job(
+    job = SplitJob(
         files=files,
         data=data,
         split=split,
@@ -158,7 +110,7 @@ def _facts(info: DatasetInfo, exact: bool) -> dict[str, Any]:
     }
 
 
-def _turning(job: _Job) -> dict[str, Any]:
+def _turning(job: SplitJob) -> dict[str, Any]:
     """Return what the manifest says of pictures that are to be turned when they are read: those
     whose own bytes are kept.
     """
@@ -170,7 +122,7 @@ def _turning(job: _Job) -> dict[str, Any]:
     )
 
 
-def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, Any]:
+def _compatible(files: Storage, facts: dict[str, Any], job: SplitJob) -> dict[str, Any]:
     """Return the splits already published here; ``ConfigError`` if they are not of the same data set and settings."""
     manifest = read_manifest(files)
     if manifest is None:
@@ -189,7 +141,7 @@ def _compatible(files: Storage, facts: dict[str, Any], job: _Job) -> dict[str, A
     return splits
 
 
-def _claim(job: _Job, published: bool) -> None:
+def _claim(job: SplitJob, published: bool) -> None:
     """Write down whose the split's shards are, before the first; ``ConfigError`` for tars of the
     same names that are another's.
     """
@@ -207,7 +159,7 @@ def _claim(job: _Job, published: bool) -> None:
         ours = (
             published
             or not there
-            or any(job.part_path(number) in listed and _done(job, number) for number in there)
+            or any(job.part_path(number) in listed and part_of(job, number) for number in there)
         )
         owner = job.fingerprint if ours else None
     if owner != job.fingerprint:
@@ -217,7 +169,7 @@ def _claim(job: _Job, published: bool) -> None:
     job.files.put(claim, json.dumps({"fingerprint": job.fingerprint}).encode())
 
 
-def _foreign(job: _Job) -> str:
+def _foreign(job: SplitJob) -> str:
     """Return a tar of the folder that neither its manifest nor a claim on a split's shards accounts
     for; ``""`` if there is none.
 
@@ -239,7 +191,7 @@ def _foreign(job: _Job) -> str:
 
 
 def _write_missing(
-    job: _Job, workers: int, progress: Callable[[int, int], None] | None
+    job: SplitJob, workers: int, progress: Callable[[int, int], None] | None
 ) -> list[dict[str, Any]]:
     order = torch.randperm(len(job.data), generator=generator(0, "shards")).numpy()
     identity = job.data.identities()
@@ -248,9 +200,9 @@ def _write_missing(
     with ThreadPoolExecutor(max(1, workers)) as pool:
 
         def one(number: int) -> tuple[int, dict[str, Any]]:
-            done = _done(job, number)
+            done = part_of(job, number)
             chosen = order[number * job.shard_size : (number + 1) * job.shard_size]
-            return number, done or _write_shard(job, number, chosen, identity)
+            return number, done or write_shard(job, number, chosen, identity)
 
         futures = [pool.submit(one, number) for number in range(job.shards)]
         try:
@@ -265,117 +217,8 @@ def _write_missing(
     return [parts[number] for number in range(job.shards)]
 
 
-def _done(job: _Job, number: int) -> dict[str, Any] | None:
-    """Return a shard's marker if it belongs to this job and the shard is as long as it says."""
-    try:
-        part: dict[str, Any] = json.loads(job.files.get(job.part_path(number)))
-        if (
-            part["fingerprint"] == job.fingerprint
-            and job.files.size(job.tar_path(number)) == part["bytes"]
-        ):
-            return part
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass
-    return None
-
-
-def _samples(job: _Job, ids: np.ndarray) -> Iterator[tuple[int, bytes, str]]:
-    """Yield ``(id, encoded bytes, extension)``; samples that cannot be decoded raise, or are left out."""
-    subset = isinstance(job.data, Subset)
-    base: BaseData = job.data.base if isinstance(job.data, Subset) else job.data
-    inner = job.data.ids.numpy()[ids] if isinstance(job.data, Subset) and subset else ids
-    if not isinstance(base, EncodedData):
-        for sample, image in zip(ids.tolist(), base.take(torch.from_numpy(inner)).numpy()):
-            yield sample, encode(image, job.kind, job.quality), job.kind
-        return
-    for sample, source, blob in zip(ids.tolist(), inner.tolist(), base.blobs(inner)):
-        try:
-            yield sample, *_stored(job, base, source, bytes(blob))
-        except DataError as error:
-            if not job.skip:
-                raise DataError(
-                    f"{error}; --on-error skip leaves out and counts what cannot be decoded"
-                ) from error
-            log.warning("%s; left out", error)
-
-
-def _stored(job: _Job, base: EncodedData, source: int, blob: bytes) -> tuple[bytes, str]:
-    kind, transform = _KINDS.get(blob[:2]), base.transform
-    if not job.keep or transform.fit == "exact":
-        out = np.empty(base.shape, dtype=np.uint8)
-        decode_into(out, blob, base.title(source), transform)
-    else:  # kept whole: what has no ending of its own in shards as PNG
-        try:
-            out = decode(blob, transform.channels, transform.orientation).transpose(2, 0, 1)
-        except ValueError as error:
-            raise DataError(
-                f"{base.title(source)} cannot be decoded: {error} ({len(blob)} bytes)"
-            ) from error
-    return (blob, kind) if job.keep and kind else (encode(out, job.kind, job.quality), job.kind)
-
-
-def _origin(data: BaseData, sample: int) -> str | None:
-    """Return the path of the file that a sample comes from, where there is one."""
-    if isinstance(data, Subset):
-        return _origin(data.base, int(data.ids[sample]))
-    return data.paths[sample] if isinstance(data, FolderData) else None
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append a member and return where its content begins."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = len(content), 0o644, 0
-    start = int(tar.offset) + tarfile.BLOCKSIZE
-    tar.addfile(member, io.BytesIO(content))
-    return start
-
-
-def _write_shard(job: _Job, number: int, ids: np.ndarray, identity: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    rows: list[list[Any]] = []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for start in range(0, len(ids), _PIECE):
-            for sample, content, kind in _samples(job, ids[start : start + _PIECE]):
-                key, label = f"{sample:09d}", int(job.data.labels[sample])
-                offset = _add(tar, f"{key}.{kind}", content)
-                _add(tar, f"{key}.cls", str(label).encode())
-                origin = _origin(job.data, sample)
-                if origin is not None:
-                    _add(
-                        tar, f"{key}.json", json.dumps({"label": label, "source": origin}).encode()
-                    )
-                rows.append([key, offset, len(content), label, identity[sample].tobytes().hex()])
-    data = buffer.getvalue()
-    part = {
-        "fingerprint": job.fingerprint,
-        "name": job.tar_path(number),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "skipped": len(ids) - len(rows),
-        "rows": rows,
-    }
-    if len(rows) < len(ids):
-        written = {row[0] for row in rows}
-        lost = [int(sample) for sample in ids if f"{sample:09d}" not in written]
-        part["lost"] = [
-            _origin(job.data, sample) or f"sample {sample}" for sample in lost[:EXAMPLES]
-        ]
-    job.files.put(job.tar_path(number), data)
-    job.files.put(job.part_path(number), json.dumps(part).encode())
-    return part
-
-
-def _lost(part: dict[str, Any]) -> LeftOut:
-    """Return what could not be decoded for a shard."""
-    lost = LeftOut()
-    names = [*map(str, part.get("lost", ())), "not named"][: part["skipped"]]
-    for place, name in enumerate(names):
-        lost.add(UNDECODED, name, 1 if place < len(names) - 1 else part["skipped"] - place)
-    return lost
-
-
 def _publish(
-    job: _Job, facts: dict[str, Any], before: dict[str, Any], parts: list[dict[str, Any]]
+    job: SplitJob, facts: dict[str, Any], before: dict[str, Any], parts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     rows = [row for part in parts for row in part["rows"]]
     if not rows:
@@ -404,7 +247,7 @@ def _publish(
         "fingerprint": job.fingerprint,
         "shards": described,
     }
-    left_out = LeftOut().merge([job.data.left_out, *map(_lost, parts)])
+    left_out = LeftOut().merge([job.data.left_out, *map(lost_of, parts)])
     if left_out:
         split["left_out"] = left_out.to_dict()
     if job.data.notes:

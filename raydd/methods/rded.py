@@ -33,7 +33,8 @@ from raydd.core.units import Ref, Stage, unkeyed
 from raydd.labels.label_config import LabelConfig
 from raydd.methods.method import Method, Problem, register_method
 from raydd.methods.pools.patches import RdedPool, check_rded
-from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, training_stages
+from raydd.training.backbones import Backbone, keep_trained, training_stages
+from raydd.training.teacher_config import TeacherConfig
 
 
 @register_method("rded")

@@ -6,70 +6,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.units import PHASES, Ref, Stage
 from raydd.runtime.devices import named, reused_lines
+from raydd.runtime.leases import Lease, Node, step_of
 
 MAX_CRASHES = 10
 """A unit that loses its worker this often in a row without a new checkpoint stops the run."""
 
 MAX_STUMBLES = 2
 """A unit that raises an unexpected exception this often stops the run."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """What a worker is to do: ``run`` a unit up to an output, ``join`` the group in one, ``wait``, or ``stop``."""
-
-    kind: str
-    stage: Stage | None = None
-    unit: str = ""
-    outputs: tuple[str, ...] = ()
-    ticket: int = 0
-
-    @property
-    def ref(self) -> Ref:
-        """The unit's next output."""
-        if self.stage is None:
-            raise ValueError(f"a lease of kind '{self.kind}' names no unit")
-        return Ref(self.stage, self.unit, self.outputs[0])
-
-
-@dataclass
-class Node:
-    """A unit with outputs still wanted. ``alone``: the last worker to take its lanes took all of them."""
-
-    stage: Stage
-    unit: str
-    key: str
-    order: int
-    wanted: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-    needs: set[tuple[str, str]] = field(default_factory=set)
-    urgency: float = math.inf
-    holders: set[str] = field(default_factory=set)
-    alone: bool = False
-    t: int = 0
-    stumbles: int = 0
-    crashes: int = 0
-    crashed_at: int = -1
-
-    def next_output(self) -> str:
-        """Return the output the unit reaches next."""
-        return min(self.wanted - self.done, key=_step)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every wanted output is there."""
-        return self.wanted <= self.done
-
-
-def _step(output: str) -> float:
-    return math.inf if output == "final" else int(output.removeprefix("step-"))
 
 
 def _group(worker: str) -> str:
@@ -261,7 +210,7 @@ class Ledger:
         node = min(
             own,
             key=lambda n: (
-                min(n.urgency, _step(n.next_output())),
+                min(n.urgency, step_of(n.next_output())),
                 n.key not in held,
                 PHASES.index(n.stage.phase),
                 n.order,
@@ -293,7 +242,7 @@ class Ledger:
     def _segment(node: Node) -> tuple[str, ...]:
         """Return the next output; with it the final one where the last snapshot is the final state."""
         output = node.next_output()
-        last = _step(output) == node.stage.steps(node.unit) and "final" in node.wanted - node.done
+        last = step_of(output) == node.stage.steps(node.unit) and "final" in node.wanted - node.done
         return (output, "final") if last and output != "final" else (output,)
 
     def _gather(self, worker: str) -> Lease:
@@ -360,7 +309,7 @@ class Ledger:
             return
         node.done.add(output)
         self.done.add((key, output))
-        step = _step(output)
+        step = step_of(output)
         node.t = node.stage.steps(node.unit) if math.isinf(step) else int(step)
         self._tell(
             node.stage,

@@ -17,7 +17,8 @@ from raydd.core.store import Rows, Store, device_kind
 from raydd.core.units import Data, Ref
 from raydd.data.dataset_config import DatasetConfig
 from raydd.data.datasets import located, open_data
-from raydd.runtime.ledger import Lease, Ledger
+from raydd.runtime.leases import Lease
+from raydd.runtime.ledger import Ledger
 from raydd.runtime.worker import Worker
 
 OnEvent = Callable[[Event], None]

@@ -18,7 +18,7 @@ from raydd.core.rng import generator
 from raydd.core.store import Checkpoint, Rows, Store, device_kind
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Data, Ref, Stage
-from raydd.runtime.ledger import Lease
+from raydd.runtime.leases import Lease
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

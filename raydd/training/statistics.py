@@ -33,7 +33,8 @@ from raydd.networks.taps import StatTap
 from raydd.training.augmentation import make_augmentation
 from raydd.training.backbones import Backbone
 from raydd.training.recipe import Augmentation, Recipe
-from raydd.training.statistics_files import StatisticsFile, TableStage, observe
+from raydd.training.statistics_files import StatisticsFile
+from raydd.training.statistics_tables import TableStage, observe
 from raydd.training.training_cost import network_facts
 
 SCALE = (0.08, 1.0)

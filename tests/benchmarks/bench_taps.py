@@ -31,7 +31,7 @@ from torch import Tensor
 from raydd.core.rng import generator
 from raydd.losses import class_targets, matching_loss
 from raydd.networks import create_network
-from raydd.networks import taps as observing
+from raydd.networks import tap_sums as observing
 from raydd.networks.network import Network
 from raydd.networks.taps import StatTap
 
@@ -151,7 +151,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         results[name] = step()
         with (
             Count() as count,
-            mock.patch.object(observing, "_IN_TURN", sys.maxsize),
+            mock.patch.object(observing, "IN_TURN", sys.maxsize),
         ):  # image by image is for CPUs
             step()
         operators[name] = count.calls / (args.groups * args.each)

@@ -25,8 +25,8 @@ from raydd.methods.edc import Edc, EdcInit
 from raydd.methods.method import Problem
 from raydd.networks import create_network
 from raydd.networks.taps import StatTap
-from raydd.training.backbones import TeacherConfig
 from raydd.training.statistics import StatisticsConfig
+from raydd.training.teacher_config import TeacherConfig
 
 RESNET = "torchvision/resnet18"
 

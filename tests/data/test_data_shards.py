@@ -170,14 +170,14 @@ def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(
     source = DatasetConfig(name="image_folder", root=str(folder))
     out = tmp_path / "out"
     write_shards(source, str(tmp_path / "whole"), shard_size=5)
-    real, written = writer._write_shard, []
+    real, written = writer.write_shard, []
 
     def dies(job, number, ids, identity):  # type: ignore[no-untyped-def]
         if number == 3:
             raise KeyboardInterrupt
         return real(job, number, ids, identity)
 
-    monkeypatch.setattr(writer, "_write_shard", dies)
+    monkeypatch.setattr(writer, "write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         write_shards(source, str(out), shard_size=5, workers=1)
     assert not (out / "manifest.json").exists()
@@ -194,7 +194,7 @@ def test_an_interrupted_run_goes_on_and_redoes_only_what_is_torn(
         written.append(number)
         return real(job, number, ids, identity)
 
-    monkeypatch.setattr(writer, "_write_shard", counts)
+    monkeypatch.setattr(writer, "write_shard", counts)
     write_shards(source, str(out), shard_size=5, workers=1)
     assert 0 not in written
     assert {1, 3} <= set(written)

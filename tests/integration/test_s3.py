@@ -267,17 +267,17 @@ def test_shards_and_folders(
     write_shards(source, f"{here.url}/out", "test")
     local = write_shards(source, f"{here.url}/out", shard_size=5)
     write_shards(source, f"{there.url}/out", "test")
-    real = writer._write_shard
+    real = writer.write_shard
 
     def dies(job, number, ids, identity):  # type: ignore[no-untyped-def]
         if number == 2:
             raise DataError("stopped")
         return real(job, number, ids, identity)
 
-    monkeypatch.setattr(writer, "_write_shard", dies)
+    monkeypatch.setattr(writer, "write_shard", dies)
     with pytest.raises(DataError, match="stopped"):
         write_shards(source, f"{there.url}/out", shard_size=5, workers=1)
-    monkeypatch.setattr(writer, "_write_shard", real)
+    monkeypatch.setattr(writer, "write_shard", real)
     assert write_shards(source, f"{there.url}/out", shard_size=5) == local
     read = [
         open_data(DatasetConfig(name="webdataset", shards=f"{place}/out"))["train"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors, dump_tensors, load_tensors
 from raydd.networks import create_network
-from raydd.training.statistics_files import observe
+from raydd.training.statistics_tables import observe
 
 Edit = Callable[[Tensors], Tensors | bytes]
 

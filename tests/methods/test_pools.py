@@ -50,7 +50,7 @@ from raydd.methods.pools.scoring import ScoreImages
 from raydd.networks import create_network
 from raydd.networks.network import Network
 from raydd.runtime.runner import LocalRunner
-from raydd.training.backbones import TeacherConfig
+from raydd.training.teacher_config import TeacherConfig
 from raydd.training.train_network import TrainNetwork
 
 SEED = 5

@@ -32,7 +32,7 @@ from raydd.methods.recovery.recover_objective import batch_statistics, tap_layou
 from raydd.methods.recovery.recover_views import Views
 from raydd.networks import create_network
 from raydd.networks.taps import StatTap
-from raydd.training.statistics_files import observe
+from raydd.training.statistics_tables import observe
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text())[
     "G17_micro_recover"

@@ -15,7 +15,8 @@ from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.losses import class_targets, matching_loss
 from raydd.networks import create_network
-from raydd.networks.taps import StatTap, _by_row
+from raydd.networks.tap_sums import by_row
+from raydd.networks.taps import StatTap
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "golden_edc.json").read_text()
@@ -273,9 +274,9 @@ def test_batch_norms_are_differentiated_with_their_statistics(kind: str) -> None
 def test_rows_are_scaled_alike_on_every_device() -> None:
     maps, slope, constant = torch.rand(6, 5), torch.rand(6), torch.rand(6)
     torch.testing.assert_close(
-        _by_row(maps, slope, constant), maps * slope[:, None] + constant[:, None]
+        by_row(maps, slope, constant), maps * slope[:, None] + constant[:, None]
     )
-    assert _by_row(maps.to("meta"), slope.to("meta"), constant.to("meta")).shape == maps.shape
+    assert by_row(maps.to("meta"), slope.to("meta"), constant.to("meta")).shape == maps.shape
 
 
 def test_calling_the_network_itself_observes_nothing_and_changes_nothing(tap: StatTap) -> None:
@@ -302,9 +303,9 @@ def test_inputs_that_two_layers_share_are_summed_once(
     import raydd.networks.taps as module
 
     calls = []
-    original = module._Sums.forward
+    original = module.Sums.forward
     monkeypatch.setattr(
-        module._Sums, "forward", staticmethod(lambda *a: (calls.append(1), original(*a))[1])
+        module.Sums, "forward", staticmethod(lambda *a: (calls.append(1), original(*a))[1])
     )
     with torch.no_grad():
         tap(images(2))

@@ -25,14 +25,9 @@ from raydd.networks import create_network, fast_embed
 from raydd.networks.names import EDC_RESNET18
 from raydd.networks.released import published_name
 from raydd.training import weights as files
-from raydd.training.backbones import (
-    Backbone,
-    PretrainedStart,
-    TeacherConfig,
-    Weights,
-    convert_images_,
-    training_stages,
-)
+from raydd.training.backbones import Backbone, convert_images_, training_stages
+from raydd.training.teacher_config import TeacherConfig
+from raydd.training.weights import PretrainedStart, Weights
 
 CONVNET = "convnet3_w32"
 INFO = DatasetInfo(

@@ -19,9 +19,9 @@ from raydd.evaluation.plan import evaluation_stages
 from raydd.evaluation.set_sources import StoredSet
 from raydd.methods import METHODS, Problem
 from raydd.networks import create_network
-from raydd.training.backbones import TeacherConfig
 from raydd.training.batches import check_batches, sizes
 from raydd.training.recipe import Recipe
+from raydd.training.teacher_config import TeacherConfig
 from raydd.training.training_cost import network_facts
 
 SINGLE = "wrn_10_1"

@@ -24,7 +24,7 @@ from raydd.networks import Network, create_network
 from raydd.networks.fitting import fit
 from raydd.networks.released import published_name
 from raydd.training import weights as files
-from raydd.training.backbones import TeacherConfig
+from raydd.training.teacher_config import TeacherConfig
 from raydd.training.weights import Weights
 
 NETWORK, SHAPE, CLASSES = "convnet2_w8_batchnorm", (3, 8, 8), 5

@@ -22,10 +22,11 @@ from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.networks import create_network
 from raydd.networks.taps import StatTap
-from raydd.training.backbones import Backbone, Weights
+from raydd.training.backbones import Backbone
 from raydd.training.recipe import Recipe
 from raydd.training.statistics import Statistics, StatisticsConfig, add_batch
 from raydd.training.train_network import TrainNetwork
+from raydd.training.weights import Weights
 
 NETWORK, CLASSES, COUNT = "convnet2_w4_batchnorm", 5, 46
 

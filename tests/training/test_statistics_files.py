@@ -27,12 +27,14 @@ from raydd.networks import create_network
 from raydd.networks.network import Network
 from raydd.networks.released import published_name
 from raydd.networks.taps import StatTap
-from raydd.training.backbones import Backbone, Weights
+from raydd.training.backbones import Backbone
 from raydd.training.recipe import Recipe
 from raydd.training.statistics import StatisticsConfig
-from raydd.training.statistics_files import StatisticsFile, load_tables, save_tables
+from raydd.training.statistics_files import StatisticsFile, save_tables
+from raydd.training.statistics_tables import load_tables
 from raydd.training.statistics_tree import forget_trees
 from raydd.training.train_network import TrainNetwork
+from raydd.training.weights import Weights
 
 NETWORK = "resnet18_cifar_batchnorm"
 INFO = DatasetInfo(

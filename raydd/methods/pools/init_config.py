@@ -29,7 +29,8 @@ from raydd.methods.pools.image_pool import (
 )
 from raydd.methods.pools.patches import EdcPool, RdedPool, check_rded
 from raydd.methods.pools.scoring import ScoreImages
-from raydd.training.backbones import Backbone, TeacherConfig, training_stages
+from raydd.training.backbones import Backbone, training_stages
+from raydd.training.teacher_config import TeacherConfig
 
 __all__ = [
     "EdcPool",

@@ -39,7 +39,7 @@ from raydd.methods.recovery.recover_update import LOGGED, Recorded, Update
 from raydd.methods.recovery.recover_views import Views
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone
-from raydd.training.statistics_files import TableStage, load_tables
+from raydd.training.statistics_tables import TableStage, load_tables
 from raydd.training.training_cost import network_facts
 
 _OF_IMAGES = ("images", "first", "second", "average")

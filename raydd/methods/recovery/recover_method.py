@@ -26,10 +26,12 @@ from raydd.methods.recovery.recover_config import Matching, Priors
 from raydd.methods.recovery.recover_groups import Grouping, Order
 from raydd.methods.recovery.recover_objective import tap_layout
 from raydd.methods.recovery.recover_views import Views
-from raydd.training.backbones import Backbone, TeacherConfig, keep_trained, training_stages
+from raydd.training.backbones import Backbone, keep_trained, training_stages
 from raydd.training.statistics import CollectStatistics, Statistics, StatisticsConfig
-from raydd.training.statistics_files import TableStage, save_tables
+from raydd.training.statistics_files import save_tables
+from raydd.training.statistics_tables import TableStage
 from raydd.training.statistics_tree import forget_trees
+from raydd.training.teacher_config import TeacherConfig
 
 
 @dataclass(frozen=True, kw_only=True)

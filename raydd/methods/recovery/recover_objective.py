@@ -22,7 +22,7 @@ from raydd.methods.recovery.recover_config import Matching, Priors
 from raydd.networks import create_network
 from raydd.networks.network import Shape
 from raydd.networks.taps import KINDS, StatTap
-from raydd.training.statistics_files import observe
+from raydd.training.statistics_tables import observe
 
 
 @lru_cache(maxsize=256)

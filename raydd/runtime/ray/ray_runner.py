@@ -17,7 +17,8 @@ from raydd.core.events import Event
 from raydd.core.store import Rows, Store, device_kind
 from raydd.core.units import Ref
 from raydd.runtime.capacity import Need
-from raydd.runtime.ledger import Lease, Ledger
+from raydd.runtime.leases import Lease
+from raydd.runtime.ledger import Ledger
 from raydd.runtime.ray.ray_address import Cancelled, waiting_for
 from raydd.runtime.ray.ray_pulse import cluster_answers, failed, is_outage, told_if_gone
 from raydd.runtime.ray.ray_session import ray_session, worker_environment

@@ -10,14 +10,12 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from raydd.artifacts.report import Report
 from raydd.core.errors import RayddError
 from raydd.core.storage import Storage, absolute
 from raydd.runtime.tracking.mlflow_run import (
-    KINDS,
     METRICS_AT_ONCE,
     Artifacts,
     Input,
@@ -38,10 +36,9 @@ from raydd.runtime.tracking.tracking_uri import (
     sqlite_path,
     web_address,
 )
+from raydd.runtime.tracking.unsent import Unsent, counts
 
 log = logging.getLogger(__name__)
-STATE = "tracking.json"
-FOLDER = "tracking"
 SAVE_SECONDS = 30.0
 CREATE_SECONDS = 60.0
 """How long making a database may take on a busy machine; nothing but its disk is in the way."""
@@ -69,7 +66,7 @@ class Tracker:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
     ) -> None:
-        self.output = output
+        self._unsent = Unsent(output)
         self._wake = threading.Condition()
         self._saving = threading.Lock()
         self._light: deque[Item] = deque()
@@ -84,7 +81,6 @@ class Tracker:
         self._ended = False
         self._saved_at = 0.0
         self._kept_id: str | None = None
-        self._kept_pictures: set[str] = set()
         self._run: MlflowRun | None = None
         if uri == "none":
             return
@@ -206,13 +202,13 @@ class Tracker:
         if self._ended:
             return None
         kept = self._save()
-        counts = _counts([*self._light, *self._heavy]) or "the run's end"
+        left = counts([*self._light, *self._heavy]) or "the run's end"
         fate = (
             "kept, and sent when the same command runs again"
             if kept
             else "and not kept, since the output folder cannot be written"
         )
-        return f"tracking: {counts} could not be sent to {redact(run.uri)} ({self._error or 'no answer'}); {fate}"
+        return f"tracking: {left} could not be sent to {redact(run.uri)} ({self._error or 'no answer'}); {fate}"
 
     def _creating(self, run: MlflowRun) -> float:
         return CREATE_SECONDS if self._attempts == 0 and sqlite_path(run.uri) is not None else 0.0
@@ -293,7 +289,7 @@ class Tracker:
         try:
             run.send(items, self._extend)
         except Rejected as error:
-            self._warn(f"refused: {error}", f"the server refuses {_counts(items)}: {error}")
+            self._warn(f"refused: {error}", f"the server refuses {counts(items)}: {error}")
         except Exception:
             if queue is self._heavy:
                 with self._wake:
@@ -334,23 +330,7 @@ class Tracker:
 
     def _load(self, run: MlflowRun) -> None:
         """Take up where an earlier run of the job left off."""
-        try:
-            state = dict(json.loads(self.output.get(STATE)))
-            kept = [
-                item
-                for item in (self._revive(dict(facts)) for facts in state.get("unsent", []))
-                if item is not None
-            ]
-        except FileNotFoundError:
-            state, kept = {}, []
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning(
-                "tracking: %s/%s cannot be read (%s); a new run is made",
-                self.output.url,
-                STATE,
-                error,
-            )
-            state, kept = {}, []
+        state, kept = self._unsent.read()
         run.token = str(state.get("token", run.token))
         self._kept_id = state.get("run_id")
         run.files |= state.get("files", {})
@@ -365,17 +345,6 @@ class Tracker:
         if not state:
             self._save()  # the token first: should the answer to "create a run" get lost, the run is found by it
 
-    def _revive(self, facts: dict[str, Any]) -> Item | None:
-        cls = KINDS[facts.pop("kind")]
-        if cls is Picture:
-            name = str(facts.pop("file"))
-            self._kept_pictures.add(name)
-            try:
-                facts["png"] = self.output.get(name)
-            except FileNotFoundError:
-                return None
-        return cls(**facts)
-
     def _save(self) -> bool:
         """Write the run's id and what is unsent to the output folder; return whether that worked."""
         run = self._run
@@ -384,28 +353,14 @@ class Tracker:
         try:
             with self._wake:
                 items = [*self._light, *self._heavy]
-            unsent, pictures = [], set()
-            for item in items:
-                facts = {"kind": item.kind, **asdict(item)}
-                if isinstance(item, Picture):
-                    del facts["png"]
-                    facts["file"] = f"{FOLDER}/{item.key.replace('/', '~')}-{item.step:06d}.png"
-                    pictures.add(facts["file"])
-                    if facts["file"] not in self._kept_pictures:
-                        self.output.put(facts["file"], item.png)
-                unsent.append(facts)
             state = {
                 "run_id": self._kept_id,
                 "token": run.token,
                 "uri": redact(run.uri),
                 "experiment": run.experiment,
                 "files": dict(run.files),
-                "unsent": unsent,
             }
-            self.output.put(STATE, json.dumps(state).encode())
-            for name in self._kept_pictures - pictures:
-                self.output.delete(name)
-            self._kept_pictures = pictures
+            self._unsent.write(state, items)
         except (RayddError, OSError) as error:
             self._warn("keep", f"its state cannot be kept: {error}")
             return False
@@ -417,15 +372,3 @@ class Tracker:
 
 def _milliseconds(timestamp: float | None) -> int:
     return int((time.time() if timestamp is None else timestamp) * 1000)
-
-
-def _counts(items: list[Item]) -> str:
-    """Return what the items are, ``12 metrics and 1 picture``."""
-    number: dict[str, int] = {}
-    for item in items:
-        number[item.kind] = number.get(item.kind, 0) + 1
-    names = [
-        f"{count} {kind}{'s' * (count != 1 and not kind.endswith('s'))}"
-        for kind, count in number.items()
-    ]
-    return " and ".join(names)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+
+from raydd.cli import main
+from raydd.config import load_job
+from raydd.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(
@@ -99,3 +108,84 @@ def test_links_lead_somewhere(page: Path) -> None:
 @every_page
 def test_headings_of_a_page_differ(page: Path) -> None:
     assert len(set(anchors(page))) == len(anchors(page))
+
+
+# -- the papers' commands --------------------------------------------------------------------------------------------
+
+PAPERS = ROOT / "docs" / "from_papers.md"
+
+
+def keys_of(tree: Mapping[str, Any], before: str = "") -> set[str]:
+    """Return the dotted keys of a tree, with those of its groups."""
+    found: set[str] = set()
+    for key, value in tree.items():
+        found |= {before + key}
+        if isinstance(value, Mapping):
+            found |= keys_of(value, f"{before}{key}.")
+    return found
+
+
+@functools.cache
+def known_keys() -> frozenset[str]:
+    """Return the dotted keys of all jobs."""
+    jobs = (load_job(str(job)) for job in (ROOT / "jobs").glob("*.yaml"))
+    return frozenset(key for job in jobs for key in keys_of(job.resolved()))
+
+
+def spans(text: str) -> list[str]:
+    """Return what stands in backquotes in prose and in the last column of tables, where ours are."""
+    rows = [
+        line.rsplit(" | ", 1)[-1] if line.startswith("|") else line for line in text.splitlines()
+    ]
+    return [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
+
+
+def mistakes(text: str) -> list[str]:
+    """Return the commands, keys and jobs of ours in a page that do not exist, and why."""
+    wrong = []
+    for span in spans(text):
+        key = span.partition("=")[0]
+        try:
+            if span.startswith("raydd "):
+                check_command(shlex.split(span)[1:])
+            elif span.startswith("jobs/"):
+                load_job(str(ROOT / span))
+            elif key.partition(".")[0] in known_keys() and re.fullmatch(r"[a-z_.]+", key):
+                assert key in known_keys(), "no such key"
+        except (AssertionError, ConfigError, click.ClickException, OSError) as error:
+            wrong.append(f"{span}: {error}")
+    return wrong
+
+
+def check_command(words: list[str]) -> None:
+    """Read a command as raydd does, up to where it would start."""
+    verb = main.get_command(click.Context(main), words[0])
+    assert verb is not None, "no such verb"
+    if len(words) > 2:
+        context = verb.make_context(words[0], list(words[1:]))
+    else:  # an option alone
+        assert words[1] in {option for parameter in verb.params for option in parameter.opts}
+    if words[0] == "distill":
+        load_job(str(ROOT / context.params["config"]), context.params["overrides"])
+
+
+def test_jobs_and_keys_of_the_papers_page_exist() -> None:
+    text = PAPERS.read_text(encoding="utf-8")
+    assert len(spans(text)) > 150
+    assert mistakes(text) == []
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        "method.lr_image",
+        "evaluation.network=[M]",
+        "jobs/mnist_dcc.yaml",
+        "raydd distill --config jobs/mnist_dc.yaml method.dist=mse",
+        "raydd evaluate --label",
+        "raydd evaluate x.pt --protocols dm",
+        "raydd distil --config jobs/mnist_dc.yaml ipc=1",
+    ],
+)
+def test_what_does_not_exist_is_seen(ours: str) -> None:
+    assert len(mistakes(f"| `--flag` | `{ours}` |")) == 1

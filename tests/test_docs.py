@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+from test_layers import LEVELS, TOP
 
 from raydd.cli import main
 from raydd.config import load_job
@@ -103,6 +104,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(place), target
     for name in re.findall(r"`((?:raydd|jobs|tests|docs|\.ci)/[\w./]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_architecture_has_every_room_at_its_level() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = {int(level): rest for level, rest in re.findall(r"^\| (\d) \| (.+)", text, re.M)}
+    entries = {path.stem for path in (ROOT / "raydd").glob("*.py")} - {"__init__", *LEVELS}
+    rooms = {f"{room}{'.py' if room == 'config' else '/'}": at for room, at in LEVELS.items()}
+    rooms |= {f"{entry}.py": TOP for entry in entries}
+    assert [room for room, at in rooms.items() if f"`{room}`" not in rows[at]] == []
 
 
 @every_page

@@ -71,6 +71,7 @@ def unresolved(text: str) -> list[tuple[str, str | None]]:
 def test_citations_lead_somewhere() -> None:
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in CODE}
     assert {name: found for name, text in texts.items() if (found := unresolved(text))} == {}
+    texts |= {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
     lines = [(name, line) for name, text in texts.items() for line in text.splitlines()]
     assert [(name, line) for name, line in lines if LOST.search(line)] == []
 
@@ -104,6 +105,8 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(place), target
     for name in re.findall(r"`((?:raydd|jobs|tests|docs|\.ci)/[\w./]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"`([a-z]+/[\w/]+\.py)`", text):
+        assert (ROOT / name).exists() or (ROOT / "raydd" / name).exists(), name
 
 
 def test_the_architecture_has_every_room_at_its_level() -> None:

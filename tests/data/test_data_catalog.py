@@ -87,6 +87,15 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert sum(info.train_counts) == 1438
 
 
+def test_digits_are_scikit_learns() -> None:
+    from sklearn.datasets import load_digits
+
+    data, images = open_data(DatasetConfig(name="digits")), load_digits().images
+    read = torch.cat([data[split].take(torch.arange(len(data[split]))) for split in data])
+    expected = np.round(images * (255 / 16)).astype(np.uint8)
+    assert sorted(x.tobytes() for x in read.numpy()) == sorted(x.tobytes() for x in expected)
+
+
 def test_the_holdout_is_cut_from_train_by_share_or_count() -> None:
     whole = open_data(DatasetConfig(name="digits"))
     share = open_data(DatasetConfig(name="digits", holdout=0.1))

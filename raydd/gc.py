@@ -23,7 +23,7 @@ def main(store: str, forget: tuple[str, ...], dry_run: bool) -> None:
     """Remove from a store every unit that no unfinished run needs. Published sets do not depend on it."""
     setup_logging()
     with command_errors():
-        from raydd.artifacts.report import format_bytes
+        from raydd.artifacts.rendering import format_bytes
         from raydd.core.keeping import collect
         from raydd.core.storage import absolute
         from raydd.core.store import Store

@@ -9,7 +9,8 @@ from typing import Any
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.pictures import Range
-from raydd.artifacts.report import Report, format_bytes, render_markdown
+from raydd.artifacts.rendering import format_bytes, render_markdown
+from raydd.artifacts.report import Report
 
 SIZES = (
     (1_000, "n<1K"),

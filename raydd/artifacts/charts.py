@@ -8,8 +8,9 @@ import io
 import itertools
 
 from raydd.artifacts.grid import curve
-from raydd.artifacts.report import MemoryRow, Report, size_of
-from raydd.artifacts.tables import Crossed, continual_context, cross
+from raydd.artifacts.rendering import size_of
+from raydd.artifacts.report import Crossed, MemoryRow, Report, cross
+from raydd.artifacts.tables import continual_context
 
 NETWORKS, CONTINUAL, CONTINUAL_ROWS = "networks.png", "continual.png", "continual.csv"
 

@@ -39,7 +39,8 @@ from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
 from raydd.artifacts.eight_bit import SHARD_BYTES, tar_shards
 from raydd.artifacts.grid import MODES, curve, grid, png
 from raydd.artifacts.pictures import SIDE_FILE, Range, pictures, side_file
-from raydd.artifacts.report import Report, format_seconds, reference, size_of
+from raydd.artifacts.rendering import format_seconds, size_of
+from raydd.artifacts.report import Report, reference
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors

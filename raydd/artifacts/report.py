@@ -1,6 +1,6 @@
-"""The report of a distilled set, and its tables: no number without its context.
+"""The report of a distilled set: no number without its context.
 
-A report is written by the evaluation as JSON (:meth:`Report.to_dict`) and rendered here, for logs and for the card.
+The evaluation writes it as JSON (:meth:`Report.to_dict`); :mod:`raydd.artifacts.rendering` renders it.
 Accuracies are top-1, in percent, of the last epoch; differences are in percentage points; sizes in bytes; times in
 device-seconds (seconds of one accelerator, or of one CPU worker where there is none).
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from raydd.artifacts.protocol import Training
-from raydd.artifacts.tables import Table, as_markdown, as_text, continual_table, cross
 from raydd.core.errors import ConfigError, unknown
 
 T = TypeVar("T")
@@ -163,6 +162,54 @@ class Report:
         return _build(cls, plain)
 
 
+@dataclass(frozen=True)
+class Crossed:
+    """A report's rows as set × network: ``cells[set][network]``, ``None`` for what was not run."""
+
+    sets: tuple[str, ...]
+    networks: tuple[str, ...]
+    cells: tuple[tuple[Row | None, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the accuracies as JSON values, ``[set][network]``."""
+        means, deviations = (
+            [[pick(row) for row in line] for line in self.cells] for pick in (_mean, _deviation)
+        )
+        return {
+            "sets": list(self.sets),
+            "networks": list(self.networks),
+            "accuracy_mean": means,
+            "accuracy_std": deviations,
+        }
+
+
+def _mean(row: Row | None) -> float | None:
+    return None if row is None else row.accuracy_mean
+
+
+def _deviation(row: Row | None) -> float | None:
+    return None if row is None else row.accuracy_std
+
+
+def cross(report: Report) -> Crossed | None:
+    """Return the rows as set × network, ``None`` with a single network.
+
+    A set under another protocol than the first row's is named with it: ``whole, dm[epochs=60]``.
+    """
+    names = {
+        (r.set, r.protocol): r.set
+        if r.protocol == report.rows[0].protocol
+        else f"{r.set}, {r.protocol}"
+        for r in report.rows
+    }
+    networks = tuple(dict.fromkeys(row.network for row in report.rows))
+    if len(networks) < 2:
+        return None
+    found = {(row.set, row.protocol, row.network): row for row in report.rows}
+    cells = tuple(tuple(found.get((*key, network)) for network in networks) for key in names)
+    return Crossed(tuple(names.values()), networks, cells)
+
+
 def _build(kind: type[T], values: T | Mapping[str, Any]) -> T:
     if isinstance(values, kind):
         return values
@@ -188,191 +235,6 @@ def summarise(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
     if not pooled:
         raise ConfigError("no accuracies to summarise")
     return statistics.fmean(pooled), statistics.pstdev(pooled)
-
-
-def images_per_class(ipc: float) -> str:
-    """Return ``1 image per class``, ``10 images per class``."""
-    return f"{ipc:g} image{'s' * (ipc != 1)} per class"
-
-
-def size_of(report: Report) -> str:
-    """Return how large a report's set is, for titles."""
-    return report.size or images_per_class(report.ipc)
-
-
-def format_bytes(count: float) -> str:
-    """Return a size in decimal units, ``313.6 kB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def format_seconds(seconds: float | None) -> str:
-    """Return a time in the unit that suits it, ``64 s``, ``4.9 min``, ``2.5 h``."""
-    if seconds is None:
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def signed(points: float) -> str:
-    """Return a difference with its sign and two decimals; none of ``-0.00``."""
-    return f"{round(points, 2) + 0.0:+.2f}"
-
-
-def _random_beside(report: Report, row: Row) -> Row | None:
-    return next(
-        (
-            r
-            for r in report.rows
-            if r.set == "random" and (r.protocol, r.network) == (row.protocol, row.network)
-        ),
-        None,
-    )
-
-
-def _cells(report: Report) -> Table:
-    best = any(row.best_accuracy is not None for row in report.rows)
-    published = {(report.rows[0].set, item.network): item for item in report.published}
-    header = [
-        "set",
-        "protocol",
-        "network",
-        "accuracy, %",
-        "vs random",
-        "seeds × networks",
-        "images",
-        "labels",
-        "device time",
-    ]
-    if best:
-        header.insert(5, "best epoch, %")
-    if published:
-        header.insert(4, "published, %")
-    lines = []
-    for row in report.rows:
-        random = _random_beside(report, row)
-        gain = (
-            "–"
-            if row.set == "random"
-            else "not run"
-            if random is None
-            else signed(row.accuracy_mean - random.accuracy_mean)
-        )
-        line = [
-            row.set,
-            row.protocol,
-            row.network,
-            f"{row.accuracy_mean:.2f} ± {row.accuracy_std:.2f}",
-            gain,
-            f"{row.seeds} × {row.networks}",
-            format_bytes(row.image_bytes),
-            format_bytes(row.label_bytes),
-            format_seconds(row.device_seconds),
-        ]
-        if best:
-            line.insert(5, "–" if row.best_accuracy is None else f"{row.best_accuracy:.2f}")
-        if published:
-            theirs = published.get((row.set, row.network))
-            line.insert(
-                4,
-                "–"
-                if theirs is None
-                else f"{theirs.accuracy_mean:.2f} ± {theirs.accuracy_std:.2f}",
-            )
-        lines.append(line)
-    return Table("", header, lines, left=3)
-
-
-def _context(report: Report) -> str:
-    device = f", on {report.device}" if report.device else ""
-    return (
-        f"{report.dataset}, {size_of(report)}, {report.split} split{device}: top-1 accuracy of the last epoch, "
-        f"mean ± standard deviation (ddof {report.ddof}) over seeds × networks."
-    )
-
-
-def _remarks(report: Report) -> list[str]:
-    remarks = []
-    if report.hlr is not None:
-        remarks.append(
-            f"HLR {signed(report.hlr)} points (whole data minus this set, hard labels; lower is better)."
-        )
-    if report.ior is not None:
-        remarks.append(
-            f"IOR {signed(report.ior)} points (this set minus random, same protocol; higher is better)."
-        )
-    if any(row.best_accuracy is not None for row in report.rows):
-        remarks.append(
-            f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a"
-            " result."
-        )
-    if not any(row.set == "random" for row in report.rows):
-        remarks.append(
-            "Random images of the same number were not evaluated: these accuracies have no baseline."
-        )
-    if report.published:
-        shown = (
-            f"{p.network} {p.accuracy_mean:.2f} ± {p.accuracy_std:.2f} % ({p.networks})"
-            for p in report.published
-        )
-        remarks.append(
-            f"Published in the set's own file, under its makers' protocol (networks): {', '.join(shown)}."
-        )
-    few = [row.set for row in report.rows if row.set == "random" and row.seeds < 3]
-    if few:
-        remarks.append(
-            "Random was drawn fewer than three times: its accuracy varies by several points between draws."
-        )
-    return [*remarks, *report.notes]
-
-
-def _as_report(report: Report | Mapping[str, Any]) -> Report:
-    return report if isinstance(report, Report) else Report.from_dict(report)
-
-
-def _sections(report: Report) -> list[Table]:
-    """Return what is shown below the rows: the table set × network, where there are several, and
-    the continual experiment.
-    """
-    crossed = cross(report)
-    return [
-        *([] if crossed is None else [crossed.table()]),
-        *([continual_table(report)] if report.continual else []),
-    ]
-
-
-def render_table(report: Report | Mapping[str, Any]) -> str:
-    """Return the report as a plain text table for logs and terminals: context, rows, remarks, further tables."""
-    report = _as_report(report)
-    parts = [_context(report), "", *as_text(_cells(report)), "", *_remarks(report)]
-    for section in _sections(report):
-        parts += ["", f"{section.title}:", "", *as_text(section)]
-    if report.trainings:
-        parts += ["", PROTOCOLS, *(f"  {training.text()}" for training in report.trainings)]
-    return "\n".join(parts).rstrip() + "\n"
-
-
-def render_markdown(report: Report | Mapping[str, Any]) -> str:
-    """Return the report as Markdown: context, table, remarks, further tables."""
-    report = _as_report(report)
-    parts = [
-        _context(report),
-        "",
-        *as_markdown(_cells(report)),
-        "",
-        *(f"- {remark}" for remark in _remarks(report)),
-    ]
-    for section in _sections(report):
-        parts += ["", f"{section.title}:", "", *as_markdown(section)]
-    if report.trainings:
-        parts += ["", PROTOCOLS, "", *(f"- {training.text()}" for training in report.trainings)]
-    return "\n".join(parts).rstrip() + "\n"
 
 
 def reference(report: Report, name: str) -> float | None:

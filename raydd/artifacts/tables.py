@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from raydd.artifacts.report import Report, Row
+from raydd.artifacts.report import Crossed, Report
 
 
 @dataclass(frozen=True)
@@ -52,61 +50,14 @@ def spread(mean: float, deviation: float) -> str:
     return f"{mean:.2f} ± {deviation:.2f}"
 
 
-@dataclass(frozen=True)
-class Crossed:
-    """A report's rows as set × network: ``cells[set][network]``, ``None`` for what was not run."""
-
-    sets: tuple[str, ...]
-    networks: tuple[str, ...]
-    cells: tuple[tuple[Row | None, ...], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the accuracies as JSON values, ``[set][network]``."""
-        means, deviations = (
-            [[pick(row) for row in line] for line in self.cells] for pick in (_mean, _deviation)
-        )
-        return {
-            "sets": list(self.sets),
-            "networks": list(self.networks),
-            "accuracy_mean": means,
-            "accuracy_std": deviations,
-        }
-
-    def table(self) -> Table:
-        """Return the table, with a line per network since these are many."""
-        by_network = zip(self.networks, zip(*self.cells, strict=True), strict=True)
-        lines = [
-            [name, *("–" if r is None else spread(r.accuracy_mean, r.accuracy_std) for r in rows)]
-            for name, rows in by_network
-        ]
-        return Table("Accuracy of every set on every network, %", ["network", *self.sets], lines)
-
-
-def _mean(row: Row | None) -> float | None:
-    return None if row is None else row.accuracy_mean
-
-
-def _deviation(row: Row | None) -> float | None:
-    return None if row is None else row.accuracy_std
-
-
-def cross(report: Report) -> Crossed | None:
-    """Return the rows as set × network, ``None`` with a single network.
-
-    A set under another protocol than the first row's is named with it: ``whole, dm[epochs=60]``.
-    """
-    names = {
-        (r.set, r.protocol): r.set
-        if r.protocol == report.rows[0].protocol
-        else f"{r.set}, {r.protocol}"
-        for r in report.rows
-    }
-    networks = tuple(dict.fromkeys(row.network for row in report.rows))
-    if len(networks) < 2:
-        return None
-    found = {(row.set, row.protocol, row.network): row for row in report.rows}
-    cells = tuple(tuple(found.get((*key, network)) for network in networks) for key in names)
-    return Crossed(tuple(names.values()), networks, cells)
+def crossed_table(crossed: Crossed) -> Table:
+    """Return the table of set × network, with a line per network since these are many."""
+    by_network = zip(crossed.networks, zip(*crossed.cells, strict=True), strict=True)
+    lines = [
+        [name, *("–" if r is None else spread(r.accuracy_mean, r.accuracy_std) for r in rows)]
+        for name, rows in by_network
+    ]
+    return Table("Accuracy of every set on every network, %", ["network", *crossed.sets], lines)
 
 
 def _count(number: int, word: str) -> str:

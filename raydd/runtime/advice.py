@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from raydd.artifacts.report import format_bytes
+from raydd.artifacts.rendering import format_bytes
 from raydd.config import Job
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator

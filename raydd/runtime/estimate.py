@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raydd.artifacts.report import format_bytes
+from raydd.artifacts.rendering import format_bytes
 from raydd.core.store import Store
 from raydd.core.units import PHASES, Numerics, Ref, Stage, unit_key
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,48 +11,35 @@ from typing import Any
 
 import torch
 
-from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS, report_files
+from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import grid, png
 from raydd.artifacts.reading import Reading
-from raydd.artifacts.report import Report
 from raydd.config import EvaluationJob, load_evaluation, method_from
-from raydd.core.errors import ConfigError, DataError, Missing, refusing
+from raydd.core.errors import ConfigError, refusing
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
 from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG, DatasetInfo
-from raydd.data.datasets import Found, missing, with_digests
-from raydd.data.inventory import Inventory, skipped_lines
+from raydd.data.datasets import missing
 from raydd.evaluation.continual import check_classes
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.set_sources import StoredSet
 from raydd.evaluation.stored_plan import Maker, stored_evaluation
-from raydd.evaluation.summary import summarise
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.method import DEFAULT_NETWORK, Problem
-from raydd.runtime.devices import Markers, main_kind, mixed_line, store_lines
-from raydd.runtime.estimate import costs, measured_rate, render, skipped_of, unit_table
-from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
-from raydd.runtime.pipeline import (
-    Interrupted,
-    Outcome,
-    git_commit,
-    make_runner,
-    stop_on_signals,
-    to_json,
-)
+from raydd.runtime.devices import store_lines
+from raydd.runtime.estimate import costs, measured_rate, render
+from raydd.runtime.output import Lock, Recorded, check_claim_as, check_place, claim_as, flatten
 from raydd.runtime.planning import listed, most_workers
-from raydd.runtime.progress import Progress
 from raydd.runtime.resolved import describe as describe_protocols
 from raydd.runtime.resolved import protocol_params
-from raydd.runtime.runner import OpenData
+from raydd.runtime.session import Described, Outcome, Session, check_places, described, run_tags
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.runtime.tracking.tracking_uri import resolve_uri
 
 GRID = "grid.png"
 SHOWN, ROWS = 10, 100
@@ -62,7 +48,7 @@ SHOWN, ROWS = 10, 100
 
 @dataclass(frozen=True)
 class Subject:
-    """The set to be evaluated: where it lies, what it is called, what it holds.
+    """The set to be evaluated: where it lies, what it is called, what it holds; ``data``: what it is tested on.
 
     ``notes``: what was guessed and left out when it was read. ``beside``: what else makes an
     evaluation of it another one.
@@ -71,9 +57,9 @@ class Subject:
     url: str
     name: str
     distilled: DistilledSet
+    data: Described
     notes: tuple[str, ...] = ()
     beside: Mapping[str, str] = field(default_factory=dict)
-    data: Inventory | None = None
 
 
 def job_of(url: str) -> Mapping[str, Any]:
@@ -90,18 +76,6 @@ def job_of(url: str) -> Mapping[str, Any]:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
     return job if isinstance(job, dict) else {}
-
-
-def _data(job: EvaluationJob, anyway: bool) -> tuple[DatasetInfo, Inventory | None]:
-    found = Found(job.dataset)
-    absent = found.missing()
-    if not absent:
-        info, splits = found.describe(), found.open()
-        return with_digests(info, splits), found.inventory(info, splits)
-    with contextlib.suppress(DataError):
-        if anyway:
-            return found.describe(), None
-    raise Missing("dataset: " + "\n  ".join(["what the evaluation needs is missing:", *absent]))
 
 
 def plan_stored(
@@ -121,7 +95,8 @@ def plan_stored(
     …. ``pooled``: all experiments of a file, as repetitions. ``anyway``: plan without the data,
     where the catalog knows it.
     """
-    (info, held), url, notes = _data(job, anyway), absolute(url), dict[str, None]()
+    data = described(job.dataset, "evaluation", anyway=anyway)
+    info, url, notes = data.info, absolute(url), dict[str, None]()
     readings, published = _readings(url, reading or Reading(), pooled)
     sets = [
         read_set(url, info=info, reading=one, tell=lambda line: notes.setdefault(line))
@@ -171,7 +146,7 @@ def plan_stored(
         {"experiments": " ".join(one.digest[:12] for one in stored)} if len(stored) > 1 else {}
     )
     beside |= {} if stored[0].whitening is None else {"space": stored[0].whitening.space}
-    subject = Subject(url, name, distilled, tuple(notes), beside, held)
+    subject = Subject(url, name, distilled, data, tuple(notes), beside)
     return subject, replace(plan, notes=(*plan.notes, *notes))
 
 
@@ -246,12 +221,13 @@ def describe_plan(
     rate = measured_rate(job.numerics, pick_device())
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
-    absent = missing(job.dataset) if subject.data is None else []
+    held = subject.data.inventory
+    absent = missing(job.dataset) if held is None else []
     made = store_lines(
         Store(job.store), plan.targets(), device_kind(pick_device()), job.compute.same_device
     )
     parts = [as_yaml(job.stated()), *describe_protocols(plan, {}), "", table, *made]
-    parts += [] if subject.data is None else ["", *subject.data.lines()]
+    parts += [] if held is None else ["", *held.lines()]
     return "\n".join([*parts, *(["", *listed(absent)] if absent else [])]), absent
 
 
@@ -311,51 +287,26 @@ def run_stored(
     store, output = Store(job.store), Storage(place_of(job, subject))
     uri = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
     with refusing():
-        store.storage.check_writable("store")
-        output.check_writable("output")
-        if uri != "none":
-            resolve_uri(uri)
-    _claim(output, job, subject)
-    tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
-    for line in subject.data.lines() if subject.data is not None else ():
-        tell(line)
-    tags = {
-        "raydd.set": subject.distilled.digest,
-        "raydd.output": output.url,
-        "raydd.protocol": plan.config.resolve().label,
-    }
-    tags["mlflow.source.name"] = f"raydd evaluate {subject.name}"
-    commit = git_commit()
-    tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    params = {**flatten(job.stated()), **protocol_params(plan)}
-    tracker = Tracker(
-        uri, job.tracking.experiment, f"evaluate {subject.name}", output, params, tags
-    )
-    try:
-        report = _evaluate(job, subject, plan, store)
-        files = {
-            "report.json": to_json(report.to_dict()),
-            GRID: _picture(subject.distilled),
-            **report_files(report),
-        }
-        for name, data in files.items():
-            output.put(name, data)
-        tracker.report(report, 0, picture=f"evaluation/{GRID}")
-        tracker.artifacts(output, "evaluation")
-        for name, data in files.items():
-            if name.endswith(".png"):
-                tracker.picture(name.removesuffix(".png"), 0, data)
-        places = {
-            "report": join(output.url, "report.json"),
-            **{name: join(output.url, name) for name in files if name != "report.json"},
-        }
-        places |= tracker.places()
-    except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, Interrupted) else "FAILED")
-        raise
-    left = tracker.finish("FINISHED")
-    if left:
-        tell(left)
+        check_places(output, store.storage, uri)
+    held, name = subject.data.inventory, f"evaluate {subject.name}"
+    with Lock(output, tell):
+        _claim(output, job, subject)
+        tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
+        for line in held.lines() if held is not None else ():
+            tell(line)
+        params = {**flatten(job.stated()), **protocol_params(plan)}
+        tags = {"raydd.set": subject.distilled.digest, **run_tags(name, output, plan)}
+        tracker = Tracker(uri, job.tracking.experiment, name, output, params, tags)
+        with Session(job.compute, subject.data, output, store, tracker, tell) as session:
+            session.run(plan.targets())
+            report = session.report(plan, plan.targets())
+            places = session.write(report, {GRID: _picture(subject.distilled)})
+            tracker.report(report, 0, picture=f"evaluation/{GRID}")
+            tracker.artifacts(output, "evaluation")
+            for file in places:
+                if file.endswith(".png"):
+                    tracker.picture(file.removesuffix(".png"), 0, output.get(file))
+            places = {"report": join(output.url, "report.json"), **places, **tracker.places()}
     return Outcome(report, places)
 
 
@@ -370,26 +321,3 @@ def _picture(distilled: DistilledSet) -> bytes:
         [(labels == label).nonzero().flatten()[:SHOWN] for label in labels.unique()[:ROWS]]
     )
     return png(grid(distilled.to_rgb(distilled.images[keep]), labels[keep], names))
-
-
-def _evaluate(job: EvaluationJob, subject: Subject, plan: EvaluationPlan, store: Store) -> Report:
-    runner = make_runner(job.compute, OpenData(job.dataset))
-    targets = plan.targets()
-    with (
-        Progress(unit_table(targets)) as progress,
-        stop_on_signals(runner, progress.say) as stopped,
-    ):
-        runner.run(targets, store, progress.on_event)
-    if stopped.is_set() and not all(store.has(targets)):
-        raise Interrupted("the same command goes on from here")
-
-    markers, held = Markers(store), subject.data
-    skipped = (
-        skipped_lines(skipped_of(store, targets, held.where))
-        if held is not None and job.dataset.on_error == "skip"
-        else []
-    )
-    kinds = markers.kinds(targets)
-    notes = (*plan.notes, *skipped, *mixed_line(kinds))
-    report = summarise(plan, store.load, markers.seconds, device=main_kind(kinds), notes=notes)
-    return replace(report, inventory=None if held is None else held.to_dict())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
@@ -28,17 +28,25 @@ DataSource = Callable[[], Mapping[str, Data]]
 @dataclass(frozen=True)
 class OpenData:
     """Opens a job's data set on any worker, where the process that made this would: workers run in
-    folders of their own.
+    folders of their own. ``opened``: the splits, where this process has them open; they do not travel.
     """
 
     config: DatasetConfig
+    opened: Mapping[str, Data] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", located(self.config))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "opened": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
     def __call__(self) -> Mapping[str, Data]:
         """Return the splits."""
-        return open_data(self.config)
+        return open_data(self.config) if self.opened is None else self.opened
 
 
 class Runner(Protocol):

@@ -15,8 +15,8 @@ from PIL import Image
 from raydd.artifacts.charts import continual_csv, matrix, report_files
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.published_folder import publish, verify
-from raydd.artifacts.report import MemoryRow, Report, render_markdown, render_table
-from raydd.artifacts.tables import cross
+from raydd.artifacts.rendering import render_markdown, render_table
+from raydd.artifacts.report import MemoryRow, Report, cross
 from raydd.core.errors import ConfigError
 
 

@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 
 from raydd.artifacts.protocol import Training
-from raydd.artifacts.report import (
-    Report,
+from raydd.artifacts.rendering import (
     format_bytes,
     format_seconds,
     render_markdown,
     render_table,
     signed,
-    summarise,
 )
+from raydd.artifacts.report import Report, summarise
 from raydd.core.errors import ConfigError
 
 

@@ -16,7 +16,8 @@ import re
 import sys
 from pathlib import Path
 
-from raydd.artifacts.report import Report, Row, format_bytes, format_seconds
+from raydd.artifacts.rendering import format_bytes, format_seconds
+from raydd.artifacts.report import Report, Row
 
 BLOCK = re.compile(
     r"(<!-- (?P<kind>results|methods) ?(?P<pattern>\S*) -->\n)(.*?)(<!-- end -->)", re.DOTALL

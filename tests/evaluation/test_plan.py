@@ -9,7 +9,7 @@ import torch
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.published_folder import publish
-from raydd.artifacts.report import render_table
+from raydd.artifacts.rendering import render_table
 from raydd.config import EvaluationJob
 from raydd.core.errors import ConfigError
 from raydd.core.store import Store

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from raydd.artifacts.report import Report, images_per_class, render_markdown
+from raydd.artifacts.rendering import images_per_class, render_markdown
+from raydd.artifacts.report import Report
 from raydd.runtime.tracking.mlflow_run import RUN_ID, TAG_LENGTH
 from raydd.runtime.tracking.tracking_uri import redact
 

@@ -1,0 +1,251 @@
+"""What a distillation and an evaluation of a stored set share: the data described once, an output of
+their own, targets computed under signals, a report written and told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from raydd.artifacts.charts import report_files
+from raydd.artifacts.rendering import render_table
+from raydd.artifacts.report import Report
+from raydd.config import ComputeConfig
+from raydd.core.errors import DataError, Missing, RayddError
+from raydd.core.storage import Storage, join
+from raydd.core.store import Store
+from raydd.core.units import Data, Ref
+from raydd.data.catalog import DatasetInfo
+from raydd.data.dataset_config import DatasetConfig
+from raydd.data.datasets import Found, download, with_digests
+from raydd.data.inventory import Inventory, skipped_lines
+from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.summary import summarise
+from raydd.runtime.devices import Markers, main_kind, mixed_line
+from raydd.runtime.estimate import skipped_of, unit_table
+from raydd.runtime.progress import Progress
+from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
+from raydd.runtime.tracking.tracker import Tracker
+from raydd.runtime.tracking.tracking_uri import resolve_uri
+
+
+class Interrupted(RayddError):
+    """The run was asked to stop; what it had is saved."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves: its report and where things are."""
+
+    report: Report
+    places: dict[str, str]
+
+    def render(self) -> str:
+        """Return the report's tables, and a line for each place, as text."""
+        width = max(map(len, self.places))
+        lines = [f"{name.ljust(width)}  {place}" for name, place in self.places.items()]
+        return "\n".join(["", render_table(self.report), "", *lines])
+
+
+@dataclass(frozen=True)
+class Described:
+    """A data set, looked at once: its facts with digests, what its files hold, and its open splits.
+
+    ``inventory`` and ``splits`` are ``None`` where a plan was made without the data.
+    """
+
+    config: DatasetConfig
+    info: DatasetInfo
+    inventory: Inventory | None = None
+    splits: Mapping[str, Data] | None = None
+
+    def source(self) -> OpenData:
+        """Return what opens the data on workers; in this process they are open already."""
+        return OpenData(self.config, self.splits)
+
+
+def described(config: DatasetConfig, who: str, *, anyway: bool = False) -> Described:
+    """Return a data set's facts, downloaded first where the job says so; ``Missing`` without the data.
+
+    ``who``: what needs it, for the error. ``anyway``: nothing is downloaded, and what the catalog
+    knows is enough.
+    """
+    if config.download and not anyway:
+        download(config)
+    found = Found(config)
+    absent = found.missing()
+    if not absent:
+        facts, splits = found.describe(), found.open()
+        info = with_digests(facts, splits)
+        return Described(config, info, found.inventory(facts, splits), splits)
+    with contextlib.suppress(DataError):
+        if anyway:
+            return Described(config, found.describe())
+    raise Missing("dataset: " + "\n  ".join([f"what the {who} needs is missing:", *absent]))
+
+
+def check_places(output: Storage, store: Storage, uri: str | None) -> None:
+    """Refuse, before anything starts, places that cannot be written, and a tracking URI that is none."""
+    output.check_writable("output")
+    store.check_writable("store")
+    if uri != "none":
+        resolve_uri(uri)
+
+
+def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
+    """Return the runner that ``compute`` asks for: in this process, or on Ray."""
+    if compute.workers == 0:
+        return LocalRunner(
+            data, checkpoint_every=compute.checkpoint_every, same_device=compute.same_device
+        )
+    from raydd.runtime.ray.ray_runner import RayRunner
+
+    return RayRunner(
+        data,
+        workers=compute.workers,
+        evaluators=compute.evaluators,
+        gpus_per_worker=compute.gpus_per_worker,
+        cpus_per_worker=compute.cpus_per_worker,
+        checkpoint_every=compute.checkpoint_every,
+        wait=compute.wait,
+        same_device=compute.same_device,
+    )
+
+
+@contextlib.contextmanager
+def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Make SIGINT and SIGTERM save the state and stop the runner; a second SIGINT ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not asked.is_set():
+            asked.set()
+            hint = " (once more to stop at once)" if number == signal.SIGINT else ""
+            line = f"{signal.Signals(number).name}: saving the state, then stopping{hint}"
+            # In a thread: this may have interrupted a line that is being printed.
+            threading.Thread(target=tell, args=(line,)).start()
+            runner.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class Session:
+    """One run on an output: computes targets, reports on them, and tells a tracker.
+
+    A context, which ends the tracker's run: ``FINISHED``, ``KILLED`` (it was asked to stop) or
+    ``FAILED``.
+    """
+
+    def __init__(
+        self,
+        compute: ComputeConfig,
+        data: Described,
+        output: Storage,
+        store: Store,
+        tracker: Tracker,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.compute, self.data = compute, data
+        self.output, self.store, self.tracker, self.tell = output, store, tracker, tell
+        self.markers = Markers(store)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        killed = "KILLED" if isinstance(error, Interrupted) else "FAILED"
+        self.end("FINISHED" if error is None else killed)
+
+    def end(self, status: str) -> None:
+        """End the tracker's run, and say what it could not send."""
+        left = self.tracker.finish(status)
+        if left:
+            self.tell(left)
+
+    def listener(self, show: OnEvent) -> OnEvent:
+        """Return what hears of every event; ``show`` shows it to a person."""
+        return show
+
+    def run(self, targets: Sequence[Ref]) -> None:
+        """Compute targets; ``Interrupted`` if the run was asked to stop before all are there."""
+        runner = make_runner(self.compute, self.data.source())
+        with (
+            Progress(unit_table(targets)) as progress,
+            stop_on_signals(runner, progress.say) as stopped,
+        ):
+            runner.run(targets, self.store, self.listener(progress.on_event))
+        if stopped.is_set() and not all(self.store.has(list(targets))):
+            raise Interrupted(f"the same command goes on from here ({self.output.url})")
+
+    def report(self, plan: EvaluationPlan, targets: Sequence[Ref]) -> Report:
+        """Return the report of an evaluation, with what is to be known of all ``targets`` behind it."""
+        held, notes = self.data.inventory, list(plan.notes)
+        if held is not None and self.data.config.on_error == "skip":
+            notes += skipped_lines(skipped_of(self.store, targets, held.where))
+        kinds = self.markers.kinds(targets)
+        notes += mixed_line(kinds)
+        seconds, device = self.markers.seconds, main_kind(kinds)
+        report = summarise(plan, self.store.load, seconds, device=device, notes=notes)
+        return replace(report, inventory=None if held is None else held.to_dict())
+
+    def write(self, report: Report, more: Mapping[str, bytes]) -> dict[str, str]:
+        """Write ``report.json``, its pictures and ``more`` files to the output; return where they are."""
+        files = {**more, **report_files(report)}
+        for name, data in {"report.json": to_json(report.to_dict()), **files}.items():
+            self.output.put(name, data)
+        return {name: join(self.output.url, name) for name in files}
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as indented JSON, ending in a newline."""
+    return (json.dumps(value, indent=2, sort_keys=False) + "\n").encode()
+
+
+@functools.lru_cache
+def git_commit() -> str:
+    """Return the commit of the code that runs, empty outside a checkout."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def run_tags(name: str, output: Storage, plan: EvaluationPlan) -> dict[str, str]:
+    """Return the tags of a run called ``name`` (verb and subject) that every kind of run has."""
+    tags = {"raydd.output": output.url, "mlflow.source.name": f"raydd {name}"}
+    tags["raydd.protocol"] = plan.config.resolve().label
+    commit = git_commit()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})

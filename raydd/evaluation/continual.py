@@ -35,11 +35,11 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.set_sources import AssembledSet
-from raydd.evaluation.stages import into_space, logged, repeat_blocks, repeats_of
+from raydd.evaluation.stages import accuracies, into_space, logged, repeat_blocks, repeats_of
 from raydd.methods.method import Method, Problem, check_counts
 from raydd.methods.random_selection import SelectImages, assemble_images
-from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, Examiner, resident
-from raydd.training.sgd import Recipe, unstack_state
+from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, resident
+from raydd.training.sgd import Recipe
 from raydd.training.students import ResidentSet, StudentTraining
 from raydd.training.training_cost import training_cost
 
@@ -322,21 +322,16 @@ class EvaluateMemory(Stage):
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the accuracies on the classes seen."""
-        (seen, repeats), training = seen_and_repeats(unit), self._training(unit, ctx)
+        seen, training = seen_and_repeats(unit)[0], self._training(unit, ctx)
         memory = self._memory(seen, ctx)
-        examiner = ctx.cached(
-            ("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics)
-        )
-        prepare, classes = (
-            into_space(memory.distilled, ctx.device),
-            class_order(self.dataset.classes, self.order)[:seen],
-        )
-        found = [
-            examiner.accuracy(unstack_state(state, i), self._tests(classes, ctx), prepare)
-            for i in range(len(repeats))
-        ]
+        prepare = into_space(memory.distilled, ctx.device)
+        classes = class_order(self.dataset.classes, self.order)[:seen]
+
+        def batches() -> Iterable[Batch]:
+            return self._tests(classes, ctx)
+
         return {
-            "accuracy": torch.tensor(found, dtype=torch.float64),
+            "accuracy": accuracies(self, training, state, batches, prepare, ctx),
             "train_accuracy": state["train_accuracy"],
             "images": torch.tensor(memory.ends[seen - 1]),
         }

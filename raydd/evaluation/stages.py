@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage, canonical, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
-from raydd.training.accuracy import RESIDENT_BYTES, Examiner, real_batches
+from raydd.training.accuracy import RESIDENT_BYTES, Batch, Examiner, real_batches
 from raydd.training.sgd import Recipe, unstack_state
 from raydd.training.students import ResidentSet, StudentTraining, TrainingSet
 from raydd.training.train_network import TrainNetwork
@@ -162,19 +162,11 @@ class Evaluate(Stage):
         return output | {name: torch.tensor(size) for name, size in sizes.items()} | soft
 
     def _test(self, unit: str, state: Tensors, ctx: Context) -> Tensor:
-        training, (distilled, _) = self._training(unit, ctx), self._set(ctx)
-        examiner = ctx.cached(
-            ("examiner", stage_digest(self)), lambda: Examiner(training.network, self.numerics)
-        )
-        prepare = into_space(distilled, ctx.device)
-        repeats = range(len(training.repeats))
-        found = [
-            examiner.accuracy(
-                unstack_state(state, i), real_batches(ctx.data[self.split], ctx), prepare
-            )
-            for i in repeats
-        ]
-        return torch.tensor(found, dtype=torch.float64)
+        def batches() -> Iterable[Batch]:
+            return real_batches(ctx.data[self.split], ctx)
+
+        prepare = into_space(self._set(ctx)[0], ctx.device)
+        return accuracies(self, self._training(unit, ctx), state, batches, prepare, ctx)
 
     def _set(self, ctx: Context) -> tuple[DistilledSet, TrainingSet]:
         def load() -> tuple[DistilledSet, TrainingSet]:
@@ -202,6 +194,28 @@ class Evaluate(Stage):
             )
 
         return ctx.cached(("training", stage_digest(self), unit), make)
+
+
+def accuracies(
+    stage: Stage,
+    training: StudentTraining,
+    state: Tensors,
+    batches: Callable[[], Iterable[Batch]],
+    prepare: Callable[[Tensor], Tensor],
+    ctx: Context,
+) -> Tensor:
+    """Return the accuracy in [0, 1] of each of a stage's students, ``[repeats]`` in float64.
+
+    ``batches`` yields the real images of one pass, ``prepare`` brings them into the students' space.
+    """
+    examiner = ctx.cached(
+        ("examiner", stage_digest(stage)), lambda: Examiner(training.network, training.numerics)
+    )
+    found = [
+        examiner.accuracy(unstack_state(state, i), batches(), prepare)
+        for i in range(len(training.repeats))
+    ]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def into_space(distilled: DistilledSet, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -165,6 +165,7 @@ class StudentTraining:
         black: Sequence[float] | None = None,
     ) -> None:
         self.recipe, self.repeats, self.device, self.dtype = recipe, tuple(repeats), device, dtype
+        self.numerics = numerics
         self.rngs = [of_repeat(rng, repeat) for repeat in repeats]
         self.create = lambda draws: create_network(network, shape, classes, draws)
         wanted = len(self.repeats) > 1 and (device.type == "cuda" if stacked is None else stacked)

@@ -17,7 +17,7 @@ from raydd.core.typed_tree import as_yaml, build, plain, stated
 from raydd.core.units import Numerics
 from raydd.core.yaml_tree import apply_override, read_tree
 from raydd.data.catalog import CATALOG
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.evaluation.baselines import check_baseline, rivals
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.methods import METHODS, Method

@@ -12,7 +12,7 @@ import click
 from raydd.core.command import command_errors
 
 if TYPE_CHECKING:
-    from raydd.data.dataset_config import DatasetConfig
+    from raydd.data.config import DatasetConfig
 
 
 _KEY = re.compile(
@@ -98,7 +98,7 @@ def main(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from raydd.data.dataset_config import DatasetConfig
+    from raydd.data.config import DatasetConfig
     from raydd.data.datasets import Found
     from raydd.data.datasets import download as fetch
 

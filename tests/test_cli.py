@@ -27,7 +27,7 @@ from raydd.core.errors import ConfigError
 from raydd.core.keeping import register_run
 from raydd.core.store import Store
 from raydd.data.catalog import DatasetInfo
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, with_digests
 from raydd.runtime.planning import make_plan
 

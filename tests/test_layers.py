@@ -199,7 +199,7 @@ def test_catalog_names_stand_in_the_catalog_alone(path: Path) -> None:
     where = path.relative_to(PACKAGE).as_posix()
     if where == "data/catalog.py" or where.startswith("data/sources/"):
         return
-    defaults = {"data/dataset_config.py": {"digits"}}.get(where, set())
+    defaults = {"data/config.py": {"digits"}}.get(where, set())
     constants = {
         n.value
         for n in ast.walk(tree_of(path))

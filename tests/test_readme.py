@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from raydd.cli import main
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
 
 ROOT = Path(__file__).parents[1]

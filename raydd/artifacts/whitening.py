@@ -18,7 +18,7 @@ from raydd.artifacts.reading import WHITENED
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.units import Data
 from raydd.data.catalog import DatasetInfo
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
 
 EPSILON = 0.1

@@ -14,7 +14,7 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import absolute, protocol
 from raydd.core.units import Data
 from raydd.data.catalog import DatasetInfo, Entry, entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.inventory import Inventory, LeftOut, SplitInventory
 from raydd.data.listing import Tree
 from raydd.data.shard_names import is_pattern

@@ -15,7 +15,7 @@ from raydd.core.errors import ConfigError, DataError, unknown
 from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.data.catalog import DatasetInfo
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, open_data
 from raydd.data.encoded import EncodedData, decode_threads
 from raydd.data.inventory import LeftOut

@@ -15,7 +15,7 @@ from raydd.core.events import Event
 from raydd.core.numerics import pick_device
 from raydd.core.store import Rows, Store, device_kind
 from raydd.core.units import Data, Ref
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import located, open_data
 from raydd.runtime.leases import Lease
 from raydd.runtime.ledger import Ledger

@@ -25,7 +25,7 @@ from raydd.core.storage import Storage, join
 from raydd.core.store import Store
 from raydd.core.units import Data, Ref
 from raydd.data.catalog import DatasetInfo
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import Found, download, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.plan import EvaluationPlan

@@ -167,7 +167,7 @@ def machine() -> dict[str, Any]:
 
 def fashion() -> dict[str, Any]:
     """Return Fashion-MNIST: its facts, its splits."""
-    from raydd.data.dataset_config import DatasetConfig
+    from raydd.data.config import DatasetConfig
     from raydd.data.datasets import describe, open_data, with_digests
 
     config = DatasetConfig(name="fashion_mnist")

@@ -12,7 +12,7 @@ from harness import PlainContext
 from raydd.core.numerics import apply_numerics
 from raydd.core.tensors import Tensors
 from raydd.core.units import Data, Numerics, Ref
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, open_data, with_digests
 from raydd.evaluation.protocols import PROTOCOLS
 from raydd.evaluation.set_sources import AssembledSet

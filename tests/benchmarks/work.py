@@ -18,7 +18,7 @@ from raydd.core.rng import generator
 from raydd.core.units import Context, Data, Numerics, Ref, Stage
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.protocols import PROTOCOLS
 from raydd.evaluation.stages import Evaluate

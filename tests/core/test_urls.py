@@ -15,7 +15,7 @@ from raydd.config import load_evaluation, parse_job
 from raydd.core.errors import ConfigError
 from raydd.core.storage import Storage
 from raydd.core.urls import WRITTEN, absolute, check_url
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.gc import main as gc
 
 MISSPELT = {

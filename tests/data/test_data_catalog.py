@@ -13,7 +13,7 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import CATALOG, entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, download, missing, open_data, with_digests
 from raydd.data.split import Subset, keyed_split
 

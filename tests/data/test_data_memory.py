@@ -8,7 +8,7 @@ import torch
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.data.arrays import ArrayData
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
 from raydd.data.memory import ClassMemory, normalise
 

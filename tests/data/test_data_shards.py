@@ -24,7 +24,7 @@ from PIL import Image
 from raydd.core.errors import ConfigError, DataError, StorageError
 from raydd.core.rng import generator
 from raydd.data import shard_writing as writer
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, missing, open_data, with_digests
 from raydd.data.shard_names import split_pattern
 from raydd.data.shard_writing import write_shards

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from raydd.core.errors import DataError
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, missing, open_data, with_digests
 
 RNG = np.random.default_rng(5)

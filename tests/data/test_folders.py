@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from raydd.core.errors import DataError
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, missing, open_data
 from raydd.data.images import EXTENSIONS, decode, size_of
 from raydd.data.layout import split_of

@@ -18,7 +18,7 @@ from PIL import Image
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import Storage
 from raydd.data import tar_index
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import Found, describe, missing, open_data, with_digests
 from raydd.data.images import EXTENSIONS
 from raydd.data.shard_data import ShardData

@@ -12,7 +12,7 @@ from PIL import Image
 
 from raydd.data import encoded
 from raydd.data import folder_data as folder
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import Found
 from raydd.data.inventory import Inventory, LeftOut, SplitInventory, skipped_lines
 from raydd.data.shard_writing import write_shards

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 import raydd
 from raydd.core.errors import ConfigError
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import describe, open_data
 from raydd.data.images import Transform, decode, orientation_of, size_of
 from raydd.data.shard_format import read_manifest

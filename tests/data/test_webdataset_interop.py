@@ -10,7 +10,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
 from raydd.data.shard_writing import write_shards
 

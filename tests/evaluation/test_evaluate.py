@@ -15,7 +15,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.set_sources import AssembledSet, StoredSet
 from raydd.evaluation.stages import Evaluate, EvaluateNetworks, logged, repeat_blocks, repeats_of

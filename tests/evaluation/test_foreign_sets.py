@@ -21,7 +21,7 @@ from raydd.artifacts.whitening import fit
 from raydd.cli import main
 from raydd.core.errors import ConfigError
 from raydd.data.catalog import entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
 from raydd.evaluation.fit_whitening import FitWhitening
 

@@ -17,7 +17,7 @@ from driving import environment
 from raydd.core.store import Store
 from raydd.core.units import Ref
 from raydd.data.catalog import CATALOG
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
 from raydd.runtime.ray.ray_runner import RayRunner
 from raydd.runtime.ray.ray_session import ray_session

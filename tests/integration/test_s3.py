@@ -28,7 +28,7 @@ from raydd.core.storage import Storage
 from raydd.core.store import Store
 from raydd.data import shard_writing as writer
 from raydd.data.catalog import entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import missing, open_data
 from raydd.data.shard_writing import write_shards
 from raydd.data.split import BaseData

@@ -21,7 +21,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Data, Numerics, Ref
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import METHODS, Method, Problem
 from raydd.runtime.estimate import costs, stages_of

@@ -16,7 +16,7 @@ from raydd.artifacts.published_folder import verify
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import load_metadata, load_tensors
 from raydd.core.units import Numerics
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.set_sources import StoredSet

@@ -26,7 +26,7 @@ from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Numerics
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.data.memory import ClassMemory, normalise
 from raydd.methods import Method, Problem

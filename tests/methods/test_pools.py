@@ -27,7 +27,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Context, Numerics, Ref, Stage
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import Problem
 from raydd.methods.pools.image_pool import (

@@ -16,7 +16,7 @@ from raydd.core.store import Store
 from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import Problem
 from raydd.methods.pools.patches import RdedPool

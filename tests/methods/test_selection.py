@@ -12,7 +12,7 @@ from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref
 from raydd.data.catalog import entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.methods import METHODS, Problem
 from raydd.methods.herding import Herding, herd

@@ -13,7 +13,7 @@ from raydd.core.rng import generator
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics, unit_key
 from raydd.data.catalog import entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.networks import create_network
 from raydd.training import accuracy

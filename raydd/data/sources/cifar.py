@@ -13,7 +13,7 @@ import torch
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import Entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.sources.source import SOURCES, Source, array_data
 from raydd.data.split import BaseData
 

@@ -9,7 +9,7 @@ import torch
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import Entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
 from raydd.data.inventory import LeftOut
 from raydd.data.listing import walk

@@ -11,7 +11,7 @@ import torch
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
 from raydd.data.images import decode
 from raydd.data.inventory import LeftOut

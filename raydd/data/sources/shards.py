@@ -14,7 +14,7 @@ import numpy as np
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD, DatasetInfo, Entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, decode
 from raydd.data.inventory import LeftOut, SplitInventory
 from raydd.data.shard_data import ShardData

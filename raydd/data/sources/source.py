@@ -13,7 +13,7 @@ from raydd.core.registry import Registry
 from raydd.core.storage import Storage
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, Entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, fit
 from raydd.data.inventory import SplitInventory
 from raydd.data.split import BaseData

@@ -10,7 +10,7 @@ import torch
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import Entry
-from raydd.data.dataset_config import DatasetConfig
+from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
 from raydd.data.sources.folder import tree_of
 from raydd.data.sources.source import SOURCES, Source, array_data, sized, transform_of

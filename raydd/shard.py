@@ -99,7 +99,7 @@ def main(
     Interrupted, the same command goes on where it stopped.
     """
     from raydd.data.config import DatasetConfig
-    from raydd.data.datasets import Found
+    from raydd.data.datasets import FoundData
     from raydd.data.datasets import download as fetch
 
     settings = {
@@ -122,7 +122,7 @@ def main(
         ).absolute()
         if download:
             fetch(config)
-        found = Found(config)
+        found = FoundData(config)
         held = found.open()
         for line in found.inventory(found.describe(), held).lines():
             click.echo(line)

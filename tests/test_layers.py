@@ -120,6 +120,24 @@ def test_only_the_runtime_imports_ray_or_mlflow(path: Path) -> None:
     assert not found
 
 
+def test_one_name_is_one_thing() -> None:
+    """No two public classes share a name, and no two files, but for those that are of one thing."""
+    files: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        place = str(path.relative_to(ROOT))
+        if path.name != "__init__.py":
+            files.setdefault(path.name, []).append(place)
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(place)
+    shared = {name: places for name, places in files.items() if len(places) > 1}
+    assert set(shared) <= {"config.py", "dc.py", "dsa.py"}, (
+        "keys; the papers' methods and operations"
+    )
+    assert not {name: places for name, places in classes.items() if len(places) > 1}
+
+
 def test_no_import_cycles() -> None:
     graph = {
         module_of(p): {name for name, _ in imports(p, at_import=True) if name in MODULES}

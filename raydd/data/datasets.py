@@ -59,7 +59,7 @@ def located(config: DatasetConfig) -> DatasetConfig:
     return config.absolute()
 
 
-class Found:
+class FoundData:
     """A data set as a job names it, looked at once: its folders are listed no more than once for
     all that is asked here.
 
@@ -187,13 +187,13 @@ def _counted(split: str, data: BaseData, classes: int) -> SplitInventory:
 
 
 def describe(config: DatasetConfig) -> DatasetInfo:
-    """Return :meth:`Found.describe` of a data set."""
-    return Found(config).describe()
+    """Return :meth:`FoundData.describe` of a data set."""
+    return FoundData(config).describe()
 
 
 def missing(config: DatasetConfig) -> list[str]:
-    """Return :meth:`Found.missing` of a data set."""
-    return Found(config).missing()
+    """Return :meth:`FoundData.missing` of a data set."""
+    return FoundData(config).missing()
 
 
 def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
@@ -251,7 +251,7 @@ def open_data(config: DatasetConfig) -> dict[str, BaseData]:
     """
     if config.download:
         download(config)
-    return Found(config).open()
+    return FoundData(config).open()
 
 
 def with_digests(info: DatasetInfo, data: Mapping[str, Data]) -> DatasetInfo:

@@ -34,7 +34,7 @@ OUTSIDE, UNUSED = "outside the class folders", "folder that is no split"
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """Where the splits are, below the root: ``train`` (``""``: the root itself holds the classes),
     ``test`` (``None``: there is none).
 
@@ -58,7 +58,7 @@ def split_of(name: str) -> Kind | None:
     return None
 
 
-def find_layout(tree: Tree) -> Layout:
+def find_layout(tree: Tree) -> FolderLayout:
     """Return where the splits of a root are: it is listed, and each folder that may be a split or
     lies beside one; never all classes.
     """
@@ -121,13 +121,13 @@ def _is_class(tree: Tree, root: Entries, known: list[str]) -> bool:
     )
 
 
-def _with_train(tree: Tree, root: Entries, kinds: dict[str, Kind | None]) -> Layout:
+def _with_train(tree: Tree, root: Entries, kinds: dict[str, Kind | None]) -> FolderLayout:
     trains = [name for name, kind in kinds.items() if kind == "train"]
     usable = [name for name in trains if tree.entries(name).folders]
     if len(trains) > 1:
-        return Layout(problem=f"{few(trains)} may each be the training split")
+        return FolderLayout(problem=f"{few(trains)} may each be the training split")
     if not usable:
-        return Layout(problem=f"{trains[0]}/ holds {held(tree, trains[0])}")
+        return FolderLayout(problem=f"{trains[0]}/ holds {held(tree, trains[0])}")
     train = trains[0]
     tests = [name for name, kind in kinds.items() if kind == "test"]
     vals = [name for name, kind in kinds.items() if kind == "val"]
@@ -136,7 +136,7 @@ def _with_train(tree: Tree, root: Entries, kinds: dict[str, Kind | None]) -> Lay
         name for name in vals if name in sorted_in
     ]
     if len(first) > 1:
-        return Layout(problem=f"{few(first)} may each be the test split")
+        return FolderLayout(problem=f"{few(first)} may each be the test split")
     others = [name for name, kind in kinds.items() if kind is None]
     if not first:
         return _no_test(tree, train, [*tests, *vals], others)
@@ -159,7 +159,7 @@ def _with_train(tree: Tree, root: Entries, kinds: dict[str, Kind | None]) -> Lay
         else []
     )
     parts = [_outside(tree.entries(name), name) for name in (train, test)]
-    return Layout(train, test, "", tuple(notes), left_out.merge(parts))
+    return FolderLayout(train, test, "", tuple(notes), left_out.merge(parts))
 
 
 def _no_splits(names: list[str]) -> LeftOut:
@@ -169,12 +169,12 @@ def _no_splits(names: list[str]) -> LeftOut:
     return found
 
 
-def _no_test(tree: Tree, train: str, flat: list[str], others: list[str]) -> Layout:
+def _no_test(tree: Tree, train: str, flat: list[str], others: list[str]) -> FolderLayout:
     """Return the layout of a training split alone: a refusal if anything beside it may be the test split."""
     if flat:
         what = ", ".join(f"{name}/ holds {held(tree, name)}" for name in flat)
         remedy = f"sort its pictures into {flat[0]}/<class>/, with the classes of {train}/, or move {flat[0]}/ away"
-        return Layout(train, problem=f"{what}; {remedy}")
+        return FolderLayout(train, problem=f"{what}; {remedy}")
     classes = set(tree.entries(train).folders)
     meant = [
         name
@@ -189,14 +189,14 @@ def _no_test(tree: Tree, train: str, flat: list[str], others: list[str]) -> Layo
         ]
         if packed:
             what = f"{packed[0]} beside {train}/ may be the test split, and is no folder that can be read"
-            return Layout(
+            return FolderLayout(
                 train,
                 problem=f"{what}; make it a folder test/<class>/, with the classes of {train}/, or move it away",
             )
     if meant:
         what = f"{few(meant)} beside {train}/ may be the test split ({meant[0]}/ holds {held(tree, meant[0])})"
-        return Layout(train, problem=f"{what}; call it test, or move it away")
-    return Layout(
+        return FolderLayout(train, problem=f"{what}; call it test, or move it away")
+    return FolderLayout(
         train, None, "", (), _no_splits(others).merge([_outside(tree.entries(train), train)])
     )
 
@@ -212,37 +212,39 @@ def _packed_test(name: str) -> bool:
     return bool(kinds) and "train" not in kinds
 
 
-def _without_train(tree: Tree, root: Entries, known: list[str]) -> Layout:
+def _without_train(tree: Tree, root: Entries, known: list[str]) -> FolderLayout:
     """Return the layout of a root with folders called like splits, none of them for training (or
     one that is a class).
     """
     others = [name for name in root.folders if name not in known]
     if not others:
-        return Layout(problem=f"{few(known)} but no training split was found")
+        return FolderLayout(problem=f"{few(known)} but no training split was found")
     if len(known) > 1:
-        return Layout(problem=f"{few(known)} beside {few(others)}, but no training split was found")
+        return FolderLayout(
+            problem=f"{few(known)} beside {few(others)}, but no training split was found"
+        )
     name = known[0]
     inside = set(tree.entries(name).folders)
     if inside & set(others):
-        return Layout(
+        return FolderLayout(
             problem=f"{name}/ holds folders of the same names as lie beside it ({few(sorted(inside & set(others)))})"
         )
     twins = [other for other in others[:20] if inside and inside & set(tree.entries(other).folders)]
     if twins:
-        return Layout(
+        return FolderLayout(
             problem=f"{few([name, *twins])} hold folders of the same names, as splits do, but none is called train"
         )
     note = f"{name}/ is read as a class: it is called like a split, but lies beside {few(others)}"
-    return Layout(notes=(note,))
+    return FolderLayout(notes=(note,))
 
 
-def _classes_alone(tree: Tree, root: Entries) -> Layout:
+def _classes_alone(tree: Tree, root: Entries) -> FolderLayout:
     """Return the layout of a root without folders called like splits; those are looked for within
     the first of its folders.
     """
     folders = root.folders[:_SAMPLED]
     if len(folders) < 2:
-        return Layout()
+        return FolderLayout()
     inside = {name: tree.entries(name).folders for name in folders}
     split = [
         name for name in folders if len({split_of(within) for within in inside[name]} - {None}) > 1
@@ -252,17 +254,21 @@ def _classes_alone(tree: Tree, root: Entries) -> Layout:
         verb = "hold" if len(split) > 1 else "holds"
         problem = f"{few(split)} {verb} folders that are called like splits ({few(within)})"
         if any(tree.entries(f"{first}/{name}").folders for name in within):
-            return Layout(problem=f"{problem}; set dataset.root to {tree.url.rstrip('/')}/{first}")
-        return Layout(
+            return FolderLayout(
+                problem=f"{problem}; set dataset.root to {tree.url.rstrip('/')}/{first}"
+            )
+        return FolderLayout(
             problem=(
                 f"{problem}; splits lie above the classes: make {within[0]}/{first}/ of {first}/{within[0]}/, and so on"
             )
         )
     deeper = [name for name in folders if inside[name] and not tree.entries(name).pictures]
     if len(deeper) == len(root.folders) and all(_LOOSE.search(name) for name in deeper):
-        return Layout(problem=f"{few(deeper)} look like splits, but not by names that are known")
+        return FolderLayout(
+            problem=f"{few(deeper)} look like splits, but not by names that are known"
+        )
     if not deeper:
-        return Layout()
+        return FolderLayout()
     held = "; ".join(f"{name}/: {few(inside[name])}" for name in deeper[:_SHOWN])
     more = f"; and {len(deeper) - _SHOWN} more" if len(deeper) > _SHOWN else ""
     are = (
@@ -270,7 +276,7 @@ def _classes_alone(tree: Tree, root: Entries) -> Layout:
         if len(deeper) > 1
         else "is read as a class, though it holds"
     )
-    return Layout(notes=(f"{few(deeper)} {are} folders alone ({held}{more})",))
+    return FolderLayout(notes=(f"{few(deeper)} {are} folders alone ({held}{more})",))
 
 
 def lower(tree: Tree, folder: str) -> str:

@@ -78,7 +78,7 @@ def split_pattern(url: str, what: str) -> tuple[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundShards:
     """The shards of a folder: names below it of each split (``test`` may be missing), or the
     ``problem`` why it is refused.
     """
@@ -90,7 +90,7 @@ class Found:
     problem: str = ""
 
 
-def find_shards(files: Storage) -> Found:
+def find_shards(files: Storage) -> FoundShards:
     """Return the tars directly in a folder, or in the folders directly in it, by split; which that is, their names say.
 
     Without a name of a split all of them are the training split. What may be meant in two ways is
@@ -112,16 +112,16 @@ def find_shards(files: Storage) -> Found:
     plain = [name for name in here if not packer(name)]
     inside = {folder: [name for name in tars if not packer(name)] for folder, tars in below.items()}
     if packed:
-        return Found(problem=_packed(files, packed))
+        return FoundShards(problem=_packed(files, packed))
     if plain and inside:
-        return Found(
+        return FoundShards(
             problem=(
                 f"{files.url} has tars ({_few(plain)}) beside folders with tars ({_few(list(inside))}); give one of"
                 " them"
             )
         )
     if not plain and not inside:
-        return Found(left_out=left_out)
+        return FoundShards(left_out=left_out)
     groups = _by_split(plain) if plain else _by_folder(inside)
     return _sorted(files, groups, left_out)
 
@@ -182,16 +182,16 @@ def _by_folder(inside: dict[str, list[str]]) -> dict[str, list[str]]:
     return groups
 
 
-def _sorted(files: Storage, groups: dict[str, list[str]], left_out: LeftOut) -> Found:
+def _sorted(files: Storage, groups: dict[str, list[str]], left_out: LeftOut) -> FoundShards:
     if set(groups) == {""}:
-        return Found(groups[""], left_out=left_out)
+        return FoundShards(groups[""], left_out=left_out)
     counts = "; ".join(
         f"{kind or 'no split by name'}: {_few(tars)}"
         for kind, tars in sorted(groups.items(), reverse=True)
     )
     remedy = "name the splits: dataset.shards=FOLDER/train-{000..009}.tar dataset.test_shards=FOLDER/val-{000..001}.tar"
     if "train" not in groups or "" in groups:
-        return Found(
+        return FoundShards(
             problem=f"{files.url}: which of its shards are the training split cannot be told ({counts}); {remedy}"
         )
     test = next((kind for kind in ("test", "val") if kind in groups), None)
@@ -200,4 +200,4 @@ def _sorted(files: Storage, groups: dict[str, list[str]], left_out: LeftOut) -> 
         for kind, tars in groups.items()
         if kind not in ("train", test)
     )
-    return Found(groups["train"], groups[test] if test else [], notes, left_out)
+    return FoundShards(groups["train"], groups[test] if test else [], notes, left_out)

@@ -15,7 +15,7 @@ from raydd.core.storage import join
 from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.datasets import Found, with_digests
+from raydd.data.datasets import FoundData, with_digests
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
 from raydd.evaluation.rows import labels_of
 from raydd.labels.label_sources import Labels
@@ -119,7 +119,7 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
     check_claim("output", job.output, job)
     check_place("store", job.store)
     parts = [job.to_yaml().rstrip()]
-    found = Found(job.dataset)
+    found = FoundData(job.dataset)
     absent, held = found.missing(), None
     try:
         info, unseen = (found.describe(), "") if sheet else found.outline()

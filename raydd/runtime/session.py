@@ -26,7 +26,7 @@ from raydd.core.store import Store
 from raydd.core.units import Data, Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import Found, download, with_digests
+from raydd.data.datasets import FoundData, download, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.summary import summarise
@@ -81,7 +81,7 @@ def described(config: DatasetConfig, who: str, *, anyway: bool = False) -> Descr
     """
     if config.download and not anyway:
         download(config)
-    found = Found(config)
+    found = FoundData(config)
     absent = found.missing()
     if not absent:
         facts, splits = found.describe(), found.open()

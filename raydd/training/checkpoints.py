@@ -51,7 +51,7 @@ Fits = Callable[[Tensors, str], Fit]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundWeights:
     """The state dict that fits: its keys in the file (none: it is bare), its names, and the keys of
     others that fit as well.
     """
@@ -156,7 +156,7 @@ def load_checkpoint(data: bytes, what: str) -> Any:
             raise
 
 
-def find_weights(value: Any, what: str, fits: Fits) -> Found:
+def find_weights(value: Any, what: str, fits: Fits) -> FoundWeights:
     """Return the state dict in ``value`` that ``fits`` a network (``ConfigError`` if it does not).
 
     ``DataError`` if there is none at all; ``ConfigError`` if none fits, saying why the likeliest
@@ -182,14 +182,14 @@ def _search(
     what: str,
     fits: Fits,
     misfits: list[tuple[tuple[str, ...], int, ConfigError]],
-) -> Found | None:
+) -> FoundWeights | None:
     """Return the state dict in ``value`` that fits; add those that do not, with their number of
     tensors and the reason, to ``misfits``.
     """
 
-    def try_out(state: Tensors) -> Found | None:
+    def try_out(state: Tensors) -> FoundWeights | None:
         try:
-            return Found(path, state, fits(state, what))
+            return FoundWeights(path, state, fits(state, what))
         except ConfigError as error:
             misfits.append((path, len(state), error))
             return None
@@ -239,7 +239,7 @@ def _flat(value: Mapping[Any, Any], prefix: str) -> Tensors:
     return found
 
 
-def _chosen(fitting: Mapping[str, Found], what: str) -> Found:
+def _chosen(fitting: Mapping[str, FoundWeights], what: str) -> FoundWeights:
     """Return the one to take of those that fit, by the keys they lie under; ``ConfigError`` if nothing tells."""
     known = [key for key in (*LIVE, *_AVERAGES) if key in fitting]
     if len(fitting) > 1 and (
@@ -257,7 +257,7 @@ def _chosen(fitting: Mapping[str, Found], what: str) -> Found:
         if key != first
         for path in (other.path, *other.others)
     ]
-    return Found(found.path, found.state, found.fit, (*found.others, *others))
+    return FoundWeights(found.path, found.state, found.fit, (*found.others, *others))
 
 
 def _rank(path: tuple[str, ...]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from PIL import Image
 from raydd.data import encoded
 from raydd.data import folder_data as folder
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import Found
+from raydd.data.datasets import FoundData
 from raydd.data.inventory import Inventory, LeftOut, SplitInventory, skipped_lines
 from raydd.data.shard_writing import write_shards
 
@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def inventory(config: DatasetConfig, opened: bool = True) -> Inventory:
-    found = Found(config)
+    found = FoundData(config)
     return found.inventory(found.describe(), found.open() if opened else None)
 
 

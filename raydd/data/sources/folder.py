@@ -15,7 +15,7 @@ from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
 from raydd.data.images import decode
 from raydd.data.inventory import LeftOut
-from raydd.data.layout import Layout, few, find_layout, lower
+from raydd.data.layout import FolderLayout, few, find_layout, lower
 from raydd.data.listing import Below, Pictures, Tree
 from raydd.data.sources.source import SOURCES, Source, sized, transform_of
 from raydd.data.split import BaseData
@@ -127,7 +127,7 @@ class _Split:
     notes: tuple[str, ...] = ()
 
 
-def _layout(tree: Tree, item: Entry) -> Layout:
+def _layout(tree: Tree, item: Entry) -> FolderLayout:
     layout = find_layout(tree)
     if layout.problem:
         raise DataError(f"{layout.problem}; {item.hint}")
@@ -138,7 +138,7 @@ def _inside(tree: Tree, folder: str, names: Sequence[str]) -> dict[str, Below]:
     return dict(zip(names, tree.below_each([f"{folder}/{name}".lstrip("/") for name in names])))
 
 
-def _train(tree: Tree, item: Entry, layout: Layout) -> _Split:
+def _train(tree: Tree, item: Entry, layout: FolderLayout) -> _Split:
     """Return the training split; of people's own data, empty folders are no classes. ``DataError``
     for a class that is lost.
     """

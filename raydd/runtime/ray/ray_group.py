@@ -137,7 +137,7 @@ def train_loop(config: dict[str, Any]) -> None:
     ray.train.report({"rank": rank})
 
 
-class Group:
+class TrainGroup:
     """One Train group of ``workers`` (a number, or ``(min, max)``) that runs ``config["work"]``
     until that returns on each of them.
     """

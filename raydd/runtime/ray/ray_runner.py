@@ -287,7 +287,7 @@ class RayRunner:
         import ray
         from ray.exceptions import RayError
 
-        from raydd.runtime.ray.ray_group import Group
+        from raydd.runtime.ray.ray_group import TrainGroup
 
         try:
             self._get(ledger.poll.options(max_task_retries=0).remote(0, ""), "starting the ledger")
@@ -307,7 +307,7 @@ class RayRunner:
             runtime_env={"env_vars": worker_environment()},
         )
         tasks += [evaluate(_evaluator).remote(config, index) for index in range(self.evaluators)]
-        group = Group(config | {"work": _work}, store, self.workers, self.need.bundle)
+        group = TrainGroup(config | {"work": _work}, store, self.workers, self.need.bundle)
         failure = self._watch(ledger, group, on_event)
         if failure:
             raise RunFailed(failure)

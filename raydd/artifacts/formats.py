@@ -1,17 +1,20 @@
 """Distilled sets of others, read, so that published sets are evaluated here
 (:mod:`raydd.artifacts.writing` writes ours for others).
 
-============  ==========================================================================================================
+============  ======================================================================================
 format        what it is
-============  ==========================================================================================================
-distilled     raydd's own folder (:mod:`raydd.artifacts.published_folder`), or a run's output folder that holds it
+============  ======================================================================================
+distilled     raydd's own folder (:mod:`raydd.artifacts.published_folder`), or a run's output folder
+              that holds it
 safetensors   one ``data.safetensors`` of raydd, with how to read it in its header
-pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per experiment, or per step of
-              continual learning; also a pair ``(images, labels)`` or a dict of them (IDC, IDM)
+pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per
+              experiment, or per step of continual learning; also a pair ``(images, labels)`` or a
+              dict of them (IDC, IDM)
 mtt           ``images_<n>.pt`` with ``labels_<n>.pt`` beside it (MTT and its descendants): one of
-the two, or their folder folder        a folder per class of pictures (SRe2L, EDC, RDED, any image
-folder) webdataset    tar shards with ``.png``/``.jpg`` and ``.cls`` ============
-==========================================================================================================
+              the two, or their folder
+folder        a folder per class of pictures (SRe2L, EDC, RDED, any image folder)
+webdataset    tar shards with ``.png``/``.jpg`` and ``.cls``
+============  ======================================================================================
 
 Formats of others say neither what data set they stand for nor how it is normalised: ``info`` does,
 or a ``dataset.json`` that raydd wrote beside them; nor in which space their values are: a

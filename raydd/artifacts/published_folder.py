@@ -3,21 +3,24 @@
 Files::
 
     data.safetensors            images, labels, soft_labels, whitening_matrix, whitening_mean; the
-    header's metadata holds,
-                                under "raydd", the facts as JSON (data set, normalisation, whitening, decoding)
+                                header's metadata holds, under "raydd", the facts as JSON (data set,
+                                normalisation, whitening, decoding)
     data-00001-of-00003.safetensors, …, data.safetensors.index.json
                                 instead, above 4 GB: equal names are joined along the first axis, in
                                 the order of the index
     shards/train-000000.tar     WebDataset view in 8 bits; shards/dataset.json holds its data set's
-    facts, and, where values leave the
-                                range of pixels, what the 8 bits stand for
-    grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the report has it
+                                facts, and, where values leave the range of pixels, what the 8 bits
+                                stand for
+    grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the
+                                report has it
     networks.png, continual.png, continual.csv
-                                sets on several networks, and the continual experiment, if the report has them
+                                sets on several networks, and the continual experiment, if the
+                                report has them
     labels/manifest.json        how to read the label records beside it, <epoch>.safetensors, where
-    soft labels are stored recipe.json, report.json    how the set was made; what it is worth (if it
-    was evaluated) README.md                   dataset card manifest.json               written
-    last: size and sha256 of every other file
+                                soft labels are stored
+    recipe.json, report.json    how the set was made; what it is worth (if it was evaluated)
+    README.md                   dataset card
+    manifest.json               written last: size and sha256 of every other file
 
 Equal sets, reports and recipes give equal bytes.
 """

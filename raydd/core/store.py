@@ -4,8 +4,9 @@ Layout, below the store's URL::
 
     units/<k>/<key>/<output>.safetensors     an output: "final", or a snapshot such as "step-002000"
     units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device,
-    precision, versions, log units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put
-    whole, its own marker inside
+                                             precision, versions, log
+    units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put whole, its own marker
+                                             inside
 
 Outputs of stages that have a place of their own (label records, which go straight into the distilled set) lie there as
 ``<unit>.safetensors`` and ``<unit>.json``; a marker of another key counts as none.

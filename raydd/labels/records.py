@@ -1,19 +1,21 @@
 """The record of one epoch of labels, ``labels/epoch-000.safetensors`` (docs/methods/soft_labels.md, "Records").
 
-====================  ==================
-========================================================================== tensor
-type and shape      content ====================  ==================
-========================================================================== ``index``
-int32 ``[N]``       which image of the set; batch ``j`` is rows ``j * batch`` to ``(j + 1) * batch``
-``coords``            float32 ``[N, 4]``  top, left, height and width of the crop, as shares of the
-image's sides ``flip``              uint8 ``[N]``       whether the crop is mirrored ``perm``
-uint16 ``[N]``      the row, within the batch, of the image that this one is mixed with ``lam``
-float64 ``[J]``     mixing ratio of each batch ``box``               int16 ``[J, 4]``    rows x1,
-columns y1, rows x2, columns y2 of each batch's CutMix ``patches``           uint8 ``[N, 2, g]``
-order of rows and columns of patches, where they are shuffled ``operations``        uint8 ``[N, 2,
-2]`` of RandAugment, where it is used ``images``            uint8 ``[32]``      the digest (sha256)
-of the distilled set that was labelled ====================  ==================
-==========================================================================
+==============  ===================  ===============================================================
+tensor          type and shape       content
+==============  ===================  ===============================================================
+``index``       int32 ``[N]``        which image of the set; batch ``j`` is rows ``j * batch`` to
+                                     ``(j + 1) * batch``
+``coords``      float32 ``[N, 4]``   top, left, height and width of the crop, as shares of the
+                                     image's sides
+``flip``        uint8 ``[N]``        whether the crop is mirrored
+``perm``        uint16 ``[N]``       the row, within the batch, of the image that this one is mixed
+                                     with
+``lam``         float64 ``[J]``      mixing ratio of each batch
+``box``         int16 ``[J, 4]``     rows x1, columns y1, rows x2, columns y2 of each batch's CutMix
+``patches``     uint8 ``[N, 2, g]``  order of rows and columns of patches, where they are shuffled
+``operations``  uint8 ``[N, 2, 2]``  of RandAugment, where it is used
+``images``      uint8 ``[32]``       the digest (sha256) of the distilled set that was labelled
+==============  ===================  ===============================================================
 
 and the codec's tensors (:mod:`raydd.labels.codecs`): with fp16, ``logits`` ``[N, classes]``.
 """

@@ -4,8 +4,8 @@ Images start as tiles of real crops and are moved a little, against several netw
 towards the statistics of the training set and, in equal parts, of their own classes
 (docs/methods/edc.md, "The objective"):
 
-    L = CE + r_loss * sum_l w_l [ (1 - a) sum_stat ||G_l - stat_l|| + a sum_stat ||T_l(y) - stat_l||
-    ],    a = class_weight = 1/2
+    L = CE + r_loss * sum_l w_l [ (1 - a) sum_stat ||G_l - stat_l||
+                                  + a sum_stat ||T_l(y) - stat_l|| ],    a = class_weight = 1/2
 
 where a statistic is a running one with the gradient of the present batch's. Published as part of
 the method, but off in its scripts: ``flatness_weight``, agreement with an average of past images.

@@ -4,7 +4,7 @@ Images start as noise and are moved until a trained network is sure of them and 
 statistics that its batch norms have kept of real images (docs/methods/sre2l.md, "The objective"):
 
     L = CE(f(x~), y) + r_loss * sum_l w_l (||running_var_l - var_l|| + ||running_mean_l - mean_l||)
-    + tv L_tv + l2 mean ||x~||
+        + tv L_tv + l2 mean ||x~||
 
 for ``group_size`` images of different classes at a time, x~ being one crop, flip and shift of them
 all. CDA (Yin and Shen, arXiv 2311.18838) begins with whole images and comes to small crops:

@@ -7,8 +7,8 @@ A zoo name is a family followed by options in any order, joined with ``_``:
   ``d<depth>`` may stand as an option: ``convnet_d4_w256_batchnorm``);
 - ``mlp``, ``lenet``; ``alexnet_cifar`` [``batchnorm``]; ``vgg11_cifar`` (13, 16, 19) and
   ``resnet18_cifar`` (34, 50, 101, 152) [``batchnorm``, else instance norm; ResNets also
-  ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions initialised as N(0, 2 /
-  fan_out)];
+  ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions initialised as
+  N(0, 2 / fan_out)];
 - ``wrn_<depth>_<width>`` (``wrn_16_2``), ``mobilenetv2_cifar`` and ``shufflenetv2_cifar`` (both of
   width 0.5), with batch norm.
 

@@ -5,8 +5,8 @@ derivative is the self-adjoint map
 
     D(g) = r (g - mean(g) - h mean(g h)),
 
-and that of ``<u, D(g)>`` is ``D(u)`` in g, ``-r (u mean(g h) + g mean(u h))`` in h, and ``<u, D(g)>
-/ r`` in r, of which h and r depend on x by D itself and by ``-h r^2 / n``.
+and that of ``<u, D(g)>`` is ``D(u)`` in g, ``-r (u mean(g h) + g mean(u h))`` in h, and
+``<u, D(g)> / r`` in r, of which h and r depend on x by D itself and by ``-h r^2 / n``.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ and are therefore called once per group. Figures are CPU seconds of all groups, 
 network alone, and operators dispatched per image (on a GPU nearly all of them are kernels). Both
 losses are compared first.
 
-    python tests/benchmarks/bench_taps.py --rounds 7 --network torchvision/resnet18 --size 64 --json
-    docs/benchmarks/taps.json
+    python tests/benchmarks/bench_taps.py --rounds 7 --network torchvision/resnet18 \\
+        --size 64 --json docs/benchmarks/taps.json
 """
 
 from __future__ import annotations

@@ -256,6 +256,7 @@ def test_what_cannot_be_done_with_a_set_is_refused(
         assert part in result.output, result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "start",
     [["-m", "raydd.distill"], ["-m", "raydd.cli", "distill"]],
@@ -341,6 +342,7 @@ def test_classes_without_images_matter_only_to_what_reads_images(tmp_path: Path)
 # -- dry runs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -239,6 +239,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_algorithms_run_where_ray_mlflow_and_webdataset_are_absent() -> None:
     absent = [
         "ray",

@@ -215,6 +215,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", BLOCKS, ids=lambda lines: lines[0])
 def test_the_commands_of_a_block_run(lines: list[str], here: Path) -> None:
     for line in lines:
@@ -223,6 +224,7 @@ def test_the_commands_of_a_block_run(lines: list[str], here: Path) -> None:
         rules[0](line)
 
 
+@pytest.mark.slow
 def test_the_lines_that_load_a_set_work(here: Path) -> None:
     (code,) = blocks("python")
     names: dict[str, object] = {}

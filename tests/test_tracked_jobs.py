@@ -129,6 +129,7 @@ def check_whole(client: MlflowClient, output: Path) -> Run:
     return found
 
 
+@pytest.mark.slow
 def test_one_run_holds_everything_and_a_second_run_of_the_job_adds_nothing(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'tracked.db'}"
     told = run(tmp_path, uri)
@@ -142,6 +143,7 @@ def test_one_run_holds_everything_and_a_second_run_of_the_job_adds_nothing(tmp_p
     assert (history(client, second), sorted(artifacts(client, second))) == before
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_described_like_a_job(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'tracked.db'}"
     run(tmp_path, "none")
@@ -165,6 +167,7 @@ def test_an_evaluation_is_described_like_a_job(tmp_path: Path) -> None:
     assert "None" not in found.data.params.values()
 
 
+@pytest.mark.slow
 def test_a_dead_server_neither_stops_nor_holds_up_a_job_and_a_good_one_gets_everything_later(
     tmp_path: Path,
 ) -> None:

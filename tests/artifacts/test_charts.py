@@ -95,6 +95,7 @@ def test_reports_with_tables_survive_json(several: Report, learnt: Report) -> No
         Report.from_dict(values)
 
 
+@pytest.mark.slow
 def test_pictures_are_deterministic_and_show_what_changes(several: Report, learnt: Report) -> None:
     assert set(report_files(several)) == {"networks.png"}
     assert set(report_files(learnt)) == {"continual.png", "continual.csv"}

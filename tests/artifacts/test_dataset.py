@@ -74,6 +74,7 @@ def test_load_gives_the_facts_a_student_needs(make: Make, tmp_path: Path) -> Non
         assert torch.equal(dataset.tensors("cpu")[1], make().labels)
 
 
+@pytest.mark.slow
 def test_importing_raydd_stays_instant() -> None:
     code = (
         "import sys, raydd; assert 'torch' not in sys.modules; raydd.__version__; raydd.load; assert 'torch' in"

@@ -343,6 +343,7 @@ def bucket() -> Iterator[str]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+@pytest.mark.slow
 def test_folders_live_in_object_storage_too(
     make: Make, report: Report, bucket: str, tmp_path: Path
 ) -> None:
@@ -377,6 +378,7 @@ def test_the_header_alone_says_how_to_read(make: Make, tmp_path: Path) -> None:
     assert facts["decoding"] == {"name": "identity", "parameters": {"note": 1}}
 
 
+@pytest.mark.slow
 def test_the_card_holds_no_place_of_the_machine_that_made_the_set(
     make: Make, report: Report, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_function_transforms_see_through() -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_kernel_of_a_gpu_gathers_as_the_operators_do() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("table_cases.py"))]
@@ -223,6 +224,7 @@ def test_real_and_synthetic_images_share_what_they_read() -> None:
         assert len(found.names) <= 8
 
 
+@pytest.mark.slow
 def test_a_compiler_takes_it_whole() -> None:
     x, table = (
         normal(13, 6, 2, 3, 8, 8).requires_grad_(),

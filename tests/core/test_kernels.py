@@ -40,6 +40,7 @@ def test_where_no_kernel_can_be_built_it_is_told_and_plain_operators_are_used(
     kernels.kernels_run.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_trial_does_what_it_is_to_do() -> None:
     pytest.importorskip("triton")
     code = "import torch; from raydd.core.kernels import try_kernel; print(try_kernel(torch.device('cpu')))"

@@ -68,6 +68,7 @@ def test_small_classes_bound_every_class() -> None:
     assert ClassMemory.load(numbered([20, 50]), [1]).sample(1, 30, generator(0, "b")).shape[1] == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(12, 3), (12, 6)])
 def test_every_image_is_drawn_equally_often_at_every_place(n: int, m: int) -> None:
     memory = ClassMemory.load(numbered([n]))

@@ -111,6 +111,7 @@ def test_a_holdout_is_the_same_from_files_and_from_shards(folder: Path, tmp_path
     assert torch.equal(streamed, from_shards["holdout"].labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["png", "jpg", "original"])
 def test_arrays_are_written_too_and_bytes_do_not_depend_on_workers(
     tmp_path: Path, encoding: str

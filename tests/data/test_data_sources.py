@@ -85,6 +85,7 @@ def test_a_torn_idx_file_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_fashion_mnist_as_debian_ships_it() -> None:
     config = DatasetConfig(name="fashion_mnist")
     data = open_data(config)

@@ -162,6 +162,7 @@ def test_a_contact_sheet_shows_a_few_images_of_each_class(root: Path, tmp_path: 
         assert words in refused.output
 
 
+@pytest.mark.slow
 def test_plan_run_and_report_tell_it_and_name_what_was_skipped(root: Path, tmp_path: Path) -> None:
     from raydd.cli import main
 

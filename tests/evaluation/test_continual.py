@@ -241,6 +241,7 @@ def test_five_steps_are_five_of_the_ten(digits):
     assert keys[0] < {unit_key(more, unit) for unit in more.units()}
 
 
+@pytest.mark.slow
 def test_students_learn_and_are_tested_on_the_classes_seen_alone(digits, tmp_path):
     data, info = digits
     stage = _stage(info, recipe=replace(RECIPE, epochs=25, drops=(20,)))

@@ -198,6 +198,7 @@ def test_the_report_of_the_experiment(digits, tmp_path):
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
+@pytest.mark.slow
 def test_a_job_leaves_curve_rows_and_metrics_and_its_set_is_evaluated_again_from_its_folder(
     tmp_path, monkeypatch
 ):

@@ -62,6 +62,7 @@ def report(folder: Path | str) -> dict[str, Any]:
     return dict(json.loads((Path(folder) / "report.json").read_text()))
 
 
+@pytest.mark.slow
 def test_all_experiments_are_pooled_beside_the_published_accuracies(here: Path) -> None:
     theirs = {"ConvNet": [0.5, 0.52, 0.6, 0.62, 0.7, 0.72], "MyNet": [0.1] * 6}
     torch.save(

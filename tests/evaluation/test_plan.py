@@ -101,6 +101,7 @@ def test_a_selection_is_not_its_own_baseline(digits):
     assert [item.set for item in own.entries] == ["random"] * 3
 
 
+@pytest.mark.slow
 def test_other_methods_are_judged_beside_with_settings_of_their_own(digits, tmp_path):
     data, info = digits
     random, dsa = (
@@ -194,6 +195,7 @@ def test_what_cannot_be_planned_is_refused(digits):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet9_w8", "vgg11_cifar", "torchvision/vgg11"])
 def test_a_network_that_cannot_read_the_images_is_refused_by_the_plan(digits, name):
     _, info = digits

@@ -89,7 +89,7 @@ class Driver:
             raise AssertionError(f"still running after {timeout} s:\n{self.text}") from None
 
     def until(
-        self, what: str, happened: Callable[[], Any], timeout: float = 240, every: float = 0.1
+        self, what: str, happened: Callable[[], Any], timeout: float = 480, every: float = 0.1
     ) -> Any:
         """Return what ``happened`` returns once it is true, asked ``every`` s; fail if the driver
         ends before, or in ``timeout`` s.
@@ -129,14 +129,14 @@ def distill(
     return Driver(["raydd.distill", "--config", CONFIG, *args], log, env, cwd)
 
 
-def finish(driver: Driver, timeout: float = 240) -> str:
+def finish(driver: Driver, timeout: float = 480) -> str:
     """Wait for a driver to succeed; return its output."""
     code = driver.wait(timeout)
     assert code == 0, f"exit code {code}:\n{driver.text}"
     return driver.text
 
 
-def refusal(driver: Driver, timeout: float = 100, code: int = 2) -> str:
+def refusal(driver: Driver, timeout: float = 240, code: int = 2) -> str:
     """Wait for a driver that refuses; return its message: one, without a traceback."""
     assert driver.wait(timeout) == code, driver.text
     assert "Traceback" not in driver.text, driver.text

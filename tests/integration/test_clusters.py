@@ -21,7 +21,7 @@ from conftest import Cluster, head
 from driving import Driver, distill, end, finish, overrides, refusal
 from ray.util import get_node_ip_address
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 SHORT = ("method.iterations=8", "evaluation.every=null", "evaluation.baselines=[]")
 BUSY = """
 import sys, time, ray
@@ -56,7 +56,7 @@ def left_by(driver: Driver, cluster: Cluster) -> list[Any]:
     """
     command = [sys.executable, "-c", LEFT, cluster.dashboard, str(driver.process.pid)]
     done = subprocess.run(
-        command, env=cluster.environment, capture_output=True, text=True, timeout=100, check=True
+        command, env=cluster.environment, capture_output=True, text=True, timeout=240, check=True
     )
     return list(json.loads(done.stdout.splitlines()[-1]))
 
@@ -114,7 +114,7 @@ def test_a_busy_cluster_is_waited_for_until_a_signal(cluster: Cluster, tmp_path:
     asked = time.monotonic()
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 130, driver.text
-    assert time.monotonic() - asked < 20, "10 s on a machine that does nothing else"
+    assert time.monotonic() - asked < 45, "10 s on a machine that does nothing else"
     assert "Traceback" not in driver.text
     assert left_by(driver, cluster) == [1, [], [], []]
 
@@ -235,7 +235,7 @@ def test_a_driver_outlives_the_machine_that_it_is_connected_to(tmp_path: Path) -
     with head("--node-ip-address=127.0.0.1", "--num-cpus=2") as cluster:
         updates = ("method.iterations=100000", "evaluation.baselines=[]")
         driver = distill(tmp_path / "log", *overrides(tmp_path, 1, *updates), env=at(cluster))
-        driver.until("it works", lambda: "distill/MatchDistributions" in driver.text, timeout=400)
+        driver.until("it works", lambda: "distill/MatchDistributions" in driver.text, timeout=480)
         folder = Path(cluster.folder).name
         ours = [
             p for p in psutil.process_iter(["name", "cmdline"]) if folder in str(p.info["cmdline"])

@@ -15,7 +15,7 @@ from driving import REPOSITORY, overrides, records
 import raydd
 from raydd.core.store import versions
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -37,7 +37,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ray_job(
-    cluster: Cluster, *args: str, cwd: Path, timeout: float = 300
+    cluster: Cluster, *args: str, cwd: Path, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     env = cluster.environment | {"RAY_ADDRESS": cluster.dashboard}
     return subprocess.run(
@@ -73,7 +73,7 @@ def driver_exit_code(cluster: Cluster, name: str, cwd: Path) -> int:
         env=env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
         check=True,
     )
     return int(done.stdout.split()[-1])

@@ -38,7 +38,7 @@ def distilled_units(folder: Path) -> set[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_no_byte(
     in_process: Path, paced: tuple[str, ...], cluster: Cluster, tmp_path: Path, workers: int
@@ -56,7 +56,7 @@ def test_workers_change_no_byte(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(590)
+@pytest.mark.timeout(1500)
 def test_a_killed_driver_goes_on_where_it_was(
     in_process: Path, paced: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_killed_driver_goes_on_where_it_was(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(
     in_process: Path, paced: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(
     driver.until(
         "a unit was begun",
         lambda: any(line["kind"] == "log" for line in _records_so_far(tmp_path)),
-        timeout=240,
+        timeout=480,
     )
     below = driver.cluster()
     os.killpg(
@@ -153,7 +153,8 @@ def _records_so_far(folder: Path) -> list[dict[str, object]]:
         return []
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_output_of_another_job_is_refused_with_the_difference(
     in_process: Path, paced: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from raydd.runtime.ray.ray_runner import RayRunner
 from raydd.runtime.ray.ray_session import ray_session
 from raydd.runtime.runner import OpenData
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def config_of(name: str) -> DatasetConfig:
@@ -72,7 +72,7 @@ def test_a_job_on_two_workers_reads_the_folder_of_the_readme(tmp_path: Path) -> 
         "tracking.uri=none",
     ]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs" / "job" / "distilled" / "data.safetensors").exists()

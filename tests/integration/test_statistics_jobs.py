@@ -94,7 +94,7 @@ def begun(folder: Path, phase: str, lines: int) -> bool:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(
     s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def gradients(net: Network, images: Tensor, label: int, create_graph: bool) -> t
     return torch.autograd.grad(loss, list(net.parameters()), create_graph=create_graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILE["gradient_matching"])
 def test_golden_t2_gradient_matching(name: str) -> None:
     golden = FILE["gradient_matching"][name]
@@ -206,6 +207,7 @@ def test_bad_input_is_named() -> None:
         distribution_matching_loss(x, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet3", "resnet18_cifar"])
 def test_the_cosine_of_whole_gradients_is_exact_in_fp32(name: str) -> None:
     """One norm over eleven million squares was 7e-4 off (ResNet-18)."""

@@ -318,6 +318,7 @@ def test_the_operators_of_an_update_do_not_grow_with_the_classes() -> None:
     assert counts[10] <= 150
 
 
+@pytest.mark.slow
 def test_an_update_in_one_piece_compiles_as_one_graph() -> None:
     data, info = make()
     (stage,) = method(classes_per_unit=3).plan(problem(info))

@@ -46,6 +46,7 @@ def imagenet() -> Problem:
     return problem("imagenet", 10, train_counts=(1281,) * 1000)
 
 
+@pytest.mark.slow
 def test_defaults_are_the_published_settings_of_imagenet(imagenet: Problem) -> None:
     edc = method("edc", init={"kind": "noise"})
     stage = recovery(edc, imagenet)

@@ -125,6 +125,7 @@ def undisturbed(
     return get
 
 
+@pytest.mark.slow
 @every_method
 def test_a_set_of_the_right_shape_that_can_be_looked_at_published_and_loaded(
     name: str, undisturbed: Any, problem: Problem, tmp_path: Path
@@ -156,6 +157,7 @@ def test_its_cost_is_estimated_and_its_stages_are_in_order(name: str, problem: P
     assert sum(row.units for row in rows) == len(all_keys(refs))
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("part", [0.0, 0.35, 0.7, 0.95])
 def test_killed_and_started_again_gives_the_same_bytes(
@@ -178,6 +180,7 @@ def test_killed_and_started_again_gives_the_same_bytes(
     )
 
 
+@pytest.mark.slow
 @every_method
 def test_a_resumed_run_goes_on_from_the_last_checkpoint(
     name: str, undisturbed: Any, digits: Mapping[str, Data], problem: Problem, tmp_path: Path
@@ -191,6 +194,7 @@ def test_a_resumed_run_goes_on_from_the_last_checkpoint(
     assert second.count < whole.count, "two thirds were done and are not done again"
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_any_number_of_workers_gives_the_same_bytes(

@@ -48,6 +48,7 @@ VARIANTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "fields", "overrides"),
     VARIANTS,
@@ -66,6 +67,7 @@ def test_variants_run(
     )
 
 
+@pytest.mark.slow
 def test_each_seed_publishes_labels_that_repeat_its_evaluation_without_the_store(
     tmp_path: Path,
 ) -> None:
@@ -129,6 +131,7 @@ CODECS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "fields"), CODECS, ids=["stored", "recipe", "online"])
 def test_a_published_set_is_evaluated_beside_others_with_the_labels_of_its_teachers(
     method: str, fields: dict[str, Any], tmp_path: Path
@@ -227,6 +230,7 @@ def test_a_published_set_whose_teachers_cannot_be_had_is_refused_beside_others(
         stored_evaluation(StoredSet(**fields), "edc", problem, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["edc", "rded"])
 def test_teachers_and_statistics_of_a_job_make_the_same_images_in_another(
     method: str, tmp_path: Path

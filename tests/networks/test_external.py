@@ -90,6 +90,7 @@ NO_DETERMINISTIC_BACKWARD = (
 """Beginnings of the names of autograd's nodes that torch refuses on GPUs where algorithms must be deterministic."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 224])
 @pytest.mark.parametrize(
     "name",
@@ -112,6 +113,7 @@ def test_images_have_gradients_where_atomics_are_forbidden(name: str, size: int)
     ] == []
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("size", [64, 96, 224])
 def test_pooled_maps_are_those_of_the_library(size: int) -> None:

@@ -33,6 +33,7 @@ def test_eager_fp32_is_the_network_itself() -> None:
     assert torch.equal(fast_forward(net, Numerics())(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convnet2_w8", "resnet18_cifar_batchnorm", "timm/test_resnet"])
 def test_bf16_convolutions_are_near_and_follow_the_weights_and_mode(name: str) -> None:
     net = create_network(name, (3, 32, 32), 3, torch.Generator().manual_seed(0))
@@ -60,6 +61,7 @@ def test_bf16_gradients_reach_the_network_s_weights() -> None:
             assert F.cosine_similarity(ours.flatten(), parameter.grad.flatten(), 0) > 0.99
 
 
+@pytest.mark.slow
 def test_compiled_follows_new_weights_and_networks_without_recompiling() -> None:
     numerics = Numerics(compile=True)
     net, x = make(), images()

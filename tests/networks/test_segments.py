@@ -26,6 +26,7 @@ def made(name: str) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["convnet3_w8", "lenet", "mlp", "resnet18", "torchvision/resnet18"]
 )

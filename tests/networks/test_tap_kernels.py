@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 from kernel_cases import LAYERS
 
+pytestmark = pytest.mark.slow  # kernels are interpreted
 Found = Mapping[str, Mapping[str, float]]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -104,6 +104,7 @@ def make(name: str, shape: tuple[int, int, int]) -> Network:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), NETWORKS)
 @pytest.mark.parametrize("fewer", [False, True])
 def test_the_lean_forward_is_the_network_s(
@@ -133,6 +134,7 @@ def test_other_networks_are_not_lean(name: str) -> None:
     assert not can_be_lean(create_network(name, (3, 32, 32), 3, torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["convnet3_w32", "convnet3_w32_batchnorm", "resnet18_cifar_batchnorm", "vgg11_cifar"]
 )
@@ -151,6 +153,7 @@ def test_winograd_serves_images_without_gradient_only(name: str) -> None:
         assert difference(fast(x), plain(x)) < 1e-9
 
 
+@pytest.mark.slow
 def test_compiled_winograd_is_the_network_s() -> None:
     net = create_network("convnet2_w32", (1, 12, 12), 3, torch.Generator().manual_seed(0))
     fast = fast_embed(net, Numerics(compile=True, convolution="winograd"))

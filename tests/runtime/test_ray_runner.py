@@ -23,7 +23,7 @@ from raydd.runtime.ray.ray_runner import RayRunner
 from raydd.runtime.ray.ray_session import ray_session
 from raydd.runtime.runner import LocalRunner
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

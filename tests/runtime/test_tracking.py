@@ -525,6 +525,7 @@ print(tracker.finish("FINISHED", patience=100))
 """
 
 
+@pytest.mark.slow
 def test_first_runs_at_once_make_the_default_database_and_say_nothing(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")} | {"PYTHONPATH": root}
@@ -639,6 +640,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_server_killed_in_the_middle_of_a_job_gets_everything_once(
     server: Server, start: Any, tmp_path: Path

@@ -266,6 +266,7 @@ def test_a_published_tree_is_read_and_one_that_is_incomplete_or_torn_is_refused(
         assert faults(folder, found, message, NETWORKS[1]) == []
 
 
+@pytest.mark.slow
 def test_a_changed_class_of_a_published_tree_is_read_again(tmp_path: Path) -> None:
     tree(tmp_path / "tree")
     victim = (
@@ -292,6 +293,7 @@ def test_a_changed_class_of_a_published_tree_is_read_again(tmp_path: Path) -> No
     assert read == [2, 2, 4]
 
 
+@pytest.mark.slow
 def test_published_statistics_are_read_again_with_the_same_teachers_alone(tmp_path: Path) -> None:
     assert job(tmp_path / "made", "edc", {}).exit_code == 0
     fields = {"statistics": {"patch": 4, "files": str(tmp_path / "made" / "out" / "statistics")}}

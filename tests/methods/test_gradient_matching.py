@@ -150,6 +150,7 @@ def filled(name: str) -> Network:
 AT_ONCE = ("ConvNetW32", "ConvNetLN", "ConvNetBN", "LeNet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at_once"), [*((name, False) for name in GOLDEN), *((name, True) for name in AT_ONCE)]
 )
@@ -324,6 +325,7 @@ def published_run(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_train", [256, 4])
 @pytest.mark.parametrize("network", ["convnet2_w8", "convnet2_w8_batchnorm"])
 @pytest.mark.parametrize(
@@ -447,6 +449,7 @@ def contents(method: Method, given: Problem, store: Store) -> str:
     return digest({name: store.load(ref)["images"] for name, ref in method.targets(given).items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "ipc", "lanes"),
     [

@@ -104,6 +104,7 @@ def test_updates_do_the_same_work_and_wait_for_nothing(setting: str) -> None:
     assert len(known) == 2, "one for each network"
 
 
+@pytest.mark.slow
 @every_setting
 def test_an_update_compiles_without_a_break_to_the_same_bytes(setting: str) -> None:
     ((update, given),) = updates(micro_stage(**SETTINGS[setting]), 1)

@@ -19,7 +19,7 @@ WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_runner.py")
 """What starts clusters: all of it runs in one process, so that no two start at once."""
 
 QUICK = 6.0
-"""Seconds of processor time, beyond which a test has to be marked as slow: a first one of its kind imports libraries, too."""
+"""Seconds of processor time, beyond which a test has to be marked slow; the first of a file imports libraries, too."""
 
 PATIENCE = 20.0
 """Seconds by the clock, beyond which it has to be, too: many, since a machine may do much else."""

@@ -497,6 +497,7 @@ class Killed(BaseException):
 KILLED = [Dc(**SMALL, inner_momentum=0.5), Dsa(**SMALL | {"network": "convnet2_w8_batchnorm"})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KILLED, ids=["dc", "dsa"])
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_killed_in_the_inner_loop_it_resumes_with_the_same_bytes(
@@ -705,6 +706,7 @@ def test_any_images_and_distance(
     assert torch.isfinite(made.images).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dc", "dsa"])
 def test_students_of_distilled_digits_know_them(method: str, tmp_path: Path) -> None:
     """Without real images to start from; noise teaches nothing, 30 updates of one image per class do."""

@@ -135,6 +135,7 @@ def test_flops_computes_nothing_and_keeps_statistics() -> None:
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "shape",

@@ -142,6 +142,7 @@ def test_nothing_but_fields_and_inputs_is_in_a_key() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_stages_hash_is_computed_once_in_each_process() -> None:
     counted: list[int] = []
 

@@ -343,6 +343,7 @@ def test_what_draws_while_it_trains_is_not_recorded(monkeypatch: pytest.MonkeyPa
     assert not calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_recorded_step_compiles_as_one_graph(stacked: bool) -> None:
     data = _data()

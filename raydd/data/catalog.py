@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
-from raydd.core.errors import ConfigError, unknown
+from raydd.core.errors import ConfigError
+from raydd.core.registry import Registry
 from raydd.core.units import unkeyed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -116,10 +117,10 @@ def _info(
     )
 
 
-def _catalog() -> dict[str, Entry]:
-    """Build the table. ImageNet-10's classes are EDC's, in the order of its labels."""
+def _entries() -> list[Entry]:
+    """Return what raydd knows. ImageNet-10's classes are EDC's, in the order of its labels."""
     rgb32 = (3, 32, 32)
-    entries = [
+    return [
         Entry(
             info=_info(
                 "mnist",
@@ -290,10 +291,20 @@ def _catalog() -> dict[str, Entry]:
             hint="set dataset.shards to a folder of tars, or to a URL such as s3://bucket/train-{000000..000099}.tar",
         ),
     ]
-    return {entry.info.name: entry for entry in entries}
 
 
-CATALOG: dict[str, Entry] = _catalog()
+def _admit(name: str, found: Any) -> Entry:
+    """Return what an entry point names as the data set of that name."""
+    if not isinstance(found, Entry):
+        raise ConfigError(f"{found!r} is no raydd.data.catalog.Entry")
+    if found.info.name != name:
+        raise ConfigError(f"the data set calls itself '{found.info.name}'")
+    return found
+
+
+CATALOG: Registry[Entry] = Registry("data set", "raydd.datasets", _admit)
+for _entry in _entries():
+    CATALOG.register(_entry.info.name, __name__)(_entry)
 
 
 def check_normalisation(
@@ -315,6 +326,4 @@ def check_normalisation(
 
 def entry(name: str) -> Entry:
     """Return a data set's entry; ``ConfigError`` with the nearest match for a name that is not in the catalog."""
-    if name not in CATALOG:
-        raise unknown("data set", name, CATALOG)
-    return CATALOG[name]
+    return CATALOG.get(name)

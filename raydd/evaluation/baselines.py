@@ -43,13 +43,15 @@ def check_baseline(name: str, key: str = "evaluation.baselines") -> None:
     """Raise ``ConfigError`` that begins with ``key`` for what is no baseline; methods with soft
     labels of their own are none.
     """
-    allowed = [known for known in METHODS.names() if not METHODS.get(known).soft_labels] + ["whole"]
-    if name not in allowed and name in METHODS:
+    if name == "whole" or (name in METHODS and not METHODS.get(name).soft_labels):
+        return
+    allowed = sorted(known for known, method in METHODS.items() if not method.soft_labels)
+    allowed.append("whole")
+    if name in METHODS:
         raise ConfigError(
             f"{key}: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}"
         )
-    if name not in allowed:
-        raise ConfigError(f"{key}: {unknown('baseline', name, allowed)}")
+    raise ConfigError(f"{key}: {unknown('baseline', name, allowed)}")
 
 
 def baseline_rows(

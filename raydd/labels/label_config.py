@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, unknown
 from raydd.core.units import unkeyed
+from raydd.labels.codecs import CODECS
 
-STORED = ("fp16", "int8", "topk")
-"""Codecs that keep logits; the others compute the teachers while students train."""
+COMPUTED = ("online", "recipe")
+"""What may stand in place of a codec: nothing is kept, the teachers run while students train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class LabelConfig:
     other classes share one value, their ``tail``: the ``mean`` of their logits, for ``mse_gt``, or
     that of equal probability ``mass``, for ``kl``) are stored. ``recipe`` stores nothing and
     computes the same labels while students train; ``online`` too, with new views for every student.
+    Installed packages may add codecs (docs/plugins.md).
     ``sampler_seed``: of the images' order, except for ``online``.
     """
 
@@ -46,12 +48,16 @@ class LabelConfig:
     mix: Literal["cutmix", "mixup", "none"] = "cutmix"
     alpha: Annotated[float, Gt(0)] = 1.0
     ensemble: Literal["mean", "rescaled"] = "mean"
-    codec: Literal["fp16", "int8", "topk", "recipe", "online"] = "fp16"
+    codec: str = "fp16"
     top: Annotated[int, Ge(1)] | None = None
     tail: Literal["mean", "mass"] = "mean"
     sampler_seed: Annotated[int, Ge(0)] = 42
 
     def __post_init__(self) -> None:
+        if self.codec not in COMPUTED and self.codec not in CODECS:
+            raise ConfigError(
+                f"labels.codec: {unknown('label codec', self.codec, (*CODECS, *COMPUTED))}"
+            )
         if self.crop is not None and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ConfigError(
                 f"labels.crop: {list(self.crop)} must be a range of shares of the area, above 0 and at most 1"
@@ -82,7 +88,7 @@ class LabelConfig:
     @property
     def stored(self) -> bool:
         """Whether labels are computed once and kept; otherwise the teachers run while students train."""
-        return self.codec in STORED
+        return self.codec not in COMPUTED
 
     @property
     def online(self) -> bool:

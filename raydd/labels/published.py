@@ -14,7 +14,8 @@ from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
 from raydd.core.units import Context, unkeyed
-from raydd.labels.label_config import STORED, LabelConfig
+from raydd.labels.codecs import CODECS
+from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import FoundLabels, check_digest, refuse_augmentation
 from raydd.labels.labelled_set import Epoch, LabelledSet, fits
 from raydd.labels.records import RecordedEpoch, label_bytes
@@ -76,7 +77,7 @@ class PublishedLabels(FoundLabels):
             config = LabelConfig(**plain)
             if not config.stored:
                 raise DataError(
-                    f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(STORED)}"
+                    f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(CODECS)}"
                 )
             return cls(
                 url=storage.url,

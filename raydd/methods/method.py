@@ -161,7 +161,17 @@ class ClassBlocks(Stage):
         return tuple(self.blocks)
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+def _admit(name: str, found: Any) -> type[Method]:
+    """Return what an entry point names as a method, which is then called so."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"{found!r} is no subclass of raydd.methods.Method")
+    if getattr(found, "name", name) != name:
+        raise ConfigError(f"the method calls itself '{found.name}'")
+    found.name = name
+    return found
+
+
+METHODS: Registry[type[Method]] = Registry("method", "raydd.methods", _admit)
 
 
 def register_method(name: str) -> Any:

@@ -57,7 +57,14 @@ class Source:
         return entry.info
 
 
-SOURCES: Registry[Source] = Registry("data reader")
+def _admit(name: str, found: Any) -> Source:
+    """Return a reader of the class that an entry point names."""
+    if not (isinstance(found, type) and issubclass(found, Source)):
+        raise ConfigError(f"{found!r} is no subclass of raydd.data.sources.source.Source")
+    return found()
+
+
+SOURCES: Registry[Source] = Registry("data reader", "raydd.readers", _admit)
 
 
 def sized(info: DatasetInfo, config: DatasetConfig) -> DatasetInfo:

@@ -159,6 +159,12 @@ def test_no_import_cycles() -> None:
 
 
 @every_file
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{lines} lines: split it along a seam that a newcomer would guess"
+
+
+@every_file
 def test_library_code_neither_prints_nor_exits(path: Path) -> None:
     may_exit = (
         path.relative_to(PACKAGE).as_posix() in {"core/command.py"} or level(module_of(path)) == TOP

@@ -24,7 +24,7 @@ CODE = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".yaml"} and path != Path(__file__)
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LOST = re.compile(
     r"\b[Ss]pecifications?\b|(?<!/)\bspec\b|\bDESIGN\b|\bSTYLE\b|\b[Ss]ections? \d|_gvbsm_rded|dc_dsa_dm spec"
 )

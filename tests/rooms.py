@@ -15,7 +15,7 @@ import pytest
 import torch
 
 PROCESSES = 2
-WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_runner.py", "tests/test_plugins.py")
+WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_runner.py")
 """What starts clusters: all of it runs in one process, so that no two start at once."""
 
 QUICK = 6.0
@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker("slow")
+            if not item.nodeid.startswith(WITH_RAY):
+                raise pytest.UsageError(f"{item.nodeid} uses Ray: say so in WITH_RAY in {__file__}")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
     named = tuple(argument for argument in config.args if "::" in argument)

@@ -620,7 +620,10 @@ def test_a_job_file_of_an_earlier_version_is_resumed(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["- a list", "text"])
-def test_an_output_with_another_kind_of_job_file_is_refused(tmp_path: Path, there: str) -> None:
+def test_an_output_with_another_kind_of_job_file_is_refused(
+    tmp_path: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raydd.runtime.output.STALE_SECONDS", 0.5)  # for a lock that says nothing
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     (tmp_path / "runs/quickstart/job.yaml").write_text(there)
     (tmp_path / "runs/quickstart/lock.json").write_text("[]")

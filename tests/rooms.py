@@ -15,7 +15,7 @@ import pytest
 import torch
 
 PROCESSES = 2
-WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_runner.py")
+WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_", "tests/test_plugins.py")
 """What starts clusters: all of it runs in one process, so that no two start at once."""
 
 QUICK = 6.0

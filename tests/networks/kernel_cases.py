@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from raydd.core.rng import generator
-from raydd.networks import tap_kernels, taps
+from raydd.networks import tap_kernels, tap_sums
 from raydd.networks.tap_grid import grid_of
 from raydd.networks.taps import StatTap
 
@@ -56,8 +56,8 @@ def layer(
         x = x.to(memory_format=torch.channels_last)
     grid = grid_of(height, width, patch, device, dtype) if patch else None
     exact = x.double().requires_grad_(True)
-    with mock.patch.object(taps, "_by_kernels", return_value=False):
-        through, sums = taps._Sums.apply(
+    with mock.patch.object(tap_sums, "_by_kernels", return_value=False):
+        through, sums = tap_sums.Sums.apply(
             exact, groups, (patch and grid_of(height, width, patch, device, torch.float64)) or None
         )
         weight = torch.randn(sums.shape, generator=draw).to(device, dtype).mT.contiguous().mT
@@ -98,7 +98,7 @@ def network(net: nn.Module, device: torch.device, shape: tuple[int, int, int]) -
     results = []
     for kernels in (True, False):
         with (
-            mock.patch.object(taps, "_by_kernels", return_value=kernels),
+            mock.patch.object(tap_sums, "_by_kernels", return_value=kernels),
             StatTap(net, 4, shape=shape) as tap,
         ):
             logits, found = tap(images, 2)
@@ -167,7 +167,7 @@ def operators(device: torch.device) -> dict[str, float]:
     alone = passes(lambda x: [net(x)])
     with (
         StatTap(net, 4, shape=shape) as tap,
-        mock.patch.object(taps, "_by_kernels", return_value=True),
+        mock.patch.object(tap_sums, "_by_kernels", return_value=True),
     ):
         passes(lambda x: list(tap(x, 2)))  # tables are made
         observed = passes(lambda x: list(tap(x, 2)))

@@ -217,6 +217,8 @@ class _Distillation(Session):
                 self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
         chart = self._loss_chart()
         places |= self.write(report, {} if chart is None else {"loss.png": chart})
+        if chart is not None:
+            places["loss curve"] = places.pop("loss.png")
         if written:
             places["labels"] = f"{join(places['set'], 'labels')} ({format_bytes(written)})"
         places |= job.method.keep(self.plan.problems[0], self.store.load, self.output.url)

@@ -231,7 +231,7 @@ def test_an_autoscaler_is_waited_for_as_far_as_it_goes_and_a_head_that_dies_is_t
 
 
 def test_a_driver_outlives_the_machine_that_it_is_connected_to(tmp_path: Path) -> None:
-    """Ray ends a driver without a word where it owns an object in the store of that machine."""
+    """And says so, though the head still answers."""
     with head("--node-ip-address=127.0.0.1", "--num-cpus=2") as cluster:
         updates = ("method.iterations=100000", "evaluation.baselines=[]")
         driver = distill(tmp_path / "log", *overrides(tmp_path, 1, *updates), env=at(cluster))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import ray.exceptions as rx
+import ray.train
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.runtime.ray import ray_pulse
@@ -221,3 +223,30 @@ def test_what_is_wrong_in_the_ledger_is_raised(
     for ask in (lambda: RayDesk(Silent(), "rank-0", 1, 1, "cpu").lease([]), Post(Silent()).fetch):
         with pytest.raises(type(error)):
             ask()
+
+
+def test_a_driver_owns_nothing_in_the_store_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends a driver that does without a word, together with that machine."""
+    from raydd.runtime.ray import ray_group
+
+    class Put:
+        _ref: object | None = "the only reference"
+
+        def get(self) -> Callable[[], bool]:
+            return never
+
+    given: dict[str, object] = {}
+    monkeypatch.setattr(
+        ray_group.TorchTrainer,
+        "_initialize_and_run_controller",
+        lambda self, **all: given.update(all),
+    )
+    trainer, put = object.__new__(ray_group._Trainer), Put()
+    monkeypatch.setattr(
+        trainer, "scaling_config", ray.train.ScalingConfig(num_workers=1), raising=False
+    )
+    trainer._initialize_and_run_controller(train_fn_ref=put)
+    carried = given["train_fn_ref"]
+    assert isinstance(carried, ray_group._Carried)
+    assert pickle.loads(pickle.dumps(carried)).get() is never
+    assert put._ref is None

@@ -172,6 +172,27 @@ def _end(first: Sequence[Planned], pooled: Pooled, seconds: Callable[[Ref], floa
     )
 
 
+def point(
+    step: int,
+    tested: Sequence[tuple[Planned, Sequence[Tensors]]],
+    seconds: Callable[[Ref], float] | None,
+) -> Point:
+    """Return the accuracy of a snapshot: its students, and the outputs of each one's stage."""
+    pooled = pool_accuracies([_accuracies(outputs) for _, outputs in tested])
+    cost = (
+        0.0
+        if seconds is None
+        else statistics.fmean(making_seconds(entry.stage, seconds) for entry, _ in tested)
+    )
+    return Point(
+        step=step,
+        device_seconds=cost,
+        accuracy_mean=100 * pooled.mean,
+        accuracy_std=100 * pooled.std,
+        networks=pooled.seeds * pooled.networks,
+    )
+
+
 def _curve(
     plan: EvaluationPlan, load: Callable[[Ref], Tensors], seconds: Callable[[Ref], float] | None
 ) -> tuple[Point, ...]:
@@ -184,25 +205,7 @@ def _curve(
         except FileNotFoundError:
             continue
         at.setdefault(entry.step, []).append((entry, found))
-    points = []
-    for step, members in sorted(at.items()):
-        pooled = pool_accuracies([_accuracies(outputs) for _, outputs in members])
-        cost = (
-            0.0
-            if seconds is None
-            else statistics.fmean(making_seconds(entry.stage, seconds) for entry, _ in members)
-        )
-        count = pooled.seeds * pooled.networks
-        points.append(
-            Point(
-                step=step,
-                device_seconds=cost,
-                accuracy_mean=100 * pooled.mean,
-                accuracy_std=100 * pooled.std,
-                networks=count,
-            )
-        )
-    return tuple(points)
+    return tuple(point(step, members, seconds) for step, members in sorted(at.items()))
 
 
 def _continual(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from raydd.core.units import Ref, Stage
 
@@ -53,6 +54,18 @@ class Node:
     def complete(self) -> bool:
         """Whether every wanted output is there."""
         return self.wanted <= self.done
+
+
+class Claims(Protocol):
+    """Who computes which unit, among runs that share a store at the same time."""
+
+    def take(self, key: str) -> bool:
+        """Return whether this run may compute the unit now; ``False`` while another computes it."""
+        ...
+
+    def free(self, key: str) -> None:
+        """Give a unit back: its outputs are there."""
+        ...
 
 
 def step_of(output: str) -> float:

@@ -12,7 +12,7 @@ from raydd.core.events import Event
 from raydd.core.store import Store
 from raydd.core.units import PHASES, Ref, Stage
 from raydd.runtime.devices import named, reused_lines
-from raydd.runtime.leases import Lease, Node, step_of
+from raydd.runtime.leases import Claims, Lease, Node, step_of
 
 MAX_CRASHES = 10
 """A unit that loses its worker this often in a row without a new checkpoint stops the run."""
@@ -30,13 +30,19 @@ class Ledger:
     """Leases segments of units (up to the next wanted output) to workers, earliest snapshot first.
 
     ``device``: the only kind of device whose outputs count; others in the store are removed, and
-    made anew. Empty: any counts.
+    made anew. Empty: any counts. ``claims``: asked for a unit before it is leased, where other
+    runs compute on the same store at the same time.
     """
 
     def __init__(
-        self, targets: Sequence[Ref], store: Store, evaluators: int = 0, device: str = ""
+        self,
+        targets: Sequence[Ref],
+        store: Store,
+        evaluators: int = 0,
+        device: str = "",
+        claims: Claims | None = None,
     ) -> None:
-        self.store, self.device = store, device
+        self.store, self.device, self.claims = store, device, claims
         self.kinds: dict[str, set[str]] = {}
         self._told_of_kinds = False
         self.evaluators = evaluators
@@ -205,10 +211,7 @@ class Ledger:
         )
         if not own and not evaluator:
             own = ready
-        if not own:
-            return Lease("wait")
-        node = min(
-            own,
+        own.sort(
             key=lambda n: (
                 min(n.urgency, step_of(n.next_output())),
                 n.key not in held,
@@ -216,6 +219,10 @@ class Ledger:
                 n.order,
             ),
         )
+        mine = next((node for node in own if self._claimed(node)), None)
+        if mine is None:
+            return self.lease(worker, held, generation, world) if self.finished else Lease("wait")
+        node = mine
         if self._together(node, ready):
             self.gathering = node.key
             self.idle, self.called = set(), set()
@@ -224,6 +231,22 @@ class Ledger:
         node.alone = bool(node.stage.lanes)
         self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker=worker)
         return Lease("run", node.stage, node.unit, self._segment(node))
+
+    def _claimed(self, node: Node) -> bool:
+        """Return whether this run may compute a unit, and something is left to compute: another run
+        may have made it meanwhile.
+        """
+        if self.claims is None:
+            return True
+        if not self.claims.take(node.key):
+            return False
+        refs = [Ref(node.stage, node.unit, output) for output in sorted(node.wanted - node.done)]
+        for ref, found in zip(refs, self.store.has(refs), strict=True):
+            if found and self.store.verify(ref) and self._note_cached(ref):
+                node.done.add(ref.output)
+        if node.complete:
+            self.claims.free(node.key)
+        return not node.complete
 
     def _together(self, node: Node, ready: Sequence[Node]) -> bool:
         """Return whether the whole group shares a unit's lanes: where more workers find work so
@@ -309,6 +332,8 @@ class Ledger:
             return
         node.done.add(output)
         self.done.add((key, output))
+        if self.claims is not None and node.complete:
+            self.claims.free(key)
         step = step_of(output)
         node.t = node.stage.steps(node.unit) if math.isinf(step) else int(step)
         self._tell(

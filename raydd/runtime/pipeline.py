@@ -21,9 +21,11 @@ from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store, versions
 from raydd.core.units import Ref, snapshot, unit_key
+from raydd.evaluation.summary import point
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
 from raydd.methods.method import Problem
+from raydd.runtime.control import Control
 from raydd.runtime.devices import main_kind
 from raydd.runtime.estimate import stages_of
 from raydd.runtime.journal import Curves, Journal
@@ -48,8 +50,16 @@ PLACES = ("output", "store", "compute", "tracking")
 """Keys of a job that change no byte of its set."""
 
 
-def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
+def run_job(
+    job: Job,
+    tell: Callable[[str], None],
+    control: Control | None = None,
+    data: Described | None = None,
+) -> Outcome:
     """Run a job to its published set, resuming whatever an earlier run of it left; ``tell`` gets lines for a person.
+
+    ``control``: how a program that calls this hears of the run and stops it; without one progress
+    is shown, and signals stop the run. ``data``: the job's data, where they are described already.
 
     Raises ``ConfigError`` for a job that cannot run, ``RunFailed`` for a unit that cannot be computed, ``Interrupted``
     when it was asked to stop.
@@ -57,7 +67,7 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
     tune_allocator()
     with refusing():
         check_places(Storage(job.output), Storage(job.store), job.tracking.uri)
-        data = described(job.dataset, "job")
+        data = data or described(job.dataset, "job")
         job.method.fetch()
         plan = make_plan(job, data.info)
         absent = job.method.missing(plan.problems[0])
@@ -86,7 +96,7 @@ def run_job(job: Job, tell: Callable[[str], None]) -> Outcome:
             unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units
         }
         register_run(store, output.url, keys, finished=False)
-        with _Distillation(plan, data, output, store, tell) as session:
+        with _Distillation(plan, data, output, store, tell, control) as session:
             if job.tracking.uri != "none":
                 tell(session.tracker.beginning())
             session.run(plan.targets)
@@ -113,11 +123,13 @@ class _Distillation(Session):
         output: Storage,
         store: Store,
         tell: Callable[[str], None],
+        control: Control | None = None,
     ) -> None:
         job = self.job = plan.job
-        tracking, params, tags = job.tracking, _params(plan), _tags(plan, output)
+        tags = _tags(plan, output) | dict(control.tags if control else {})
+        tracking, params = job.tracking, _params(plan)
         tracker = Tracker(tracking.uri, tracking.experiment, job.name, output, params, tags)
-        super().__init__(job.compute, data, output, store, tracker, tell)
+        super().__init__(job.compute, data, output, store, tracker, tell, control)
         self.plan = plan
         self.journal = Journal(output)
         made = [ref for problem in plan.problems for ref in job.method.targets(problem).values()]
@@ -138,6 +150,11 @@ class _Distillation(Session):
             }
             for step in plan.picture_steps
         }
+        self.tested: dict[int, set[tuple[str, str]]] = {}
+        for entry in plan.evaluation.entries if self.control.on_point else ():
+            if entry.step is not None:
+                refs = {(ref.key, ref.output) for ref in entry.stage.refs()}
+                self.tested[entry.step] = self.tested.get(entry.step, set()) | refs
         self.pictured = {p for p in output.list("pictures") if p.endswith(".png")}
         self.painter = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
@@ -160,8 +177,22 @@ class _Distillation(Session):
                     if not open_refs:
                         del self.waiting[step]
                         self.painter.submit(self._paint, step)
+                self._point(event)
 
         return on_event
+
+    def _point(self, event: Event) -> None:
+        """Tell the caller a snapshot's accuracy, once the last of its students is tested."""
+        for step, open_refs in list(self.tested.items()):
+            open_refs.discard((event.key, event.output))
+            if not open_refs and self.control.on_point is not None:
+                del self.tested[step]
+                tested = [
+                    (entry, [self.store.load(ref) for ref in entry.stage.refs()])
+                    for entry in self.plan.evaluation.entries
+                    if entry.step == step
+                ]
+                self.control.on_point(point(step, tested, self.markers.seconds))
 
     def _paint(self, step: int) -> None:
         path = f"pictures/step-{step:06d}.png"

@@ -17,7 +17,7 @@ from raydd.core.store import Rows, Store, device_kind
 from raydd.core.units import Data, Ref
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import located, open_data
-from raydd.runtime.leases import Lease
+from raydd.runtime.leases import Claims, Lease
 from raydd.runtime.ledger import Ledger
 from raydd.runtime.worker import Worker
 
@@ -105,7 +105,7 @@ class _DirectDesk:
 
 class LocalRunner:
     """Everything in this process, one unit after another. ``same_device``: what another kind of
-    device made is made anew.
+    device made is made anew. ``claims``: see :class:`raydd.runtime.ledger.Ledger`.
 
     ``fault(stage, unit, t)`` is called before each update (tests kill the run from there).
     """
@@ -117,18 +117,23 @@ class LocalRunner:
         checkpoint_every: float = 60.0,
         same_device: bool = False,
         device: torch.device | None = None,
+        claims: Claims | None = None,
         fault: Callable[[str, str, int], None] | None = None,
     ) -> None:
         self.open_data, self.checkpoint_every, self.fault = open_data, checkpoint_every, fault
         self.device, self.same_device = device or pick_device(), same_device
+        self.claims = claims
         self._ledger: Ledger | None = None
         self._stop = threading.Event()
 
     def run(self, targets: Sequence[Ref], store: Store, on_event: OnEvent) -> None:
         """Compute what is missing; see :class:`Runner`."""
-        self._stop.clear()
         kind = device_kind(self.device)
-        ledger = self._ledger = Ledger(targets, store, device=kind if self.same_device else "")
+        ledger = self._ledger = Ledger(
+            targets, store, device=kind if self.same_device else "", claims=self.claims
+        )
+        if self._stop.is_set():
+            ledger.stop()
         desk = _DirectDesk(ledger, on_event, kind)
         worker = Worker(
             store,
@@ -141,10 +146,12 @@ class LocalRunner:
         )
         worker.work(idle=lambda: time.sleep(0.05))
         desk.flush()
+        self._stop.clear()
         if ledger.failure:
             raise RunFailed(ledger.failure)
 
     def stop(self) -> None:
-        """Save the state of the running unit and return from :meth:`run`."""
+        """Save the state of the running unit and return from :meth:`run`; before that begins: at once."""
+        self._stop.set()
         if self._ledger is not None:
             self._ledger.stop()

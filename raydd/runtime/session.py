@@ -21,6 +21,7 @@ from raydd.artifacts.rendering import render_table
 from raydd.artifacts.report import Report
 from raydd.config import ComputeConfig
 from raydd.core.errors import DataError, Missing, RayddError
+from raydd.core.events import Event
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store
 from raydd.core.units import Data, Ref
@@ -30,8 +31,10 @@ from raydd.data.datasets import FoundData, download, with_digests
 from raydd.data.inventory import Inventory, skipped_lines
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.summary import summarise
+from raydd.runtime.control import Control, Stoppable
 from raydd.runtime.devices import Markers, main_kind, mixed_line
 from raydd.runtime.estimate import skipped_of, unit_table
+from raydd.runtime.leases import Claims
 from raydd.runtime.progress import Progress
 from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
 from raydd.runtime.tracking.tracker import Tracker
@@ -101,11 +104,17 @@ def check_places(output: Storage, store: Storage, uri: str | None) -> None:
         resolve_uri(uri)
 
 
-def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
-    """Return the runner that ``compute`` asks for: in this process, or on Ray."""
+def make_runner(compute: ComputeConfig, data: OpenData, claims: Claims | None = None) -> Runner:
+    """Return the runner that ``compute`` asks for: in this process, or on Ray.
+
+    ``claims``: see :class:`raydd.runtime.ledger.Ledger`; of runs in this process only.
+    """
     if compute.workers == 0:
         return LocalRunner(
-            data, checkpoint_every=compute.checkpoint_every, same_device=compute.same_device
+            data,
+            checkpoint_every=compute.checkpoint_every,
+            same_device=compute.same_device,
+            claims=claims,
         )
     from raydd.runtime.ray.ray_runner import RayRunner
 
@@ -122,8 +131,8 @@ def make_runner(compute: ComputeConfig, data: OpenData) -> Runner:
 
 
 @contextlib.contextmanager
-def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Make SIGINT and SIGTERM save the state and stop the runner; a second SIGINT ends at once."""
+def stop_on_signals(run: Stoppable, tell: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Make SIGINT and SIGTERM stop a run, which saves its state; a second SIGINT ends at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -138,7 +147,7 @@ def stop_on_signals(runner: Runner, tell: Callable[[str], None]) -> Iterator[thr
             line = f"{signal.Signals(number).name}: saving the state, then stopping{hint}"
             # In a thread: this may have interrupted a line that is being printed.
             threading.Thread(target=tell, args=(line,)).start()
-            runner.stop()
+            run.stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -163,8 +172,9 @@ class Session:
         store: Store,
         tracker: Tracker,
         tell: Callable[[str], None],
+        control: Control | None = None,
     ) -> None:
-        self.compute, self.data = compute, data
+        self.compute, self.data, self.control = compute, data, control or Control(show=True)
         self.output, self.store, self.tracker, self.tell = output, store, tracker, tell
         self.markers = Markers(store)
 
@@ -192,13 +202,17 @@ class Session:
 
     def run(self, targets: Sequence[Ref]) -> None:
         """Compute targets; ``Interrupted`` if the run was asked to stop before all are there."""
-        runner = make_runner(self.compute, self.data.source())
-        with (
-            Progress(unit_table(targets)) as progress,
-            stop_on_signals(runner, progress.say) as stopped,
-        ):
-            runner.run(targets, self.store, self.listener(progress.on_event))
-        if stopped.is_set() and not all(self.store.has(list(targets))):
+        control = self.control
+        runner = make_runner(self.compute, self.data.source(), control.claims)
+        with contextlib.ExitStack() as around:
+            listeners = [control.on_event] if control.on_event is not None else []
+            if control.show:
+                progress = around.enter_context(Progress(unit_table(targets)))
+                around.enter_context(stop_on_signals(control, progress.say))
+                listeners.append(progress.on_event)
+            control.attach(runner)
+            runner.run(targets, self.store, self.listener(_each(listeners)))
+        if control.stopped and not all(self.store.has(list(targets))):
             raise Interrupted(f"the same command goes on from here ({self.output.url})")
 
     def report(self, plan: EvaluationPlan, targets: Sequence[Ref]) -> Report:
@@ -218,6 +232,14 @@ class Session:
         for name, data in {"report.json": to_json(report.to_dict()), **files}.items():
             self.output.put(name, data)
         return {name: join(self.output.url, name) for name in files}
+
+
+def _each(listeners: Sequence[OnEvent]) -> OnEvent:
+    def on_event(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return on_event
 
 
 def to_json(value: Any) -> bytes:

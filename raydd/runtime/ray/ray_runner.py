@@ -180,7 +180,7 @@ class RayRunner:
         self._stopping = False
 
     def stop(self) -> None:
-        """Ask all workers to save their states and stop; end what has not begun."""
+        """Ask all workers to save their states and stop; end what has not begun, and do not begin."""
         self._stopping = True
 
     def _cancelled(self) -> bool:
@@ -190,7 +190,6 @@ class RayRunner:
         """Compute what is missing; see :class:`raydd.runtime.runner.Runner`. No cluster is started if nothing is,
         unless only workers know whether what is there is of their kind of device.
         """
-        self._stopping = False
         if not self.same_device:
             local = Ledger(targets, store)
             if local.finished:

@@ -28,6 +28,7 @@ LEVELS = {
     "artifacts": 2,
     "training": 2,
     "methods": 3,
+    "pages": 3,
     "labels": 3,
     "evaluation": 4,
     "config": 5,

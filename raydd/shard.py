@@ -12,7 +12,7 @@ import click
 from raydd.core.command import command_errors
 
 if TYPE_CHECKING:
-    from raydd.data.config import DatasetConfig
+    from raydd.data.datasets import FoundData
 
 
 _KEY = re.compile(
@@ -99,8 +99,7 @@ def main(
     Interrupted, the same command goes on where it stopped.
     """
     from raydd.data.config import DatasetConfig
-    from raydd.data.datasets import FoundData
-    from raydd.data.datasets import download as fetch
+    from raydd.data.datasets import fetched
 
     settings = {
         "shard_size": shard_size,
@@ -120,14 +119,12 @@ def main(
             orientation=orientation,
             download=download,
         ).absolute()
-        if download:
-            fetch(config)
-        found = FoundData(config)
-        held = found.open()
+        found = fetched(config)
+        held = found.splits
         for line in found.inventory(found.describe(), held).lines():
             click.echo(line)
         for split in splits or tuple(held):
-            _write(config, out_url, split, settings)
+            _write(found, out_url, split, settings)
 
 
 @contextmanager
@@ -146,7 +143,7 @@ def _own_options() -> Iterator[None]:
         raise
 
 
-def _write(config: DatasetConfig, out_url: str, split: str, settings: dict[str, Any]) -> None:
+def _write(found: FoundData, out_url: str, split: str, settings: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -171,7 +168,7 @@ def _write(config: DatasetConfig, out_url: str, split: str, settings: dict[str, 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        manifest = write_shards(config, out_url, split, progress=show, **settings)
+        manifest = write_shards(found, out_url, split, progress=show, **settings)
     facts = manifest["splits"][split]
     left_out = (
         f", {facts['skipped']} that could not be decoded left out" if facts["skipped"] else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -19,75 +20,91 @@ from raydd.data.inventory import Inventory, LeftOut, SplitInventory
 from raydd.data.listing import Tree
 from raydd.data.shard_names import is_pattern
 from raydd.data.sources import load_sources
-from raydd.data.sources.source import SOURCES, Source, sized
+from raydd.data.sources.source import SOURCES, sized
 from raydd.data.split import BaseData, Subset, keyed_split
 
 log = logging.getLogger(__name__)
 _ORDER = ("train", "test", "holdout")
 
 
-def _source(item: Entry, config: DatasetConfig) -> Source:
-    load_sources()
-    return SOURCES.get("shards" if config.shards is not None else item.source)
+@dataclass(frozen=True)
+class Described:
+    """A data set, looked at once: its facts, what its files hold, and its open splits, of which the facts have digests.
 
-
-def _files(item: Entry, config: DatasetConfig) -> Tree:
-    """Return where the files are: the job's place, else the first of the catalog's that has them,
-    or some of them, else its first.
+    ``config``: with every place absolute. ``splits`` is ``None`` where the data are not there, or a
+    plan is made without opening them; ``unseen``: a sentence on what was not looked at for it.
+    ``absent``: a sentence for each thing that is missing.
     """
-    place = (
-        os.path.dirname(config.shards) or "."
-        if config.shards and is_pattern(config.shards)
-        else config.shards
-    )
-    given = place or config.root
-    if given is not None or not item.roots:
-        return Tree(given or ".")
-    places = [Tree(root) for root in item.roots]
-    source = _source(item, config)
-    whole = next((files for files in places if not source.missing(files, item, config)), None)
-    return whole or next((files for files in places if files.exists("")), places[0])
 
-
-def located(config: DatasetConfig) -> DatasetConfig:
-    """Return the same with every place absolute, the catalog's too: what a process that runs in
-    another folder opens.
-    """
-    item = entry(config.name)
-    if config.shards is None and config.root is None and item.roots:
-        return replace(config, root=_files(item, config).url)
-    return config.absolute()
+    config: DatasetConfig
+    info: DatasetInfo
+    inventory: Inventory | None = None
+    splits: Mapping[str, BaseData] | None = None
+    unseen: str = ""
+    absent: Sequence[str] = ()
 
 
 class FoundData:
-    """A data set as a job names it, looked at once: its folders are listed no more than once for
-    all that is asked here.
+    """A data set where a job looks for it; what its reader finds there is found once for all that is asked here.
 
-    ``ConfigError`` for an unknown name.
+    ``absent``: a sentence for each thing that is missing, with what to do; empty if all is there.
+    ``files``: the job's place, else the first of the catalog's that has them, or some of them, else
+    its first. ``ConfigError`` for an unknown name.
     """
 
     def __init__(self, config: DatasetConfig) -> None:
         self.config, self.item = config, entry(config.name)
-        self.source, self.files = _source(self.item, config), _files(self.item, config)
+        load_sources()
+        self.source = SOURCES.get("shards" if config.shards is not None else self.item.source)
+        self.files, absent = self._place()
+        self.absent = [*absent, _advice(self.item, config, self.files)] if absent else []
 
-    def missing(self) -> list[str]:
-        """Return a sentence for each thing that is not where the job looks for it, with what to do;
-        empty if all is there.
-        """
-        absent = self.source.missing(self.files, self.item, self.config)
-        return [*absent, _advice(self.item, self.config, self.files)] if absent else []
+    def _place(self) -> tuple[Tree, list[str]]:
+        config, urls = self.config, self.item.roots or (".",)
+        if config.shards is not None or config.root is not None:
+            urls = (config.shards or config.root or ".",)
+        if config.shards and is_pattern(config.shards):
+            urls = (os.path.dirname(config.shards) or ".",)
+        partly = []
+        for files in map(Tree, urls):
+            absent = files.once(self.source.missing, self.item, config)
+            if not absent:
+                return files, []
+            partly.append((files, absent))
+        there = [place for place in partly if len(urls) > 1 and place[0].exists("")]
+        return (there or partly)[0]
+
+    def located(self) -> DatasetConfig:
+        """Return how the job names it with every place absolute, the catalog's too."""
+        if self.config.shards is None and self.config.root is None and self.item.roots:
+            return replace(self.config, root=self.files.url)
+        return self.config.absolute()
 
     def describe(self) -> DatasetInfo:
         """Return the facts of a data set, without digests: of catalog names without the data.
 
         Own data is described by its folder names or shard manifest; ``DataError`` if it is not there.
         """
-        return self._asked(self.source.describe(self.files, self.item, self.config))
+        return self._asked(self.files.once(self.source.describe, self.item, self.config))
 
-    def outline(self) -> tuple[DatasetInfo, str]:
-        """Return :meth:`describe` for a plan, quick on any storage, and a sentence on what was not looked at."""
-        info, unseen = self.source.outline(self.files, self.item, self.config)
-        return self._asked(info), unseen
+    def look(self, *, plan: bool = False) -> Described:
+        """Return the data set as it is there; without the data, what :meth:`describe` says.
+
+        ``plan``: quick on any storage; large files far away are not opened.
+        """
+        if plan:
+            outlined, unseen = self.source.outline(self.files, self.item, self.config)
+            info = self._asked(outlined)
+        else:
+            info, unseen = self.describe(), ""
+        if self.absent:
+            return Described(self.located(), info, unseen=unseen, absent=self.absent)
+        splits = None
+        if not plan or self.source.cheap(self.files, self.config):
+            splits = self.splits
+        held = self.inventory(info, splits)
+        info = info if splits is None else with_digests(info, splits)
+        return Described(self.located(), info, held, splits, unseen)
 
     def _asked(self, info: DatasetInfo) -> DatasetInfo:
         """Return the facts with what the job asks for."""
@@ -102,16 +119,12 @@ class FoundData:
             )
         return sized(info, config)
 
-    def cheap(self) -> bool:
-        """Return whether a plan may open the data; else :meth:`inventory` says what is known without."""
-        return self.source.cheap(self.files, self.config)
-
-    def open(self) -> dict[str, BaseData]:
-        """Return the splits, see :func:`open_data`."""
+    @cached_property
+    def splits(self) -> dict[str, BaseData]:
+        """The splits, see :func:`open_data`; opened when they are first asked for."""
         config, item = self.config, self.item
-        absent = self.missing()
-        if absent:
-            raise DataError("; ".join(absent))
+        if self.absent:
+            raise DataError("; ".join(self.absent))
         splits = dict(self.source.open(self.files, item, config))
         if "test" not in splits:
             kept, taken = keyed_split(
@@ -145,9 +158,7 @@ class FoundData:
             }
         return splits
 
-    def inventory(
-        self, info: DatasetInfo, splits: Mapping[str, BaseData] | None = None
-    ) -> Inventory:
+    def inventory(self, info: DatasetInfo, splits: Mapping[str, BaseData] | None) -> Inventory:
         """Return what the data set holds, and its files besides; without ``splits`` (not opened)
         what is known at once.
         """
@@ -180,6 +191,45 @@ class FoundData:
             notes=notes,
         )
 
+    def download(self) -> None:
+        """Fetch the files into their root with torchvision's downloader; ``DataError`` where that
+        is not allowed or fails.
+        """
+        name, files = self.config.name, self.files
+        if not self.item.downloader or self.config.shards is not None:
+            raise DataError(f"{name} cannot be downloaded: " + "; ".join(self.absent))
+        if protocol(files.url) != "file":
+            raise DataError(f"{name} can only be downloaded to a local folder, not to {files.url}")
+        from torchvision import datasets
+
+        fetch = getattr(datasets, self.item.downloader)
+        by_split = "split" in inspect.signature(fetch).parameters  # else one call fetches both
+        try:
+            for options in ({"split": "train"}, {"split": "test"}) if by_split else ({},):
+                fetch(files.url, download=True, **options)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{name} could not be downloaded to {files.url}: {error}; "
+                + "; ".join(missing(self.config))
+            ) from error
+
+
+def fetched(config: DatasetConfig) -> FoundData:
+    """Return a data set, downloaded first where the job says so and something is missing."""
+    found = FoundData(config)
+    if not (config.download and found.absent):
+        return found
+    found.download()
+    return FoundData(config)
+
+
+def located(config: DatasetConfig) -> DatasetConfig:
+    """Return the same with every place absolute, the catalog's too: what a process that runs in
+    another folder opens.
+    """
+    given = config.shards is not None or config.root is not None
+    return config.absolute() if given else FoundData(config).located()
+
 
 def _counted(split: str, data: BaseData, classes: int) -> SplitInventory:
     counts = torch.bincount(data.labels, minlength=classes).tolist()
@@ -192,8 +242,8 @@ def describe(config: DatasetConfig) -> DatasetInfo:
 
 
 def missing(config: DatasetConfig) -> list[str]:
-    """Return :meth:`FoundData.missing` of a data set."""
-    return FoundData(config).missing()
+    """Return what of a data set is missing, see :class:`FoundData`."""
+    return FoundData(config).absent
 
 
 def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
@@ -215,43 +265,13 @@ def _advice(item: Entry, config: DatasetConfig, files: Tree) -> str:
     return f"{config.name} ({', '.join(looked)}): " + "; or ".join(ways)
 
 
-def download(config: DatasetConfig) -> None:
-    """Fetch a data set's files into its root with torchvision's downloader; ``DataError`` where
-    that is not allowed or fails.
-    """
-    item = entry(config.name)
-    if not missing(config):
-        return
-    files = _files(item, config)
-    if not item.downloader or config.shards is not None:
-        raise DataError(f"{config.name} cannot be downloaded: " + "; ".join(missing(config)))
-    if protocol(files.url) != "file":
-        raise DataError(
-            f"{config.name} can only be downloaded to a local folder, not to {files.url}"
-        )
-    from torchvision import datasets
-
-    fetch = getattr(datasets, item.downloader)
-    by_split = "split" in inspect.signature(fetch).parameters  # else one call fetches both
-    try:
-        for options in ({"split": "train"}, {"split": "test"}) if by_split else ({},):
-            fetch(files.url, download=True, **options)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{config.name} could not be downloaded to {files.url}: {error}; "
-            + "; ".join(missing(config))
-        ) from error
-
-
 def open_data(config: DatasetConfig) -> dict[str, BaseData]:
     """Return the splits ``train``, ``test`` and, if asked for, ``holdout`` (cut from ``train``).
 
     Raises:
         DataError: what is missing, with what to do; or a torn file, by name.
     """
-    if config.download:
-        download(config)
-    return FoundData(config).open()
+    return fetched(config).splits
 
 
 def with_digests(info: DatasetInfo, data: Mapping[str, Data]) -> DatasetInfo:

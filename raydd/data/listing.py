@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from raydd.core.storage import Storage
 from raydd.data.images import EXTENSIONS
 from raydd.data.inventory import LeftOut
+
+T = TypeVar("T")
 
 Pictures = list[tuple[str, int]]
 """Path below the storage, and bytes, of each picture; sorted by path."""
@@ -69,14 +72,34 @@ def hidden(name: str) -> str:
 
 
 class Tree(Storage):
-    """A storage whose folders are listed once: what :meth:`entries` and :meth:`below` found is kept
-    as long as this object.
+    """A storage that is asked once: which folders and objects are there, and what :meth:`once`
+    found, is kept as long as this object.
     """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
+        self._kept: dict[Any, Any] = {}
+        self._there: dict[str, bool] = {}
+        self._children: dict[tuple[str, bool], list[tuple[str, bool]]] = {}
         self._entries: dict[str, Entries] = {}
         self._below: dict[str, Below] = {}
+
+    def once(self, find: Callable[..., T], *given: Any) -> T:
+        """Return ``find(self, *given)``, as it was the first time; what is given is always the same."""
+        if find not in self._kept:
+            self._kept[find] = find(self, *given)
+        found: T = self._kept[find]
+        return found
+
+    def exists(self, path: str) -> bool:
+        if path not in self._there:
+            self._there[path] = super().exists(path)
+        return self._there[path]
+
+    def children(self, prefix: str = "", *, emptied: bool = False) -> list[tuple[str, bool]]:
+        if (prefix, emptied) not in self._children:
+            self._children[prefix, emptied] = super().children(prefix, emptied=emptied)
+        return self._children[prefix, emptied]
 
     def entries(self, prefix: str = "") -> Entries:
         """Return what lies directly in a folder; nothing if there is none. Links are followed,

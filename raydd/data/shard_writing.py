@@ -16,7 +16,7 @@ from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import describe, open_data
+from raydd.data.datasets import FoundData, fetched
 from raydd.data.encoded import EncodedData, decode_threads
 from raydd.data.inventory import LeftOut
 from raydd.data.shard_format import FORMAT, MANIFEST, Index, read_manifest
@@ -27,7 +27,7 @@ Encoding = Literal["original", "png", "jpg"]
 
 
 def write_shards(
-    config: DatasetConfig,
+    data: DatasetConfig | FoundData,
     url: str,
     split: str = "train",
     *,
@@ -56,12 +56,13 @@ def write_shards(
         raise ConfigError(
             f"shard_size {shard_size}, quality {quality}; allowed: at least 1, and 1 to 100"
         )
-    splits = open_data(config)
+    found = data if isinstance(data, FoundData) else fetched(data)
+    config, splits = found.config, found.splits
     if split not in splits:
         raise unknown("split", split, splits)
     files = Storage(url)
     files.check_writable("shards")
-    info = describe(config)
+    info = found.describe()
     job, exact = _plan(config, files, splits[split], split, shard_size, encoding, quality)
     facts = _facts(info, exact) | _turning(job)
     _claim(job, job.split in _compatible(files, facts, job))

@@ -24,7 +24,7 @@ from raydd.core.store import Store, device_kind
 from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG, DatasetInfo
-from raydd.data.datasets import missing
+from raydd.data.datasets import Described
 from raydd.evaluation.continual import check_classes
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.set_sources import StoredSet
@@ -38,7 +38,7 @@ from raydd.runtime.output import Lock, Recorded, check_claim_as, check_place, cl
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.resolved import describe as describe_protocols
 from raydd.runtime.resolved import protocol_params
-from raydd.runtime.session import Described, Outcome, Session, check_places, described, run_tags
+from raydd.runtime.session import Outcome, Session, check_places, described, run_tags
 from raydd.runtime.tracking.tracker import Tracker
 
 GRID = "grid.png"
@@ -222,7 +222,7 @@ def describe_plan(
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(pick_device())}"
     table = render(costs(plan.targets()), rate=rate, workers=most_workers(job.compute), where=where)
     held = subject.data.inventory
-    absent = missing(job.dataset) if held is None else []
+    absent = list(subject.data.absent)
     made = store_lines(
         Store(job.store), plan.targets(), device_kind(pick_device()), job.compute.same_device
     )

@@ -21,6 +21,7 @@ from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store, versions
 from raydd.core.units import Ref, snapshot, unit_key
+from raydd.data.datasets import Described
 from raydd.evaluation.summary import point
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
@@ -34,7 +35,6 @@ from raydd.runtime.planning import Plan, make_plan
 from raydd.runtime.resolved import protocol_params, settled
 from raydd.runtime.runner import OnEvent
 from raydd.runtime.session import (
-    Described,
     Outcome,
     Session,
     check_places,

@@ -15,7 +15,7 @@ from raydd.core.storage import join
 from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.datasets import FoundData, with_digests
+from raydd.data.datasets import FoundData
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
 from raydd.evaluation.rows import labels_of
 from raydd.labels.label_sources import Labels
@@ -120,23 +120,19 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
     check_place("store", job.store)
     parts = [job.to_yaml().rstrip()]
     found = FoundData(job.dataset)
-    absent, held = found.missing(), None
     try:
-        info, unseen = (found.describe(), "") if sheet else found.outline()
-        if not absent:
-            splits = found.open() if sheet or found.cheap() else None
-            held = found.inventory(info, splits)
-            info = info if splits is None else with_digests(info, splits)
+        data = found.look(plan=sheet is None)
     except DataError as error:
-        if not absent:
+        if not found.absent:
             raise
-        return "\n".join([*parts, "", f"no plan: {error}", "", *listed(absent)]), absent
+        return "\n".join([*parts, "", f"no plan: {error}", "", *listed(found.absent)]), found.absent
+    info = data.info
     if not info.train_counts and (published := entry(job.dataset.name).train_count):
         info = replace(
             info, train_counts=(published // info.classes,) * info.classes
         )  # for the estimate alone
     plan = make_plan(job, info)
-    absent = [*absent, *job.method.missing(plan.problems[0])]
+    absent = [*found.absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)
     parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
     parts += [
@@ -154,13 +150,13 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
             "",
             "the number of training images is not known without them: what reads them all is left out of FLOP and time",
         ]
-    if held is not None:
-        parts += ["", *held.lines()]
-        if sheet and splits is not None:
-            write_sheet(sheet, info, splits["train"])
+    if data.inventory is not None:
+        parts += ["", *data.inventory.lines()]
+        if sheet and data.splits is not None:
+            write_sheet(sheet, info, data.splits["train"])
             parts += [f"contact sheet: {sheet}"]
-    if unseen:
-        parts += ["", unseen]
+    if data.unseen:
+        parts += ["", data.unseen]
     if absent:
         parts += ["", *listed(absent)]
     return "\n".join(parts), absent

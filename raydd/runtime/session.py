@@ -24,11 +24,10 @@ from raydd.core.errors import DataError, Missing, RayddError
 from raydd.core.events import Event
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store
-from raydd.core.units import Data, Ref
-from raydd.data.catalog import DatasetInfo
+from raydd.core.units import Ref
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import FoundData, download, with_digests
-from raydd.data.inventory import Inventory, skipped_lines
+from raydd.data.datasets import Described, FoundData, fetched
+from raydd.data.inventory import skipped_lines
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.summary import summarise
 from raydd.runtime.control import Control, Stoppable
@@ -59,41 +58,20 @@ class Outcome:
         return "\n".join(["", render_table(self.report), "", *lines])
 
 
-@dataclass(frozen=True)
-class Described:
-    """A data set, looked at once: its facts with digests, what its files hold, and its open splits.
-
-    ``inventory`` and ``splits`` are ``None`` where a plan was made without the data.
-    """
-
-    config: DatasetConfig
-    info: DatasetInfo
-    inventory: Inventory | None = None
-    splits: Mapping[str, Data] | None = None
-
-    def source(self) -> OpenData:
-        """Return what opens the data on workers; in this process they are open already."""
-        return OpenData(self.config, self.splits)
-
-
 def described(config: DatasetConfig, who: str, *, anyway: bool = False) -> Described:
     """Return a data set's facts, downloaded first where the job says so; ``Missing`` without the data.
 
     ``who``: what needs it, for the error. ``anyway``: nothing is downloaded, and what the catalog
     knows is enough.
     """
-    if config.download and not anyway:
-        download(config)
-    found = FoundData(config)
-    absent = found.missing()
-    if not absent:
-        facts, splits = found.describe(), found.open()
-        info = with_digests(facts, splits)
-        return Described(config, info, found.inventory(facts, splits), splits)
-    with contextlib.suppress(DataError):
-        if anyway:
-            return Described(config, found.describe())
-    raise Missing("dataset: " + "\n  ".join([f"what the {who} needs is missing:", *absent]))
+    found = FoundData(config) if anyway else fetched(config)
+    try:
+        if anyway or not found.absent:
+            return found.look()
+    except DataError:
+        if not found.absent:
+            raise
+    raise Missing("dataset: " + "\n  ".join([f"what the {who} needs is missing:", *found.absent]))
 
 
 def check_places(output: Storage, store: Storage, uri: str | None) -> None:
@@ -202,8 +180,8 @@ class Session:
 
     def run(self, targets: Sequence[Ref]) -> None:
         """Compute targets; ``Interrupted`` if the run was asked to stop before all are there."""
-        control = self.control
-        runner = make_runner(self.compute, self.data.source(), control.claims)
+        control, data = self.control, OpenData(self.data.config, self.data.splits)
+        runner = make_runner(self.compute, data, control.claims)
         with contextlib.ExitStack() as around:
             listeners = [control.on_event] if control.on_event is not None else []
             if control.show:

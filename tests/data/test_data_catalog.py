@@ -14,7 +14,7 @@ from raydd.core.rng import generator
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import CATALOG, entry
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import describe, download, missing, open_data, with_digests
+from raydd.data.datasets import FoundData, describe, missing, open_data, with_digests
 from raydd.data.split import Subset, keyed_split
 
 KNOWN = sorted(name for name, item in CATALOG.items() if item.info.classes)
@@ -50,7 +50,7 @@ def test_unknown_names_get_a_hint() -> None:
 
 def test_what_cannot_be_downloaded_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tiny-imagenet-200\.zip"):
-        download(DatasetConfig(name="tiny_imagenet", root=str(tmp_path)))
+        FoundData(DatasetConfig(name="tiny_imagenet", root=str(tmp_path))).download()
 
 
 def test_yaml_values_are_checked_by_type_and_bound() -> None:

@@ -8,8 +8,10 @@ import io
 import json
 import pickle
 import re
+import shutil
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,9 +25,10 @@ from PIL import Image
 
 from raydd.core.errors import ConfigError, DataError, StorageError
 from raydd.core.rng import generator
+from raydd.core.storage import Storage
 from raydd.data import shard_writing as writer
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import describe, missing, open_data, with_digests
+from raydd.data.datasets import FoundData, describe, missing, open_data, with_digests
 from raydd.data.shard_names import split_pattern
 from raydd.data.shard_writing import write_shards
 from raydd.data.split import BaseData
@@ -69,6 +72,39 @@ def digest_of(folder: Path) -> dict[str, str]:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.glob("*.*"))
     }
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_a_look_reads_and_asks_nothing_twice(
+    folder: Path, tmp_path: Path, plan: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = DatasetConfig(name="image_folder", root=str(folder))
+    write_both(own, tmp_path / "out")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for tar in (tmp_path / "out").glob("*.tar"):
+        shutil.copy(tar, theirs)
+    asked: Counter[str] = Counter()
+
+    def counted(name: str) -> Any:
+        real = getattr(Storage, name)
+
+        def call(self: Storage, path: str = "", *more: Any, **options: Any) -> Any:
+            asked[f"{name} {path} {more}"] += 1
+            return real(self, path, *more, **options)
+
+        return call
+
+    for name in ("get", "exists", "children"):
+        monkeypatch.setattr(Storage, name, counted(name))
+    for place in ("out", "theirs", "theirs/t*.tar"):
+        config = DatasetConfig(name="webdataset", shards=str(tmp_path / place))
+        assert FoundData(config).look(plan=plan).splits is not None
+        assert asked
+        assert {what: count for what, count in asked.items() if count > 1} == {}, place
+        asked.clear()
+    assert FoundData(own).look(plan=plan).splits is not None
+    assert {what: count for what, count in asked.items() if count > 1} == {}
 
 
 def test_a_folder_and_its_shards_hold_the_same_samples(folder: Path, tmp_path: Path) -> None:

@@ -619,20 +619,19 @@ def test_a_plan_for_shards_far_away_reads_the_beginning_of_two_and_says_so(
     )
     monkeypatch.setattr(tar_index, "_GLIMPSE", 20_000)
     for shards in (f"{far.url}/t-{{0..5}}.tar", far.url):
-        info, unseen = FoundData(config(shards)).outline()
-        assert info.classes == 4
-        assert unseen.startswith(
+        found = FoundData(config(shards)).look(plan=True)
+        assert (found.info.classes, found.splits) == (4, None)
+        assert found.unseen.startswith(
             "of 6 training shards only the beginning of 2 was looked into: there may be more classes; torn shards"
         )
-        assert not FoundData(config(shards)).cheap()
     assert {path for path in read if path.endswith(".tar")} == {"t-0.tar", "t-5.tar"}
     assert far.list() == [f"t-{number}.tar" for number in range(6)], "a plan writes nothing"
     named = DatasetConfig(name="cifar10", shards=f"{far.url}/t-{{0..5}}.tar")
-    assert "the shards were not looked into" in FoundData(named).outline()[1]
-    assert FoundData(config(f"{far.url}/t-{{0..9}}.tar")).missing()
+    assert "the shards were not looked into" in FoundData(named).look(plan=True).unseen
+    assert FoundData(config(f"{far.url}/t-{{0..9}}.tar")).absent
     whole(f"{far.url}/t-{{0..5}}.tar")
     monkeypatch.setattr(tar_index, "_known", {})
-    found = FoundData(config(f"{far.url}/t-{{0..5}}.tar"))
-    assert (found.cheap(), found.outline()[1]) == (True, "")
-    near = FoundData(config(tar(tmp_path / "x.tar", pairs(4))))
-    assert (near.cheap(), near.outline()[1]) == (True, "")
+    for shards in (f"{far.url}/t-{{0..5}}.tar", tar(tmp_path / "x.tar", pairs(4))):
+        found = FoundData(config(shards)).look(plan=True)
+        assert found.splits is not None
+        assert not found.unseen

@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 def inventory(config: DatasetConfig, opened: bool = True) -> Inventory:
     found = FoundData(config)
-    return found.inventory(found.describe(), found.open() if opened else None)
+    return found.inventory(found.describe(), found.splits if opened else None)
 
 
 def test_a_folder_tells_splits_classes_and_what_was_left_out(root: Path) -> None:

@@ -14,6 +14,7 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
+from raydd.data.listing import Tree
 from raydd.data.sources.source import SOURCES, Source, array_data
 from raydd.data.split import BaseData
 
@@ -135,7 +136,7 @@ class CifarSource(Source):
     def _is_folder(self, files: Storage, path: str) -> bool:
         return bool(files.fs.isdir(f"{files.root.rstrip('/')}/{path}"))
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         if self._find(files, entry) is not None:
             return []
         names = [
@@ -144,7 +145,7 @@ class CifarSource(Source):
         ]
         return [f"neither {' nor '.join(names)} is whole in {files.url}"]
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         fine = entry.info.classes == 100
         found = self._find(files, entry)
         if found is None:

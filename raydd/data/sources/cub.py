@@ -12,7 +12,7 @@ from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
 from raydd.data.inventory import LeftOut
-from raydd.data.listing import walk
+from raydd.data.listing import Tree, walk
 from raydd.data.sources.source import SOURCES, Source, sized, transform_of
 from raydd.data.split import BaseData
 
@@ -27,7 +27,7 @@ class CubSource(Source):
     def _base(self, files: Storage) -> str:
         return "CUB_200_2011/" if files.exists("CUB_200_2011/images.txt") else ""
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         base = self._base(files)
         return [
             f"{base}{name} is not in {files.url}"
@@ -46,7 +46,7 @@ class CubSource(Source):
         except ValueError as error:
             raise DataError(f"{join(files.url, path)} is torn: {error}") from error
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         base = self._base(files)
         paths, classes, in_train, _ = (self._table(files, base + name) for name in _TABLES)
         if not set(paths) == set(classes) == set(in_train):

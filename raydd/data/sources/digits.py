@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raydd.core.storage import Storage
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
+from raydd.data.listing import Tree
 from raydd.data.sources.source import SOURCES, Source, array_data
 from raydd.data.split import BaseData, keyed_split
 
@@ -35,10 +35,10 @@ def _table() -> np.ndarray:
 class DigitsSource(Source):
     """The bundled file; a fifth of each class, chosen by content, is the test split. Values 0 to 16 become 0 to 255."""
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         return []
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         table = _table()
         pixels = np.round(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
         images, labels = torch.from_numpy(pixels), torch.from_numpy(table[:, -1].astype(np.int64))

@@ -24,11 +24,6 @@ _NOTHING = ("hidden file", "hidden folder", "folder of the system")
 """What a folder may hold and still count as empty."""
 
 
-def tree_of(files: Storage) -> Tree:
-    """Return a storage's listings, kept."""
-    return files if isinstance(files, Tree) else Tree(files.url)
-
-
 class FolderSource(Source):
     """``train/<class>/*`` with ``test/<class>/*`` or ``val/<class>/*``, or ``<class>/*`` alone;
     deeper levels are read too.
@@ -39,15 +34,14 @@ class FolderSource(Source):
 
     pictures = True
 
-    def missing(self, files: Storage, item: Entry, config: DatasetConfig) -> list[str]:
-        tree = tree_of(files)
-        layout = find_layout(tree)
+    def missing(self, files: Tree, item: Entry, config: DatasetConfig) -> list[str]:
+        layout = find_layout(files)
         if layout.problem:
             return [layout.problem]
-        there = tree.entries(layout.train).folders
+        there = files.entries(layout.train).folders
         place = join(files.url, layout.train)
         if not item.info.classes:
-            return [] if len(there) > 1 else [_too_few(tree, layout.train, there)]
+            return [] if len(there) > 1 else [_too_few(files, layout.train, there)]
         if not layout.train:
             return [f"train/ with one folder per class is not in {files.url}"]
         absent = [name for name in item.classes if name not in there]
@@ -60,18 +54,17 @@ class FolderSource(Source):
                 f"val/ with one folder per class is not in {files.url} (a flat val/ must be sorted into class folders"
                 " first)"
             ]
-        tested = tree.entries(layout.test).folders
+        tested = files.entries(layout.test).folders
         return [
             f"class folder {name}/ is not in {files.url}/{layout.test}"
             for name in item.classes or there
             if name not in tested
         ]
 
-    def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
+    def describe(self, files: Tree, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if item.info.classes:
             return item.info
-        tree = tree_of(files)
-        found = _train(tree, item, _layout(tree, item))
+        found = _train(files, item, _layout(files, item))
         channels = config.channels or 3
         side = config.size
         height, width = (
@@ -91,13 +84,12 @@ class FolderSource(Source):
         }
         return replace(item.info, class_names=names, **facts)
 
-    def open(self, files: Storage, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
-        tree = tree_of(files)
-        layout = _layout(tree, item)
-        found = {"train": _train(tree, item, layout)}
+    def open(self, files: Tree, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+        layout = _layout(files, item)
+        found = {"train": _train(files, item, layout)}
         if layout.test is not None:
-            found["test"] = _test(tree, item, layout.test, list(found["train"].classes))
-        info = sized(self.describe(tree, item, config), config)
+            found["test"] = _test(files, item, layout.test, list(found["train"].classes))
+        info = sized(files.once(self.describe, item, config), config)
         transform = transform_of(info, item, config)
         splits = {}
         for split, sorted_in in found.items():

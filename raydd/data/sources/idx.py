@@ -13,6 +13,7 @@ from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
+from raydd.data.listing import Tree
 from raydd.data.sources.source import SOURCES, Source, array_data
 from raydd.data.split import BaseData
 
@@ -47,7 +48,7 @@ class IdxSource(Source):
     def _stems(self, split: str) -> tuple[str, str]:
         return f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         stems = [stem for split in _PREFIX for stem in self._stems(split)]
         return [
             f"{stem}(.gz) is not in {files.url}"
@@ -67,7 +68,7 @@ class IdxSource(Source):
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{join(files.url, path)} is torn: {error}") from error
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         splits = {}
         for split in _PREFIX:
             images, labels = (self._read(files, entry, stem) for stem in self._stems(split))

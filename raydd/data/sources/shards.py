@@ -17,6 +17,7 @@ from raydd.data.catalog import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD,
 from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, decode
 from raydd.data.inventory import LeftOut, SplitInventory
+from raydd.data.listing import Tree
 from raydd.data.shard_data import ShardData
 from raydd.data.shard_format import MANIFEST, Index, left_out_of, read_index, read_manifest
 from raydd.data.shard_names import find_shards, is_pattern, split_pattern
@@ -38,23 +39,22 @@ class ShardSource(Source):
 
     pictures = True
 
-    def missing(self, files: Storage, item: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, item: Entry, config: DatasetConfig) -> list[str]:
         if config.shards is None:
             return [f"dataset.shards is not set: {item.hint}"]
         if is_pattern(config.shards):
             absent = []
-            for key, url in (("shards", config.shards), ("test_shards", config.test_shards)):
-                if url is not None:
-                    folder, names = split_pattern(url, f"dataset.{key}")
-                    absent += (
-                        _absent(Storage(folder), names)
-                        if names
-                        else [f"no tar file is called {url}"]
-                    )
+            for split, shards in files.once(_foreign, config)[0].items():
+                url = config.shards if split == "train" else config.test_shards
+                absent += (
+                    _absent(shards.files, shards.names)
+                    if shards.names
+                    else [f"no tar file is called {url}"]
+                )
             return absent
         if _is_file(files):
             return [f"{files.url} is a file, but no .tar"]
-        manifest = read_manifest(files)
+        manifest = files.once(read_manifest)
         if manifest is None:
             return _missing_foreign(files, config)
         unwritten = [split for split in ("train", "test") if split not in manifest["splits"]]
@@ -68,32 +68,31 @@ class ShardSource(Source):
             [shard["name"] for split in manifest["splits"].values() for shard in split["shards"]],
         )
 
-    def cheap(self, files: Storage, config: DatasetConfig) -> bool:
+    def cheap(self, files: Tree, config: DatasetConfig) -> bool:
         if files.local:
             return True
-        if not is_pattern(config.shards or "") and read_manifest(files) is not None:
+        if not is_pattern(config.shards or "") and files.once(read_manifest) is not None:
             return False  # an index of all samples would be fetched
         return all(
-            is_indexed(shards.files, shards.names) for shards in _foreign(files, config)[0].values()
+            is_indexed(shards.files, shards.names)
+            for shards in files.once(_foreign, config)[0].values()
         )
 
-    def outline(
-        self, files: Storage, item: Entry, config: DatasetConfig
-    ) -> tuple[DatasetInfo, str]:
+    def outline(self, files: Tree, item: Entry, config: DatasetConfig) -> tuple[DatasetInfo, str]:
         foreign = config.shards is not None and (
-            is_pattern(config.shards) or read_manifest(files) is None
+            is_pattern(config.shards) or files.once(read_manifest) is None
         )
         if (
             files.local
             or not foreign
-            or self.missing(files, item, config)
+            or files.once(self.missing, item, config)
             or self.cheap(files, config)
         ):
-            return self.describe(files, item, config), ""
+            return files.once(self.describe, item, config), ""
         later = "torn shards and labels that are none are found when the job starts, which keeps an index of them"
         if item.info.classes:
             return item.info, f"the shards were not looked into: {later}"
-        train = _foreign(files, config)[0]["train"]
+        train = files.once(_foreign, config)[0]["train"]
         index, looked = glimpse(train.files, train.names)
         seen = (
             f"of {len(train.names)} training shards only the beginning of {looked} was looked into: there may be more"
@@ -101,28 +100,27 @@ class ShardSource(Source):
         )
         return self._described(train.files, index, item, config), f"{seen}; {later}"
 
-    def summary(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
-        splits = (read_manifest(files) or {"splits": {}})["splits"]
+    def summary(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
+        splits = (files.once(read_manifest) or {"splits": {}})["splits"]
         return [
             SplitInventory(split=name, place=f"{name}-*.tar", count=int(facts["count"]))
             for name, facts in splits.items()
         ]
 
-    def describe(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
+    def describe(self, files: Tree, item: Entry, config: DatasetConfig) -> DatasetInfo:
         if config.shards is None:
             raise DataError(f"dataset.shards is not set: {item.hint}")
-        manifest = None if is_pattern(config.shards) or _is_file(files) else read_manifest(files)
+        manifest = (
+            None if is_pattern(config.shards) or _is_file(files) else files.once(read_manifest)
+        )
         if manifest is not None:
             return _from_manifest(manifest, item, files)
         if item.info.classes:
             return item.info
-        absent = self.missing(files, item, config)
+        absent = files.once(self.missing, item, config)
         if absent:
             raise DataError("; ".join(absent))
-        return self._describe_foreign(files, item, config)
-
-    def _describe_foreign(self, files: Storage, item: Entry, config: DatasetConfig) -> DatasetInfo:
-        train = _foreign(files, config)[0]["train"]
+        train = files.once(_foreign, config)[0]["train"]
         return self._described(train.files, train.scanned(config).index, item, config)
 
     def _described(
@@ -146,15 +144,15 @@ class ShardSource(Source):
         }
         return replace(item.info, class_names=names, **facts)
 
-    def open(self, files: Storage, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
-        info = sized(self.describe(files, item, config), config)
+    def open(self, files: Tree, item: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+        info = sized(files.once(self.describe, item, config), config)
         skip = config.on_error == "skip"
         if config.shards is not None and not is_pattern(config.shards):
-            manifest = read_manifest(files)
+            manifest = files.once(read_manifest)
             if manifest is not None:
                 return self._open_folder(files, item, config, info, manifest)
         transform = transform_of(info, item, config)
-        found, notes, left_out = _foreign(files, config)
+        found, notes, left_out = files.once(_foreign, config)
         first = first_label(found["train"].scanned(config).index, item.info.classes)
         splits = {}
         for split, shards in found.items():
@@ -210,11 +208,11 @@ class _Shards:
 
 
 def _foreign(
-    files: Storage, config: DatasetConfig
+    files: Tree, config: DatasetConfig
 ) -> tuple[dict[str, _Shards], tuple[str, ...], LeftOut]:
     """Return the shards of each split, notes on how they were told apart, and what lies beside them."""
     if config.shards is not None and not is_pattern(config.shards):
-        found = find_shards(files)
+        found = files.once(find_shards)
         if found.problem:
             raise DataError(found.problem)
         splits = {
@@ -234,14 +232,14 @@ def _foreign(
     return splits, (), LeftOut()
 
 
-def _missing_foreign(files: Storage, config: DatasetConfig) -> list[str]:
+def _missing_foreign(files: Tree, config: DatasetConfig) -> list[str]:
     """Return why a folder without a manifest is no set of shards; nothing if it holds tars of others."""
     if any(name.endswith(".json") for name in files.files("parts")):
         return [
             f"{MANIFEST} is not in {files.url}: 'raydd shard' was interrupted there; start it again: it goes on where"
             " it stopped"
         ]
-    found = find_shards(files)
+    found = files.once(find_shards)
     if found.problem:
         return [found.problem]
     if not found.train:

@@ -10,49 +10,48 @@ import torch
 
 from raydd.core.errors import ConfigError
 from raydd.core.registry import Registry
-from raydd.core.storage import Storage
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.images import Transform, fit
 from raydd.data.inventory import SplitInventory
+from raydd.data.listing import Tree
 from raydd.data.split import BaseData
 
 
 class Source:
-    """Reads one layout of files below ``files``. ``pictures``: they are picture files, which may
-    say how they are to be turned.
+    """Reads one layout of files below ``files``, which keeps what is asked of it once.
+
+    ``pictures``: they are picture files, which may say how they are to be turned.
     """
 
     pictures = False
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         """Return a sentence for each file that is not there; quick."""
         raise TypeError(f"{type(self).__name__} does not define missing()")
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         """Return the splits ``train`` and, where the layout has one, ``test``."""
         raise TypeError(f"{type(self).__name__} does not define open()")
 
-    def outline(
-        self, files: Storage, entry: Entry, config: DatasetConfig
-    ) -> tuple[DatasetInfo, str]:
+    def outline(self, files: Tree, entry: Entry, config: DatasetConfig) -> tuple[DatasetInfo, str]:
         """Return the facts as a plan needs them, without reading all of large files, and a sentence
         on what was not looked at.
         """
-        return self.describe(files, entry, config), ""
+        return files.once(self.describe, entry, config), ""
 
-    def cheap(self, files: Storage, config: DatasetConfig) -> bool:
+    def cheap(self, files: Tree, config: DatasetConfig) -> bool:
         """Return whether a plan may open the data: listings and small files are read for it, never
         all of large ones.
         """
         return True
 
-    def summary(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
+    def summary(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[SplitInventory]:
         """Return what is known of the splits without opening them."""
         return []
 
-    def describe(self, files: Storage, entry: Entry, config: DatasetConfig) -> DatasetInfo:
+    def describe(self, files: Tree, entry: Entry, config: DatasetConfig) -> DatasetInfo:
         """Return the facts; readers of people's own data look at the folder names."""
         return entry.info
 

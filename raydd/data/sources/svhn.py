@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from raydd.core.errors import DataError
-from raydd.core.storage import Storage, join
+from raydd.core.storage import join
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
+from raydd.data.listing import Tree
 from raydd.data.sources.source import SOURCES, Source, array_data
 from raydd.data.split import BaseData
 
@@ -21,12 +22,12 @@ _FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 class SvhnSource(Source):
     """``train_32x32.mat`` and ``test_32x32.mat`` in the root; label 10 is the digit 0."""
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         return [
             f"{name} is not in {files.url}" for name in _FILES.values() if not files.exists(name)
         ]
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         from scipy.io import loadmat
 
         splits = {}

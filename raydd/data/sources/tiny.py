@@ -12,7 +12,7 @@ from raydd.core.storage import Storage, join
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
-from raydd.data.sources.folder import tree_of
+from raydd.data.listing import Tree
 from raydd.data.sources.source import SOURCES, Source, array_data, sized, transform_of
 from raydd.data.split import BaseData
 
@@ -32,19 +32,19 @@ class TinySource(Source):
     def _base(self, files: Storage) -> str:
         return "tiny-imagenet-200/" if files.exists("tiny-imagenet-200/train") else ""
 
-    def missing(self, files: Storage, entry: Entry, config: DatasetConfig) -> list[str]:
+    def missing(self, files: Tree, entry: Entry, config: DatasetConfig) -> list[str]:
         if files.exists(_FILE):
             return []
         base = self._base(files)
         absent = [f"{base}{part}" for part in _PARTS if not files.exists(base + part)]
         if (
             absent == [f"{base}val/val_annotations.txt"]
-            and len(tree_of(files).entries(f"{base}val").folders) > 1
+            and len(files.entries(f"{base}val").folders) > 1
         ):
             return []
         return [f"{path} is not in {files.url}" for path in absent]
 
-    def open(self, files: Storage, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
+    def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         if files.exists(_FILE):
             return self._open_file(files, entry, config)
         base = self._base(files)
@@ -57,7 +57,7 @@ class TinySource(Source):
             wnid_of = (
                 self._annotations(files, f"{folder}/val_annotations.txt") if annotated else None
             )
-            there = tree_of(files).below(folder)
+            there = files.below(folder)
             found = there.pictures
             labels = []
             for path, _ in found:

@@ -10,6 +10,7 @@ from raydd import __version__
 
 _VERBS = {
     "distill": "Distil a data set as a job file says.",
+    "sweep": "Search keys of a job, such as method.lr_img.",
     "evaluate": "Measure what a distilled set, ours or foreign, is worth.",
     "shard": "Write a data set as WebDataset shards.",
     "export": "Write a distilled set in another format.",

@@ -314,7 +314,7 @@ def test_classes_without_images_are_refused_before_work_starts(
     def counted_from_one(info: DatasetInfo, data: object) -> DatasetInfo:
         return replace(with_digests(info, data), train_counts=(0, *[150] * 9))  # type: ignore[arg-type]
 
-    monkeypatch.setattr("raydd.runtime.planning.with_digests", counted_from_one)
+    monkeypatch.setattr("raydd.data.datasets.with_digests", counted_from_one)
     result = raydd("distill", "--config", QUICKSTART, *overrides, "--dry-run")
     assert result.exit_code == 2, result.output
     assert "no training images of class 0" in result.output

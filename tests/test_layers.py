@@ -32,6 +32,7 @@ LEVELS = {
     "labels": 3,
     "evaluation": 4,
     "config": 5,
+    "search": 5,
     "runtime": 6,
 }
 """How high a room of the package stands; what is not listed is an entry point, above all of them."""

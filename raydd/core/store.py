@@ -65,15 +65,25 @@ class Checkpoint:
 
 
 class Store:
-    """Unit outputs and checkpoints on any fsspec URL; ``places`` maps stages (their digest) to URLs of their own."""
+    """Unit outputs and checkpoints on any fsspec URL.
 
-    def __init__(self, url: str, places: Mapping[str, str] | None = None) -> None:
+    ``places`` maps stages (their digest) to URLs of their own; ``lenders`` to URLs from which what
+    is missing there is copied.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        places: Mapping[str, str] | None = None,
+        lenders: Mapping[str, str] | None = None,
+    ) -> None:
         self.storage = Storage(url)
-        self.places = dict(places or {})
+        self.places, self.lenders = dict(places or {}), dict(lenders or {})
         self._elsewhere = {digest: Storage(place) for digest, place in self.places.items()}
+        self._lenders = {digest: Storage(place) for digest, place in self.lenders.items()}
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str, dict[str, str]]]:
-        return (Store, (self.storage.url, self.places))
+    def __reduce__(self) -> tuple[type[Store], tuple[str, dict[str, str], dict[str, str]]]:
+        return (Store, (self.storage.url, self.places, self.lenders))
 
     @property
     def url(self) -> str:
@@ -104,7 +114,25 @@ class Store:
                 mine, storage.exist(f"{placed[i][1]}.json" for i in mine), strict=True
             ):
                 found[i] = there and (storage is self.storage or self._is_of(refs[i]))
+        for i, ref in enumerate(refs):
+            found[i] = found[i] or self._borrowed(ref)
         return found
+
+    def _borrowed(self, ref: Ref) -> bool:
+        """Copy an output of a stage with a place of its own from that stage's lender, if that has it."""
+        lender = self._lenders.get(stage_digest(ref.stage)) if self._lenders else None
+        if lender is None:
+            return False
+        storage, path = self.place(ref)
+        try:
+            marker = lender.get(f"{ref.unit}.json")
+            if json.loads(marker).get("key") != ref.key:
+                return False
+            storage.put(f"{path}.safetensors", lender.get(f"{ref.unit}.safetensors"))
+        except (FileNotFoundError, ValueError):
+            return False
+        storage.put(f"{path}.json", marker)
+        return True
 
     def _is_of(self, ref: Ref) -> bool:
         try:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from raydd.core.errors import ConfigError, TooFew, unknown
 from raydd.core.rng import derive_seed
 from raydd.evaluation.evaluation_config import EvaluationConfig
-from raydd.evaluation.rows import LabelledSource, Planned, rows
+from raydd.evaluation.rows import LabelledSource, Planned, rows, student_seed
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.stages import EvaluateNetworks
 from raydd.labels.label_sources import Labels
@@ -113,8 +113,9 @@ def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Pla
             "evaluation.batch",
             where,
         )
+    seed = student_seed(problem, config)
     teacher = TrainNetwork(
-        seed=problem.seed,
+        seed=seed,
         numerics=problem.numerics,
         dataset=problem.dataset.only("train"),
         network=network,
@@ -122,7 +123,7 @@ def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Pla
         count=config.repeats,
     )
     stage = EvaluateNetworks(
-        seed=problem.seed,
+        seed=seed,
         numerics=problem.numerics,
         teacher=teacher,
         dataset=problem.dataset.only(config.split),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.kept import kept_images
+from raydd.evaluation.rows import student_seed
 from raydd.evaluation.set_sources import AssembledSet, SetSource
 from raydd.methods.method import Method, Problem
 from raydd.training.batches import check_batches
@@ -60,7 +61,7 @@ def memories_of(
             "evaluation.continual",
         )
         stage = EvaluateMemory(
-            seed=problem.seed,
+            seed=student_seed(problem, config),
             numerics=problem.numerics,
             source=source,
             dataset=info.only(config.split),

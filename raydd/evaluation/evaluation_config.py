@@ -25,6 +25,7 @@ class EvaluationConfig:
 
     ``networks``: architectures, or letters of published pools (empty: the method's own network).
     ``repeats``: students per set and architecture; ``repeats_per_unit``: of them trained together.
+    ``seed``: of what students draw (null: the seed of the set's job).
     ``test_every``: also test after every so many epochs, for the best epoch's accuracy (0: the last
     epoch alone). ``split``: what accuracies are of. ``baselines``: what else is judged under the
     same protocol: sets of the same size by any method with hard labels, by name or, with settings
@@ -61,6 +62,7 @@ class EvaluationConfig:
     networks: tuple[str, ...] = ()
     repeats: Annotated[int, Ge(1)] = 5
     repeats_per_unit: Annotated[int, Ge(1)] = 5
+    seed: Annotated[int, Ge(0)] | None = None
     test_every: Annotated[int, Ge(0)] = 0
     split: Literal["test", "holdout"] = "test"
     baselines: tuple[Any, ...] = ("random",)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raydd.core.errors import ConfigError
+from raydd.core.rng import derive_seed
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.protocols import PROTOCOLS
 from raydd.evaluation.set_sources import AssembledSet, SetSource, StoredSet
@@ -88,6 +89,13 @@ def with_labels(config: EvaluationConfig, labels: LabelConfig | None) -> Evaluat
     )
 
 
+def student_seed(problem: Problem, config: EvaluationConfig) -> int:
+    """Return the seed of a set's students: the problem's, or one of the evaluation's own for each problem."""
+    if config.seed is None:
+        return problem.seed
+    return derive_seed(config.seed, "students", problem.seed) % 2**31
+
+
 def evaluate_stage(
     source: AssembledSet | StoredSet,
     problem: Problem,
@@ -119,7 +127,7 @@ def evaluate_stage(
         "evaluation.networks",
     )
     return Evaluate(
-        seed=problem.seed,
+        seed=student_seed(problem, config),
         numerics=problem.numerics,
         source=source,
         labels=labels if protocol.learns_logits else None,

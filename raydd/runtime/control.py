@@ -27,7 +27,10 @@ class Control:
     ``on_event`` hears every event, ``on_point`` the accuracy of a snapshot as soon as its students
     are tested, both on the run's own thread. ``tags``: further tags of the run that MLflow keeps.
     ``claims``: asked before a unit is computed, where several runs share a store at the same time.
-    ``show``: whether progress is shown to a person.
+    ``show``: whether progress is shown to a person. ``labels``: URL below which records of soft
+    labels go that several runs share; the set is then published without them. ``lender``: such a
+    URL, from which records are copied that are there. ``copies``: whether MLflow gets a copy of the
+    set, or only its place.
     """
 
     on_event: Callable[[Event], None] | None = None
@@ -35,6 +38,9 @@ class Control:
     tags: Mapping[str, str] = field(default_factory=dict)
     claims: Claims | None = None
     show: bool = False
+    labels: str = ""
+    lender: str = ""
+    copies: bool = True
     _runner: Stoppable | None = field(default=None, repr=False)
     _asked: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

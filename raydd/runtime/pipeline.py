@@ -75,7 +75,8 @@ def run_job(
         raise Missing(
             "method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent])
         )
-    output, store = Storage(job.output), Store(job.store, plan.places())
+    control = control or Control(show=True)
+    output, store = Storage(job.output), store_of(plan, control)
     warning = fleeting(_local_places(job))
     if warning:
         tell(f"warning: {warning}")
@@ -88,7 +89,7 @@ def run_job(
         for line in data.inventory.lines() if data.inventory is not None else ():
             tell(line)
         planned = sum(stage.facts()["bytes"] for stage in plan.labels if stage is not None)
-        if planned:
+        if planned and not control.labels:
             tell(
                 f"soft labels: {format_bytes(planned)} will be written into {join(output.url, plan.folder(0))}/labels"
             )
@@ -107,6 +108,16 @@ def run_job(
         return outcome
 
 
+def store_of(plan: Plan, control: Control) -> Store:
+    """Return the store of a plan, with the places of its label records."""
+    digests = list(plan.places())
+
+    def below(url: str) -> dict[str, str]:
+        return {digest: join(url, digest[:16]) for digest in digests} if url else {}
+
+    return Store(plan.job.store, below(control.labels) or plan.places(), below(control.lender))
+
+
 def _local_places(job: Job) -> dict[str, str]:
     places = {"output": job.output, "store": job.store}
     database = None if job.tracking.uri == "none" else sqlite_path(resolve_uri(job.tracking.uri))
@@ -123,10 +134,10 @@ class _Distillation(Session):
         output: Storage,
         store: Store,
         tell: Callable[[str], None],
-        control: Control | None = None,
+        control: Control,
     ) -> None:
         job = self.job = plan.job
-        tags = _tags(plan, output) | dict(control.tags if control else {})
+        tags = _tags(plan, output) | dict(control.tags)
         tracking, params = job.tracking, _params(plan)
         tracker = Tracker(tracking.uri, tracking.experiment, job.name, output, params, tags)
         super().__init__(job.compute, data, output, store, tracker, tell, control)
@@ -243,7 +254,8 @@ class _Distillation(Session):
                 written=labels,
             )
             written += sum(facts["size"] for facts in labels.values())
-            self.tracker.artifacts(Storage(join(job.output, folder)), folder)
+            if self.control.copies:
+                self.tracker.artifacts(Storage(join(job.output, folder)), folder)
             if index == 0:
                 self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
         chart = self._loss_chart()
@@ -263,7 +275,7 @@ class _Distillation(Session):
         of all these files.
         """
         stage = self.plan.labels[index]
-        if stage is None:
+        if stage is None or self.control.labels:
             return {}
         records: dict[str, dict[str, Any]] = {}
         for ref in stage.refs():

@@ -30,6 +30,7 @@ _DEFAULTS = {
     "RAY_max_direct_call_object_size": str(8 << 20),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables, which it prints even where nothing is to be printed
 }
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 INIT_SECONDS = 30.0

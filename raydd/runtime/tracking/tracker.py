@@ -183,6 +183,16 @@ class Tracker:
         link = web_address(self._run.uri, self._run.experiment_id, self._run.run_id)
         return {**({"MLflow": command} if command else {}), "tracking": link}
 
+    def run_id(self) -> str | None:
+        """Return the run's id, once it is there; ``None`` for no run, or a server that does not answer within 15 s."""
+        if self._run is None:
+            return None
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self._opened or self._attempts > 0, 15.0 + self._creating(self._run)
+            )
+        return self._run.run_id
+
     def finish(self, status: str, patience: float = 20.0) -> str | None:
         """Wait until everything is sent and end the run with ``FINISHED``, ``FAILED`` or ``KILLED``.
 

@@ -1,0 +1,501 @@
+"""A sweep from its job and space to the winner's test: checks, shared units, trials, tables."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raydd.artifacts.report import Report
+from raydd.config import Job, parse_job
+from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
+from raydd.core.keeping import register_run
+from raydd.core.numerics import tune_allocator
+from raydd.core.storage import Storage, join
+from raydd.core.typed_tree import as_yaml, build, plain
+from raydd.data.datasets import Described
+from raydd.runtime.control import Control
+from raydd.runtime.estimate import unit_table
+from raydd.runtime.output import Lock, check_claim_as, check_place, claim_as, flatten
+from raydd.runtime.pipeline import run_job, store_of
+from raydd.runtime.planning import most_workers
+from raydd.runtime.progress import Progress, clock
+from raydd.runtime.runner import OpenData
+from raydd.runtime.session import (
+    Interrupted,
+    check_places,
+    described,
+    git_commit,
+    make_runner,
+    stop_on_signals,
+    to_json,
+)
+from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
+from raydd.runtime.sweep.trial_run import labels_place, run_trial
+from raydd.runtime.tracking.tracker import Tracker
+from raydd.search.desk import Desk
+from raydd.search.results import (
+    SweepReport,
+    Tested,
+    importance_of,
+    number,
+    outcome,
+    shared_line,
+    shared_of,
+    table,
+    to_csv,
+)
+from raydd.search.searchers import grid_points, searcher
+from raydd.search.space import Space, SpaceFile, load_space
+from raydd.search.trials import Journal, Trial, ranked
+
+WRITTEN = ("journal", "trials", "best", "sweep.json", "trials.csv", "best.yaml")
+"""What a sweep writes into its output, below a ``job.yaml`` that says whose it is."""
+LINE_SECONDS = 15.0
+FRESH = 1_000_003
+"""Seed of the students that test finished sets: no trial's."""
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a finished sweep leaves: its report and where things are."""
+
+    report: SweepReport
+    places: Mapping[str, str]
+
+    def render(self) -> str:
+        """Return the tables, and a line for each place, as text."""
+        width = max(map(len, self.places))
+        lines = [f"{name.ljust(width)}  {place}" for name, place in self.places.items()]
+        shared = shared_line(self.report.shared)
+        return "\n".join(["", table(self.report), "", *self.report.notes, shared, "", *lines])
+
+
+def make_sweep(job: Job, space: str, overrides: tuple[str, ...] = ()) -> Sweep:
+    """Return a job with a space file's keys; ``ConfigError`` for all that is wrong with it."""
+    found = load_space(space, plain(job), overrides)
+    sweep = Sweep(job, found, job.output)
+    if found.file.search != "grid" and found.file.budget == type(found.file.budget)():
+        raise ConfigError(
+            f"{space}: budget: {found.file.search} proposes for ever; give budget.trials, budget.device_seconds or"
+            " budget.seconds"
+        )
+    return sweep
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sweep whose data are there and whose ends can be planned."""
+
+    sweep: Sweep
+    data: Described
+    corners: Corners
+
+
+def check(sweep: Sweep) -> Checked:
+    """Describe the data as trials have them, and plan the ends of the space; ``ConfigError`` or
+    ``DataError`` for what cannot be.
+    """
+    with refusing():
+        check_places(Storage(sweep.output), Storage(sweep.job.store), sweep.job.tracking.uri)
+        first = sweep.trial(0, sweep.space.own)
+        data = described(first.dataset, "sweep")
+        first.method.fetch()
+        planned = corners(sweep, data.info)
+        absent = first.method.missing(planned.plans[0][1].problems[0])
+    if absent:
+        raise Missing(
+            "method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent])
+        )
+    return Checked(sweep, data, planned)
+
+
+def run_sweep(sweep: Sweep, tell: Callable[[str], None], refit: bool = False) -> SweepOutcome:
+    """Run a sweep, or go on with it, to the test of its winner. ``refit``: also distil the winner
+    anew, of all data and as long as the job says.
+
+    Raises ``ConfigError`` for one that cannot run, ``RunFailed`` where its first trials all fail,
+    ``Interrupted`` when it was asked to stop.
+    """
+    tune_allocator()
+    checked = check(sweep)
+    output = Storage(sweep.output)
+    with Lock(output, tell):
+        new = _claim(output, sweep)
+        tell(f"{sweep.job.name}: {_about(sweep)}" + ("" if new else " (resumed)"))
+        with _tracked(sweep, output, tell) as (tracker, tagged):
+            return _Run(replace(checked, sweep=tagged), output, tracker, tell).run(refit)
+
+
+def _about(sweep: Sweep) -> str:
+    file = sweep.space.file
+    return f"{count_text(sweep)} over {', '.join(file.keys)} ({file.search}, {file.metric})"
+
+
+def count_text(sweep: Sweep) -> str:
+    """Return how many trials a sweep makes, as a text."""
+    budget, file = sweep.space.file.budget, sweep.space.file
+    limits = []
+    if file.search == "grid":
+        whole = 1 + len(file.points) + len(grid_points(sweep.space))
+        limits.append(f"{min(whole, budget.trials or whole)} trials")
+    elif budget.trials is not None:
+        limits.append(f"{budget.trials} trials")
+    if budget.device_seconds is not None:
+        limits.append(f"{budget.device_seconds:g} device-seconds")
+    if budget.seconds is not None:
+        limits.append(f"{budget.seconds:g} s")
+    return " or ".join(limits)
+
+
+def check_claim(sweep: Sweep) -> None:
+    """Raise ``ConfigError`` if a local output is a file, or another run's; nothing is written."""
+    check_place("output", sweep.output)
+    check_claim_as(sweep.output, _claimed(sweep.job, sweep.space.file), _recorded, WRITTEN)
+
+
+def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        space = build(SpaceFile, tree["sweep"], "job.yaml")
+        return _claimed(parse_job(tree["job"]), space)
+    except (ConfigError, KeyError, TypeError):
+        return tree
+
+
+def _claim(output: Storage, sweep: Sweep) -> bool:
+    """Write what is swept, or compare with what is there; return whether the output is new."""
+    text = as_yaml({"sweep": plain(sweep.space.file), "job": sweep.job.stated()})
+    return claim_as(output, text, _claimed(sweep.job, sweep.space.file), _recorded, WRITTEN)
+
+
+def _claimed(job: Job, file: SpaceFile) -> dict[str, Any]:
+    """Return what makes a sweep another one: a larger budget, and where it runs, do not."""
+    space = {key: value for key, value in plain(file).items() if key != "budget"}
+    free = ("compute", "tracking", "output", "store")
+    return {
+        "sweep": space,
+        "job": {key: value for key, value in job.resolved().items() if key not in free},
+    }
+
+
+@contextlib.contextmanager
+def _tracked(
+    sweep: Sweep, output: Storage, tell: Callable[[str], None]
+) -> Iterator[tuple[Tracker, Sweep]]:
+    """Yield the tracker of the sweep's run, and the sweep whose trials' runs lie below it."""
+    tracking, space = sweep.job.tracking, sweep.space
+    params = {**flatten(sweep.job.stated()), **flatten({"sweep": plain(space.file)})}
+    commit = git_commit()
+    tags = {
+        "raydd.output": output.url,
+        "raydd.method": sweep.job.method.name,
+        "raydd.sweep": space.name,
+        "mlflow.source.name": f"raydd sweep {sweep.job.name}",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+    name = f"{sweep.job.name} sweep"
+    tracker = Tracker(tracking.uri, tracking.experiment, name, output, params, tags)
+    if tracking.uri != "none":
+        tell(tracker.beginning())
+    status = "FAILED"
+    try:
+        parent = tracker.run_id()
+        child = {"raydd.sweep": space.name} | ({"mlflow.parentRunId": parent} if parent else {})
+        yield tracker, replace(sweep, tags=child)
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        left = tracker.finish(status)
+        if left:
+            tell(left)
+
+
+class _Run:
+    """One run of a sweep on its output."""
+
+    def __init__(
+        self, checked: Checked, output: Storage, tracker: Tracker, tell: Callable[[str], None]
+    ) -> None:
+        self.sweep, self.data, self.corners = checked.sweep, checked.data, checked.corners
+        self.space: Space = checked.sweep.space
+        self.output, self.tracker, self.tell = output, tracker, tell
+        self.stopped = threading.Event()
+        self.runner: Any = None
+        self.begun = time.monotonic()
+        self.told_at = self.begun
+        self.known: dict[int, Trial] = {}
+        self.first_units, self.first_seconds = 0, 0.0
+
+    def stop(self) -> None:
+        """Have what runs save its state and stop."""
+        self.stopped.set()
+        if self.runner is not None:
+            self.runner.stop()
+
+    def run(self, refit: bool) -> SweepOutcome:
+        """Compute what is shared, run the trials, test the winner, write everything."""
+        keep = {ref.key for ref in self.corners.shared}
+        store = store_of(self.corners.plans[0][1], Control(labels=labels_place(self.sweep)))
+        register_run(store, self.output.url, keep, finished=False)
+        with contextlib.ExitStack() as around:
+            around.enter_context(stop_on_signals(self, self.tell))
+            if self.sweep.job.compute.workers != 0:
+                around.enter_context(self._cluster())
+            self._shared(store)
+            trouble = self._trials()
+            report = self._report()
+            self._write(report)
+            if self.stopped.is_set():
+                raise Interrupted(f"the same command goes on from here ({self.output.url})")
+            if trouble:
+                raise RunFailed(trouble)
+            if not ranked(report.trials, self.space.mode):
+                raise RunFailed("no trial finished; see the table in trials.csv")
+            report = replace(report, tested=self._tests(report, refit))
+        places = self._write(report)
+        register_run(store, self.output.url, keep, finished=True)
+        return SweepOutcome(report, places | self.tracker.places())
+
+    @contextlib.contextmanager
+    def _cluster(self) -> Iterator[None]:
+        """Be connected to a cluster for the whole sweep: trials and groups use it in turn."""
+        from raydd.runtime.ray.ray_session import ray_session
+
+        compute = self.sweep.job.compute
+        each = max(1, self.space.file.workers_per_trial)
+        cpus = most_workers(compute) * each * compute.cpus_per_worker
+        with ray_session(cpus, each, compute.gpus_per_worker, self.stopped.is_set) as dashboard:
+            self.tell(f"Ray is ready; dashboard: {dashboard}")
+            yield
+
+    def _shared(self, store: Any) -> None:
+        """Compute the units that all trials need, on all workers."""
+        refs = self.corners.shared
+        missing = [ref for ref, there in zip(refs, store.has(refs), strict=True) if not there]
+        self.first_units = len({ref.key for ref in refs})
+        if missing and not self.stopped.is_set():
+            self.tell(f"{self.first_units} units are needed by all trials; they come first")
+            self.runner = make_runner(
+                self.sweep.job.compute, OpenData(self.data.config, self.data.splits)
+            )
+            if self.stopped.is_set():
+                self.runner.stop()
+            with Progress(unit_table(refs)) as progress:
+                self.runner.run(refs, store, progress.on_event)
+            self.runner = None
+        there = store.has(refs)
+        done = [ref for ref, found in zip(refs, there, strict=True) if found]
+        last: dict[str, float] = {}
+        for ref in done:
+            last[ref.key] = max(last.get(ref.key, 0.0), float(store.marker(ref)["seconds"]))
+        self.first_seconds = sum(last.values())
+
+    def _trials(self) -> str:
+        """Run the trials; return why the sweep stopped by itself, if it did."""
+        plan = self.corners.plans[0][1]
+        every = plan.job.evaluation.every or 1
+        steps = max(steps_of(of) for _, of in self.corners.plans)
+        for trial in Journal(self.output).read():
+            self.known[trial.number] = trial
+        if self.sweep.job.compute.workers == 0:
+            return self._here(every, steps)
+        from raydd.runtime.sweep.tune_trials import TuneTrials, check_room
+
+        at_once = most_workers(self.sweep.job.compute)
+        check_room(self.sweep, at_once)
+        trials = TuneTrials(self.sweep, at_once, every, steps)
+        try:
+            return trials.run(self._changed, self.stopped)
+        finally:
+            trials.end()
+
+    def _here(self, every: int, steps: int) -> str:
+        """Run the trials in this process, one after another."""
+        rule = None
+        if self.space.file.scheduler != "none":
+            from raydd.runtime.sweep.schedulers import scheduler
+
+            rule = scheduler(self.space, every, steps)
+        journal = Journal(self.output)
+        desk = Desk(self.space, journal, searcher(self.space), rule, self._changed)
+        self.runner = desk
+        while not self.stopped.is_set() and (number := desk.next()) is not None:
+            run_trial(self.sweep, number, desk)
+        self.runner = None
+        return desk.trouble
+
+    def _changed(self, trial: Trial) -> None:
+        """Show and track what a trial came to."""
+        before = self.known.get(trial.number)
+        self.known[trial.number] = trial
+        if trial.ended and (before is None or not before.ended):
+            values = "  ".join(f"{key} {value}" for key, value in trial.values.items())
+            took = f"  {trial.clock:.1f} s" if trial.clock else ""
+            self._say(
+                f"trial {trial.number}  {values}  {outcome(trial, self.space.file.metric)}{took}"
+            )
+            if trial.state == "finished" and trial.value is not None:
+                best = ranked(list(self.known.values()), self.space.mode)[0]
+                self.tracker.batch(
+                    {self.space.file.metric: trial.value, "best": best.value or 0.0}, trial.number
+                )
+        elif time.monotonic() - self.told_at > LINE_SECONDS:
+            self._say(self._standing())
+
+    def _standing(self) -> str:
+        running = sum(not trial.ended for trial in self.known.values())
+        done = sum(trial.ended for trial in self.known.values())
+        best = ranked(list(self.known.values()), self.space.mode)
+        found = f", best trial {best[0].number}: {number(best[0])}" if best else ""
+        return f"{done} trials ended, {running} running{found}"
+
+    def _say(self, text: str) -> None:
+        self.told_at = time.monotonic()
+        self.tell(f"{clock(self.told_at - self.begun)}  {text}")
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _report(self) -> SweepReport:
+        trials = Journal(self.output).read()
+        file, best = self.space.file, ranked(trials, self.space.mode)
+        notes = []
+        cut = [trial.number for trial in trials if not trial.ended]
+        if cut:
+            notes.append(f"Trials {', '.join(map(str, cut))} are not finished.")
+        return SweepReport(
+            name=self.space.name,
+            job=self.sweep.job.name,
+            metric=file.metric,
+            mode=self.space.mode,
+            search=file.search,
+            scheduler=file.scheduler,
+            keys={key.name: key.domain.text() for key in self.space.keys},
+            logarithmic=[key.name for key in self.space.keys if key.domain.logarithmic],
+            split="holdout" if file.winner else self.sweep.job.evaluation.split,
+            trials=trials,
+            winner=best[0].number if best and file.winner else None,
+            select=file.winner,
+            shared=shared_of(trials, self.first_units, self.first_seconds),
+            notes=notes,
+            importance=importance_of(self.space, trials),
+            seconds=round(time.monotonic() - self.begun, 1),
+        )
+
+    def _tests(self, report: SweepReport, refit: bool) -> list[Tested]:
+        """Evaluate the winner, the job's own values and random images on the test set, with fresh students."""
+        if not self.space.file.winner or report.winner is None:
+            return []
+        found: list[Tested] = []
+        named = {"best": report.winner}
+        own = report.trials[0]
+        if report.winner != 0 and own.state == "finished":
+            named["job"] = 0
+        for name, number_ in named.items():
+            job = final_job(self.sweep, report.trials[number_], name)
+            self.tell(f"test of {name} (trial {number_}), with fresh students")
+            found += _tested(name, number_, self._run_job(job, labels=True), job.method.name)
+        if refit:
+            job = refit_job(self.sweep, report.trials[report.winner])
+            self.tell(f"refit: trial {report.winner} anew, of all training images ({job.output})")
+            found += _tested("refit", report.winner, self._run_job(job), job.method.name)
+        return found
+
+    def _run_job(self, job: Job, labels: bool = False) -> Report:
+        control = Control(
+            show=True,
+            tags=self.sweep.tags,
+            lender=labels_place(self.sweep) if labels else "",
+        )
+        self.runner = control
+        try:
+            if self.stopped.is_set():
+                raise Interrupted(f"the same command goes on from here ({self.output.url})")
+            return run_job(job, lambda line: None, control).report
+        finally:
+            self.runner = None
+
+    def _write(self, report: SweepReport) -> dict[str, str]:
+        """Write the table, the winner's job and the pictures; return where they are."""
+        from raydd.search.figures import pictures
+
+        files: dict[str, bytes] = {
+            "sweep.json": to_json(report.to_dict()),
+            "trials.csv": to_csv(report),
+            **pictures(report),
+        }
+        if report.winner is not None and report.select:
+            best = report.trials[report.winner]
+            says = (
+                f"# The best of {len(report.trials)} trials (trial {best.number}: {report.metric} {number(best)} on"
+                f" {report.split}).\n"
+            )
+            for name, made in (
+                ("best.yaml", final_job(self.sweep, best, "best")),
+                ("refit.yaml", refit_job(self.sweep, best)),
+            ):
+                what = _BEST if name == "best.yaml" else _REFIT
+                files[name] = (says + what + made.to_yaml()).encode()
+        for name, data in files.items():
+            self.output.put(name, data)
+        shown = ("best.yaml", "refit.yaml", "trials.csv", "sweep.json")
+        return {name: join(self.output.url, name) for name in shown if name in files} | {
+            "pictures": join(self.output.url, "*.png")
+        }
+
+
+_BEST = "# Its set was distilled without the holdout, and is tested here: all of it is in the store already.\n"
+_REFIT = (
+    "# The job as it was given, with the winner's values: distils anew, of all training images.\n"
+)
+
+
+def final_job(sweep: Sweep, trial: Trial, name: str) -> Job:
+    """Return a trial's job with the job's own evaluation on the test set, by fresh students."""
+    from raydd.search.space import with_values
+
+    made = sweep.trial(trial.number, trial.values)
+    own = {key: value for key, value in trial.values.items() if key.startswith("evaluation.")}
+    tree = with_values(
+        made.resolved(),
+        {"evaluation": sweep.job.resolved()["evaluation"], **own, **sweep.space.file.final},
+    )
+    fixed = {
+        "name": f"{sweep.job.name}-{name}",
+        "output": join(sweep.output, name),
+        "evaluation.split": "test",
+        "evaluation.every": None,
+        "evaluation.seed": FRESH + sweep.job.seeds[0],
+        "compute": sweep.job.resolved()["compute"],
+        "tracking": sweep.job.resolved()["tracking"],
+    }
+    baselines = tree["evaluation"]["baselines"]
+    if "random" not in baselines:
+        fixed["evaluation.baselines"] = ["random", *baselines]
+    return parse_job(with_values(tree, fixed), name)
+
+
+def refit_job(sweep: Sweep, trial: Trial) -> Job:
+    """Return the job as it was given, with a trial's values."""
+    return sweep.complete(trial.values, join(sweep.output, "refit"))
+
+
+def _tested(name: str, trial: int, report: Report, method: str) -> list[Tested]:
+    rows = [row for row in report.rows if row.set in (method, "random")]
+    return [
+        Tested(
+            set="random" if row.set != method else name,
+            beside=name if row.set != method else "",
+            trial=None if row.set != method else trial,
+            protocol=row.protocol,
+            network=row.network,
+            accuracy_mean=row.accuracy_mean,
+            accuracy_std=row.accuracy_std,
+            students=row.seeds * row.networks,
+        )
+        for row in rows
+    ]

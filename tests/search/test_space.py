@@ -1,0 +1,206 @@
+"""Space files: what is read of them, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from raydd.config import parse_job
+from raydd.core.errors import ConfigError
+from raydd.core.typed_tree import plain
+from raydd.search.domains import Choice, Integer, Stepped, Uniform, domain
+from raydd.search.space import Space, parse_space, with_values
+
+JOB: dict[str, Any] = {
+    "name": "job",
+    "dataset": {"name": "digits"},
+    "ipc": 1,
+    "method": {"name": "dm", "network": "convnet1_w8", "iterations": 6, "lr_img": 0.5},
+    "evaluation": {"epochs": 2, "repeats": 2},
+    "output": "/nowhere/output",
+    "store": "/nowhere/store",
+}
+TREE = plain(parse_job(JOB))
+
+
+def space_of(keys: Mapping[str, Any], **more: Any) -> Space:
+    """Return the space of a tree named ``space.yaml``."""
+    return parse_space({"keys": dict(keys), **more}, TREE, "space.yaml")
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ({"choice": [1, 2]}, Choice((1, 2))),
+        ({"grid": ["a", [1, 2]]}, Choice(("a", [1, 2]))),
+        ({"uniform": [0, 1]}, Uniform(0.0, 1.0)),
+        ({"loguniform": ["1e-3", 10]}, Uniform(1e-3, 10.0, logarithmic=True)),
+        ({"quniform": [0, 1, 0.25]}, Stepped(0.0, 1.0, 0.25)),
+        ({"randint": [1, 3]}, Integer(1, 3)),
+    ],
+)
+def test_kinds_are_read(spec: Mapping[str, Any], wanted: object) -> None:
+    assert domain("key", spec, "space.yaml") == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"unifrom": [0, 1]}, "keys.key.unifrom: unknown kind (did you mean 'uniform'?)"),
+        ({}, "give one of"),
+        ({"uniform": [0, 1], "choice": [1]}, "give one of"),
+        ({"uniform": [1, 0]}, "low 1 must be below high 0"),
+        ({"uniform": [0]}, "write [low, high]"),
+        ({"uniform": [0, True]}, "write [low, high]"),
+        ({"uniform": [0, float("inf")]}, "write [low, high]"),
+        ({"loguniform": [0, 1]}, "low 0 must be above 0"),
+        ({"quniform": [0, 1, 2]}, "step 2"),
+        ({"quniform": [0, 1, 0]}, "step 0"),
+        ({"randint": [0, 1.5]}, "whole numbers"),
+        ({"choice": []}, "write a list"),
+        ({"choice": "ab"}, "write a list"),
+        ({"choice": [1, 1]}, "holds a value twice"),
+    ],
+)
+def test_kinds_that_are_none_are_refused(spec: Mapping[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        domain("key", spec, "space.yaml")
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "more", "text"),
+    [
+        ({"method.lr_imgg": {"uniform": [0.1, 1]}}, {}, "did you mean 'method.lr_img'?"),
+        ({"method.lr_img": {"uniform": [-1, 1]}}, {}, "method.lr_img"),
+        ({"method.iterations": {"choice": [5, 2.5]}}, {}, "method.iterations"),
+        ({"evaluation.networks": {"choice": [["convnet3"], ["convet3"]]}}, {}, "convet3"),
+        ({"output": {"choice": ["a", "b"]}}, {}, "output changes nothing of a set"),
+        ({"compute.workers": {"choice": [1, 2]}}, {}, "compute changes nothing of a set"),
+        ({"seed": {"choice": [1, 2]}}, {}, "seed is the sweep's own"),
+        ({"dataset.holdout": {"uniform": [0.1, 0.2]}}, {}, "dataset.holdout is the sweep's own"),
+        ({"numerics": {"choice": [1]}}, {}, "is a group of keys; search one of them: numerics."),
+        ({}, {}, "name at least one key"),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"search": "grid"},
+            "a grid needs choice or grid",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"metric": "acuracy"},
+            "did you mean 'accuracy'?",
+        ),
+        ({"method.lr_img": {"uniform": [0.1, 1]}}, {"metric": "hlr"}, "'whole'"),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"metric": "best_accuracy"},
+            "evaluation.test_every",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"metric": "accuracy/lenet"},
+            "evaluation.networks",
+        ),
+        ({"method.lr_img": {"uniform": [0.1, 1]}}, {"scheduler": "asha"}, "evaluation.every"),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"trial": {"method.lr_img": 1.0}},
+            "stands under trial",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"trial": {"method.iteration": 1}},
+            "'method.iterations'?",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"final": {"method.iterations": 1}},
+            "keys of evaluation only",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"points": [{"method.lr_img": 2.0}]},
+            "2.0 is outside 0.1 to 1",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"points": [{"method.lr_im": 0.2}]},
+            "did you mean 'method.lr_img'?",
+        ),
+        ({"method.lr_img": {"uniform": [0.1, 1]}}, {"holdout": 1.5}, "holdout"),
+        ({"method.lr_img": {"uniform": [0.1, 1]}}, {"serch": "tpe"}, "did you mean 'search'?"),
+        ({"method.lr_img": {"uniform": [0.1, 1], "when": {"ipcc": 1}}}, {}, "did you mean 'ipc'?"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_by_name(
+    keys: Mapping[str, Any], more: Mapping[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        space_of(keys, **more)
+    assert text in str(error.value)
+
+
+def test_all_mistakes_are_told_together() -> None:
+    with pytest.raises(ConfigError) as error:
+        space_of({"method.lr": {"uniform": [0, 1]}, "output": {"choice": ["a"]}})
+    assert "keys.method.lr:" in str(error.value)
+    assert "keys.output:" in str(error.value)
+
+
+def test_nested_keys_of_overrides_are_dotted_ones() -> None:
+    found = parse_space(
+        {
+            "keys": {
+                "method.lr_img": {"uniform": [0.1, 1]},
+                "method": {"lr_img": {"uniform": [0.2, 1]}},
+            },
+            "trial": {"method.iterations": 5, "method": {"iterations": 4}},
+        },
+        TREE,
+        "space.yaml",
+    )
+    assert found.keys[0].domain == Uniform(0.2, 1.0)
+    assert found.file.trial == {"method.iterations": 4}
+
+
+def test_a_grid_holds_every_combination_once_without_idle_keys() -> None:
+    found = space_of(
+        {
+            "ipc": {"grid": [1, 2]},
+            "method.lr_img": {"grid": [0.1, 0.2], "when": {"ipc": 2}},
+        },
+        search="grid",
+    )
+    assert found.grid() == [
+        {"ipc": 1},
+        {"ipc": 2, "method.lr_img": 0.1},
+        {"ipc": 2, "method.lr_img": 0.2},
+    ]
+    assert found.own == {"ipc": 1}
+
+
+def test_corners_are_the_job_and_each_end() -> None:
+    found = space_of({"method.lr_img": {"loguniform": [0.1, 1]}, "ipc": {"randint": [1, 3]}})
+    own = {"method.lr_img": 0.5, "ipc": 1}
+    assert found.corners() == [
+        own,
+        {**own, "method.lr_img": 0.1},
+        {**own, "method.lr_img": 1.0},
+        {**own, "ipc": 3},
+    ]
+
+
+def test_values_are_set_without_changing_the_tree() -> None:
+    tree = with_values(TREE, {"method.lr_img": 2.0, "evaluation.ce_weight": 0.1})
+    assert (tree["method"]["lr_img"], tree["evaluation"]["ce_weight"]) == (2.0, 0.1)
+    assert (TREE["method"]["lr_img"], TREE["evaluation"]["ce_weight"]) == (0.5, None)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("image_bytes", "min")])
+def test_a_metric_says_which_way_is_better(metric: str, mode: str) -> None:
+    found = space_of({"ipc": {"choice": [1, 2]}}, metric=metric)
+    assert found.mode == mode
+    assert space_of({"ipc": {"choice": [1, 2]}}, metric=metric, mode="min").mode == "min"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from raydd.search.searchers import Searcher
 from raydd.search.space import Space, signature
-from raydd.search.trials import Journal, Judged, Trial
+from raydd.search.trials import Judged, Trial, TrialJournal
 
 MOST_TWINS = 100
 """A searcher that proposes what was tried so often in a row has nothing new to try."""
@@ -49,7 +49,7 @@ class Result:
     facts: Mapping[str, Any]
 
 
-class Desk:
+class SweepDesk:
     """What all trials of a sweep ask; its truth is the journal, from which it starts.
 
     ``on_change`` hears of a trial whenever it was written down. ``clock`` gives seconds.
@@ -58,7 +58,7 @@ class Desk:
     def __init__(
         self,
         space: Space,
-        journal: Journal,
+        journal: TrialJournal,
         searcher: Searcher,
         scheduler: Scheduler | None = None,
         on_change: Callable[[Trial], None] | None = None,

@@ -20,7 +20,7 @@ class Searcher(Protocol):
         ...
 
 
-class Grid:
+class GridSearch:
     """All combinations, but for the job's own, which is the first trial."""
 
     def __init__(self, space: Space, first: int) -> None:
@@ -39,7 +39,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     return [values for values in space.grid() if signature(values) not in tried]
 
 
-class Random:
+class RandomSearch:
     """Independent draws, keyed by the space's seed and the trial's number."""
 
     def __init__(self, space: Space) -> None:
@@ -54,7 +54,7 @@ class Random:
         return values
 
 
-class Tpe:
+class TpeSearch:
     """Optuna's tree-structured Parzen estimator, told of all trials anew for each proposal."""
 
     def __init__(self, space: Space) -> None:
@@ -79,8 +79,8 @@ class Tpe:
 def searcher(space: Space) -> Searcher:
     """Return the one that a space file asks for."""
     if space.file.search == "grid":
-        return Grid(space, 1 + len(space.file.points))
-    return Tpe(space) if space.file.search == "tpe" else Random(space)
+        return GridSearch(space, 1 + len(space.file.points))
+    return TpeSearch(space) if space.file.search == "tpe" else RandomSearch(space)
 
 
 def study_of(

@@ -72,7 +72,7 @@ class Trial:
         return cls(**tree, judged=judged)
 
 
-class Journal:
+class TrialJournal:
     """The trials of a sweep as its output has them."""
 
     def __init__(self, output: Storage) -> None:

@@ -11,10 +11,10 @@ from test_space import space_of
 
 from raydd.core.storage import Storage
 from raydd.runtime.sweep.schedulers import scheduler
-from raydd.search.desk import Desk, Result
+from raydd.search.desk import Result, SweepDesk
 from raydd.search.searchers import searcher
 from raydd.search.space import Space
-from raydd.search.trials import Journal, Trial, ranked
+from raydd.search.trials import Trial, TrialJournal, ranked
 
 LR = {"method.lr_img": {"loguniform": [0.01, 10]}}
 
@@ -24,11 +24,11 @@ def result(value: float, **more: Any) -> Result:
     return Result(value, 0.5, 6, {**work, **more}, {})
 
 
-def desk_of(space: Space, folder: Path, **more: Any) -> Desk:
-    return Desk(space, Journal(Storage(str(folder))), searcher(space), **more)
+def desk_of(space: Space, folder: Path, **more: Any) -> SweepDesk:
+    return SweepDesk(space, TrialJournal(Storage(str(folder))), searcher(space), **more)
 
 
-def run(desk: Desk, score: Callable[[dict[str, Any]], float], most: int = 100) -> list[Trial]:
+def run(desk: SweepDesk, score: Callable[[dict[str, Any]], float], most: int = 100) -> list[Trial]:
     """Run up to ``most`` trials one at a time."""
     for _ in range(most):
         number = desk.next()
@@ -126,7 +126,7 @@ def test_decisions_of_asha_stay_after_a_kill(tmp_path: Path) -> None:
     more = {"scheduler": "asha", "trial": {"evaluation.every": 1}, "stopping": {"reduction": 2}}
     space = space_of(keys, search="random", budget={"trials": 9}, **more)
 
-    def go(desk: Desk, most: int) -> list[tuple[int, bool]]:
+    def go(desk: SweepDesk, most: int) -> list[tuple[int, bool]]:
         decided = []
         for _ in range(most):
             number = desk.next()
@@ -240,7 +240,7 @@ def test_a_value_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:
     desk.begin(0)
     desk.finished(0, result(float("nan")))
     assert desk.trials[0].state == "failed"
-    assert Journal(Storage(str(tmp_path))).read()[0].reason == "the metric is nan"
+    assert TrialJournal(Storage(str(tmp_path))).read()[0].reason == "the metric is nan"
 
 
 def test_budgets_end_a_sweep(tmp_path: Path) -> None:

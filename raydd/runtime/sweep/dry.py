@@ -14,8 +14,8 @@ from raydd.data.datasets import FoundData
 from raydd.runtime.estimate import costs, critical_seconds, duration, measured_rate, stages_of
 from raydd.runtime.output import check_place
 from raydd.runtime.planning import listed, most_workers
+from raydd.runtime.sweep.sweep_claim import check_claim, count_text
 from raydd.runtime.sweep.sweep_plan import Sweep, corners
-from raydd.runtime.sweep.sweeping import check_claim, count_text
 from raydd.search.domains import label
 from raydd.search.searchers import grid_points
 from raydd.search.space import Values

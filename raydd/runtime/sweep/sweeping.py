@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raydd.artifacts.report import Report
-from raydd.config import Job, parse_job
+from raydd.config import Job
 from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
 from raydd.core.keeping import register_run
 from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
-from raydd.core.typed_tree import as_yaml, build, plain
+from raydd.core.typed_tree import plain
 from raydd.data.datasets import Described
 from raydd.runtime.control import Control
 from raydd.runtime.estimate import unit_table
-from raydd.runtime.output import Lock, check_claim_as, check_place, claim_as, flatten
+from raydd.runtime.output import Lock, flatten
 from raydd.runtime.pipeline import run_job, store_of
 from raydd.runtime.planning import most_workers
 from raydd.runtime.progress import Progress, clock
@@ -33,10 +33,12 @@ from raydd.runtime.session import (
     stop_on_signals,
     to_json,
 )
+from raydd.runtime.sweep.final_jobs import final_job, job_files, refit_job, tested
+from raydd.runtime.sweep.sweep_claim import about, claim_sweep
 from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.search.desk import Desk
+from raydd.search.desk import SweepDesk
 from raydd.search.results import (
     SweepReport,
     Tested,
@@ -48,15 +50,11 @@ from raydd.search.results import (
     table,
     to_csv,
 )
-from raydd.search.searchers import grid_points, searcher
-from raydd.search.space import Space, SpaceFile, load_space
-from raydd.search.trials import Journal, Trial, ranked
+from raydd.search.searchers import searcher
+from raydd.search.space import Space, load_space
+from raydd.search.trials import Trial, TrialJournal, ranked
 
-WRITTEN = ("journal", "trials", "best", "sweep.json", "trials.csv", "best.yaml")
-"""What a sweep writes into its output, below a ``job.yaml`` that says whose it is."""
 LINE_SECONDS = 15.0
-FRESH = 1_000_003
-"""Seed of the students that test finished sets: no trial's."""
 
 
 @dataclass(frozen=True)
@@ -124,61 +122,10 @@ def run_sweep(sweep: Sweep, tell: Callable[[str], None], refit: bool = False) ->
     checked = check(sweep)
     output = Storage(sweep.output)
     with Lock(output, tell):
-        new = _claim(output, sweep)
-        tell(f"{sweep.job.name}: {_about(sweep)}" + ("" if new else " (resumed)"))
+        new = claim_sweep(output, sweep)
+        tell(f"{sweep.job.name}: {about(sweep)}" + ("" if new else " (resumed)"))
         with _tracked(sweep, output, tell) as (tracker, tagged):
             return _Run(replace(checked, sweep=tagged), output, tracker, tell).run(refit)
-
-
-def _about(sweep: Sweep) -> str:
-    file = sweep.space.file
-    return f"{count_text(sweep)} over {', '.join(file.keys)} ({file.search}, {file.metric})"
-
-
-def count_text(sweep: Sweep) -> str:
-    """Return how many trials a sweep makes, as a text."""
-    budget, file = sweep.space.file.budget, sweep.space.file
-    limits = []
-    if file.search == "grid":
-        whole = 1 + len(file.points) + len(grid_points(sweep.space))
-        limits.append(f"{min(whole, budget.trials or whole)} trials")
-    elif budget.trials is not None:
-        limits.append(f"{budget.trials} trials")
-    if budget.device_seconds is not None:
-        limits.append(f"{budget.device_seconds:g} device-seconds")
-    if budget.seconds is not None:
-        limits.append(f"{budget.seconds:g} s")
-    return " or ".join(limits)
-
-
-def check_claim(sweep: Sweep) -> None:
-    """Raise ``ConfigError`` if a local output is a file, or another run's; nothing is written."""
-    check_place("output", sweep.output)
-    check_claim_as(sweep.output, _claimed(sweep.job, sweep.space.file), _recorded, WRITTEN)
-
-
-def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    try:
-        space = build(SpaceFile, tree["sweep"], "job.yaml")
-        return _claimed(parse_job(tree["job"]), space)
-    except (ConfigError, KeyError, TypeError):
-        return tree
-
-
-def _claim(output: Storage, sweep: Sweep) -> bool:
-    """Write what is swept, or compare with what is there; return whether the output is new."""
-    text = as_yaml({"sweep": plain(sweep.space.file), "job": sweep.job.stated()})
-    return claim_as(output, text, _claimed(sweep.job, sweep.space.file), _recorded, WRITTEN)
-
-
-def _claimed(job: Job, file: SpaceFile) -> dict[str, Any]:
-    """Return what makes a sweep another one: a larger budget, and where it runs, do not."""
-    space = {key: value for key, value in plain(file).items() if key != "budget"}
-    free = ("compute", "tracking", "output", "store")
-    return {
-        "sweep": space,
-        "job": {key: value for key, value in job.resolved().items() if key not in free},
-    }
 
 
 @contextlib.contextmanager
@@ -300,7 +247,7 @@ class _Run:
         plan = self.corners.plans[0][1]
         every = plan.job.evaluation.every or 1
         steps = max(steps_of(of) for _, of in self.corners.plans)
-        for trial in Journal(self.output).read():
+        for trial in TrialJournal(self.output).read():
             self.known[trial.number] = trial
         if self.sweep.job.compute.workers == 0:
             return self._here(every, steps)
@@ -321,8 +268,8 @@ class _Run:
             from raydd.runtime.sweep.schedulers import scheduler
 
             rule = scheduler(self.space, every, steps)
-        journal = Journal(self.output)
-        desk = Desk(self.space, journal, searcher(self.space), rule, self._changed)
+        journal = TrialJournal(self.output)
+        desk = SweepDesk(self.space, journal, searcher(self.space), rule, self._changed)
         self.runner = desk
         while not self.stopped.is_set() and (number := desk.next()) is not None:
             run_trial(self.sweep, number, desk)
@@ -361,7 +308,7 @@ class _Run:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _report(self) -> SweepReport:
-        trials = Journal(self.output).read()
+        trials = TrialJournal(self.output).read()
         file, best = self.space.file, ranked(trials, self.space.mode)
         notes = []
         cut = [trial.number for trial in trials if not trial.ended]
@@ -398,11 +345,11 @@ class _Run:
         for name, number_ in named.items():
             job = final_job(self.sweep, report.trials[number_], name)
             self.tell(f"test of {name} (trial {number_}), with fresh students")
-            found += _tested(name, number_, self._run_job(job, labels=True), job.method.name)
+            found += tested(name, number_, self._run_job(job, labels=True), job.method.name)
         if refit:
             job = refit_job(self.sweep, report.trials[report.winner])
             self.tell(f"refit: trial {report.winner} anew, of all training images ({job.output})")
-            found += _tested("refit", report.winner, self._run_job(job), job.method.name)
+            found += tested("refit", report.winner, self._run_job(job), job.method.name)
         return found
 
     def _run_job(self, job: Job, labels: bool = False) -> Report:
@@ -429,73 +376,10 @@ class _Run:
             **pictures(report),
         }
         if report.winner is not None and report.select:
-            best = report.trials[report.winner]
-            says = (
-                f"# The best of {len(report.trials)} trials (trial {best.number}: {report.metric} {number(best)} on"
-                f" {report.split}).\n"
-            )
-            for name, made in (
-                ("best.yaml", final_job(self.sweep, best, "best")),
-                ("refit.yaml", refit_job(self.sweep, best)),
-            ):
-                what = _BEST if name == "best.yaml" else _REFIT
-                files[name] = (says + what + made.to_yaml()).encode()
+            files |= job_files(self.sweep, report, report.trials[report.winner])
         for name, data in files.items():
             self.output.put(name, data)
         shown = ("best.yaml", "refit.yaml", "trials.csv", "sweep.json")
         return {name: join(self.output.url, name) for name in shown if name in files} | {
             "pictures": join(self.output.url, "*.png")
         }
-
-
-_BEST = "# Its set was distilled without the holdout, and is tested here: all of it is in the store already.\n"
-_REFIT = (
-    "# The job as it was given, with the winner's values: distils anew, of all training images.\n"
-)
-
-
-def final_job(sweep: Sweep, trial: Trial, name: str) -> Job:
-    """Return a trial's job with the job's own evaluation on the test set, by fresh students."""
-    from raydd.search.space import with_values
-
-    made = sweep.trial(trial.number, trial.values)
-    own = {key: value for key, value in trial.values.items() if key.startswith("evaluation.")}
-    tree = with_values(
-        made.resolved(),
-        {"evaluation": sweep.job.resolved()["evaluation"], **own, **sweep.space.file.final},
-    )
-    fixed = {
-        "name": f"{sweep.job.name}-{name}",
-        "output": join(sweep.output, name),
-        "evaluation.split": "test",
-        "evaluation.every": None,
-        "evaluation.seed": FRESH + sweep.job.seeds[0],
-        "compute": sweep.job.resolved()["compute"],
-        "tracking": sweep.job.resolved()["tracking"],
-    }
-    baselines = tree["evaluation"]["baselines"]
-    if "random" not in baselines:
-        fixed["evaluation.baselines"] = ["random", *baselines]
-    return parse_job(with_values(tree, fixed), name)
-
-
-def refit_job(sweep: Sweep, trial: Trial) -> Job:
-    """Return the job as it was given, with a trial's values."""
-    return sweep.complete(trial.values, join(sweep.output, "refit"))
-
-
-def _tested(name: str, trial: int, report: Report, method: str) -> list[Tested]:
-    rows = [row for row in report.rows if row.set in (method, "random")]
-    return [
-        Tested(
-            set="random" if row.set != method else name,
-            beside=name if row.set != method else "",
-            trial=None if row.set != method else trial,
-            protocol=row.protocol,
-            network=row.network,
-            accuracy_mean=row.accuracy_mean,
-            accuracy_std=row.accuracy_std,
-            students=row.seeds * row.networks,
-        )
-        for row in rows
-    ]

@@ -21,9 +21,9 @@ from raydd.core.errors import ConfigError, RunFailed, first_line
 from raydd.core.storage import Storage
 from raydd.runtime.sweep.schedulers import scheduler
 from raydd.runtime.sweep.sweep_plan import Sweep
-from raydd.search.desk import Desk
+from raydd.search.desk import SweepDesk
 from raydd.search.searchers import searcher
-from raydd.search.trials import Journal, Trial
+from raydd.search.trials import Trial, TrialJournal
 
 POLL_SECONDS = 0.5
 RETRIES = 3
@@ -38,9 +38,9 @@ class DeskActor:
         self._changes: list[Trial] = []
         self._sweep = sweep
         space = sweep.space
-        self._desk = Desk(
+        self._desk = SweepDesk(
             space,
-            Journal(Storage(sweep.output)),
+            TrialJournal(Storage(sweep.output)),
             searcher(space),
             scheduler(space, every, steps),
             self._changes.append,

@@ -12,6 +12,8 @@ _VERBS = {
     "distill": "Distil a data set as a job file says.",
     "sweep": "Search keys of a job, such as method.lr_img.",
     "evaluate": "Measure what a distilled set, ours or foreign, is worth.",
+    "status": "Say how far a running or stopped run is.",
+    "report": "Write what a run did and reached as a page.",
     "shard": "Write a data set as WebDataset shards.",
     "export": "Write a distilled set in another format.",
     "gc": "Remove from a store what no unfinished run needs.",

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
+from page_tree import check_page
 from PIL import Image
 from s3fs import S3FileSystem
 
@@ -34,7 +36,7 @@ from raydd.runtime.planning import make_plan
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
 EDC = ("--config", str(ROOT / "jobs" / "fashion_mnist_edc_small.yaml"), "dataset.name=digits")
-VERBS = ["distill", "evaluate", "shard", "export", "gc"]
+VERBS = ["distill", "sweep", "evaluate", "status", "report", "shard", "export", "gc"]
 TINY = [
     "method.network=convnet1_w8",
     "method.iterations=20",
@@ -476,6 +478,8 @@ def test_a_job_leaves_everything_it_promises(finished: Path) -> None:
         "job.yaml",
         "report.json",
         "log.jsonl",
+        "plan.json",
+        "report.html",
         "loss.png",
         *(f"pictures/step-{t:06d}.png" for t in (0, 10)),
     } <= files
@@ -512,7 +516,11 @@ def test_the_same_job_again_computes_nothing(finished: Path) -> None:
     assert "quickstart: dm on digits, ipc 1 (resumed)" in output
     assert "distill/MatchDistributions: 2 of 2 units already in the store" in output
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert content(finished) == before
+    after = content(finished)
+    for told in ("out/log.jsonl", "out/report.html"):  # that it ran
+        assert told in before
+        before[told] = after[told]
+    assert after == before
 
 
 def test_a_job_elsewhere_on_the_same_store_shares_its_units(finished: Path, tmp_path: Path) -> None:
@@ -619,11 +627,61 @@ def test_a_job_file_of_an_earlier_version_is_resumed(finished: Path) -> None:
     path.write_text(now)
 
 
+def test_a_job_leaves_a_page_of_itself(finished: Path, tmp_path: Path) -> None:
+    page = check_page((finished / "out" / "report.html").read_text())
+    assert page.one("h1").text == "quickstart"
+    parts = {part.all("h2")[0].text: part for part in page.all("section")}
+    assert list(parts) == ["Results", "Pictures", "Curves", "Recipe", "Plan", "Environment"]
+    captions = [node.text for node in parts["Pictures"].all("figcaption")]
+    assert captions == ["After 0 updates", "After 10 updates", "As published after 20 updates"]
+    (row,) = (
+        row
+        for row in json.loads((finished / "out" / "report.json").read_text())["rows"]
+        if row["set"] == "dm"
+    )
+    shown = f"{row['accuracy_mean']:.2f} ± {row['accuracy_std']:.2f}"
+    assert f"{shown} %" in page.one("ul", class_="figures").text
+    lines = {line[0]: line[1:4] for line in parts["Plan"].one("table").cells()[1:]}
+    assert lines == {
+        "init/DrawImages": ["3 of 3", "3", "0"],
+        "distill/MatchDistributions": ["2 of 2", "2", "0"],
+        "evaluate/Evaluate": ["6 of 6", "6", "0"],
+    }
+    accuracies = [line for line in records(finished) if line["kind"] == "accuracy"]
+    curve = json.loads((finished / "out" / "report.json").read_text())["curve"][:2]
+    assert [(line["t"], line["values"]["accuracy_mean"]) for line in accuracies] == [
+        (point["step"], point["accuracy_mean"]) for point in curve
+    ]
+    result = raydd("report", str(finished / "out"), "--to", str(tmp_path / "page.html"))
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"wrote {tmp_path / 'page.html'}, 0.")
+    again = check_page((tmp_path / "page.html").read_text())
+    assert [node.text for node in again.all("td")] == [node.text for node in page.all("td")]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_page_that_cannot_be_drawn_stops_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> str:
+        raise KeyError("whatever")
+
+    monkeypatch.setattr("raydd.runtime.page_file.run_page", fail)
+    output = distill(tmp_path, "evaluation.every=null")
+    assert "report.html" not in output
+    assert "no page of the run: KeyError: 'whatever'" in caplog.text
+    assert (tmp_path / "out" / "report.json").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
 @pytest.mark.parametrize("there", ["- a list", "text"])
 def test_an_output_with_another_kind_of_job_file_is_refused(
     tmp_path: Path, there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raydd.runtime.output.STALE_SECONDS", 0.5)  # for a lock that says nothing
+    monkeypatch.setattr("raydd.runtime.lock.STALE_SECONDS", 0.5)  # for a lock that says nothing
     (tmp_path / "runs/quickstart").mkdir(parents=True)
     (tmp_path / "runs/quickstart/job.yaml").write_text(there)
     (tmp_path / "runs/quickstart/lock.json").write_text("[]")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_records import RUNNING, line, write_run
 
 from raydd.core.keeping import register_run
 from raydd.core.store import Store
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "ray", "mlflow", "timm", "torchvision", "sklearn", "matplotlib", "boto3")
-VERBS = ("distill", "evaluate", "shard", "export", "gc")
+VERBS = ("distill", "sweep", "evaluate", "status", "report", "shard", "export", "gc")
 STEPS = """
 import json, sys, time
 {first}
@@ -50,6 +51,13 @@ def steps(
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     return [(name, float(seconds), set(modules)) for name, seconds, *modules in rows]
+
+
+def test_a_page_and_a_status_need_neither_torch_nor_ray_nor_mlflow(tmp_path: Path) -> None:
+    write_run(tmp_path, [*RUNNING, line(50, "end", status="FINISHED")])
+    found = steps([["report", str(tmp_path)], ["status", str(tmp_path)]], ROOT)
+    assert [modules for _, _, modules in found] == [set(), set(), set()]
+    assert (tmp_path / "report.html").exists()
 
 
 def test_help_imports_nothing_heavy_and_takes_half_a_second() -> None:

@@ -185,7 +185,7 @@ RULES: list[tuple[str, Callable[[str], None]]] = [
     (r"(RAY_ADDRESS=\S+ )?uv run ray job submit ", submit),
     (r"(export RAY_AUTH_MODE=token && )?uv run ray (get-auth-token|start|stop)\b", ray_command),
     (r"raydd evaluate ", evaluate),
-    (r"raydd (gc|shard|export) ", as_it_stands),
+    (r"raydd (gc|shard|export|status|report) ", as_it_stands),
     (r"mlflow ui ", track),
     (r"(pip install uv && )?uv run pytest", suite),
     (r"uv run (ruff check|mypy)$", checks),

@@ -44,7 +44,8 @@ def signed(points: float) -> str:
     return f"{round(points, 2) + 0.0:+.2f}"
 
 
-def _random_beside(report: Report, row: Row) -> Row | None:
+def random_beside(report: Report, row: Row) -> Row | None:
+    """Return the row of random images under the same protocol, on the same network."""
     return next(
         (
             r
@@ -55,7 +56,8 @@ def _random_beside(report: Report, row: Row) -> Row | None:
     )
 
 
-def _cells(report: Report) -> Table:
+def rows_table(report: Report) -> Table:
+    """Return the report's rows, each beside random images under the same protocol."""
     best = any(row.best_accuracy is not None for row in report.rows)
     published = {(report.rows[0].set, item.network): item for item in report.published}
     header = [
@@ -75,7 +77,7 @@ def _cells(report: Report) -> Table:
         header.insert(4, "published, %")
     lines = []
     for row in report.rows:
-        random = _random_beside(report, row)
+        random = random_beside(report, row)
         gain = (
             "–"
             if row.set == "random"
@@ -108,7 +110,8 @@ def _cells(report: Report) -> Table:
     return Table("", header, lines, left=3)
 
 
-def _context(report: Report) -> str:
+def context(report: Report) -> str:
+    """Return what the accuracies are of."""
     device = f", on {report.device}" if report.device else ""
     return (
         f"{report.dataset}, {size_of(report)}, {report.split} split{device}: top-1 accuracy of the last epoch, "
@@ -116,23 +119,24 @@ def _context(report: Report) -> str:
     )
 
 
-def _remarks(report: Report) -> list[str]:
-    remarks = []
+def remarks(report: Report) -> list[str]:
+    """Return HLR, IOR and what has to be known of the numbers."""
+    said = []
     if report.hlr is not None:
-        remarks.append(
+        said.append(
             f"HLR {signed(report.hlr)} points (whole data minus this set, hard labels; lower is better)."
         )
     if report.ior is not None:
-        remarks.append(
+        said.append(
             f"IOR {signed(report.ior)} points (this set minus random, same protocol; higher is better)."
         )
     if any(row.best_accuracy is not None for row in report.rows):
-        remarks.append(
+        said.append(
             f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a"
             " result."
         )
     if not any(row.set == "random" for row in report.rows):
-        remarks.append(
+        said.append(
             "Random images of the same number were not evaluated: these accuracies have no baseline."
         )
     if report.published:
@@ -140,22 +144,22 @@ def _remarks(report: Report) -> list[str]:
             f"{p.network} {p.accuracy_mean:.2f} ± {p.accuracy_std:.2f} % ({p.networks})"
             for p in report.published
         )
-        remarks.append(
+        said.append(
             f"Published in the set's own file, under its makers' protocol (networks): {', '.join(shown)}."
         )
     few = [row.set for row in report.rows if row.set == "random" and row.seeds < 3]
     if few:
-        remarks.append(
+        said.append(
             "Random was drawn fewer than three times: its accuracy varies by several points between draws."
         )
-    return [*remarks, *report.notes]
+    return [*said, *report.notes]
 
 
 def _as_report(report: Report | Mapping[str, Any]) -> Report:
     return report if isinstance(report, Report) else Report.from_dict(report)
 
 
-def _sections(report: Report) -> list[Table]:
+def further_tables(report: Report) -> list[Table]:
     """Return what is shown below the rows: the table set × network, where there are several, and
     the continual experiment.
     """
@@ -169,8 +173,8 @@ def _sections(report: Report) -> list[Table]:
 def render_table(report: Report | Mapping[str, Any]) -> str:
     """Return the report as a plain text table for logs and terminals: context, rows, remarks, further tables."""
     report = _as_report(report)
-    parts = [_context(report), "", *as_text(_cells(report)), "", *_remarks(report)]
-    for section in _sections(report):
+    parts = [context(report), "", *as_text(rows_table(report)), "", *remarks(report)]
+    for section in further_tables(report):
         parts += ["", f"{section.title}:", "", *as_text(section)]
     if report.trainings:
         parts += ["", PROTOCOLS, *(f"  {training.text()}" for training in report.trainings)]
@@ -181,13 +185,13 @@ def render_markdown(report: Report | Mapping[str, Any]) -> str:
     """Return the report as Markdown: context, table, remarks, further tables."""
     report = _as_report(report)
     parts = [
-        _context(report),
+        context(report),
         "",
-        *as_markdown(_cells(report)),
+        *as_markdown(rows_table(report)),
         "",
-        *(f"- {remark}" for remark in _remarks(report)),
+        *(f"- {remark}" for remark in remarks(report)),
     ]
-    for section in _sections(report):
+    for section in further_tables(report):
         parts += ["", f"{section.title}:", "", *as_markdown(section)]
     if report.trainings:
         parts += ["", PROTOCOLS, "", *(f"- {training.text()}" for training in report.trainings)]

@@ -14,6 +14,7 @@ class Event:
     ``log``: ``rows`` of scalars ``(t, {name: value})``, each sent at least once, safe to send again.
     ``output``: an output (``final`` or a snapshot) was written, or found done (``cached``).
     ``failed``: the unit cannot be computed, ``text`` says why. ``message``: a line for a person.
+    ``device``: of an output, the kind of device that it was made on.
     """
 
     kind: Literal["start", "progress", "log", "output", "failed", "message"]
@@ -27,4 +28,5 @@ class Event:
     seconds: float = 0.0
     cached: bool = False
     worker: str = ""
+    device: str = ""
     text: str = ""

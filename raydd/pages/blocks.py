@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +58,10 @@ def bullets(items: Iterable[Child]) -> Html:
 
 
 def table(shown: Table, *, caption: str = "") -> Html:
-    """Return a table in a box of its own that scrolls where the page is narrow. The caption is the
-    table's title unless another is given; the first column names the rows.
+    """Return a table under its caption, in a box of its own that scrolls where the page is narrow.
+    The caption is the table's title unless another is given; the first column names the rows.
     """
-    title = caption or shown.title
+    title = caption or shown.title or "Table"
     head = [
         element("th", cell, scope="col", class_=_side(shown, i))
         for i, cell in enumerate(shown.header)
@@ -70,14 +71,13 @@ def table(shown: Table, *, caption: str = "") -> Html:
         cells = [element("th", line[0], scope="row")]
         cells += [element("td", cell, class_=_side(shown, i)) for i, cell in enumerate(line) if i]
         rows.append(element("tr", *cells))
-    whole = element(
-        "table",
-        element("caption", title) if title else None,
-        element("thead", element("tr", *head)),
-        element("tbody", *rows),
-    )
-    box = {"class_": "scroll", "role": "region", "tabindex": "0"}
-    return element("div", whole, aria_label=title or "table", **box)
+    inner = joined(element("thead", element("tr", *head)), element("tbody", *rows))
+    # Above the box: in it, a long caption would be cut off where the page is narrow.
+    name = f"table-{hashlib.sha256(f'{title}{inner}'.encode()).hexdigest()[:10]}"
+    whole = element("table", inner, aria_labelledby=name)
+    box = {"class_": "scroll", "role": "region", "tabindex": "0", "aria_labelledby": name}
+    said = element("p", title, class_="caption", id=name)
+    return joined(said, element("div", whole, **box))
 
 
 def _side(shown: Table, column: int) -> str | None:

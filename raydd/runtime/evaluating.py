@@ -16,6 +16,7 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import grid, png
 from raydd.artifacts.reading import Reading
+from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import EvaluationJob, load_evaluation, method_from
 from raydd.core.errors import ConfigError, refusing
 from raydd.core.numerics import pick_device, tune_allocator
@@ -34,7 +35,9 @@ from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.method import DEFAULT_NETWORK, Problem
 from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import costs, measured_rate, render
-from raydd.runtime.output import Lock, Recorded, check_claim_as, check_place, claim_as, flatten
+from raydd.runtime.lock import Lock
+from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
+from raydd.runtime.plan_record import record_plan
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.resolved import describe as describe_protocols
 from raydd.runtime.resolved import protocol_params
@@ -261,7 +264,7 @@ def _claimed(
 
     resolved = job.resolved()
     asked = {**_of(subject), **{key: resolved[key] for key in ASKED}}
-    return asked, recorded, ("report.json", GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS)
+    return asked, recorded, ("report.json", PAGE, PLAN, GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS)
 
 
 def _of(subject: Subject) -> dict[str, Any]:
@@ -296,6 +299,8 @@ def run_stored(
             tell(line)
         params = {**flatten(job.stated()), **protocol_params(plan)}
         tags = {"raydd.set": subject.distilled.digest, **run_tags(name, output, plan)}
+        facts = {"verb": "evaluate", "name": subject.name, "dataset": subject.data.info.name}
+        record_plan(output, store, plan.targets(), facts)
         tracker = Tracker(uri, job.tracking.experiment, name, output, params, tags)
         with Session(job.compute, subject.data, output, store, tracker, tell) as session:
             session.run(plan.targets())
@@ -307,7 +312,7 @@ def run_stored(
                 if file.endswith(".png"):
                     tracker.picture(file.removesuffix(".png"), 0, output.get(file))
             places = {"report": join(output.url, "report.json"), **places, **tracker.places()}
-    return Outcome(report, places)
+        return Outcome(report, places).with_page(output)
 
 
 def _picture(distilled: DistilledSet) -> bytes:

@@ -1,4 +1,4 @@
-"""What a job writes down while it runs: ``log.jsonl`` in its output folder, and curves over the units of a stage."""
+"""What a run writes down while it works: ``log.jsonl`` in its output folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +15,6 @@ from typing import Any, BinaryIO
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
 from raydd.core.storage import Storage, join
-from raydd.core.units import Stage, unit_key
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 5.0
@@ -31,6 +29,7 @@ class _Known:
     def __init__(self) -> None:
         self.rows: dict[str, set[int]] = {}
         self.outputs: set[tuple[str, str]] = set()
+        self.accuracies: set[int] = set()
 
     def is_new(self, record: dict[str, Any]) -> bool:
         """Return whether a record says something new, and remember it."""
@@ -45,6 +44,10 @@ class _Known:
             new = output not in self.outputs
             self.outputs.add(output)
             return new
+        if record["kind"] == "accuracy":
+            new = record.get("t", 0) not in self.accuracies
+            self.accuracies.add(record.get("t", 0))
+            return new
         return True
 
     def add(self, other: _Known) -> None:
@@ -52,12 +55,17 @@ class _Known:
         for key, steps in other.rows.items():
             self.rows.setdefault(key, set()).update(steps)
         self.outputs |= other.outputs
+        self.accuracies |= other.accuracies
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _records(event: Event) -> list[dict[str, Any]]:
     """Return an event's lines: its rows, then itself; what is empty is left out."""
     common = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time": _now(),
         "stage": event.stage,
         "unit": event.unit,
         "key": event.key,
@@ -68,6 +76,8 @@ def _records(event: Event) -> list[dict[str, Any]]:
             "output": event.output,
             "seconds": round(event.seconds, 3),
             "cached": event.cached,
+            "worker": event.worker,
+            "device": event.device,
             "text": event.text,
         }
         of_unit = {"t": event.t} if event.unit else {}
@@ -82,6 +92,8 @@ def _records(event: Event) -> list[dict[str, Any]]:
         "output",
         "seconds",
         "cached",
+        "worker",
+        "device",
         "values",
         "text",
     )
@@ -96,12 +108,12 @@ def _encode(record: dict[str, Any]) -> bytes:
 
 
 class Journal:
-    """A job's log: a JSON line per started unit, row of scalars, output, failure and message.
+    """A run's log: a JSON line per started unit, row of scalars, output, failure, message and note.
 
-    A row ``(key, t)`` and an output ``(key, output)`` are written once, however often a resumed run
-    sends them. On a local file system each line is appended and flushed; elsewhere a thread writes
-    the object whole. A line that cannot be written is kept in memory and tried again: a journal
-    never stops a job.
+    A row ``(key, t)``, an output ``(key, output)`` and the accuracy of a snapshot are written once,
+    however often a resumed run sends them. On a local file system each line is appended and
+    flushed; elsewhere a thread writes the object whole. A line that cannot be written is kept in
+    memory and tried again: a journal never stops a job.
     """
 
     def __init__(self, storage: Storage, path: str = "log.jsonl") -> None:
@@ -125,7 +137,19 @@ class Journal:
 
     def on_event(self, event: Event) -> None:
         """Write down what is new in an event (progress is not written)."""
-        records = _records(event)
+        self._write(_records(event))
+
+    def note(self, kind: str, **facts: Any) -> None:
+        """Write down a line of a kind of its own: ``run`` (a process begins), ``end`` (it stops, and
+        how), ``accuracy`` (of the snapshot after ``t`` updates).
+        """
+        self._write([{"time": _now(), "kind": kind, **facts}])
+
+    def accuracy(self, step: int, values: Mapping[str, float]) -> None:
+        """Write down the accuracy of a snapshot, once."""
+        self.note("accuracy", t=step, values=dict(values))
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
         if not records:
             return
         with self._lock:
@@ -255,73 +279,3 @@ class _Rewrite:
 
     def close(self) -> None:
         """Nothing is open between two writes."""
-
-
-@dataclass
-class _Rows:
-    """A stage's rows: for each step, which units reported it (a bit each), and the sums and counts of the scalars."""
-
-    label: str
-    everyone: int = 0
-    reported: dict[int, int] = field(default_factory=dict)
-    sums: dict[int, dict[str, tuple[float, int]]] = field(default_factory=dict)
-
-
-class Curves:
-    """Means of logged scalars over the units of each stage, step by step.
-
-    A stage is called by its name; stages of one name (one per seed) by name and seed, ``distill/Match/seed-1``.
-    """
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._units: dict[str, tuple[_Rows, int]] = {}
-        for stage, label in zip(stages, _labels(stages), strict=True):
-            rows = _Rows(label)
-            for index, unit in enumerate(stage.units()):
-                rows.everyone |= 1 << index
-                self._units[unit_key(stage, unit)] = (rows, 1 << index)
-
-    def label(self, key: str) -> str:
-        """Return what the stage of a unit's key is called."""
-        return self._units[key][0].label
-
-    def on_event(self, event: Event) -> list[tuple[str, int, dict[str, float]]]:
-        """Return ``(stage, t, {name: mean})`` for every step that the event completes; rows sent again count once."""
-        if event.key not in self._units or not event.rows:
-            return []
-        rows, bit = self._units[event.key]
-        complete = []
-        for t, values in event.rows:
-            reported = rows.reported.get(t, 0)
-            if reported & bit:
-                continue
-            rows.reported[t] = reported | bit
-            sums = rows.sums.setdefault(t, {})
-            for name, value in values.items():
-                total, count = sums.get(name, (0.0, 0))
-                sums[name] = (total + value, count + 1)
-            if rows.reported[t] == rows.everyone:
-                complete.append(
-                    (
-                        rows.label,
-                        t,
-                        {name: total / count for name, (total, count) in rows.sums.pop(t).items()},
-                    )
-                )
-        return sorted(complete, key=lambda row: row[1])
-
-
-def _labels(stages: Sequence[Stage]) -> list[str]:
-    """Return a name for each stage, the same in every run of a job."""
-    labels = []
-    for stage in stages:
-        alike = [other for other in stages if other.name == stage.name]
-        if len(alike) == 1:
-            labels.append(stage.name)
-        elif len({other.seed for other in alike}) == len(alike):
-            labels.append(f"{stage.name}/seed-{stage.seed}")
-        else:
-            labels.append(
-                f"{stage.name}/{next(i for i, other in enumerate(alike, 1) if other is stage)}"
-            )
-    return labels

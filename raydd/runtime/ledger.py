@@ -45,6 +45,7 @@ class Ledger:
         self.store, self.device, self.claims = store, device, claims
         self.kinds: dict[str, set[str]] = {}
         self._told_of_kinds = False
+        self.has: dict[str, str] = {}
         self.evaluators = evaluators
         self.nodes: dict[str, Node] = {}
         self.done: set[tuple[str, str]] = set()
@@ -103,6 +104,7 @@ class Ledger:
             kind="output",
             output=ref.output,
             cached=True,
+            device=kind,
             seconds=marker["seconds"],
             rows=rows,
         )
@@ -190,6 +192,7 @@ class Ledger:
     ) -> Lease:
         """Return the next segment for a worker that is idle now, on that kind of device (empty: it does not say)."""
         if device:
+            self.has[worker] = device
             self._meet(device)
         if (
             not self.hello(worker, generation, world)
@@ -346,6 +349,7 @@ class Ledger:
             seconds=seconds,
             rows=tuple(rows),
             worker=worker,
+            device=self.has.get(worker, ""),
         )
 
     def torn(self, worker: str, key: str, bad: Ref, text: str) -> None:

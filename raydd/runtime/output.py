@@ -1,31 +1,23 @@
-"""A job's output folder: who may write it (lock with a heartbeat), and for which job it is."""
+"""A job's output folder: for which job it is, and what it must not hold."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import psutil
 import yaml
 
+from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import Job, parse_job
-from raydd.core.errors import ConfigError, LockedError, RayddError
+from raydd.core.errors import ConfigError
 from raydd.core.storage import Storage
 
-log = logging.getLogger(__name__)
-BEAT_SECONDS = 10.0
-STALE_SECONDS = 45.0
 Recorded = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Brings what a ``job.yaml`` says to the form of what is asked now."""
 _FREE = ("compute", "tracking")
-_WRITTEN = ("distilled", "report.json", "loss.png", "pictures")
+_WRITTEN = ("distilled", "report.json", PAGE, PLAN, "loss.png", "pictures")
 """What a distillation writes into its output, below a ``job.yaml`` that says whose it is."""
 
 
@@ -177,87 +169,3 @@ def fleeting(places: Mapping[str, str]) -> str:
         " the job"
     )
     return f"{where}; give absolute paths or URLs ({lost[0]}=/data/runs/…, {lost[0]}=s3://bucket/…)"
-
-
-class Lock:
-    """``lock.json`` in an output folder, kept fresh by a thread; a dead owner's lock is taken over."""
-
-    def __init__(self, output: Storage, tell: Callable[[str], None]) -> None:
-        self.output, self.tell = output, tell
-        self.token = uuid.uuid4().hex
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="lock")
-
-    def __enter__(self) -> Lock:
-        """Take the lock; ``LockedError`` if a living process holds it."""
-        other = self._read()
-        if other is not None:
-            self._wait_for(other)
-        self._write()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=5)
-        try:
-            mine = self._read()
-            if mine is not None and mine.get("token") == self.token:
-                self.output.delete("lock.json")
-        except RayddError as error:
-            log.warning("the lock was left behind: %s", error)
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(self.output.get("lock.json")))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-    def _write(self) -> None:
-        me = {
-            "token": self.token,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-        }
-        facts = {**me, "beat": time.time()}
-        self.output.put("lock.json", json.dumps(facts).encode())
-
-    def _wait_for(self, other: dict[str, Any]) -> None:
-        who = f"process {other.get('pid')} on {other.get('host')}"
-        if other.get("host") == socket.gethostname():
-            if _started(int(other.get("pid", -1))) == other.get("started"):
-                raise LockedError(
-                    f"{self.output.url} is being written by {who}; stop it first, or choose another output"
-                )
-            return
-        begun = time.monotonic()
-        self.tell(
-            f"{self.output.url} was locked by {who}; waiting {STALE_SECONDS:.0f} s for a sign of life"
-        )
-        while time.monotonic() - begun < STALE_SECONDS:
-            time.sleep(3)
-            now = self._read()
-            if now is None:
-                return
-            if now != other:
-                raise LockedError(
-                    f"{self.output.url} is being written by {who}; stop it first, or choose another output"
-                )
-        self.tell(f"{who} gives no sign of life; taking over")
-
-    def _beat(self) -> None:
-        while not self._done.wait(BEAT_SECONDS):
-            try:
-                self._write()
-            except RayddError as error:
-                log.warning("the lock could not be refreshed: %s", error)
-
-
-def _started(pid: int) -> float | None:
-    """Return when a process of this machine began (a pid alone may be somebody else's by now)."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except (psutil.Error, ValueError):
-        return None

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from raydd.artifacts.curves import Curves
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.grid import curve, grid, png
 from raydd.artifacts.published_folder import publish
@@ -29,8 +30,9 @@ from raydd.methods.method import Problem
 from raydd.runtime.control import Control
 from raydd.runtime.devices import main_kind
 from raydd.runtime.estimate import stages_of
-from raydd.runtime.journal import Curves, Journal
-from raydd.runtime.output import Lock, claim, flatten, fleeting
+from raydd.runtime.lock import Lock
+from raydd.runtime.output import claim, flatten, fleeting
+from raydd.runtime.plan_record import labelled, record_plan
 from raydd.runtime.planning import Plan, make_plan
 from raydd.runtime.resolved import protocol_params, settled
 from raydd.runtime.runner import OnEvent
@@ -48,6 +50,8 @@ from raydd.runtime.tracking.tracking_uri import resolve_uri, sqlite_path
 log = logging.getLogger(__name__)
 PLACES = ("output", "store", "compute", "tracking")
 """Keys of a job that change no byte of its set."""
+ACCURACY = ("accuracy_mean", "accuracy_std", "networks", "device_seconds")
+"""What a log says of a snapshot."""
 
 
 def run_job(
@@ -97,12 +101,15 @@ def run_job(
             unit_key(stage, unit) for stage, units, _ in stages_of(plan.targets) for unit in units
         }
         register_run(store, output.url, keys, finished=False)
+        facts = {"verb": "distill", "name": job.name, "method": job.method.name, "ipc": job.ipc}
+        record_plan(output, store, plan.targets, {**facts, "dataset": data.info.name}, plan.made())
         with _Distillation(plan, data, output, store, tell, control) as session:
             if job.tracking.uri != "none":
                 tell(session.tracker.beginning())
             session.run(plan.targets)
             outcome = session.publish()
             register_run(store, output.url, keys, finished=True)
+        outcome = outcome.with_page(output)
         if warning:
             tell(f"warning: copy what you want to keep now: {warning}")
         return outcome
@@ -142,11 +149,10 @@ class _Distillation(Session):
         tracker = Tracker(tracking.uri, tracking.experiment, job.name, output, params, tags)
         super().__init__(job.compute, data, output, store, tracker, tell, control)
         self.plan = plan
-        self.journal = Journal(output)
-        made = [ref for problem in plan.problems for ref in job.method.targets(problem).values()]
+        made = plan.made()
         # Sets of other methods, and of single steps of continual learning, have losses of their
         # own, which say nothing of this set.
-        self.curves = Curves([stage for stage, _, _ in stages_of(made)])
+        self.curves = Curves(labelled([stage for stage, _, _ in stages_of(made)]))
         self.charted = {self.curves.label(ref.key) for ref in made}
         self.series: dict[str, dict[int, float]] = {}
         for split, value in plan.problems[0].dataset.digests:
@@ -162,7 +168,7 @@ class _Distillation(Session):
             for step in plan.picture_steps
         }
         self.tested: dict[int, set[tuple[str, str]]] = {}
-        for entry in plan.evaluation.entries if self.control.on_point else ():
+        for entry in plan.evaluation.entries:
             if entry.step is not None:
                 refs = {(ref.key, ref.output) for ref in entry.stage.refs()}
                 self.tested[entry.step] = self.tested.get(entry.step, set()) | refs
@@ -174,10 +180,10 @@ class _Distillation(Session):
 
     def listener(self, show: OnEvent) -> OnEvent:
         """Return what shows, records and pictures every event."""
+        heard = super().listener(show)
 
         def on_event(event: Event) -> None:
-            show(event)
-            self.journal.on_event(event)
+            heard(event)
             for label, t, values in self.curves.on_event(event):
                 for name, value in values.items():
                     self.series.setdefault(f"{label} {name}", {})[t] = value
@@ -193,17 +199,26 @@ class _Distillation(Session):
         return on_event
 
     def _point(self, event: Event) -> None:
-        """Tell the caller a snapshot's accuracy, once the last of its students is tested."""
+        """Note a snapshot's accuracy, and tell the caller, once the last of its students is tested."""
         for step, open_refs in list(self.tested.items()):
             open_refs.discard((event.key, event.output))
-            if not open_refs and self.control.on_point is not None:
-                del self.tested[step]
+            if open_refs:
+                continue
+            del self.tested[step]
+            entries = [entry for entry in self.plan.evaluation.entries if entry.step == step]
+            try:
                 tested = [
                     (entry, [self.store.load(ref) for ref in entry.stage.refs()])
-                    for entry in self.plan.evaluation.entries
-                    if entry.step == step
+                    for entry in entries
                 ]
-                self.control.on_point(point(step, tested, self.markers.seconds))
+                found = point(step, tested, self.markers.seconds)
+            except (RayddError, OSError) as error:
+                log.warning("no accuracy of the snapshot after %d updates: %s", step, error)
+                continue
+            values = {name: getattr(found, name) for name in ACCURACY}
+            self.journal.accuracy(step, values)
+            if self.control.on_point is not None:
+                self.control.on_point(found)
 
     def _paint(self, step: int) -> None:
         path = f"pictures/step-{step:06d}.png"
@@ -313,7 +328,6 @@ class _Distillation(Session):
     def end(self, status: str) -> None:
         """End pictures, journal and the tracker's run."""
         self.painter.shutdown(wait=False, cancel_futures=True)
-        self.journal.close()
         super().end(status)
 
 

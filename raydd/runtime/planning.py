@@ -46,6 +46,10 @@ class Plan:
     targets: list[Ref] = field(default_factory=list)
     labels: list[Relabel | None] = field(default_factory=list)
 
+    def made(self) -> list[Ref]:
+        """Return the outputs that the sets of all seeds are made of."""
+        return [ref for p in self.problems for ref in self.job.method.targets(p).values()]
+
     def folder(self, index: int) -> str:
         """Return the folder below the output that a problem's set is published in."""
         return (

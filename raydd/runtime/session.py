@@ -20,10 +20,10 @@ from raydd.artifacts.charts import report_files
 from raydd.artifacts.rendering import render_table
 from raydd.artifacts.report import Report
 from raydd.config import ComputeConfig
-from raydd.core.errors import DataError, Missing, RayddError
+from raydd.core.errors import DataError, Missing, RayddError, first_line
 from raydd.core.events import Event
 from raydd.core.storage import Storage, join
-from raydd.core.store import Store
+from raydd.core.store import Store, versions
 from raydd.core.units import Ref
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import Described, FoundData, fetched
@@ -33,7 +33,9 @@ from raydd.evaluation.summary import summarise
 from raydd.runtime.control import Control, Stoppable
 from raydd.runtime.devices import Markers, main_kind, mixed_line
 from raydd.runtime.estimate import skipped_of, unit_table
+from raydd.runtime.journal import Journal
 from raydd.runtime.leases import Claims
+from raydd.runtime.page_file import write_page
 from raydd.runtime.progress import Progress
 from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
 from raydd.runtime.tracking.tracker import Tracker
@@ -50,6 +52,13 @@ class Outcome:
 
     report: Report
     places: dict[str, str]
+
+    def with_page(self, output: Storage) -> Outcome:
+        """Return the same with the run's page, which is written to the output now, among the places
+        if it could be drawn.
+        """
+        page = write_page(output)
+        return replace(self, places=self.places | {"page": page}) if page else self
 
     def render(self) -> str:
         """Return the report's tables, and a line for each place, as text."""
@@ -155,6 +164,8 @@ class Session:
         self.compute, self.data, self.control = compute, data, control or Control(show=True)
         self.output, self.store, self.tracker, self.tell = output, store, tracker, tell
         self.markers = Markers(store)
+        self.journal = Journal(output)
+        self.journal.note("run", versions=versions(), git_commit=git_commit())
 
     def __enter__(self) -> Session:
         return self
@@ -166,17 +177,21 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         killed = "KILLED" if isinstance(error, Interrupted) else "FAILED"
-        self.end("FINISHED" if error is None else killed)
+        status = "FINISHED" if error is None else killed
+        said = {"text": first_line(error)} if isinstance(error, Exception) else {}
+        self.journal.note("end", status=status, **said)
+        self.end(status)
 
     def end(self, status: str) -> None:
-        """End the tracker's run, and say what it could not send."""
+        """End the log and the tracker's run, and say what that could not send."""
+        self.journal.close()
         left = self.tracker.finish(status)
         if left:
             self.tell(left)
 
     def listener(self, show: OnEvent) -> OnEvent:
-        """Return what hears of every event; ``show`` shows it to a person."""
-        return show
+        """Return what hears of every event, and writes it down; ``show`` shows it to a person."""
+        return _each([show, self.journal.on_event])
 
     def run(self, targets: Sequence[Ref]) -> None:
         """Compute targets; ``Interrupted`` if the run was asked to stop before all are there."""

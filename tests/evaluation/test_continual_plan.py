@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
+from page_tree import check_page
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.published_folder import publish
@@ -262,9 +263,11 @@ def test_a_job_leaves_curve_rows_and_metrics_and_its_set_is_evaluated_again_from
     assert again.exit_code == 0, again.output
     assert "5 steps of 2 classes, 1 class order × 1 network, protocol" in again.output
     assert "the stored set (dm) is cut by class" in again.output
-    assert {"job.yaml", "report.json", "grid.png", "continual.png", "continual.csv"} == {
-        path.name for path in Path("again").iterdir()
-    }
+    results = {"job.yaml", "report.json", "grid.png", "continual.png", "continual.csv"}
+    left_behind = results | {"plan.json", "log.jsonl", "report.html"}
+    assert left_behind == {path.name for path in Path("again").iterdir()}
+    charts = check_page(Path("again/report.html").read_text()).one("section", id="results")
+    assert "5 steps of 2 classes" in charts.all("desc")[0].text
     tracked = CliRunner().invoke(
         main,
         [*args, *one, "store=store", "--networks", "W", "--continual", "2", f"tracking.uri={uri}"],

@@ -38,9 +38,11 @@ def test_attributes_are_written_as_html_calls_them() -> None:
 def test_a_table_names_its_rows_columns_and_itself() -> None:
     shown = table(Table("Rows <of> it", ["set", "protocol", "%"], [["dm", "p", "1.0"]], left=2))
     tree = parse(shown)
-    assert tree.one("caption").text == "Rows <of> it"
+    said = tree.one("p", class_="caption")
+    assert said.text == "Rows <of> it"
+    assert tree.one("table").attributes == {"aria-labelledby": said.attributes["id"]}
     assert tree.one("div").attributes == {
-        "aria-label": "Rows <of> it",
+        "aria-labelledby": said.attributes["id"],
         "class": "scroll",
         "role": "region",
         "tabindex": "0",

@@ -13,12 +13,14 @@ from toys import Total, Walk
 from waiting import waited
 
 import raydd.runtime.journal as journal_module
+from raydd.artifacts.curves import Curves
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
 from raydd.core.storage import Storage
 from raydd.core.store import Store
 from raydd.core.units import Ref, unit_key
-from raydd.runtime.journal import Curves, Journal
+from raydd.runtime.journal import Journal
+from raydd.runtime.plan_record import labelled
 from raydd.runtime.runner import LocalRunner
 
 ROWS = ((0, {"loss": 1.5}), (1, {"loss": 1.25}))
@@ -95,6 +97,31 @@ def test_a_resumed_run_writes_nothing_twice(storage: Storage) -> None:
         ("k1", 0),
     ]
     assert sum(line["kind"] == "output" for line in found) == 1
+
+
+def test_an_output_says_who_made_it_and_on_what(storage: Storage) -> None:
+    journal = Journal(storage)
+    journal.on_event(event("output", output="final", t=2, worker="rank-1", device="NVIDIA L4"))
+    journal.close()
+    (line,) = lines(storage)
+    assert (line["worker"], line["device"]) == ("rank-1", "NVIDIA L4")
+
+
+def test_notes_are_lines_of_their_own_and_an_accuracy_is_written_once(storage: Storage) -> None:
+    for mean in (71.5, 72.5):
+        journal = Journal(storage)
+        journal.note("run", versions={"raydd": "1"})
+        journal.accuracy(50, {"accuracy_mean": mean})
+        journal.accuracy(100, {"accuracy_mean": 80.0})
+        journal.note("end", status="KILLED")
+        journal.close()
+    found = [{k: v for k, v in line.items() if k != "time"} for line in lines(storage)]
+    run, end = {"kind": "run", "versions": {"raydd": "1"}}, {"kind": "end", "status": "KILLED"}
+    first, last = (
+        {"kind": "accuracy", "t": t, "values": {"accuracy_mean": mean}}
+        for t, mean in ((50, 71.5), (100, 80.0))
+    )
+    assert found == [run, first, last, end, run, end]
 
 
 def test_a_torn_last_line_is_cut_and_written_again(storage: Storage) -> None:
@@ -253,7 +280,7 @@ def row_event(stage: Walk, unit: str, *rows: tuple[int, dict[str, float]]) -> Ev
 
 def test_a_step_is_averaged_when_all_units_have_reported_it() -> None:
     walk = Walk(seed=1, count=3)
-    curves = Curves([walk])
+    curves = Curves(labelled([walk]))
     assert curves.on_event(row_event(walk, "walk-00", (0, {"loss": 1.0}), (1, {"loss": 2.0}))) == []
     assert curves.on_event(row_event(walk, "walk-02", (0, {"loss": 2.0}))) == []
     assert curves.on_event(row_event(walk, "walk-02", (0, {"loss": 9.0}))) == [], (
@@ -271,11 +298,11 @@ def test_a_step_is_averaged_when_all_units_have_reported_it() -> None:
 
 def test_curves_of_several_seeds_have_names_of_their_own() -> None:
     walks = [Walk(seed=seed, count=1) for seed in (1, 2)]
-    curves = Curves(walks)
+    curves = Curves(labelled(walks))
     names = [curves.on_event(row_event(walk, "walk-00", (4, {"x": 1.0})))[0][0] for walk in walks]
     assert names == ["distill/Walk/seed-1", "distill/Walk/seed-2"]
     alike = [Walk(seed=1, count=1, updates=n) for n in (5, 6)]
-    curves = Curves(alike)
+    curves = Curves(labelled(alike))
     assert [
         curves.on_event(row_event(walk, "walk-00", (4, {"x": 1.0})))[0][0] for walk in alike
     ] == [

@@ -19,7 +19,8 @@ from raydd.core.typed_tree import plain
 from raydd.data.datasets import Described
 from raydd.runtime.control import Control
 from raydd.runtime.estimate import unit_table
-from raydd.runtime.output import Lock, flatten
+from raydd.runtime.lock import Lock
+from raydd.runtime.output import flatten
 from raydd.runtime.pipeline import run_job, store_of
 from raydd.runtime.planning import most_workers
 from raydd.runtime.progress import Progress, clock

@@ -91,9 +91,11 @@ KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (Metric, Tag, Input, Pi
 
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")
-_LEFT_OUT = re.compile(r"lock\.json|labels/epoch-\d+\.(safetensors|json)|tracking(\.json|/.*)")
+_LEFT_OUT = re.compile(
+    r"lock\.json|plan\.json|log\.jsonl|report\.html|labels/epoch-\d+\.(safetensors|json)|tracking(\.json|/.*)"
+)
 """Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are.
-Nor is what is still to be sent, nor the lock.
+Nor is what is still to be sent, nor the lock, the log and the page, which change until the end.
 """
 
 

@@ -1,0 +1,156 @@
+"""The output folder of a run, read: what it was asked, planned, logged and reported. Needs no torch.
+
+Files::
+
+    job.yaml                    what was asked
+    plan.json                   stages, units and keys, as the run began (:mod:`raydd.runtime.plan_record`)
+    log.jsonl                   what happened (:mod:`raydd.runtime.journal`)
+    report.json                 what came out, once it is finished
+    report.html                 all of it as a page
+    distilled/, pictures/       the set; pictures over the updates
+    lock.json                   who writes here now
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raydd.artifacts.report import Report
+from raydd.core.errors import ConfigError, StorageError, nearest
+from raydd.core.storage import Storage, join
+from raydd.core.urls import absolute, check_url
+
+JOB, PLAN, LOG, REPORT, PAGE = "job.yaml", "plan.json", "log.jsonl", "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What an output folder holds: the job as plain values, plan and report where they are there,
+    and the log's lines in order. ``notes``: what could not be read.
+    """
+
+    output: Storage
+    job: Mapping[str, Any]
+    plan: Mapping[str, Any] | None
+    log: tuple[Mapping[str, Any], ...]
+    report: Report | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its job's name, or the set that it evaluates."""
+        own = self.job.get("name") or (self.plan or {}).get("name")
+        return str(own or self.output.url.rstrip("/").rsplit("/", 1)[-1])
+
+    @property
+    def verb(self) -> str:
+        """``distill`` or ``evaluate``."""
+        return "distill" if "method" in self.job else "evaluate"
+
+
+def read_run(url: str) -> RunFolder:
+    """Return what lies in the output folder of a run; ``ConfigError`` for a place that is none, with
+    the nearest that is there.
+    """
+    check_url(url, "output")
+    output = Storage(url)
+    try:
+        job = _job(output)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"output: {_what_is_there(output)}") from error
+    except StorageError as error:
+        raise ConfigError(f"output: {error}") from error
+    notes: list[str] = []
+    plan = _mapping(output, PLAN, notes)
+    return RunFolder(output, job, plan, _log(output, notes), _report(output, notes), tuple(notes))
+
+
+def _job(output: Storage) -> Mapping[str, Any]:
+    import yaml
+
+    text = output.get(JOB)
+    try:
+        job = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"output: {join(output.url, JOB)} cannot be read: {error}") from error
+    if not isinstance(job, Mapping) or not {"method", "evaluation"} & set(job):
+        raise ConfigError(f"output: {join(output.url, JOB)} is not the file of a run")
+    return {str(key): value for key, value in job.items()}
+
+
+def _mapping(output: Storage, name: str, notes: list[str]) -> Mapping[str, Any] | None:
+    try:
+        values = json.loads(output.get(name))
+        if isinstance(values, Mapping):
+            return values
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        pass
+    notes.append(f"{name} cannot be read: it is torn, or not what it should be")
+    return None
+
+
+def _report(output: Storage, notes: list[str]) -> Report | None:
+    values = _mapping(output, REPORT, notes)
+    try:
+        return None if values is None else Report.from_dict(values)
+    except (ConfigError, TypeError, ValueError) as error:
+        notes.append(f"{REPORT} cannot be read: {error}")
+        return None
+
+
+def _log(output: Storage, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
+    try:
+        data = output.get(LOG)
+    except FileNotFoundError:
+        return ()
+    found: list[Mapping[str, Any]] = []
+    damaged = 0
+    for line in data.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            damaged += 1
+            continue
+        if isinstance(record, Mapping) and isinstance(record.get("kind"), str):
+            found.append(record)
+        else:
+            damaged += 1
+    if damaged:
+        notes.append(f"{damaged} line{'s' * (damaged != 1)} of {LOG} cannot be read")
+    return tuple(found)
+
+
+def _what_is_there(output: Storage) -> str:
+    """Return why a place is not the output of a run, and what near it may be meant."""
+    children = output.children(emptied=True)
+    if not children:
+        return f"nothing is at {output.url}{_near(output)}"
+    inside = [name for name, folder in children if folder]
+    runs = [name for name in inside[:50] if Storage(join(output.url, name)).exists(JOB)]
+    if runs:
+        return f"{output.url} is no run, but holds runs: {', '.join(runs[:20])}"
+    if "manifest.json" in [name for name, _ in children]:
+        return f"{output.url} is a distilled set, not the output of a run (that is the folder above it)"
+    return f"{output.url} is not the output of a run: it has no {JOB}"
+
+
+def _near(output: Storage) -> str:
+    """Return what lies beside a place that is not there, nearest in name first."""
+    above, _, name = output.url.rstrip("/").rpartition("/")
+    if not name or not above.rsplit("://", 1)[-1]:
+        return ""
+    try:
+        folders = [
+            child for child, folder in Storage(absolute(above)).children(emptied=True) if folder
+        ]
+    except (ConfigError, StorageError):
+        return ""
+    if not folders:
+        return ""
+    shown = ", ".join(folders[:10]) + (", …" if len(folders) > 10 else "")
+    return f"{nearest(name, folders)}; in {above} there are: {shown}"

@@ -30,7 +30,8 @@ class Control:
     ``show``: whether progress is shown to a person. ``labels``: URL below which records of soft
     labels go that several runs share; the set is then published without them. ``lender``: such a
     URL, from which records are copied that are there. ``copies``: whether MLflow gets a copy of the
-    set, or only its place.
+    set, or only its place. ``keep``: whether the store keeps the run's units until the caller says
+    that they are not needed any more.
     """
 
     on_event: Callable[[Event], None] | None = None
@@ -41,6 +42,7 @@ class Control:
     labels: str = ""
     lender: str = ""
     copies: bool = True
+    keep: bool = False
     _runner: Stoppable | None = field(default=None, repr=False)
     _asked: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

@@ -108,7 +108,7 @@ def run_job(
                 tell(session.tracker.beginning())
             session.run(plan.targets)
             outcome = session.publish()
-            register_run(store, output.url, keys, finished=True)
+            register_run(store, output.url, keys, finished=not control.keep)
         outcome = outcome.with_page(output)
         if warning:
             tell(f"warning: copy what you want to keep now: {warning}")

@@ -118,6 +118,11 @@ def order(report: SweepReport) -> list[Trial]:
     return [*best, *rest]
 
 
+def short(value: Any) -> str:
+    """Return a value for the eye: numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else label(value)
+
+
 def outcome(trial: Trial, metric: str) -> str:
     """Return what came of a trial, as a text."""
     if trial.same is not None:
@@ -146,7 +151,7 @@ def table(report: SweepReport) -> str:
     lines = [
         [
             str(trial.number) + ("*" if trial.number == report.winner else ""),
-            *(label(trial.values[key]) if key in trial.values else "–" for key in names),
+            *(short(trial.values[key]) if key in trial.values else "–" for key in names),
             outcome(trial, report.metric),
             f"{trial.seconds_computed:.1f}",
             str(trial.computed),

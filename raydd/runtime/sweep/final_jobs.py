@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from raydd.artifacts.report import Report
 from raydd.config import Job, parse_job
 from raydd.core.storage import join
@@ -63,6 +66,18 @@ def tested(name: str, trial: int, report: Report, method: str) -> list[Tested]:
         )
         for row in rows
     ]
+
+
+def unlike(found: Sequence[Tested]) -> list[Tested]:
+    """Return tests without random images that stand beside two sets alike."""
+    seen: set[Tested] = set()
+    kept = []
+    for one in found:
+        alike = replace(one, beside="")
+        if not one.beside or alike not in seen:
+            kept.append(one)
+            seen.add(alike)
+    return kept
 
 
 def job_files(sweep: Sweep, report: SweepReport, best: Trial) -> dict[str, bytes]:

@@ -34,7 +34,7 @@ from raydd.runtime.session import (
     stop_on_signals,
     to_json,
 )
-from raydd.runtime.sweep.final_jobs import final_job, job_files, refit_job, tested
+from raydd.runtime.sweep.final_jobs import final_job, job_files, refit_job, tested, unlike
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
 from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
@@ -48,6 +48,7 @@ from raydd.search.results import (
     outcome,
     shared_line,
     shared_of,
+    short,
     table,
     to_csv,
 )
@@ -207,6 +208,10 @@ class _Run:
             report = replace(report, tested=self._tests(report, refit))
         places = self._write(report)
         register_run(store, self.output.url, keep, finished=True)
+        for trial in report.trials:
+            register_run(
+                store, join(self.output.url, self.sweep.place(trial.number)), (), finished=True
+            )
         return SweepOutcome(report, places | self.tracker.places())
 
     @contextlib.contextmanager
@@ -282,7 +287,7 @@ class _Run:
         before = self.known.get(trial.number)
         self.known[trial.number] = trial
         if trial.ended and (before is None or not before.ended):
-            values = "  ".join(f"{key} {value}" for key, value in trial.values.items())
+            values = "  ".join(f"{key} {short(value)}" for key, value in trial.values.items())
             took = f"  {trial.clock:.1f} s" if trial.clock else ""
             self._say(
                 f"trial {trial.number}  {values}  {outcome(trial, self.space.file.metric)}{took}"
@@ -347,6 +352,7 @@ class _Run:
             job = final_job(self.sweep, report.trials[number_], name)
             self.tell(f"test of {name} (trial {number_}), with fresh students")
             found += tested(name, number_, self._run_job(job, labels=True), job.method.name)
+        found = unlike(found)
         if refit:
             job = refit_job(self.sweep, report.trials[report.winner])
             self.tell(f"refit: trial {report.winner} anew, of all training images ({job.output})")

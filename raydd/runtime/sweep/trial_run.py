@@ -105,6 +105,7 @@ def run_trial(sweep: Sweep, number: int, desk: TrialDesk) -> None:
         claims=claims,
         labels=labels_place(sweep),
         copies=False,
+        keep=True,
     )
     try:
         job = sweep.trial(number, task.values)

@@ -10,9 +10,10 @@ from typing import Any
 
 from raydd.core.events import Event
 from raydd.core.store import Store
-from raydd.core.units import PHASES, Ref, Stage
+from raydd.core.units import Ref, Stage
 from raydd.runtime.devices import named, reused_lines
 from raydd.runtime.leases import Claims, Lease, Node, step_of
+from raydd.runtime.ready import Ready
 
 MAX_CRASHES = 10
 """A unit that loses its worker this often in a row without a new checkpoint stops the run."""
@@ -48,6 +49,7 @@ class Ledger:
         self.has: dict[str, str] = {}
         self.evaluators = evaluators
         self.nodes: dict[str, Node] = {}
+        self.ready = Ready(self._ready)
         self.done: set[tuple[str, str]] = set()
         self.events: list[Event] = []
         self.failure: str | None = None
@@ -82,6 +84,7 @@ class Ledger:
                     continue
                 node = self._node(ref)
                 node.wanted.add(ref.output)
+                self.ready.push(node)
                 frontier += [
                     (need.key, need.output, need) for need in ref.stage.inputs(ref.unit).values()
                 ]
@@ -96,6 +99,7 @@ class Ledger:
             self.store.drop_checkpoints(ref.key)
             return False
         self.done.add((ref.key, ref.output))
+        self.ready.arrived(ref.key, ref.output)
         rows = tuple((int(t), dict(values)) for t, values in marker.get("log", []))
         self._tell(
             ref.stage,
@@ -125,6 +129,7 @@ class Ledger:
                 (float(r.step) for r in inputs if r.step is not None), default=math.inf
             )
             self.nodes[ref.key] = node
+            self.ready.follow(node)
         return node
 
     def _tell(self, stage: Stage, unit: str, key: str, **facts: Any) -> None:
@@ -134,7 +139,7 @@ class Ledger:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return all(node.complete for node in self.nodes.values())
+        return not self.ready.open
 
     def _ready(self, node: Node) -> bool:
         return not node.complete and not node.holders and node.needs <= self.done
@@ -155,11 +160,17 @@ class Ledger:
             self.world[group] = world
             self.gathering = None if group == "rank" else self.gathering
             self.idle = {w for w in self.idle if _group(w) != group}
-            for node in self.nodes.values():
-                if any(_group(w) == group for w in node.holders):
-                    node.holders = {w for w in node.holders if _group(w) != group}
-                    if known:
-                        self._count_crash(node)
+            lost = {
+                node.key: node
+                for other, nodes in self.ready.holding.items()
+                if _group(other) == group
+                for node in nodes.values()
+            }
+            for node in lost.values():
+                for other in [w for w in node.holders if _group(w) == group]:
+                    self.ready.let_go(node, other)
+                if known:
+                    self._count_crash(node)
         return True
 
     def _count_crash(self, node: Node) -> None:
@@ -201,36 +212,25 @@ class Ledger:
             or self.finished
         ):
             return Lease("stop")
-        for node in self.nodes.values():  # an idle worker holds nothing
-            node.holders.discard(worker)
+        for node in list(
+            self.ready.holding.get(worker, {}).values()
+        ):  # an idle worker holds nothing
+            self.ready.let_go(node, worker)
         if self.gathering:
             return self._gather(worker)
         evaluator = worker.startswith("evaluator")
-        ready = [node for node in self.nodes.values() if self._ready(node)]
-        own = (
-            [n for n in ready if (n.stage.phase == "evaluate") == evaluator]
-            if self.evaluators
-            else ready
-        )
-        if not own and not evaluator:
-            own = ready
-        own.sort(
-            key=lambda n: (
-                min(n.urgency, step_of(n.next_output())),
-                n.key not in held,
-                PHASES.index(n.stage.phase),
-                n.order,
-            ),
-        )
-        mine = next((node for node in own if self._claimed(node)), None)
-        if mine is None:
-            return self.lease(worker, held, generation, world) if self.finished else Lease("wait")
-        node = mine
-        if self._together(node, ready):
+        kinds = (evaluator,) if self.evaluators else (False, True)
+        if not evaluator and not self.ready.any(kinds):
+            kinds = (False, True)
+        found = next(filter(self._claimed, self.ready.in_order(kinds, held)), None)
+        if found is None:
+            return Lease("stop") if self.finished else Lease("wait")
+        node = found
+        if self._together(node):
             self.gathering = node.key
             self.idle, self.called = set(), set()
             return self._gather(worker)
-        node.holders.add(worker)
+        self.ready.hold(node, worker)
         node.alone = bool(node.stage.lanes)
         self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker=worker)
         return Lease("run", node.stage, node.unit, self._segment(node))
@@ -248,20 +248,24 @@ class Ledger:
             if found and self.store.verify(ref) and self._note_cached(ref):
                 node.done.add(ref.output)
         if node.complete:
+            self.ready.push(node)
             self.claims.free(node.key)
         return not node.complete
 
-    def _together(self, node: Node, ready: Sequence[Node]) -> bool:
+    def _together(self, node: Node) -> bool:
         """Return whether the whole group shares a unit's lanes: where more workers find work so
         than with a unit for each.
 
         Lanes give the same bytes either way. While one worker has such a unit to itself, no group
         is called together: it would wait.
         """
-        alone = any(
-            other.alone and other.holders and not other.complete for other in self.nodes.values()
+        if not node.stage.lanes:
+            return False
+        held = [other for nodes in self.ready.holding.values() for other in nodes.values()]
+        alone = any(other.alone and not other.complete for other in held)
+        units = sum(
+            1 for other in self.ready.open.values() if other.stage.lanes and self._ready(other)
         )
-        units = sum(1 for other in ready if other.stage.lanes)
         return not alone and units < min(node.stage.lanes, self.world.get("rank", 1))
 
     @staticmethod
@@ -283,13 +287,15 @@ class Ledger:
             if len(self.idle) < self.world["rank"]:
                 return Lease("wait")
             self.called = set(self.idle)
-            node.holders, node.alone = set(self.idle), False
+            node.alone = False
+            for other in self.idle:
+                self.ready.hold(node, other)
             self.tickets += 1
             self._tell(node.stage, node.unit, node.key, kind="start", t=node.t, worker="group")
         if worker not in self.called:
             return Lease("wait")
         self.called.discard(worker)
-        node.holders.add(worker)
+        self.ready.hold(node, worker)
         ticket, lease_node = self.tickets, node
         if not self.called:
             self.gathering = None
@@ -309,7 +315,7 @@ class Ledger:
         node = self.nodes.get(key)
         if node is not None:
             node.t = max(node.t, t)
-            node.holders.add(worker)
+            self.ready.hold(node, worker)
             self._tell(
                 node.stage,
                 node.unit,
@@ -335,6 +341,9 @@ class Ledger:
             return
         node.done.add(output)
         self.done.add((key, output))
+        self.ready.arrived(key, output)
+        if node.complete:
+            self.ready.push(node)
         if self.claims is not None and node.complete:
             self.claims.free(key)
         step = step_of(output)
@@ -359,25 +368,22 @@ class Ledger:
         self.done.discard((bad.key, bad.output))
         if bad.key in self.nodes:
             self.nodes[bad.key].done.discard(bad.output)
+            self.ready.push(self.nodes[bad.key])
         self._want([bad])
-        self.nodes[key].holders.discard(worker)
+        self.ready.let_go(self.nodes[key], worker)
 
     def stumbled(self, worker: str, key: str, text: str) -> None:
         """Note an unexpected exception: the unit is tried again from its checkpoint, ``MAX_STUMBLES`` times in all."""
         node = self.nodes[key]
-        node.holders.discard(worker)
+        self.ready.let_go(node, worker)
         node.stumbles += 1
         if node.stumbles >= MAX_STUMBLES:
             self.fail(key, text)
         else:
             # What went wrong is told once: if it does again, as the error that ends the run.
             kind = text.partition(":")[0]
-            self.events.append(
-                Event(
-                    kind="message",
-                    text=f"{node.stage.name} unit '{node.unit}' failed ({kind}) and is tried again",
-                )
-            )
+            said = f"{node.stage.name} unit '{node.unit}' failed ({kind}) and is tried again"
+            self.events.append(Event(kind="message", text=said))
 
     def fail(self, key: str, text: str) -> None:
         """Note that a unit cannot be computed; the run stops."""

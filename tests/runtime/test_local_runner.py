@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -364,3 +365,41 @@ def test_the_cache_is_bounded_by_bytes_and_keeps_what_was_used_last(tmp_path: Pa
     for name in ("a", "b", "c", "a", "d", "a", "b"):
         worker.cached(name, lambda name=name: make(name))  # type: ignore[misc]
     assert made == ["a", "b", "c", "d", "b"]
+
+
+def test_ten_thousand_units_cost_no_more_each_than_a_hundred(tmp_path: Path) -> None:
+    """What a lease costs does not grow with the number of units; each lease once went through all of them."""
+
+    def seconds(count: int) -> float:
+        stage = Walk(seed=0, numerics=Numerics(), count=count, updates=1)
+        ledger = Ledger([Ref(stage, unit) for unit in stage.units()], Store(str(tmp_path)))
+        begun = time.process_time()
+        for turn in range(100):
+            lease = ledger.lease(f"rank-{turn % 8}", [])
+            ledger.wrote(f"rank-{turn % 8}", lease.ref.key, "final", 0.1, [])
+        return time.process_time() - begun
+
+    few = min(seconds(100) for _ in range(3))
+    many = min(seconds(10_000) for _ in range(2))
+    assert many < 10 * few, (few, many)
+
+
+def test_units_are_leased_most_urgent_first_and_held_ones_before_others(tmp_path: Path) -> None:
+    stage = Walk(seed=0, numerics=Numerics(), count=4, updates=10)
+    refs = [Ref(stage, unit, snapshot(5)) for unit in stage.units()]
+    ledger = Ledger([*refs, *(Ref(stage, unit) for unit in stage.units())], Store(str(tmp_path)))
+    first = ledger.lease("rank-0", [])
+    assert first.outputs == ("step-000005",)
+    assert first.unit == "walk-00"
+    ledger.wrote("rank-0", first.ref.key, "step-000005", 0.1, [])
+    second = ledger.lease("rank-0", [first.ref.key])
+    assert second.unit == "walk-01", "a snapshot comes before the end of a unit that is held"
+    for ref in refs[1:]:
+        ledger.wrote("rank-0", ref.key, "step-000005", 0.1, [])
+    assert ledger.lease("rank-0", [refs[2].key]).unit == "walk-02", "held, and as urgent as others"
+    assert ledger.lease("rank-1", []).unit == "walk-00"
+    assert ledger.lease("rank-2", []).unit == "walk-01"
+    assert ledger.lease("rank-3", []).unit == "walk-03"
+    assert ledger.lease("rank-4", []).kind == "wait"
+    ledger.stumbled("rank-1", refs[0].key, "ValueError: once")
+    assert ledger.lease("rank-4", []).unit == "walk-00", "what was let go is ready again"

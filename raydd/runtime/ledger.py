@@ -381,8 +381,7 @@ class Ledger:
             self.fail(key, text)
         else:
             # What went wrong is told once: if it does again, as the error that ends the run.
-            kind = text.partition(":")[0]
-            said = f"{node.stage.name} unit '{node.unit}' failed ({kind}) and is tried again"
+            said = f"{node.stage.name} unit '{node.unit}' failed ({text.partition(':')[0]}) and is tried again"
             self.events.append(Event(kind="message", text=said))
 
     def fail(self, key: str, text: str) -> None:

@@ -77,6 +77,11 @@ class TrackingConfig:
     uri: str | None = None
     experiment: str = "raydd"
 
+    def __post_init__(self) -> None:
+        if re.search(r"://[^/@]*@", self.uri or ""):
+            variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise ConfigError(f"tracking.uri: credentials belong in the environment ({variables})")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -125,6 +130,25 @@ class _Tree:
     store: str = "runs/store"
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        """Check them, and fill in ``seeds`` and the places."""
+        if not re.fullmatch(r"[\w.+-]{1,100}", self.name):
+            raise ConfigError(
+                f"name: '{self.name}' may hold letters, digits, '.', '_', '+' and '-' only (at most 100)"
+            )
+        if self.seed is not None and self.seeds is not None:
+            raise ConfigError("give seed or seeds, not both")
+        seeds = self.seeds if self.seeds is not None else (self.seed or 0,)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ConfigError(f"seeds: {list(seeds)} must hold at least one seed and none twice")
+        output = self.output or f"runs/{self.name}"
+        for key, url in (("output", output), ("store", self.store)):
+            check_url(url, key, write=True)
+            object.__setattr__(self, key, absolute(url))
+        if self.output == self.store:
+            raise ConfigError(f"output and store must be different places, both are {self.output}")
+        object.__setattr__(self, "seeds", seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +223,9 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
             check_url(url, key, write=True)
     output = absolute(job.output) if job.output is not None else None
     evaluation = _with_baselines(job.evaluation, "evaluate")
-    _check_tracking(job.tracking, "evaluate")
     return dataclasses.replace(
         job,
         evaluation=evaluation,
-        dataset=job.dataset.absolute(),
         store=absolute(job.store),
         output=output,
     )
@@ -213,13 +235,22 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     """Return the job that a plain tree describes; see :func:`load_job`."""
     if "method" in tree and isinstance(tree["method"], str):
         tree = {**tree, "method": {"name": tree["method"]}}
-    if isinstance(tree.get("dataset"), str):
-        raise ConfigError(
-            f"{where}: dataset is a group of keys; write dataset.name={tree['dataset']}"
-        )
+    given = tree.get("dataset")
+    if isinstance(given, str):
+        raise ConfigError(f"{where}: dataset is a group of keys; write dataset.name={given}")
     mistakes: list[str] = []
-    tree = _named(tree, where, mistakes)
-    method, top, evaluation = _method(tree, where, mistakes), None, None
+    method, top, evaluation = None, None, None
+    if given is None or (isinstance(given, Mapping) and given.get("name") is None):
+        mistakes.append(f"{where}: dataset.name: is missing; allowed names: {', '.join(CATALOG)}")
+        # Any name, so that the other mistakes are found too.
+        tree = {**tree, "dataset": {**(given or {}), "name": next(iter(CATALOG))}}
+    if "method" not in tree:
+        mistakes.append(f"{where}: method: is missing; allowed names: {', '.join(METHODS.names())}")
+    elif isinstance(tree["method"], Mapping):  # else reported with the other top keys
+        try:
+            method = method_from(tree["method"], where)
+        except ConfigError as error:
+            mistakes.append(str(error))
     try:
         top = build(_Tree, tree, where)
         evaluation = _with_baselines(top.evaluation, where)
@@ -227,77 +258,13 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
         mistakes.insert(0, str(error))
     if top is None or method is None or evaluation is None or mistakes:
         raise ConfigError("\n".join(mistakes))
-    if not re.fullmatch(r"[\w.+-]{1,100}", top.name):
-        raise ConfigError(
-            f"{where}: name: '{top.name}' may hold letters, digits, '.', '_', '+' and '-' only (at most 100)"
-        )
-    if top.seed is not None and top.seeds is not None:
-        raise ConfigError(f"{where}: give seed or seeds, not both")
-    seeds = top.seeds if top.seeds is not None else (top.seed or 0,)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"{where}: seeds: {list(seeds)} must hold at least one seed and none twice"
-        )
-    output = top.output or f"runs/{top.name}"
-    for key, url in (("output", output), ("store", top.store)):
-        try:
-            check_url(url, key, write=True)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-    _check_tracking(top.tracking, where)
-    output, store = absolute(output), absolute(top.store)
-    if output == store:
-        raise ConfigError(f"{where}: output and store must be different places, both are {output}")
-    return Job(
-        name=top.name,
-        seeds=tuple(seeds),
-        dataset=top.dataset.absolute(),
-        ipc=top.ipc,
-        method=method,
-        evaluation=evaluation,
-        numerics=top.numerics,
-        output=output,
-        store=store,
-        compute=top.compute,
-        tracking=top.tracking,
-    )
+    shared = {f.name: getattr(top, f.name) for f in dataclasses.fields(Job) if hasattr(top, f.name)}
+    return Job(**{**shared, "method": method, "evaluation": evaluation})
 
 
-def _check_tracking(tracking: TrackingConfig, where: str) -> None:
-    """Raise ``ConfigError`` for credentials in the address."""
-    if re.search(r"://[^/@]*@", tracking.uri or ""):
-        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise ConfigError(
-            f"{where}: tracking.uri: credentials belong in the environment ({variables})"
-        )
-
-
-def _named(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Mapping[str, Any]:
-    """Return the tree; one that names no data set is a mistake, and gets any name, so that its
-    other mistakes are found too.
-    """
-    given = tree.get("dataset")
-    if given is not None and not (isinstance(given, Mapping) and given.get("name") is None):
-        return tree
-    mistakes.append(f"{where}: dataset.name: is missing; allowed names: {', '.join(CATALOG)}")
-    return {**tree, "dataset": {**(given or {}), "name": next(iter(CATALOG))}}
-
-
-def _method(tree: Mapping[str, Any], where: str, mistakes: list[str]) -> Method | None:
-    """Return the method that ``tree`` names, or add to ``mistakes`` what is wrong with it."""
-    if "method" not in tree:
-        mistakes.append(f"{where}: method: is missing; allowed names: {', '.join(METHODS.names())}")
-        return None
-    if not isinstance(tree["method"], Mapping):  # reported with the other top keys
-        return None
-    try:
-        return _method_of(tree["method"], where, ("method",))
-    except ConfigError as error:
-        mistakes.append(str(error))
-        return None
-
-
-def _method_of(fields: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -> Method:
+def method_from(
+    fields: Mapping[str, Any], where: str, prefix: tuple[str, ...] = ("method",)
+) -> Method:
     """Return the method that a mapping of ``name`` and settings describes; ``prefix``: the keys above it."""
     name, key = fields.get("name"), f"{where}: {'.'.join(prefix)}.name"
     if not isinstance(name, str):
@@ -308,11 +275,6 @@ def _method_of(fields: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -
     return build(
         METHODS.get(name), {k: v for k, v in fields.items() if k != "name"}, where, prefix=prefix
     )
-
-
-def method_from(fields: Mapping[str, Any], where: str) -> Method:
-    """Return the method that a published recipe's ``method`` describes; ``ConfigError`` for one of another version."""
-    return _method_of(fields, where, ("method",))
 
 
 def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
@@ -329,7 +291,7 @@ def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
                 raise ConfigError(
                     f"{where}: {'.'.join(key)}: 'whole' is no method and has no settings here; write its name alone"
                 )
-            found.append(_method_of(baseline, where, key))
+            found.append(method_from(baseline, where, key))
         elif isinstance(baseline, str):
             found.append(baseline)
         else:

@@ -118,7 +118,7 @@ def main(
             on_error=on_error,
             orientation=orientation,
             download=download,
-        ).absolute()
+        )
         found = fetched(config)
         held = found.splits
         for line in found.inventory(found.describe(), held).lines():

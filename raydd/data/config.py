@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -35,6 +35,8 @@ class DatasetConfig:
     ``orientation``: pictures that say how they are to be turned are taken as they lie (``ignore``,
     as the field's loaders do), or turned (``exif``). ``download``: fetch what is missing, where the
     publisher allows it.
+
+    Local paths are made absolute: workers run in other folders than the driver.
     """
 
     name: str
@@ -92,17 +94,10 @@ class DatasetConfig:
             )
         if self.test_shards is not None and self.shards is None:
             raise ConfigError("dataset.test_shards needs dataset.shards")
-        for key in ("root", "shards", "test_shards"):
-            if getattr(self, key) is not None:
-                check_url(getattr(self, key), f"dataset.{key}")
-        for key in ("shards", "test_shards"):
-            if getattr(self, key) is not None:
+        given = [key for key in ("root", "shards", "test_shards") if getattr(self, key) is not None]
+        for key in given:
+            check_url(getattr(self, key), f"dataset.{key}")
+        for key in given:
+            if key != "root":
                 check_packed(getattr(self, key), f"dataset.{key}")
-
-    def absolute(self) -> DatasetConfig:
-        """Return the same with local paths made absolute: workers run in other folders than the driver."""
-        given = {key: getattr(self, key) for key in ("root", "shards", "test_shards")}
-        places: dict[str, Any] = {
-            key: absolute(url) for key, url in given.items() if url is not None
-        }
-        return replace(self, **places)
+            object.__setattr__(self, key, absolute(getattr(self, key)))

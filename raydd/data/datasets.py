@@ -31,7 +31,7 @@ _ORDER = ("train", "test", "holdout")
 class Described:
     """A data set, looked at once: its facts, what its files hold, and its open splits, of which the facts have digests.
 
-    ``config``: with every place absolute. ``splits`` is ``None`` where the data are not there, or a
+    ``config``: with the place where it was found. ``splits`` is ``None`` where the data are not there, or a
     plan is made without opening them; ``unseen``: a sentence on what was not looked at for it.
     ``absent``: a sentence for each thing that is missing.
     """
@@ -56,8 +56,14 @@ class FoundData:
         self.config, self.item = config, entry(config.name)
         load_sources()
         self.source = SOURCES.get("shards" if config.shards is not None else self.item.source)
+        if config.orientation != "ignore" and not self.source.pictures:
+            raise ConfigError(
+                f"dataset.orientation: {config.orientation} has no effect: the files of {config.name} are no pictures"
+            )
         self.files, absent = self._place()
         self.absent = [*absent, _advice(self.item, config, self.files)] if absent else []
+        if config.shards is None and config.root is None and self.item.roots:
+            self.config = replace(config, root=self.files.url)
 
     def _place(self) -> tuple[Tree, list[str]]:
         config, urls = self.config, self.item.roots or (".",)
@@ -74,18 +80,12 @@ class FoundData:
         there = [place for place in partly if len(urls) > 1 and place[0].exists("")]
         return (there or partly)[0]
 
-    def located(self) -> DatasetConfig:
-        """Return how the job names it with every place absolute, the catalog's too."""
-        if self.config.shards is None and self.config.root is None and self.item.roots:
-            return replace(self.config, root=self.files.url)
-        return self.config.absolute()
-
     def describe(self) -> DatasetInfo:
         """Return the facts of a data set, without digests: of catalog names without the data.
 
         Own data is described by its folder names or shard manifest; ``DataError`` if it is not there.
         """
-        return self._asked(self.files.once(self.source.describe, self.item, self.config))
+        return sized(self.files.once(self.source.describe, self.item, self.config), self.config)
 
     def look(self, *, plan: bool = False) -> Described:
         """Return the data set as it is there; without the data, what :meth:`describe` says.
@@ -94,30 +94,17 @@ class FoundData:
         """
         if plan:
             outlined, unseen = self.source.outline(self.files, self.item, self.config)
-            info = self._asked(outlined)
+            info = sized(outlined, self.config)
         else:
             info, unseen = self.describe(), ""
         if self.absent:
-            return Described(self.located(), info, unseen=unseen, absent=self.absent)
+            return Described(self.config, info, unseen=unseen, absent=self.absent)
         splits = None
         if not plan or self.source.cheap(self.files, self.config):
             splits = self.splits
         held = self.inventory(info, splits)
         info = info if splits is None else with_digests(info, splits)
-        return Described(self.located(), info, held, splits, unseen)
-
-    def _asked(self, info: DatasetInfo) -> DatasetInfo:
-        """Return the facts with what the job asks for."""
-        config = self.config
-        if config.channels is not None and config.channels != info.channels:
-            raise ConfigError(
-                f"dataset.channels: {config.channels}, but {config.name} has {info.channels}"
-            )
-        if config.orientation != "ignore" and not self.source.pictures:
-            raise ConfigError(
-                f"dataset.orientation: {config.orientation} has no effect: the files of {config.name} are no pictures"
-            )
-        return sized(info, config)
+        return Described(self.config, info, held, splits, unseen)
 
     @cached_property
     def splits(self) -> dict[str, BaseData]:
@@ -224,11 +211,11 @@ def fetched(config: DatasetConfig) -> FoundData:
 
 
 def located(config: DatasetConfig) -> DatasetConfig:
-    """Return the same with every place absolute, the catalog's too: what a process that runs in
+    """Return the same with the place of the files, the catalog's too: what a process that runs in
     another folder opens.
     """
     given = config.shards is not None or config.root is not None
-    return config.absolute() if given else FoundData(config).located()
+    return config if given else FoundData(config).config
 
 
 def _counted(split: str, data: BaseData, classes: int) -> SplitInventory:

@@ -68,6 +68,10 @@ SOURCES: Registry[Source] = Registry("data reader", "raydd.readers", _admit)
 
 def sized(info: DatasetInfo, config: DatasetConfig) -> DatasetInfo:
     """Return the facts with the job's own size and normalisation put in."""
+    if config.channels is not None and config.channels != info.channels:
+        raise ConfigError(
+            f"dataset.channels: {config.channels}, but {config.name} has {info.channels}"
+        )
     changes: dict[str, Any] = {}
     if config.size is not None:
         changes |= {"height": config.size, "width": config.size}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Callable, Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -17,11 +17,6 @@ from raydd.core.errors import ConfigError, first_line, unknown
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-@lru_cache
-def _installed(group: str) -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=group)) if group else ()
 
 
 def _place(point: EntryPoint) -> str:
@@ -47,7 +42,7 @@ class Registry(Generic[T]):
     @cached_property
     def _points(self) -> dict[str, list[EntryPoint]]:
         points: dict[str, list[EntryPoint]] = {}
-        for point in _installed(self.group):
+        for point in entry_points(group=self.group) if self.group else ():
             points.setdefault(point.name, []).append(point)
         return {name: points[name] for name in sorted(points)}
 

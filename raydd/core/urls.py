@@ -114,7 +114,17 @@ def check_url(url: str, what: str = "url", *, write: bool = False) -> None:
     if write and scheme not in WRITTEN:
         way = "; mount it, and give the folder" if scheme in _SERVERS else ""
         raise ConfigError(f"{what}: {scheme} URLs cannot be written; allowed: {_PLACES}{way}")
-    _check_name(url, what, scheme)
+    if "://" not in url:
+        return
+    rest = url.split("://", 1)[1]
+    name = rest.split("/", 1)[0]
+    if scheme == "file" and not rest:
+        raise ConfigError(f"{what}: '{url}' names no folder; allowed: {_PLACES}")
+    if scheme not in _NAMELESS and not name.strip():
+        kind = _BUCKETS.get(scheme, "host")
+        raise ConfigError(f"{what}: '{url}' names no {kind}; allowed: {scheme}://{kind}/folder")
+    if "@" in name and (scheme in {"s3", "gs", "az", "http", "https"} or ":" in name.split("@")[0]):
+        raise ConfigError(f"{what}: credentials belong in the environment, not in the URL")
 
 
 def _check_spelling(url: str, what: str) -> None:
@@ -153,19 +163,6 @@ def _check_spelling(url: str, what: str) -> None:
         raise unknown(
             f"{what}: storage scheme", scheme, ["file", "s3", "gs", "az", "http", "https", "memory"]
         )
-
-
-def _check_name(url: str, what: str, scheme: str) -> None:
-    if "://" not in url:
-        return
-    name = url.split("://", 1)[1].split("/", 1)[0]
-    if scheme == "file" and not url.split("://", 1)[1]:
-        raise ConfigError(f"{what}: '{url}' names no folder; allowed: {_PLACES}")
-    if scheme not in _NAMELESS and not name.strip():
-        kind = _BUCKETS.get(scheme, "host")
-        raise ConfigError(f"{what}: '{url}' names no {kind}; allowed: {scheme}://{kind}/folder")
-    if "@" in name and (scheme in {"s3", "gs", "az", "http", "https"} or ":" in name.split("@")[0]):
-        raise ConfigError(f"{what}: credentials belong in the environment, not in the URL")
 
 
 def package_for(scheme: str, error: ImportError) -> str:

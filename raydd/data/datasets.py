@@ -24,7 +24,7 @@ from raydd.data.sources.source import SOURCES, sized
 from raydd.data.split import BaseData, Subset, keyed_split
 
 log = logging.getLogger(__name__)
-_ORDER = ("train", "test", "holdout")
+_ORDER = {"train": 0, "test": 1, "holdout": 2}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,15 @@ class FoundData:
             listed, left_out = self.source.summary(self.files, self.item, self.config), LeftOut()
             notes: tuple[str, ...] = ()
         else:
-            listed = [_counted(name, data, info.classes) for name, data in splits.items()]
+            listed = [
+                SplitInventory(
+                    split=name,
+                    place=data.place,
+                    count=len(data),
+                    per_class=tuple(torch.bincount(data.labels, minlength=info.classes).tolist()),
+                )
+                for name, data in splits.items()
+            ]
             left_out = LeftOut().merge(
                 {id(data.left_out): data.left_out for data in splits.values()}.values()
             )  # shared: counted once
@@ -166,14 +174,7 @@ class FoundData:
             where=where,
             classes=info.classes,
             class_names=info.class_names,
-            splits=tuple(
-                sorted(
-                    listed,
-                    key=lambda split: (
-                        _ORDER.index(split.split) if split.split in _ORDER else len(_ORDER)
-                    ),
-                )
-            ),
+            splits=tuple(sorted(listed, key=lambda one: _ORDER.get(one.split, len(_ORDER)))),
             left_out=left_out,
             notes=notes,
         )
@@ -216,11 +217,6 @@ def located(config: DatasetConfig) -> DatasetConfig:
     """
     given = config.shards is not None or config.root is not None
     return config if given else FoundData(config).config
-
-
-def _counted(split: str, data: BaseData, classes: int) -> SplitInventory:
-    counts = torch.bincount(data.labels, minlength=classes).tolist()
-    return SplitInventory(split=split, place=data.place, count=len(data), per_class=tuple(counts))
 
 
 def describe(config: DatasetConfig) -> DatasetInfo:

@@ -18,7 +18,6 @@ from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import FoundData
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
 from raydd.evaluation.rows import labels_of
-from raydd.labels.label_sources import Labels
 from raydd.labels.relabel import Relabel
 from raydd.methods.method import Problem, check_counts
 from raydd.runtime.advice import advice
@@ -81,7 +80,8 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
         ref for step in steps for ref in job.method.targets(problems[0], snapshot(step)).values()
     ]
     targets += evaluation.targets()
-    labels = [_stored(labels_of(job.method, problem)) for problem in problems]
+    made = [labels_of(job.method, problem) for problem in problems]
+    labels = [one.relabel if one is not None and one.config.stored else None for one in made]
     targets += [ref for stage in labels if stage is not None for ref in stage.refs()]
     if not all(info.train_counts) and any(
         _reads_train(stage) for stage, _, _ in stages_of(targets)
@@ -93,10 +93,6 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
 def _reads_train(stage: Stage) -> bool:
     info = getattr(stage, "dataset", None)
     return isinstance(info, DatasetInfo) and "train" in dict(info.digests)
-
-
-def _stored(labels: Labels | None) -> Relabel | None:
-    return labels.relabel if labels is not None and labels.config.stored else None
 
 
 def _picture_steps(job: Job, problem: Problem) -> list[int]:

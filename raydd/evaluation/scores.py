@@ -34,29 +34,14 @@ def label_robust_score(ior: float, hlr: float, weight: float = 0.5) -> float:
 
     A set as good as the whole data and as random images scores 0.27; ``weight`` is 0.5 on the leaderboard.
     """
-    return _unit_interval(_mix(ior, -hlr, weight))
-
-
-def augmentation_robust_score(augmented: float, plain: float, weight: float = 0.5) -> float:
-    """Return ARS in [0, 1]: improvements over random with and without augmentation, mixed and scaled like LRS.
-
-    ``augmented`` and ``plain`` are IORs, both sets of each trained under the same setting.
-    """
-    return _unit_interval(_mix(augmented, plain, weight))
-
-
-def _mix(first: float, second: float, weight: float) -> float:
     if not 0 <= weight <= 1:
         raise ConfigError(f"the weight of a score must be in [0, 1], not {weight}")
-    if max(abs(first), abs(second)) > 1:
+    if max(abs(ior), abs(hlr)) > 1:
         raise ConfigError(
-            f"scores are of accuracies in [0, 1]; a difference of {max(abs(first), abs(second)):g} looks like percent"
+            f"scores are of accuracies in [0, 1]; a difference of {max(abs(ior), abs(hlr)):g} looks like percent"
         )
-    return weight * first + (1 - weight) * second
-
-
-def _unit_interval(value: float) -> float:
-    return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+    mixed = weight * ior - (1 - weight) * hlr
+    return (math.exp(mixed) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
 def _fractions(*accuracies: float) -> None:

@@ -10,7 +10,6 @@ import pytest
 from raydd.core.errors import ConfigError
 from raydd.evaluation.scores import (
     Pooled,
-    augmentation_robust_score,
     beats,
     hard_label_recovery,
     improvement_over_random,
@@ -38,12 +37,6 @@ def test_label_robust_score_is_that_of_dd_ranking():
         label_robust_score(20.0, 30.0)
     with pytest.raises(ConfigError, match="weight"):
         label_robust_score(0.2, 0.3, weight=1.5)
-
-
-def test_augmentation_robust_score_mixes_both_settings():
-    beta = 0.25 * 0.3 + 0.75 * 0.1
-    expected = (math.exp(beta) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
-    assert augmentation_robust_score(0.3, 0.1, weight=0.25) == pytest.approx(expected)
 
 
 def test_accuracies_are_pooled_over_seeds_and_networks():

@@ -65,11 +65,11 @@ class DsaTransform:
         """How many images have numbers of their own: 1 for a siamese transform, which takes any batch."""
         return self.values[0].shape[0] if self.values else 1
 
-    def __call__(self, x: Tensor, deterministic: bool = True) -> Tensor:
-        """Return the transformed images; ``deterministic`` keeps atomic additions out of the backward pass on GPUs."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the transformed images."""
         if not self.operations:
             return x
-        return apply_classes((self,), x.unsqueeze(0), deterministic).squeeze(0)
+        return apply_classes((self,), x.unsqueeze(0)).squeeze(0)
 
 
 def parse_strategy(strategy: str | None) -> tuple[str, ...]:
@@ -218,9 +218,7 @@ def _columns(
     return [(uniform() - 0.5) * 2 * r.rotate / 180 * math.pi]
 
 
-def apply_classes(
-    transforms: Sequence[DsaTransform], x: Tensor, deterministic: bool = True
-) -> Tensor:
+def apply_classes(transforms: Sequence[DsaTransform], x: Tensor) -> Tensor:
     """Apply one transform to each class's images (or each network's batch): ``x [K, B, C, H, W]``.
 
     Classes with equal operations go through one kernel together; no class goes through an operation
@@ -230,12 +228,11 @@ def apply_classes(
     plans = [t.operations for t in transforms]
     distinct = list(dict.fromkeys(plans))
     if len(distinct) == 1:
-        return _apply_alike(transforms, x, deterministic)
+        return _apply_alike(transforms, x)
     members = [[k for k, plan in enumerate(plans) if plan == wanted] for wanted in distinct]
     # Slices and concatenation, not index_put: their derivatives need no atomics.
     done = [
-        _apply_alike([transforms[k] for k in ks], torch.stack([x[k] for k in ks]), deterministic)
-        for ks in members
+        _apply_alike([transforms[k] for k in ks], torch.stack([x[k] for k in ks])) for ks in members
     ]
     by_class = {
         k: images[i] for ks, images in zip(members, done, strict=True) for i, k in enumerate(ks)
@@ -257,7 +254,7 @@ def _check(transforms: Sequence[DsaTransform], x: Tensor) -> None:
             raise ConfigError(f"a transform with numbers for {t.count} images got {x.shape[1]}")
 
 
-def _apply_alike(transforms: Sequence[DsaTransform], x: Tensor, deterministic: bool) -> Tensor:
+def _apply_alike(transforms: Sequence[DsaTransform], x: Tensor) -> Tensor:
     """Apply transforms with equal operations, in groups ``[G, n]`` of images that share their numbers."""
     shape = x.shape
     shared = all(t.count == 1 for t in transforms)
@@ -267,5 +264,5 @@ def _apply_alike(transforms: Sequence[DsaTransform], x: Tensor, deterministic: b
         values = torch.cat(
             [t.values[i] if shared else t.values[i].expand(shape[1], -1) for t in transforms]
         )
-        x = apply_operation(operation, x, values, deterministic)
+        x = apply_operation(operation, x, values)
     return x.reshape(shape)

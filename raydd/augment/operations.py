@@ -15,7 +15,7 @@ from raydd.augment import sampling
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
-def apply_operation(operation: str, x: Tensor, values: Tensor, deterministic: bool) -> Tensor:
+def apply_operation(operation: str, x: Tensor, values: Tensor) -> Tensor:
     """Return the images after one operation."""
     if operation == "color":
         return color(x, values)
@@ -27,7 +27,7 @@ def apply_operation(operation: str, x: Tensor, values: Tensor, deterministic: bo
         return flip(x, values)
     if operation == "scale":
         return scale(x, values)
-    return rotate(x, values, deterministic)
+    return sampling.rotate(x, values[:, 0])
 
 
 def _column(values: Tensor, i: int, x: Tensor) -> Tensor | float:
@@ -135,8 +135,3 @@ def _triangles(factors: Tensor, side: int) -> Tensor:
     pixel = torch.arange(side, device=factors.device, dtype=factors.dtype) - (side - 1) / 2
     distance = factors[..., None, None] * pixel - pixel.unsqueeze(1)
     return (1 - distance.abs()).clamp_(min=0)
-
-
-def rotate(x: Tensor, values: Tensor, deterministic: bool) -> Tensor:
-    """Turn about the centre by an angle in radians, bilinearly."""
-    return sampling.rotate(x, values[:, 0], deterministic)

@@ -96,7 +96,7 @@ class MatchDistributions(ClassMatching):
         images = state["images"].detach().requires_grad_(True)
         synthetic = images.view(count, self.ipc, *self.dataset.shape)
         if choice.transforms:
-            synthetic = apply_classes(choice.transforms, synthetic, self.numerics.deterministic)
+            synthetic = apply_classes(choice.transforms, synthetic)
         real_mean = self._real_means(unit, choice, network, images.dtype, ctx)
         # bf16 is for the side without a gradient: pixels move by small differences.
         embed = fast_embed(network, self.numerics.full)
@@ -194,9 +194,7 @@ class MatchDistributions(ClassMatching):
             rows = choice.rows[start : start + at_once]
             real = normalise(memory.gather(rows), self.dataset.mean, self.dataset.std, dtype)
             if choice.transforms:
-                real = apply_classes(
-                    choice.transforms[start : start + at_once], real, self.numerics.deterministic
-                )
+                real = apply_classes(choice.transforms[start : start + at_once], real)
             means.append(embed(real.flatten(0, 1)).view(*rows.shape, -1).mean(1))
         return torch.cat(means)
 

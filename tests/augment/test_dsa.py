@@ -266,31 +266,6 @@ def test_gradients_are_right(operation: str, siamese: bool) -> None:
     assert torch.autograd.gradcheck(transform, normal(2, 2, 2, 5, 6).requires_grad_())
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (9, 14), (1, 5)])
-@pytest.mark.parametrize("angle", [0.0, 0.2, -0.26, math.pi / 4, 1.3])
-def test_rotation_without_atomics_equals_the_library_sampler(
-    height: int, width: int, angle: float
-) -> None:
-    x = normal(1, 2, 2, 1, height, width).requires_grad_()
-    angles = torch.tensor([angle, -angle], dtype=torch.float64)
-    tables = (
-        sampling._rotation_table(angles, height, width),
-        sampling._rotation_transpose(angles, height, width),
-    )
-    ours, theirs = sampling.apply_tables(x, *tables), sampling.rotate(x, angles, True)
-    assert (ours - theirs).abs().max() < 1e-12
-    weight = normal(2, *x.shape)
-    grads = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (ours, theirs)]
-    assert (grads[0] - grads[1]).abs().max() < 1e-12
-
-
-def test_tables_have_a_second_derivative() -> None:
-    angles = torch.tensor([0.2], dtype=torch.float64)
-    tables = (sampling._rotation_table(angles, 5, 5), sampling._rotation_transpose(angles, 5, 5))
-    x = normal(1, 1, 2, 1, 5, 5).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda y: sampling.apply_tables(y, *tables).square(), x)
-
-
 def test_views_and_channels_last_are_taken() -> None:
     x = normal(5, 6, 10, 12, 3).permute(0, 3, 1, 2)
     for operation in OPERATIONS:

@@ -182,7 +182,7 @@ class MatchGradients(ClassMatching):
         self, block: Sequence[int], images: Tensor, network: Network, t: int, ctx: Context
     ) -> Tensors:
         """Return the ``gradient`` of a block's images ``[K * ipc, C, H, W]`` and each class's ``distance`` ``[K]``."""
-        choice, safe = self.draws(block, ctx)(t), self.numerics.deterministic
+        choice = self.draws(block, ctx)(t)
         if recordable(ctx.device):
             key = ("matching update", self, tuple(block), images.dtype)
             matched: Captured = ctx.cached(
@@ -204,13 +204,13 @@ class MatchGradients(ClassMatching):
                 images.dtype,
             )
             if choice.transforms:
-                real = apply_classes(choice.transforms[k : k + 1], real, safe)
+                real = apply_classes(choice.transforms[k : k + 1], real)
             found.append(class_gradient(network, forward, real.squeeze(0), c, self.distance))
         gradients = [torch.stack(of_parameter) for of_parameter in zip(*found, strict=True)]
         leaf = images.detach().requires_grad_(True)
         synthetic = leaf.view(len(block), self.ipc, *self.dataset.shape)
         if choice.transforms:
-            synthetic = apply_classes(choice.transforms, synthetic, safe)
+            synthetic = apply_classes(choice.transforms, synthetic)
         values, gradient = match(
             network, synthetic, block, gradients, self.distance, at_once=ctx.device.type != "cpu"
         )

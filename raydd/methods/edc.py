@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from raydd.core.units import unkeyed
 from raydd.methods.method import register_method
 from raydd.methods.pools.init_config import InitConfig, Sampling
-from raydd.methods.recovery.recover_config import LOCAL_IMAGES, EdcCompat, Matching, Priors
+from raydd.methods.recovery.recover_config import LOCAL_IMAGES, EdcCompat
 from raydd.methods.recovery.recover_method import Recovering
 from raydd.training.statistics import StatisticsConfig
 
@@ -95,29 +95,3 @@ class Edc(Recovering):
     def tables(self) -> StatisticsConfig | None:
         """Layers are matched to the training set's and the classes' statistics."""
         return self.statistics
-
-    def matching(self) -> Matching:
-        """Match the statistics of the data set and of the classes."""
-        return Matching(
-            patch=self.statistics.patch,
-            r_loss=self.r_loss,
-            first_multiplier=self.first_multiplier,
-            momentum=self.momentum,
-            drop_rate=self.drop_rate,
-            class_weight=self.class_weight,
-            category_aware=self.category_aware,
-            local_images=self.local_images,
-            ema_init=self.compat.ema_init,
-            ema_carry=self.compat.ema_carry,
-            swap_class_patch_stats=self.compat.swap_class_patch_stats,
-        )
-
-    def priors(self) -> Priors:
-        """Return the terms on the images."""
-        return Priors(
-            dd_weight=self.dd_weight,
-            dd_tau=self.dd_tau,
-            flatness_weight=self.flatness_weight,
-            flatness_alpha=self.flatness_alpha,
-            flatness_tau=self.flatness_tau,
-        )

@@ -21,7 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from raydd.labels.label_config import LabelConfig
 from raydd.methods.method import register_method
-from raydd.methods.recovery.recover_config import EmaCompat, Matching, Priors
+from raydd.methods.recovery.recover_config import EmaCompat
 from raydd.methods.recovery.recover_groups import Order
 from raydd.methods.recovery.recover_method import Recovering
 from raydd.training.statistics import StatisticsConfig
@@ -71,19 +71,3 @@ class Gvbsm(Recovering):
     def tables(self) -> StatisticsConfig | None:
         """Convolutions are matched to the training set's statistics."""
         return self.statistics
-
-    def matching(self) -> Matching:
-        """Match the data set's statistics; classes have none of their own."""
-        return Matching(
-            patch=self.statistics.patch,
-            r_loss=self.r_loss,
-            first_multiplier=self.first_multiplier,
-            momentum=self.momentum,
-            drop_rate=self.drop_rate,
-            ema_init=self.compat.ema_init,
-            ema_carry=self.compat.ema_carry,
-        )
-
-    def priors(self) -> Priors:
-        """Keep a class's images apart."""
-        return Priors(dd_weight=self.dd_weight, dd_tau=self.dd_tau)

@@ -24,7 +24,7 @@ from annotated_types import Ge, Gt, Le
 
 from raydd.labels.label_config import LabelConfig
 from raydd.methods.method import register_method
-from raydd.methods.recovery.recover_config import Matching, Priors
+from raydd.methods.recovery.recover_config import Matching
 from raydd.methods.recovery.recover_groups import Order
 from raydd.methods.recovery.recover_method import Recovering
 from raydd.methods.recovery.recover_views import Curriculum, Views
@@ -68,7 +68,3 @@ class Sre2l(Recovering):
         return Matching(
             kinds=("bn",), patch=1, r_loss=self.r_loss, first_multiplier=self.first_multiplier
         )
-
-    def priors(self) -> Priors:
-        """Return the terms on the images."""
-        return Priors(tv=self.tv, l2=self.l2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -108,12 +108,13 @@ class Recovering(Method):
         return Views(crop=self.crop, pad=self.pad, flip=self.flip, jitter=self.jitter)
 
     def matching(self) -> Matching:
-        """Return how statistics are matched; ``ConfigError`` for what cannot be."""
-        raise TypeError(f"{type(self).__name__} does not define matching()")
+        """Return how statistics are matched, as the keys of the same names say; ``ConfigError`` for what cannot be."""
+        said = _said(Matching, self, getattr(self, "compat", None), self.tables)
+        return Matching(**said)
 
     def priors(self) -> Priors:
-        """Return the terms on the images."""
-        return Priors()
+        """Return the terms on the images, as the keys of the same names say."""
+        return Priors(**_said(Priors, self))
 
     # -- what follows ------------------------------------------------------------------------------------------------
 
@@ -259,6 +260,13 @@ class Recovering(Method):
         )
         order = index.argsort()
         return DistilledSet(images=images[order], labels=labels[order], info=problem.dataset)
+
+
+def _said(config: type[Matching] | type[Priors], *keys: Any) -> dict[str, Any]:
+    """Return the fields of ``config`` that are keys of a method, or of a group of its keys."""
+    return {
+        f.name: getattr(one, f.name) for one in keys for f in fields(config) if hasattr(one, f.name)
+    }
 
 
 def _collected(tables: Sequence[TableStage]) -> list[CollectStatistics]:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from raydd.core.command import EXIT_MISSING, command_errors, setup_logging
+from raydd.core.command import EXIT_MISSING, command_errors, setup_logging, verbose_option
 from raydd.core.errors import ConfigError, refusing
 
 
@@ -30,7 +30,7 @@ from raydd.core.errors import ConfigError, refusing
     metavar="NAME",
     help="With --dry-run: plan for this device (h100, h200, a100, l4, cpu), and advise on it.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
+@verbose_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(
     config: str,

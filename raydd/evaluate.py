@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 import click
 
-from raydd.core.command import EXIT_MISSING, command_errors, setup_logging
+from raydd.core.command import (
+    EXIT_MISSING,
+    command_errors,
+    factor_option,
+    orientation_option,
+    setup_logging,
+    space_option,
+    verbose_option,
+)
 from raydd.core.errors import refusing
 
 
@@ -49,23 +57,9 @@ from raydd.core.errors import refusing
     metavar="N|all",
     help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.",
 )
-@click.option(
-    "--space",
-    metavar="SPACE",
-    help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
-)
-@click.option(
-    "--orientation",
-    type=click.Choice(["ignore", "exif"]),
-    default="ignore",
-    help="exif: turn picture files as they say.",
-)
-@click.option(
-    "--factor",
-    type=int,
-    default=1,
-    help="Rows and columns of images that each stored one holds (IDC, IDM: 2).",
-)
+@space_option
+@orientation_option
+@factor_option
 @click.option(
     "--labels",
     metavar="KIND|URL",
@@ -84,7 +78,7 @@ from raydd.core.errors import refusing
     is_flag=True,
     help="Print the plan, and stop; exit code 3 if data or weights are missing.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks.")
+@verbose_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(
     url: str,

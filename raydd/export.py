@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from raydd.core.command import command_errors
+from raydd.core.command import command_errors, factor_option, orientation_option, space_option
 from raydd.core.errors import refusing
 
 
@@ -29,23 +29,9 @@ from raydd.core.errors import refusing
     type=int,
     help="Repetition to take from a .pt file that lists several (default: -1, the last).",
 )
-@click.option(
-    "--space",
-    metavar="SPACE",
-    help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
-)
-@click.option(
-    "--orientation",
-    type=click.Choice(["ignore", "exif"]),
-    default="ignore",
-    help="exif: turn picture files as they say.",
-)
-@click.option(
-    "--factor",
-    type=int,
-    default=1,
-    help="Rows and columns of images that each stored one holds (IDC, IDM: 2).",
-)
+@space_option
+@orientation_option
+@factor_option
 @click.option(
     "--labels",
     metavar="KIND",

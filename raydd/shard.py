@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from raydd.core.command import command_errors
+from raydd.core.command import command_errors, orientation_option
 
 if TYPE_CHECKING:
     from raydd.data.datasets import FoundData
@@ -69,13 +69,7 @@ _KEY = re.compile(
 @click.option(
     "--on-error", type=click.Choice(["raise", "skip"]), default="raise", show_default=True
 )
-@click.option(
-    "--orientation",
-    type=click.Choice(["ignore", "exif"]),
-    default="ignore",
-    show_default=True,
-    help="exif: turn pictures.",
-)
+@orientation_option
 @click.option("--download", is_flag=True, help="Fetch missing files where the publisher allows it.")
 def main(
     out_url: str,

@@ -14,6 +14,28 @@ from raydd.core.errors import ConfigError, DataError, Missing, RayddError
 
 EXIT_CONFIG, EXIT_FAILED, EXIT_MISSING, EXIT_INTERRUPTED = 2, 1, 3, 130
 
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Also print debugging messages and tracebacks."
+)
+orientation_option = click.option(
+    "--orientation",
+    type=click.Choice(["ignore", "exif"]),
+    default="ignore",
+    show_default=True,
+    help="exif: turn picture files as they say.",
+)
+space_option = click.option(
+    "--space",
+    metavar="SPACE",
+    help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
+)
+factor_option = click.option(
+    "--factor",
+    type=int,
+    default=1,
+    help="Rows and columns of images that each stored one holds (IDC, IDM: 2).",
+)
+
 
 @contextmanager
 def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[None]:

@@ -10,10 +10,9 @@ from unittest import mock
 
 import pytest
 import torch
+from recording import Strict
 from recovering import MicroRecovery, TestContext, micro_stage, micro_teacher
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from tracing import traced_gradients
 
 from raydd.core.captured import Captured
@@ -63,44 +62,14 @@ def updates(stage: MicroRecovery, count: int) -> list[tuple[Update, dict[str, Te
     return calls
 
 
-class Recordable(TorchDispatchMode):
-    """Raises where the host waits for the device or copies to it; keeps operators with the shapes of what they read."""
-
-    refused = (
-        "_local_scalar_dense",
-        "is_nonzero",
-        "nonzero",
-        "masked_select",
-        "unique",
-        "equal",
-        "lift_fresh",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.work: list[tuple[str, list[torch.Size]]] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = str(function)
-        assert not name.removeprefix("aten.").startswith(self.refused), (
-            f"an update that is recorded calls {name}"
-        )
-        self.work.append(
-            (name, [x.shape for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)])
-        )
-        return function(*args, **(kwargs or {}))
-
-
 @every_setting
 def test_updates_do_the_same_work_and_wait_for_nothing(setting: str) -> None:
     known: dict[int, Any] = {}
     for update, given in updates(micro_stage(**SETTINGS[setting]), 6):
-        with Recordable() as mode:
+        with Strict() as strict:
             update(given)
-        assert len(mode.work) > 50
-        assert known.setdefault(id(update), mode.work) == mode.work
+        assert len(strict.seen) > 50
+        assert known.setdefault(id(update), strict.seen) == strict.seen
     assert len(known) == 2, "one for each network"
 
 

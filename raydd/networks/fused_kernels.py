@@ -192,40 +192,16 @@ def tail_forward(
     offset = shift - mean * scale
     if CHUNKS == 1:
         store_tail(
-            out,
-            values,
-            scale,
-            offset,
-            p,
-            c,
-            out_stride_p,
-            out_stride_c,
-            H,
-            W,
-            C,
-            SLOPE,
-            POOL,
-            EXACT,
-        )
+            out, values, scale, offset, p, c,
+            out_stride_p, out_stride_c, H, W, C, SLOPE, POOL, EXACT,
+        )  # fmt: skip
     else:
         for chunk in range(CHUNKS):
             values = load_corners(x, p + chunk * BLOCK_P, c, H, W, C, EXACT)
             store_tail(
-                out,
-                values,
-                scale,
-                offset,
-                p + chunk * BLOCK_P,
-                c,
-                out_stride_p,
-                out_stride_c,
-                H,
-                W,
-                C,
-                SLOPE,
-                POOL,
-                EXACT,
-            )
+                out, values, scale, offset, p + chunk * BLOCK_P, c,
+                out_stride_p, out_stride_c, H, W, C, SLOPE, POOL, EXACT,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -266,20 +242,9 @@ def gradient_sums(x, g, mean):
 
 @triton.jit
 def store_gradients(
-    grad_x,
-    x,
-    g,
-    mean,
-    scale,
-    level,
-    slope,
-    p,
-    c,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    EXACT: tl.constexpr,
-):
+    grad_x, x, g, mean, scale, level, slope, p, c,
+    H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
     """Write the norm's gradient: what remains of ``g`` beside its mean (``level``) and its share
     along the values (``slope``).
     """
@@ -317,21 +282,9 @@ def tail_backward(
     if CHUNKS == 1:
         values = load_corners(x, p, c, H, W, C, EXACT)
         g = tail_gradients(
-            values,
-            grad,
-            scale,
-            offset,
-            p,
-            c,
-            grad_stride_p,
-            grad_stride_c,
-            H,
-            W,
-            C,
-            SLOPE,
-            POOL,
-            EXACT,
-        )
+            values, grad, scale, offset, p, c,
+            grad_stride_p, grad_stride_c, H, W, C, SLOPE, POOL, EXACT,
+        )  # fmt: skip
         of_bias, of_weight = gradient_sums(values, g, mean)
     else:
         of_bias = tl.zeros([BLOCK_C], tl.float32)
@@ -340,21 +293,9 @@ def tail_backward(
             q = p + chunk * BLOCK_P
             values = load_corners(x, q, c, H, W, C, EXACT)
             g = tail_gradients(
-                values,
-                grad,
-                scale,
-                offset,
-                q,
-                c,
-                grad_stride_p,
-                grad_stride_c,
-                H,
-                W,
-                C,
-                SLOPE,
-                POOL,
-                EXACT,
-            )
+                values, grad, scale, offset, q, c,
+                grad_stride_p, grad_stride_c, H, W, C, SLOPE, POOL, EXACT,
+            )  # fmt: skip
             more_bias, more_weight = gradient_sums(values, g, mean)
             of_bias += more_bias
             of_weight += more_weight
@@ -370,19 +311,7 @@ def tail_backward(
             q = p + chunk * BLOCK_P
             values = load_corners(x, q, c, H, W, C, EXACT)
             g = tail_gradients(
-                values,
-                grad,
-                scale,
-                offset,
-                q,
-                c,
-                grad_stride_p,
-                grad_stride_c,
-                H,
-                W,
-                C,
-                SLOPE,
-                POOL,
-                EXACT,
-            )
+                values, grad, scale, offset, q, c,
+                grad_stride_p, grad_stride_c, H, W, C, SLOPE, POOL, EXACT,
+            )  # fmt: skip
             store_gradients(grad_x, values, g, mean, scale, level, slope, q, c, H, W, C, EXACT)

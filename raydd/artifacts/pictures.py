@@ -96,8 +96,8 @@ def pieces_of(distilled: DistilledSet, images: Tensor) -> Sequence[Tensor]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """8 bits ``[N, C, H, W]``, hard labels int64 ``[N]`` and, where there are some, soft ones ``[N,
-    classes]``; see :class:`Range`.
+    """8 bits ``[N, C, H, W]``, hard labels int64 ``[N]`` and, where there are some, soft ones
+    ``[N, classes]``; see :class:`Range`.
     """
 
     pixels: Tensor

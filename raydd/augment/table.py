@@ -59,8 +59,8 @@ class TransformTable(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """A table spread out: ``color`` ``[P, G, 5]``, ``pixels`` and their ``weights`` ``[P, G, 4,
-    HW]``, ``kept`` ``[P, G, HW]`` outside holes.
+    """A table spread out: ``color`` ``[P, G, 5]``, ``pixels`` and their ``weights``
+    ``[P, G, 4, HW]``, ``kept`` ``[P, G, HW]`` outside holes.
     """
 
     table: TransformTable

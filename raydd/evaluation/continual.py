@@ -227,11 +227,11 @@ class EvaluateMemory(Stage):
     a block of students of one step.
 
     ``source``: of all classes, or a :class:`StepSets`, of which a step needs those up to its own.
-    ``order``: seed of the class order. ``parts``: number of steps. Students are keyed by ``(seed,
-    order, classes seen, repeat)`` and not by the set or ``parts``: those of different sets start
-    alike, and five steps are five of the ten. Output of a unit of R students: ``accuracy`` ``[R]``
-    (last epoch) and ``train_accuracy`` ``[R]``, float64 fractions, and how many ``images`` were
-    kept.
+    ``order``: seed of the class order. ``parts``: number of steps. Students are keyed by
+    ``(seed, order, classes seen, repeat)`` and not by the set or ``parts``: those of different sets
+    start alike, and five steps are five of the ten. Output of a unit of R students: ``accuracy``
+    ``[R]`` (last epoch) and ``train_accuracy`` ``[R]``, float64 fractions, and how many ``images``
+    were kept.
     """
 
     phase: ClassVar[str] = "evaluate"

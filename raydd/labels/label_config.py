@@ -104,8 +104,8 @@ class LabelConfig:
             )
 
     def check(self, images: int, classes: int, shape: tuple[int, int, int]) -> None:
-        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) of ``(C,
-        H, W)``, and ``classes``.
+        """Raise ``ConfigError`` for what cannot be with so many ``images`` (0: not known) of
+        ``(C, H, W)``, and ``classes``.
         """
         channels, height, width = shape
         if height % self.shuffle or width % self.shuffle:

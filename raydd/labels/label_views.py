@@ -154,8 +154,8 @@ def make_views(
 
 
 def shuffle_patches(images: Tensor, patches: Tensor) -> Tensor:
-    """Return images ``[B, C, H, W]`` whose rows and columns of patches were put in new orders ``[B,
-    2, grid]`` (RDED).
+    """Return images ``[B, C, H, W]`` whose rows and columns of patches were put in new orders
+    ``[B, 2, grid]`` (RDED).
     """
     rows, columns = (
         _spread(patches[:, axis].to(images.device), images.shape[2 + axis]) for axis in range(2)

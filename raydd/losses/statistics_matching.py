@@ -271,13 +271,13 @@ def matching_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum over layers of each group ``[G]``, and the running statistics ``[G, 2, W]`` after it.
 
-    ``values``: of the groups' images, with gradient; ``running``: zeros at the start, ``[G, 2,
-    W]``. ``overall``: the whole data set's ``[2, W]`` (BN: the network's own); ``classes``: targets
-    ``[G, 2, W]``. A layer costs ``(1 - class_weight)`` of its distance to ``overall`` plus
-    ``class_weight`` of that to ``classes``; the whole of the one that is given where the other is
-    ``None`` (SRe2L and G-VBSM have no classes; EDC's local mode of ImageNet-1k nothing but them).
-    The first layer counts ``first_multiplier`` times. ``kept``: ``[G, L]`` or ``[L]``, false for
-    layers that are dropped. ``momentum`` 0: no memory.
+    ``values``: of the groups' images, with gradient; ``running``: zeros at the start,
+    ``[G, 2, W]``. ``overall``: the whole data set's ``[2, W]`` (BN: the network's own);
+    ``classes``: targets ``[G, 2, W]``. A layer costs ``(1 - class_weight)`` of its distance to
+    ``overall`` plus ``class_weight`` of that to ``classes``; the whole of the one that is given
+    where the other is ``None`` (SRe2L and G-VBSM have no classes; EDC's local mode of ImageNet-1k
+    nothing but them). The first layer counts ``first_multiplier`` times. ``kept``: ``[G, L]`` or
+    ``[L]``, false for layers that are dropped. ``momentum`` 0: no memory.
     """
     columns = None
     if kept is not None:

@@ -119,8 +119,8 @@ def fused_features(
     """Return features float32 ``[N, embed_dim]`` of images ``x``; see :func:`fused_call`.
 
     Kernels may be ``K`` equal ones each, ``[K, O, I, 3, 3]``, that have the gradients of ``K``
-    equal parts of ``x``: a first block that is one kernel knows them, and ``convolve(x, kernel,
-    padding=...)``, which runs the other convolutions, has to.
+    equal parts of ``x``: a first block that is one kernel knows them, and
+    ``convolve(x, kernel, padding=...)``, which runs the other convolutions, has to.
     """
     return _features(_structure(net), params, x, precision, convolve)
 

@@ -76,8 +76,8 @@ def _has_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _strided(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Return a map, or a copy, whose pixels, row by row, have one stride, and its strides ``(image,
-    pixel, channel)``.
+    """Return a map, or a copy, whose pixels, row by row, have one stride, and its strides
+    ``(image, pixel, channel)``.
     """
     n, c, row, column = x.stride()
     if x.shape[2] == 1 or row == x.shape[3] * column:
@@ -197,8 +197,9 @@ def first_block(
 
     ``padding``: lines and columns of zeros on each side. In exact float32; otherwise as
     :func:`tail`, and differentiable once in ``kernel``, ``weight``, ``bias`` and ``cancelled``, the
-    bias that the convolution would add. ``kernel`` may be ``K`` equal ones, ``[K, C, 1 or 3, 3,
-    3]``: each has the gradient of its own of ``K`` equal parts of the images, in their order.
+    bias that the convolution would add. ``kernel`` may be ``K`` equal ones,
+    ``[K, C, 1 or 3, 3, 3]``: each has the gradient of its own of ``K`` equal parts of the images,
+    in their order.
     """
     framed = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous()
     if _has_gradient(kernel, weight, bias, cancelled):
@@ -256,8 +257,8 @@ def _first_forward(
     keep: bool,
 ) -> tuple[Tensor, ...]:
     """Return the result of framed images ``x``, then what the backward pass needs: mean and 1/std
-    ``[N, C]`` and, if ``keep``, the taps' mean ``[N, taps]`` and covariance with the outputs ``[N,
-    taps, C]``.
+    ``[N, C]`` and, if ``keep``, the taps' mean ``[N, taps]`` and covariance with the outputs
+    ``[N, taps, C]``.
     """
     count, channels = x.shape[0], kernel.shape[0]
     shape, module = _first_shape(x, kernel), kernels()

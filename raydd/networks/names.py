@@ -2,9 +2,10 @@
 
 A zoo name is a family followed by options in any order, joined with ``_``:
 
-- ``convnet<depth>_w<width>`` with one of ``relu sigmoid leakyrelu swish``, one of ``instancenorm batchnorm layernorm
-  groupnorm nonorm`` and one of ``avgpool maxpool nopool`` (defaults: ``convnet3_w128_relu_instancenorm_avgpool``;
-  ``d<depth>`` may stand as an option: ``convnet_d4_w256_batchnorm``);
+- ``convnet<depth>_w<width>`` with one of ``relu sigmoid leakyrelu swish``, one of
+  ``instancenorm batchnorm layernorm groupnorm nonorm`` and one of ``avgpool maxpool nopool``
+  (defaults: ``convnet3_w128_relu_instancenorm_avgpool``; ``d<depth>`` may stand as an option:
+  ``convnet_d4_w256_batchnorm``);
 - ``mlp``, ``lenet``; ``alexnet_cifar`` [``batchnorm``]; ``vgg11_cifar`` (13, 16, 19) and
   ``resnet18_cifar`` (34, 50, 101, 152) [``batchnorm``, else instance norm; ResNets also
   ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions initialised as

@@ -18,11 +18,11 @@ class Grid:
 
     A resized pixel is a mean of neighbours, so the sum of squares over a cell is one of products of
     pixels with themselves and, where something is resized, with their neighbours on the right,
-    below, and on both diagonals: pixels which are ``shifts`` apart in a flattened map. ``rows [2 +
-    S, R, H]`` by ``columns [2 + S, W, C]``: the weights of pixels, squares, and the products.
-    ``windows [R + C, 2]``, int32: the first line that counts in each row and column of cells, and
-    the one behind the last. ``cells [H + W]``, int32: the first row of cells that each line counts
-    in, and the first column; ``reach``: in how many, at most.
+    below, and on both diagonals: pixels which are ``shifts`` apart in a flattened map.
+    ``rows [2 + S, R, H]`` by ``columns [2 + S, W, C]``: the weights of pixels, squares, and the
+    products. ``windows [R + C, 2]``, int32: the first line that counts in each row and column of
+    cells, and the one behind the last. ``cells [H + W]``, int32: the first row of cells that each
+    line counts in, and the first column; ``reach``: in how many, at most.
     """
 
     shifts: tuple[int, ...]

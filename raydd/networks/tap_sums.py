@@ -37,8 +37,8 @@ def _in_turn(grouped: Tensor) -> bool:
 
 
 def _summed(grouped: Tensor, shifts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return ``[G, 2, K, M]``, sums and sums of squares over the images of ``grouped [G, n, K,
-    M]``; and for each shift ``[S, G, M]``.
+    """Return ``[G, 2, K, M]``, sums and sums of squares over the images of
+    ``grouped [G, n, K, M]``; and for each shift ``[S, G, M]``.
 
     The latter are sums, over images and channels, of products of a pixel with the one ``shift`` behind it.
     """

@@ -26,8 +26,8 @@ Found = tuple[Tensors, tuple[Tensor, tuple[Tensors, Tensor, Tensor]]]
 
 
 class OneByOne:
-    """``vmap(gradients)``, network by network; ``gradients(moving, still, buffers, images,
-    labels)`` is that of one network.
+    """``vmap(gradients)``, network by network;
+    ``gradients(moving, still, buffers, images, labels)`` is that of one network.
     """
 
     def __init__(self, gradients: Callable[..., Found], device: torch.device) -> None:

@@ -44,8 +44,8 @@ def tap_layout(
 class ObservedTeacher:
     """A network that images are matched to, observed by ``tap``.
 
-    ``overall``: statistics of the data set, ``[2, W]``; ``table``: those of each class, ``[C, 2,
-    W]``; ``None`` where they have no weight.
+    ``overall``: statistics of the data set, ``[2, W]``; ``table``: those of each class,
+    ``[C, 2, W]``; ``None`` where they have no weight.
     """
 
     tap: StatTap

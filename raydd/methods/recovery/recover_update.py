@@ -29,10 +29,10 @@ LOGGED = "log "
 class Update:
     """The update of some groups against one network: ``found = update(given)``.
 
-    ``given``: ``images``, ``first`` and ``second``, the parameters and Adam's moments; ``labels [G,
-    s]``; ``rate`` and ``root``, scalars: Adam's rate and the root of its second correction. Where
-    they have a part: ``rows``, ``columns`` of the views, ``kept [G, L]``, ``running [G, 2, W]``,
-    ``used [G, L]``, ``targets [G, 2, W]``, and ``average`` like ``images``.
+    ``given``: ``images``, ``first`` and ``second``, the parameters and Adam's moments;
+    ``labels [G, s]``; ``rate`` and ``root``, scalars: Adam's rate and the root of its second
+    correction. Where they have a part: ``rows``, ``columns`` of the views, ``kept [G, L]``,
+    ``running [G, 2, W]``, ``used [G, L]``, ``targets [G, 2, W]``, and ``average`` like ``images``.
 
     ``found``: ``images``, ``first``, ``second``, ``running``, ``used`` and ``average`` after the
     update, and ``log <name>``, scalars. ``classes``: the labels as numbers. ``render``: parameters

@@ -185,9 +185,11 @@ class Store:
             raise FileNotFoundError(f"{storage.url}/{path}.json is of another unit")
         return marker
 
-    def load(self, ref: Ref) -> Tensors:
-        """Return an output's tensors; ``TornFileError`` if they are not what the marker says."""
-        marker = self.marker(ref)
+    def load(self, ref: Ref, marker: Mapping[str, Any] | None = None) -> Tensors:
+        """Return an output's tensors; ``TornFileError`` if they are not what the marker says, which
+        is read unless it is given.
+        """
+        marker = self.marker(ref) if marker is None else marker
         storage, path = self.place(ref)
         facts, where = next(iter(marker["files"].values())), f"{storage.url}/{path}.safetensors"
         try:

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from raydd.core.numerics import pick_device
 from raydd.core.store import Store, device_kind
+from raydd.core.tensors import Tensors
 from raydd.core.units import Ref
 from raydd.runtime.estimate import stages_of
 
 
 class Markers:
-    """What the markers of a store say of outputs, each read once: its seconds, and its kind of device."""
+    """What the markers of a store say of outputs, each read once: its seconds, its kind of device, its file."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[tuple[str, str], tuple[float, str]] = {}
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def _of(self, ref: Ref) -> tuple[float, str]:
-        """Return ``(seconds, device kind)``; ``FileNotFoundError`` for an output that is not there."""
+    def _of(self, ref: Ref) -> dict[str, Any]:
+        """Return a marker without its log; ``FileNotFoundError`` for an output that is not there."""
         name = (ref.key, ref.output)
         if name not in self._known:
             marker = self._store.marker(ref)
-            self._known[name] = float(marker["seconds"]), str(marker.get("device", ""))
+            self._known[name] = {key: value for key, value in marker.items() if key != "log"}
         return self._known[name]
 
     def seconds(self, ref: Ref) -> float:
         """Return the seconds that computing a unit up to an output took."""
-        return self._of(ref)[0]
+        return float(self._of(ref)["seconds"])
 
     def kinds(self, targets: Sequence[Ref]) -> dict[str, int]:
         """Return :func:`kinds_behind` the targets."""
-        return kinds_behind(targets, lambda ref: self._of(ref)[1])
+        return kinds_behind(targets, lambda ref: str(self._of(ref).get("device", "")))
+
+    def load(self, ref: Ref) -> Tensors:
+        """Return an output's tensors, see :meth:`Store.load`."""
+        return self._store.load(ref, self._of(ref))
 
 
 def named(kind: str) -> str:

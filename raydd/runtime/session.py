@@ -216,7 +216,7 @@ class Session:
         kinds = self.markers.kinds(targets)
         notes += mixed_line(kinds)
         seconds, device = self.markers.seconds, main_kind(kinds)
-        report = summarise(plan, self.store.load, seconds, device=device, notes=notes)
+        report = summarise(plan, self.markers.load, seconds, device=device, notes=notes)
         return replace(report, inventory=None if held is None else held.to_dict())
 
     def write(self, report: Report, more: Mapping[str, bytes]) -> dict[str, str]:

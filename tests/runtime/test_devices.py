@@ -14,6 +14,7 @@ from toys import Total, Walk
 
 from raydd.config import parse_job
 from raydd.core.events import Event
+from raydd.core.storage import Storage
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref
 from raydd.runtime import devices, ledger, pipeline, planning, runner, worker
@@ -55,6 +56,21 @@ def rewrite(store: Store, ref: Ref, *gone: str) -> None:
     """Leave facts out of a marker, as earlier versions did."""
     marker = {name: value for name, value in store.marker(ref).items() if name not in gone}
     store.storage.put(f"{store.place(ref)[1]}.json", json.dumps(marker).encode())
+
+
+def test_a_report_reads_a_marker_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = Store(str(tmp_path)), list[str]()
+    run(WALKS, store)
+    real = Storage.get
+    monkeypatch.setattr(
+        Storage, "get", lambda self, path, *part: read.append(path) or real(self, path, *part)
+    )
+    markers = devices.Markers(store)
+    assert markers.kinds(WALKS) == {"cpu": 3}
+    assert all(markers.seconds(ref) >= 0 for ref in WALKS)
+    found = [markers.load(ref) for ref in WALKS]
+    assert len(read) == len(set(read)) == 2 * len(WALKS)
+    assert [f.keys() for f in found] == [store.load(ref).keys() for ref in WALKS]
 
 
 def test_a_marker_keeps_device_and_precision(tmp_path: Path, on: On) -> None:

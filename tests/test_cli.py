@@ -633,7 +633,7 @@ def test_a_job_leaves_a_page_of_itself(finished: Path, tmp_path: Path) -> None:
     parts = {part.all("h2")[0].text: part for part in page.all("section")}
     assert list(parts) == ["Results", "Pictures", "Curves", "Recipe", "Plan", "Environment"]
     captions = [node.text for node in parts["Pictures"].all("figcaption")]
-    assert captions == ["After 0 updates", "After 10 updates", "As published after 20 updates"]
+    assert captions == ["After 0 updates", "After 10 updates", "As published, after 20 updates"]
     (row,) = (
         row
         for row in json.loads((finished / "out" / "report.json").read_text())["rows"]

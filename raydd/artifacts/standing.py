@@ -187,8 +187,7 @@ class Standing:
             if stage.begun is None:
                 stage.begun = when
         elif kind == "log":
-            if not unit.done:
-                unit.reach(t + 1)
+            unit.reach(t + 1)
             loss = record.get("values", {}).get("loss")
             stage.loss = loss if loss is not None else stage.loss
         elif kind == "output":

@@ -56,6 +56,6 @@ def _chart(name: str, series: Sequence[Series]) -> Html:
     far = min(values) > 0 and max(values) / min(values) > 100
     words = name.replace("_", " ")
     x, y = Axis(label="updates"), Axis(label=f"{words} (mean over units)", log=far)
-    caption = f"{words[:1].upper()}{words[1:]} over the updates, mean over the units of a stage"
+    caption = f"The mean of {words} over the units of a stage, update by update"
     chart = line_chart(series, x, y, title=f"{words} over the updates")
     return joined(figure(chart, f"{caption}.", series_table(series, x, y, title=caption)))

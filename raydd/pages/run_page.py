@@ -17,7 +17,7 @@ from raydd.artifacts.rendering import (
     signed,
     size_of,
 )
-from raydd.artifacts.report import Report, reference
+from raydd.artifacts.report import Report, Row, reference
 from raydd.artifacts.run_folder import RunFolder
 from raydd.artifacts.standing import Standing, accuracies
 from raydd.artifacts.tables import Table, continual_context, spread
@@ -123,7 +123,7 @@ def _unfinished(run: RunFacts) -> str:
 def _headline(report: Report) -> Html:
     own = report.rows[0]
     random = random_beside(report, own)
-    under = f"{own.protocol}, {own.network}, {report.split} split, {own.seeds} × {own.networks} networks"
+    under = f"{own.protocol}, {own.network}, {report.split} split, {_repeats(own, 'seed')}"
     tiles = [
         (f"{spread(own.accuracy_mean, own.accuracy_std)} %", f"accuracy of {own.set} ({under})")
     ]
@@ -131,22 +131,27 @@ def _headline(report: Report) -> Html:
         tiles.append(
             (
                 f"{spread(random.accuracy_mean, random.accuracy_std)} %",
-                f"random images of the same number (same protocol, {random.seeds} × {random.networks})",
+                f"random images of the same number (same protocol, {_repeats(random, 'draw')})",
             )
         )
         gain = signed(own.accuracy_mean - random.accuracy_mean)
         tiles.append((f"{gain} points", "of this set over random images"))
     elif own.set != "random":
         tiles.append(("not run", "random images of the same number: this accuracy has no baseline"))
-    size = f"{format_bytes(own.image_bytes + own.label_bytes)}"
-    tiles.append(
-        (size, f"images and labels, made in {format_seconds(own.device_seconds)} of one device")
-    )
+    cost = f", made in {format_seconds(own.device_seconds)} of one device"
+    made = cost if own.device_seconds is not None else ""
+    tiles.append((format_bytes(own.image_bytes + own.label_bytes), f"images and labels{made}"))
     items = [
         element("li", element("span", v, class_="value"), element("span", w, class_="what"))
         for v, w in tiles
     ]
     return element("ul", *items, class_="figures")
+
+
+def _repeats(row: Row, word: str) -> str:
+    """Return what an accuracy is over: ``1 seed × 5 networks``."""
+    pairs = ((row.seeds, word), (row.networks, "network"))
+    return " × ".join(f"{count} {name}{'s' * (count != 1)}" for count, name in pairs)
 
 
 def _results(run: RunFacts) -> Section | None:
@@ -176,7 +181,7 @@ def _continual(report: Report) -> Html:
         Series(name, [(a, b) for a, b, _ in rows], [s for _, _, s in rows])
         for name, rows in found.items()
     ]
-    x, y = Axis(label="classes seen"), Axis(label=f"accuracy on these classes, % ({report.split})")
+    x, y = Axis(label="classes seen"), Axis(label=f"accuracy, % ({report.split} split)")
     title = "Continual learning: accuracy on the classes seen so far"
     said = f"{title}. {', '.join(continual_context(report))}; the band is one standard deviation."
     chart = line_chart(series, x, y, title=title, description=", ".join(continual_context(report)))

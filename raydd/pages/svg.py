@@ -74,7 +74,7 @@ def text(x: float, y: float, words: str, anchor: str = "middle", **attributes: s
 
 def shortened(words: str, width: float) -> str:
     """Return a text that fits into so many pixels, cut with ``…`` where it does not."""
-    most = max(2, int(width / _LETTER))
+    most = max(2, int(width / _LETTER + 0.01))
     return words if len(words) <= most else words[: most - 1] + "…"
 
 

@@ -90,7 +90,7 @@ def _published(folder: RunFolder, standing: Standing) -> list[tuple[str, str]]:
     charted = (folder.plan or {}).get("charted", ())
     keys = [key for label in charted for key in (folder.plan or {})["curves"][label]]
     steps = max((standing.of[key][1].steps for key in keys if key in standing.of), default=0)
-    after = f" after {steps} updates" if steps else ""
+    after = f", after {steps} updates" if steps else ""
     seeds = [s for s in folder.output.folders("distilled") if s.startswith("seed-")]
     if not seeds:
         return [(f"as published{after}", "distilled/grid.png")]

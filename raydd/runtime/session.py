@@ -179,7 +179,8 @@ class Session:
         killed = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         status = "FINISHED" if error is None else killed
         said = {"text": first_line(error)} if isinstance(error, Exception) else {}
-        self.journal.note("end", status=status, **said)
+        asked = isinstance(error, KeyboardInterrupt)  # for the second time: at once
+        self.journal.note("end", status="KILLED" if asked else status, **said)
         self.end(status)
 
     def end(self, status: str) -> None:

@@ -22,6 +22,7 @@ def test_units_are_done_reused_begun_or_not_needed() -> None:
         "evaluate/Evaluate": (1, 2, 1),
     }
     assert standing.of["i0"][1].needless, "what reads it is there"
+    assert counts(Standing(PLAN, RUNNING[:1]))["init/Draw"] == (0, 1, 0), "what reads it is not"
     assert not standing.done
     match = standing.stages["distill/Match"]
     assert (match.made, match.steps, match.loss) == (160, 200, 1.0)

@@ -16,7 +16,9 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import MotoServer, S3Server
 from driving import CONFIG, Driver, distill, environment, finish, free_ports, overrides, refusal
+from page_tree import check_page
 from PIL import Image
+from run_records import PLAN, write_run
 
 import raydd
 from raydd.artifacts.distilled_set import DistilledSet
@@ -34,7 +36,9 @@ from raydd.data.shard_writing import write_shards
 from raydd.data.split import BaseData
 from raydd.export import main as export
 from raydd.gc import main as gc
+from raydd.report import main as report
 from raydd.runtime.pipeline import run_job
+from raydd.status import main as status
 
 Server = S3Server | MotoServer
 
@@ -116,6 +120,10 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(
         "dm",
         "random",
     }
+    for place in ("job/out", "evaluated"):
+        check_page(s3.read(f"{place}/report.html").decode())
+        found = CliRunner().invoke(status, [s3.url(place), "--json"])
+        assert (found.exit_code, json.loads(found.output)["state"]) == (0, "finished"), found.output
 
 
 @pytest.mark.slow
@@ -146,6 +154,31 @@ def test_a_missing_bucket_is_told_from_an_empty_folder(either_s3: Server) -> Non
     assert Storage(either_s3.url("nothing-is-here")).sizes() == []
     with pytest.raises(StorageError, match="could not list s3://no-such-bucket/x"):
         Storage("s3://no-such-bucket/x").sizes()
+
+
+def test_a_status_reads_little_and_writes_nothing_and_a_page_lies_beside_the_run(
+    either_s3: Server, tmp_path: Path
+) -> None:
+    at, plan = f"status-{tmp_path.name}", {**PLAN, "store": either_s3.url("status/store")}
+    for path in Path(write_run(tmp_path, plan=plan)).iterdir():
+        either_s3.put(f"{at}/out/{path.name}", path.read_bytes())
+    either_s3.put("status/store/units/d1/d1/state-000000075.safetensors", b"1")
+    either_s3.put("status/store/units/e0/e0/final.json", b"{}")
+    before = either_s3.paths("")
+    found = CliRunner().invoke(status, [either_s3.url(f"{at}/out"), "--json"])
+    assert found.exit_code == 3, found.output
+    values = json.loads(found.output)
+    stages = {stage["stage"]: stage for stage in values["stages"]}
+    assert stages["distill/Match"]["updates_made"] == 175
+    assert stages["evaluate/Evaluate"]["units_done"] == 2
+    assert values["notes"] == []
+    assert either_s3.paths("") == before, "nothing is written"
+    written = CliRunner().invoke(report, [either_s3.url(f"{at}/out")])
+    assert written.exit_code == 0, written.output
+    assert set(either_s3.paths("")) - set(before) == {f"{at}/out/report.html"}
+    check_page(either_s3.read(f"{at}/out/report.html").decode())
+    near = CliRunner().invoke(status, [either_s3.url(f"{at}/oat")])
+    assert (near.exit_code, "did you mean 'out'?" in near.output) == (2, True), near.output
 
 
 def test_folders_are_no_objects_however_a_server_keeps_them(either_s3: Server) -> None:

@@ -177,6 +177,15 @@ def test_ticks_are_round(low: float, high: float, log: bool, texts: list[str]) -
     assert [text for _, text in axis.ticks()] == texts
 
 
+@pytest.mark.parametrize(("low", "high"), [(15.1, 16.4), (0.3, 0.52), (1e-5, 9e-5), (1e4, 9e6)])
+def test_ticks_stand_beside_the_axis_whole(low: float, high: float) -> None:
+    axis = Axis(label="y", log=high / low > 100)
+    chart = line_chart([Series("", [(0, low), (1, high)])], X, axis, title="A")
+    texts = [text for _, text in axis.fitted([low, high]).ticks()]
+    for svg in parse(chart).all("svg", role="img"):
+        assert set(texts) <= {node.text for node in svg.all("text")}
+
+
 def test_a_long_line_is_thinned_and_keeps_its_peaks() -> None:
     points = [(float(i), math.sin(i / 50)) for i in range(5000)]
     points[2500] = (2500.0, 99.0)

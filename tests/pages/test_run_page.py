@@ -100,11 +100,14 @@ def test_the_headline_has_the_accuracy_its_protocol_and_random_beside_it(
     tiles = [n.text for n in tree.one("ul", class_="figures").all("li")]
     assert (
         tiles[0]
-        == "91.25 ± 0.50 %accuracy of dm (dm[epochs=2], convnet3, test split, 1 × 5 networks)"
+        == "91.25 ± 0.50 %accuracy of dm (dm[epochs=2], convnet3, test split, 1 seed × 5 networks)"
     )
-    assert tiles[1] == "68.00 ± 3.75 %random images of the same number (same protocol, 3 × 5)"
+    assert (
+        tiles[1]
+        == "68.00 ± 3.75 %random images of the same number (same protocol, 3 draws × 5 networks)"
+    )
     assert tiles[2].startswith("+23.25 points")
-    assert tiles[3].startswith("2.6 kB")
+    assert tiles[3] == "2.6 kBimages and labels, made in 70 s of one device"
     alone = page(tmp_path / "alone", replace(report, rows=report.rows[:1]))
     assert "not run" in alone.one("ul", class_="figures").text
 

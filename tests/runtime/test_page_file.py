@@ -68,8 +68,8 @@ def test_a_run_runs_while_its_process_holds_the_lock(tmp_path: Path) -> None:
 def test_pictures_are_found_in_order_with_the_published_sets_last(tmp_path: Path) -> None:
     url = write_run(tmp_path)
     output = Storage(url)
-    for path in ("pictures/step-000050.png", "pictures/step-000000.png", "pictures/notes.txt"):
-        output.put(path, png(5))
+    for name in ("step-999999.png", "step-1000000.png", "step-000000.png", "notes.txt"):
+        output.put(f"pictures/{name}", png(5))
     for seed in (0, 1):
         output.put(f"distilled/seed-{seed}/grid.png", png(7))
     output.put("distilled/seed-0/recipe.json", b'{"settled": {"Match": {"dsa": "crop"}}}')
@@ -78,9 +78,10 @@ def test_pictures_are_found_in_order_with_the_published_sets_last(tmp_path: Path
         f"Distilled images of small, a class per row, {what}"
         for what in (
             "after 0 updates",
-            "after 50 updates",
-            "as published after 100 updates, seed 0",
-            "as published after 100 updates, seed 1",
+            "after 999999 updates",
+            "after 1000000 updates",
+            "as published, after 100 updates, seed 0",
+            "as published, after 100 updates, seed 1",
         )
     ]
     assert "Match.dsa" in {n.text for n in tree.all("dt")}

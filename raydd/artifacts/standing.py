@@ -43,15 +43,20 @@ class Unit:
 
 @dataclass
 class StageStanding:
-    """The units of the stages of one name, and the last loss that they logged; ``begun``, ``last``:
-    when the last run began with them, and when it last told of them.
+    """The units of the stages of one name, and the last loss that they logged; ``begun``: when the
+    last run began with them; ``told``: the last line of its log on them.
     """
 
     name: str
     units: list[Unit] = field(default_factory=list)
     loss: float | None = None
     begun: float | None = None
-    last: float | None = None
+    told: Mapping[str, Any] | None = None
+
+    @property
+    def last(self) -> float | None:
+        """When the last run last told of its units."""
+        return None if self.told is None else seconds_of(self.told)
 
     @property
     def total(self) -> int:
@@ -172,12 +177,12 @@ class Standing:
     def _begin(self, when: float | None) -> None:
         self.begun, self.ended = when, None
         for stage in self.stages.values():
-            stage.begun = stage.last = None
+            stage.begun = stage.told = None
             for unit in stage.units:
                 unit.earlier = unit.made
 
     def _told(self, stage: StageStanding, unit: Unit, record: Mapping[str, Any]) -> None:
-        kind, when, t = record["kind"], seconds_of(record), int(record.get("t") or 0)
+        kind, t = record["kind"], int(record.get("t") or 0)
         cached = bool(record.get("cached"))
         if not self.planned:
             unit.steps = max(unit.steps, t)
@@ -185,7 +190,7 @@ class Standing:
             unit.begun = True
             unit.reach(t)
             if stage.begun is None:
-                stage.begun = when
+                stage.begun = seconds_of(record)
         elif kind == "log":
             unit.reach(t + 1)
             loss = record.get("values", {}).get("loss")
@@ -193,7 +198,7 @@ class Standing:
         elif kind == "output":
             self._wrote(unit, record, cached)
         if not cached:
-            stage.last = when
+            stage.told = record
 
     @staticmethod
     def _wrote(unit: Unit, record: Mapping[str, Any], cached: bool) -> None:

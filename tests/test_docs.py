@@ -16,11 +16,13 @@ from test_layers import LEVELS, TOP
 from raydd.cli import main
 from raydd.config import load_job
 from raydd.core.errors import ConfigError
+from raydd.core.typed_tree import plain
+from raydd.search.space import load_space
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(
     path
-    for folder in ("raydd", "tests", "jobs", "cluster")
+    for folder in ("raydd", "tests", "jobs", "cluster", "tune_spaces")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".yaml"} and path != Path(__file__) and path.parent.name != "schemas"
 )
@@ -105,7 +107,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert place.exists(), target
         if anchor:
             assert anchor in anchors(place), target
-    for name in re.findall(r"`((?:raydd|jobs|tests|docs|cluster|\.ci)/[\w./]+\.\w+)`", text):
+    for name in re.findall(
+        r"`((?:raydd|jobs|tests|docs|cluster|tune_spaces|\.ci)/[\w./]+\.\w+)`", text
+    ):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`([a-z]+/[\w/]+\.py)`", text):
         assert (ROOT / name).exists() or (ROOT / "raydd" / name).exists(), name
@@ -180,8 +184,10 @@ def check_command(words: list[str]) -> None:
         context = verb.make_context(words[0], list(words[1:]))
     else:  # an option alone
         assert words[1] in {option for parameter in verb.params for option in parameter.opts}
-    if words[0] == "distill":
-        load_job(str(ROOT / context.params["config"]), context.params["overrides"])
+    if words[0] in ("distill", "sweep"):
+        job = load_job(str(ROOT / context.params["config"]), context.params["overrides"])
+        if words[0] == "sweep":
+            load_space(str(ROOT / context.params["space"]), plain(job))
 
 
 def test_jobs_and_keys_of_the_papers_page_exist() -> None:
@@ -200,6 +206,8 @@ def test_jobs_and_keys_of_the_papers_page_exist() -> None:
         "raydd evaluate --label",
         "raydd evaluate x.pt --protocols dm",
         "raydd distil --config jobs/mnist_dc.yaml ipc=1",
+        "raydd sweep --config jobs/mnist_dc.yaml --space tune_spaces/dcc.yaml",
+        "raydd sweep --config jobs/mnist_dc.yaml --space tune_spaces/edc.yaml",
     ],
 )
 def test_what_does_not_exist_is_seen(ours: str) -> None:

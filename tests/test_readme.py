@@ -100,6 +100,13 @@ def distill(line: str) -> None:
     assert "accuracy, %" in raydd(["distill", *args, *small])
 
 
+def sweep(line: str) -> None:
+    args = words_of(line)[1:]
+    shorter = ["method.iterations=4", "evaluation.epochs=1", "evaluation.every=2"]
+    small = [*SMALL, "sweep.budget.trials=2", *(f"sweep.trial.{change}" for change in shorter)]
+    assert "tested once, fresh students" in raydd([*args, *small])
+
+
 def submit(line: str) -> None:
     """Ray itself reads the options; what it would start runs here."""
     from ray.scripts.scripts import cli
@@ -184,6 +191,7 @@ RULES: list[tuple[str, Callable[[str], None]]] = [
     (r"(pip install uv && uv run |RAY_ADDRESS=auto )?raydd distill ", distill),
     (r"(RAY_ADDRESS=\S+ )?uv run ray job submit ", submit),
     (r"(export RAY_AUTH_MODE=token && )?uv run ray (get-auth-token|start|stop)\b", ray_command),
+    (r"raydd sweep ", sweep),
     (r"raydd evaluate ", evaluate),
     (r"raydd (gc|shard|export|status|report) ", as_it_stands),
     (r"mlflow ui ", track),
@@ -199,6 +207,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the jobs, a few photos and a copy of the README, and what the first command leaves there."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "jobs").symlink_to(ROOT / "jobs")
+    (folder / "tune_spaces").symlink_to(ROOT / "tune_spaces")
     (folder / "docs").mkdir()
     (folder / "docs" / "results").symlink_to(ROOT / "docs" / "results")
     (folder / "README.md").write_text(README, encoding="utf-8")

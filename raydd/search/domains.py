@@ -189,17 +189,25 @@ class Integer(Domain):
 
 
 def label(value: Any) -> str:
-    """Return a value as a short text: a name as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    """Return a value as a short text: a name as it is, anything else as JSON. Equal numbers have equal ones: 1, 1.0."""
+    return value if isinstance(value, str) else json.dumps(_short(value), sort_keys=True)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _short(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
 
 
-def domain(key: str, spec: Mapping[str, Any], where: str) -> Domain:
+def domain(key: str, entry: Mapping[str, Any], where: str) -> Domain:
     """Return the values that a space file's mapping describes; ``ConfigError`` naming ``where`` and ``key``."""
     at = f"{where}: keys.{key}"
-    kinds = [name for name in spec if name != "when"]
+    kinds = [name for name in entry if name != "when"]
     for name in kinds:
         if name not in KINDS:
             raise ConfigError(
@@ -207,7 +215,7 @@ def domain(key: str, spec: Mapping[str, Any], where: str) -> Domain:
             )
     if len(kinds) != 1:
         raise ConfigError(f"{at}: give one of {', '.join(KINDS)}, not {len(kinds)}")
-    kind, given = kinds[0], spec[kinds[0]]
+    kind, given = kinds[0], entry[kinds[0]]
     if kind in ("choice", "grid"):
         return _choice(f"{at}.{kind}", given)
     numbers = 3 if kind == "quniform" else 2

@@ -16,6 +16,7 @@ from raydd.config import Job, parse_job
 from raydd.core.errors import ConfigError, nearest
 from raydd.core.typed_tree import build, plain
 from raydd.core.yaml_tree import read_tree
+from raydd.evaluation.protocols import OVERRIDES
 from raydd.search.domains import Choice, Domain, domain, label
 from raydd.search.metrics import check_metric, lower_is_better
 
@@ -134,12 +135,15 @@ class Space:
         return list({signature(values): values for values in found}.values())
 
     def corners(self) -> list[dict[str, Any]]:
-        """Return the job's own values, and these with each key at each of its ends: what the sweep checks and plans."""
-        found = [dict(self.own)]
+        """Return the job's own values, and these with each key at each of its ends: what the sweep checks and plans.
+
+        A key that never has an effect, whatever else is searched, has no ends.
+        """
+        found, searched = [dict(self.own)], {key.name for key in self.keys}
         for key in self.keys:
-            beside = {other: allowed[0] for other, allowed in key.when.items()}
-            for value in key.domain.corners():
-                found.append({**self.own, **beside, key.name: value})
+            beside = {name: values[0] for name, values in key.when.items() if name in searched}
+            if self.active(key, beside):
+                found += [{**self.own, **beside, key.name: end} for end in key.domain.corners()]
         return list({signature(values): values for values in found}.values())
 
     def better(self, one: float, two: float) -> bool:
@@ -201,12 +205,12 @@ def parse_space(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -
     whole = plain(job)
     mistakes: list[str] = []
     keys: list[Key] = []
-    for name, spec in file.keys.items():
+    for name, entry in file.keys.items():
         try:
             _check_key(name, file, whole, f"{where}: keys.{name}")
-            if not isinstance(spec, Mapping):
-                raise ConfigError(f"{where}: keys.{name}: {spec!r}; write a kind and its values")
-            found = Key(name, domain(name, spec, where), _when(name, spec, keys, whole, where))
+            if not isinstance(entry, Mapping):
+                raise ConfigError(f"{where}: keys.{name}: {entry!r}; write a kind and its values")
+            found = Key(name, domain(name, entry, where), _when(name, entry, keys, whole, where))
             if file.search == "grid" and not isinstance(found.domain, Choice):
                 raise ConfigError(
                     f"{where}: keys.{name}: a grid needs choice or grid; for ranges use search: random or tpe"
@@ -219,7 +223,7 @@ def parse_space(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -
             _collect(mistakes, lambda n=name, g=group: _check_set(n, g, file, whole, where))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    own = {key.name: _get(whole, key.name) for key in keys}
+    own = {key.name: _own(key.name, whole, job) for key in keys}
     mode = file.mode or ("min" if lower_is_better(file.metric) else "max")
     space = Space(
         os.path.splitext(os.path.basename(where))[0], file, tuple(keys), dict(tree), own, mode
@@ -227,6 +231,22 @@ def parse_space(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -
     space = dataclasses.replace(space, own=space.without_idle(own), tree=whole)
     _check_jobs(space, where)
     return space
+
+
+def _own(name: str, whole: Mapping[str, Any], job: Job) -> Any:
+    """Return a job's value of a key; of one that it leaves to its protocol, the protocol's."""
+    value, (group, _, key) = _get(whole, name), name.partition(".")
+    if value is not None or group != "evaluation" or key not in OVERRIDES:
+        return value
+    protocol = job.evaluation.resolve()
+    published = getattr(protocol, key)
+    if published is None:
+        return None
+    try:
+        same = protocol.override(**{key: published}) == protocol
+    except ConfigError:  # a number that has no effect with the protocol's loss or schedule
+        return None
+    return published if same else None
 
 
 def _collect(mistakes: list[str], check: Any) -> None:
@@ -269,9 +289,9 @@ def _check_set(
 
 
 def _when(
-    name: str, spec: Mapping[str, Any], keys: Sequence[Key], whole: Mapping[str, Any], where: str
+    name: str, entry: Mapping[str, Any], keys: Sequence[Key], whole: Mapping[str, Any], where: str
 ) -> dict[str, tuple[Any, ...]]:
-    given, at = spec.get("when", {}), f"{where}: keys.{name}.when"
+    given, at = entry.get("when", {}), f"{where}: keys.{name}.when"
     if not isinstance(given, Mapping):
         raise ConfigError(f"{at}: {given!r}; write a mapping of keys to values")
     before = {key.name: key for key in keys}

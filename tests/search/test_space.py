@@ -10,7 +10,7 @@ import pytest
 from raydd.config import parse_job
 from raydd.core.errors import ConfigError
 from raydd.core.typed_tree import plain
-from raydd.search.domains import Choice, Integer, Stepped, Uniform, domain
+from raydd.search.domains import Choice, Integer, Stepped, Uniform, domain, label
 from raydd.search.space import Space, parse_space, with_values
 
 JOB: dict[str, Any] = {
@@ -31,7 +31,7 @@ def space_of(keys: Mapping[str, Any], **more: Any) -> Space:
 
 
 @pytest.mark.parametrize(
-    ("spec", "wanted"),
+    ("entry", "wanted"),
     [
         ({"choice": [1, 2]}, Choice((1, 2))),
         ({"grid": ["a", [1, 2]]}, Choice(("a", [1, 2]))),
@@ -41,12 +41,12 @@ def space_of(keys: Mapping[str, Any], **more: Any) -> Space:
         ({"randint": [1, 3]}, Integer(1, 3)),
     ],
 )
-def test_kinds_are_read(spec: Mapping[str, Any], wanted: object) -> None:
-    assert domain("key", spec, "space.yaml") == wanted
+def test_kinds_are_read(entry: Mapping[str, Any], wanted: object) -> None:
+    assert domain("key", entry, "space.yaml") == wanted
 
 
 @pytest.mark.parametrize(
-    ("spec", "text"),
+    ("entry", "text"),
     [
         ({"unifrom": [0, 1]}, "keys.key.unifrom: unknown kind (did you mean 'uniform'?)"),
         ({}, "give one of"),
@@ -64,9 +64,9 @@ def test_kinds_are_read(spec: Mapping[str, Any], wanted: object) -> None:
         ({"choice": [1, 1]}, "holds a value twice"),
     ],
 )
-def test_kinds_that_are_none_are_refused(spec: Mapping[str, Any], text: str) -> None:
+def test_kinds_that_are_none_are_refused(entry: Mapping[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        domain("key", spec, "space.yaml")
+        domain("key", entry, "space.yaml")
     assert text in str(error.value)
 
 
@@ -123,7 +123,7 @@ def test_kinds_that_are_none_are_refused(spec: Mapping[str, Any], text: str) -> 
         (
             {"method.lr_img": {"uniform": [0.1, 1]}},
             {"points": [{"method.lr_img": 2.0}]},
-            "2.0 is outside 0.1 to 1",
+            "2 is outside 0.1 to 1",
         ),
         (
             {"method.lr_img": {"uniform": [0.1, 1]}},
@@ -204,3 +204,26 @@ def test_a_metric_says_which_way_is_better(metric: str, mode: str) -> None:
     found = space_of({"ipc": {"choice": [1, 2]}}, metric=metric)
     assert found.mode == mode
     assert space_of({"ipc": {"choice": [1, 2]}}, metric=metric, mode="min").mode == "min"
+
+
+def test_a_key_that_never_has_an_effect_is_not_tried() -> None:
+    keys = {"method.lr_img": {"uniform": [0.1, 1], "when": {"ipc": [10, 50]}}}
+    assert space_of(keys).corners() == [{}]
+    assert len(space_of({"ipc": {"choice": [1, 10, 50]}, **keys}).corners()) == 5
+
+
+def test_what_a_job_leaves_to_its_protocol_is_its_own_value() -> None:
+    keys = {"evaluation.lr": {"loguniform": [1e-3, 0.1]}}
+    assert space_of(keys).own == {"evaluation.lr": 0.01}
+    augmented = parse_job({**JOB, "evaluation": {"protocol": "dc"}})
+    found = parse_space(
+        {"keys": {"evaluation.epochs": {"choice": [9]}}}, plain(augmented), "s.yaml"
+    )
+    assert found.own == {"evaluation.epochs": None}, "300, or 1000 where augmented: not one number"
+
+
+@pytest.mark.parametrize(("one", "two"), [(1, 1.0), ([0, 1.0], (0.0, 1)), ({"a": 2}, {"a": 2.0})])
+def test_equal_values_have_equal_labels(one: object, two: object) -> None:
+    assert label(one) == label(two)
+    assert label(True) != label(1)
+    assert label(0.5) == "0.5"

@@ -31,7 +31,8 @@ def dry_run(sweep: Sweep) -> tuple[str, list[str]]:
     parts += ["searched:", *(f"  {key.name}: {key.domain.text()}" for key in sweep.space.keys)]
     parts += [f"  job's own: {values(sweep.space.own)}", "", f"trials: {count_text(sweep)}"]
     if file.search == "grid":
-        parts += [f"  {values(point)}" for point in grid_points(sweep.space)[:20]]
+        after_own = [*file.points, *grid_points(sweep.space)][: (_count(sweep) or 1) - 1]
+        parts += [f"  {values(point)}" for point in after_own[:20]]
     found = FoundData(first.dataset)
     try:
         data = found.look(plan=True)

@@ -31,7 +31,8 @@ class Control:
     labels go that several runs share; the set is then published without them. ``lender``: such a
     URL, from which records are copied that are there. ``copies``: whether MLflow gets a copy of the
     set, or only its place. ``keep``: whether the store keeps the run's units until the caller says
-    that they are not needed any more.
+    that they are not needed any more. ``units``: set by a finished run: the device-seconds of each
+    unit behind it, whoever computed it.
     """
 
     on_event: Callable[[Event], None] | None = None
@@ -43,6 +44,7 @@ class Control:
     lender: str = ""
     copies: bool = True
     keep: bool = False
+    units: Mapping[str, float] = field(default_factory=dict)
     _runner: Stoppable | None = field(default=None, repr=False)
     _asked: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

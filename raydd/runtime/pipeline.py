@@ -108,6 +108,14 @@ def run_job(
                 tell(session.tracker.beginning())
             session.run(plan.targets)
             outcome = session.publish()
+            control.units = {
+                ref.key: session.markers.seconds(ref)
+                for ref in (
+                    Ref(stage, unit, "final" if "final" in outputs else max(outputs))
+                    for stage, units, outputs in stages_of(plan.targets)
+                    for unit in units
+                )
+            }
             register_run(store, output.url, keys, finished=not control.keep)
         outcome = outcome.with_page(output)
         if warning:

@@ -251,8 +251,11 @@ class SweepDesk:
             trial.clock += self.clock() - begun
         trial.computed += int(work.get("computed", 0))
         trial.seconds_computed += work.get("seconds_computed", 0.0)
-        trial.reused = max(trial.reused, int(work.get("reused", 0)))
-        trial.seconds_reused = max(trial.seconds_reused, work.get("seconds_reused", 0.0))
+        # What an earlier attempt of the trial made is no find of this one.
+        needed = int(work.get("computed", 0)) + int(work.get("reused", 0))
+        seconds = work.get("seconds_computed", 0.0) + work.get("seconds_reused", 0.0)
+        trial.reused = max(0, needed - trial.computed)
+        trial.seconds_reused = max(0.0, seconds - trial.seconds_computed)
 
     def _write(self, trial: Trial) -> None:
         self.journal.write(trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,20 +42,18 @@ class TrialDesk(Protocol):
 
 @dataclass
 class Work:
-    """What a trial computed and what it found: units, and their seconds, by key."""
+    """What a trial computed: units, and their seconds, by key; what else is behind it was there."""
 
     computed: dict[str, float] = field(default_factory=dict)
-    reused: dict[str, float] = field(default_factory=dict)
 
     def note(self, event: Event) -> None:
         """Count an output."""
-        if event.kind == "output":
-            where = self.reused if event.cached else self.computed
-            where[event.key] = max(where.get(event.key, 0.0), event.seconds)
+        if event.kind == "output" and not event.cached:
+            self.computed[event.key] = max(self.computed.get(event.key, 0.0), event.seconds)
 
-    def totals(self) -> dict[str, float]:
-        """Return the counts and the sums."""
-        found = {key: s for key, s in self.reused.items() if key not in self.computed}
+    def totals(self, behind: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Return the counts and the sums; ``behind``: the seconds of all units that the trial needed."""
+        found = {key: s for key, s in (behind or {}).items() if key not in self.computed}
         return {
             "computed": len(self.computed),
             "reused": len(found),
@@ -127,7 +125,7 @@ def run_trial(sweep: Sweep, number: int, desk: TrialDesk) -> None:
             "device_seconds": row.device_seconds,
         }
         steps = max((point.step for point in outcome.report.curve), default=0)
-        desk.finished(number, Result(value, error, steps, work.totals(), facts))
+        desk.finished(number, Result(value, error, steps, work.totals(control.units), facts))
     except Interrupted:
         (desk.pruned if pruned.is_set() else desk.cut)(number, work.totals())
     except KeyboardInterrupt:

@@ -12,14 +12,15 @@ class Axis:
     """What an axis shows, and how.
 
     ``log``: powers of ten are equally far apart; values of 0 and below cannot be shown. ``low``,
-    ``high``: where it ends (``None``: at the data's ends, rounded to ticks). ``categories``: names
-    in place of numbers, whose values are their indices.
+    ``high``: where it ends (``None``: at the data's ends, rounded to ticks). ``whole``: ticks are
+    whole numbers. ``categories``: names in place of numbers, whose values are their indices.
     """
 
     label: str
     log: bool = False
     low: float | None = None
     high: float | None = None
+    whole: bool = False
     categories: tuple[str, ...] = ()
 
     def shows(self, value: float) -> bool:
@@ -58,7 +59,7 @@ class Axis:
         low, high = self._ends()
         if self.log:
             return [(value, number(value)) for value in _powers(low, high, most)]
-        step = _step(low, high, most)
+        step = max(_step(low, high, most), 1.0 if self.whole else 0.0)
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         return [(i * step, number(i * step)) for i in range(first, last + 1)]
 

@@ -87,20 +87,20 @@ def _chart(
 ) -> Html:
     shown = [_shown(one, x, y) for one in series]
     if not any(one.points for one in shown):
-        return _nothing(title)
+        return nothing(title)
     x = x.fitted((a for one in shown for a, _ in one.points), rounded=False)
     y = y.fitted([b for one in shown for b in _reach(one)] + list(levels.values()))
     said = " ".join([description, _summary(shown, x, y), _left_out(series, shown)]).strip()
 
     def draw(frame: Frame) -> list[Html]:
-        parts = [axes(frame, x, y), *(_level(frame, y, *level) for level in levels.items())]
+        parts = [axes(frame, x, y), *(level_line(frame, y, *level) for level in levels.items())]
         for index, one in enumerate(shown):
             parts += [_band(frame, x, y, one, index)] if lines else []
         for index, one in enumerate(shown):
             parts.append(_drawn(frame, x, y, one, index, lines=lines))
         return parts
 
-    return joined(_renditions(y, title, said, draw), legend([s.name for s in series], lines=lines))
+    return joined(renditions(y, title, said, draw), legend([s.name for s in series], lines=lines))
 
 
 def _shown(one: Series, x: Axis, y: Axis) -> Series:
@@ -138,9 +138,12 @@ def _left_out(series: Sequence[Series], shown: Sequence[Series]) -> str:
     return f"{count} points that the axes cannot show are left out." if count else ""
 
 
-def _renditions(
+def renditions(
     y: Axis, title: str, said: str, draw: Callable[[Frame], list[Html]], *, height: float = 0.0
 ) -> Html:
+    """Return a chart drawn for wide and for narrow pages; ``said``: its description; ``height``: in
+    pixels, of both (0: the usual ones).
+    """
     pictures = []
     for size, width, usual in SIZES:
         frame = frame_for(y, width, height or usual)
@@ -148,11 +151,13 @@ def _renditions(
     return joined(*pictures)
 
 
-def _nothing(title: str) -> Html:
+def nothing(title: str) -> Html:
+    """Return what stands in place of a chart without data."""
     return element("p", f"{title}: there is nothing to draw yet.", class_="note")
 
 
-def _level(frame: Frame, y: Axis, name: str, value: float) -> Html:
+def level_line(frame: Frame, y: Axis, name: str, value: float) -> Html:
+    """Return a line across a chart at a value of the vertical axis, with its name."""
     if not y.shows(value):
         return Html("")
     at = frame.y(y, value)
@@ -197,7 +202,7 @@ def bar_chart(bars: Mapping[str, float], axis: Axis, *, title: str, description:
     """Return horizontal bars from 0, a row for each name, with their values as text; all of one colour."""
     shown = {name: value for name, value in bars.items() if axis.shows(value)}
     if not shown:
-        return _nothing(title)
+        return nothing(title)
     x = axis.fitted([*shown.values(), *([] if axis.log else [0.0])])
     said = f"{description} {'; '.join(f'{n}: {number(v)}' for n, v in shown.items())}.".strip()
     names = Axis(label="", categories=tuple(reversed(shown))).fitted(())
@@ -216,7 +221,7 @@ def bar_chart(bars: Mapping[str, float], axis: Axis, *, title: str, description:
             parts.append(text(place[0], at + 4.5, number(value), place[1], class_=place[2]))
         return parts
 
-    return _renditions(names, title, said, draw, height=64 + 30 * len(shown))
+    return renditions(names, title, said, draw, height=64 + 30 * len(shown))
 
 
 def parallel_chart(
@@ -235,7 +240,7 @@ def parallel_chart(
     """
     rows = [row for row in lines if _finite(axes_[-1], row[-1])]
     if not rows or len(axes_) < 2:
-        return _nothing(title)
+        return nothing(title)
     fitted = [
         axis.fitted([v for row in rows if (v := row[i]) is not None])
         for i, axis in enumerate(axes_)
@@ -262,7 +267,7 @@ def parallel_chart(
         parts += [_upright(inner, axis, x, i, room) for i, (axis, x) in enumerate(zip(fitted, at))]
         return parts
 
-    return _renditions(Axis(label="", low=0, high=1), title, said, draw, height=340)
+    return renditions(Axis(label="", low=0, high=1), title, said, draw, height=340)
 
 
 def _finite(axis: Axis, value: float | None) -> bool:

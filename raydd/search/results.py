@@ -35,7 +35,8 @@ class Tested:
 @dataclass(frozen=True)
 class SweepReport:
     """All that a sweep found. ``keys``: searched keys and their values as texts; ``winner``: the
-    best trial's number; ``shared``: what trials did not have to compute; ``seconds``: by the clock.
+    best trial's number; ``shared``: what trials did not have to compute; ``seconds``: by the clock;
+    ``environment``: what ran it, versions say.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SweepReport:
     notes: Sequence[str] = ()
     importance: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""

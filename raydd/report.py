@@ -18,7 +18,7 @@ from raydd.core.errors import ConfigError, refusing
 def main(output: str, to: str | None) -> None:
     """Write what the run in OUTPUT did and reached as one HTML file that needs no network.
 
-    OUTPUT is a path or URL of a run of raydd distill or raydd evaluate, finished or not.
+    OUTPUT is a path or URL of a run of raydd distill, raydd evaluate or raydd sweep, finished or not.
     """
     setup_logging()
     with command_errors():

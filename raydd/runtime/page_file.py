@@ -11,20 +11,26 @@ from typing import Any
 
 from raydd.artifacts.run_folder import PAGE, RunFolder, read_run
 from raydd.artifacts.standing import Standing
-from raydd.core.errors import StorageError
+from raydd.core.errors import ConfigError, StorageError
 from raydd.core.storage import Storage, join
+from raydd.core.urls import check_url
 from raydd.pages.blocks import Shown
 from raydd.pages.run_page import RunFacts, run_page
 from raydd.runtime.lock import alive, read_lock
 
 log = logging.getLogger(__name__)
+SWEEP = "sweep.json"
 _STEP = re.compile(r"pictures/step-(\d+)\.png")
 
 
 def page_of(url: str, *, finished: bool = False) -> tuple[str, str]:
     """Return the page of a run, and its state; ``finished``: the run itself says that it is, while
-    it still holds its lock. ``ConfigError`` for a place that is no run's.
+    it still holds its lock. A sweep's, where ``url`` is one's. ``ConfigError`` for a place that is no
+    run's.
     """
+    check_url(url, "output")
+    if _is_sweep(Storage(url)):
+        return _sweep_page(Storage(url))
     folder = read_run(url)
     standing = Standing(folder.plan, folder.log)
     state = "finished" if finished else state_of(folder, standing, read_lock(folder.output))
@@ -37,6 +43,23 @@ def page_of(url: str, *, finished: bool = False) -> tuple[str, str]:
         made=time.strftime("on %Y-%m-%d at %H:%M UTC", time.gmtime()),
     )
     return run_page(run), state
+
+
+def _is_sweep(output: Storage) -> bool:
+    try:
+        return output.exists(SWEEP)
+    except StorageError:
+        return False
+
+
+def _sweep_page(output: Storage) -> tuple[str, str]:
+    from raydd.runtime.sweep.sweep_folder import sweep_page_of  # which needs torch
+
+    try:
+        return sweep_page_of(output)
+    except (KeyError, TypeError, ValueError) as error:
+        place = join(output.url, SWEEP)
+        raise ConfigError(f"output: {place} is torn, or of another version ({error})") from error
 
 
 def write_page(output: Storage) -> str:

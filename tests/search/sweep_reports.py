@@ -100,8 +100,9 @@ def large(count: int, evil: bool = False) -> SweepReport:
         trials.append(one)
     keys = {**KEYS, **({EVIL: "0 to 1"} if evil else {})}
     done = ranked(trials, "max")
+    winner = done[0].number if done else None
     tested = [
-        Tested("best", "", done[0].number, "dm[epochs=300]", "convnet3", 84.676543, 0.4321, 5),
+        Tested("best", "", winner, "dm[epochs=300]", "convnet3", 84.676543, 0.4321, 5),
         Tested("random", "best", None, "dm[epochs=300]", "convnet3", 72.33, 1.13, 5),
         Tested("job", "", 0, "dm[epochs=300]", "convnet3", 78.9, 0.6, 5),
     ]

@@ -15,6 +15,7 @@ from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
 from raydd.core.keeping import register_run
 from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
+from raydd.core.store import versions
 from raydd.core.typed_tree import plain
 from raydd.data.datasets import Described
 from raydd.runtime.control import Control
@@ -32,10 +33,10 @@ from raydd.runtime.session import (
     git_commit,
     make_runner,
     stop_on_signals,
-    to_json,
 )
-from raydd.runtime.sweep.final_jobs import final_job, job_files, refit_job, tested, unlike
+from raydd.runtime.sweep.final_jobs import final_job, refit_job, tested, unlike
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
+from raydd.runtime.sweep.sweep_files import write_files
 from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
 from raydd.runtime.tracking.tracker import Tracker
@@ -50,7 +51,6 @@ from raydd.search.results import (
     shared_of,
     short,
     table,
-    to_csv,
 )
 from raydd.search.searchers import searcher
 from raydd.search.space import Space, load_space
@@ -198,7 +198,7 @@ class _Run:
             self._shared(store)
             trouble = self._trials()
             report = self._report()
-            self._write(report)
+            write_files(self.sweep, self.output, report, self.tracker)
             if self.stopped.is_set():
                 raise Interrupted(f"the same command goes on from here ({self.output.url})")
             if trouble:
@@ -206,7 +206,7 @@ class _Run:
             if not ranked(report.trials, self.space.mode):
                 raise RunFailed("no trial finished; see the table in trials.csv")
             report = replace(report, tested=self._tests(report, refit))
-        places = self._write(report)
+        places = write_files(self.sweep, self.output, report, self.tracker)
         register_run(store, self.output.url, keep, finished=True)
         for trial in report.trials:
             register_run(
@@ -337,6 +337,7 @@ class _Run:
             notes=notes,
             importance=importance_of(self.space, trials),
             seconds=round(time.monotonic() - self.begun, 1),
+            environment={"versions": versions(), "git_commit": git_commit()},
         )
 
     def _tests(self, report: SweepReport, refit: bool) -> list[Tested]:
@@ -372,21 +373,3 @@ class _Run:
             return run_job(job, lambda line: None, control).report
         finally:
             self.runner = None
-
-    def _write(self, report: SweepReport) -> dict[str, str]:
-        """Write the table, the winner's job and the pictures; return where they are."""
-        from raydd.search.figures import pictures
-
-        files: dict[str, bytes] = {
-            "sweep.json": to_json(report.to_dict()),
-            "trials.csv": to_csv(report),
-            **pictures(report),
-        }
-        if report.winner is not None and report.select:
-            files |= job_files(self.sweep, report, report.trials[report.winner])
-        for name, data in files.items():
-            self.output.put(name, data)
-        shown = ("best.yaml", "refit.yaml", "trials.csv", "sweep.json")
-        return {name: join(self.output.url, name) for name in shown if name in files} | {
-            "pictures": join(self.output.url, "*.png")
-        }

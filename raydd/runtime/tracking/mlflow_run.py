@@ -47,11 +47,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Tag:
-    """A name and its value, which may change; :data:`RUN_ID` in the value becomes the run's id."""
+    """A name and its value, which may change; :data:`RUN_ID` in the value becomes the run's id.
+    ``run``: the id of another run that it is of.
+    """
 
     kind: ClassVar[str] = "tag"
     key: str
     value: str
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """A folder (any URL) to be copied below ``path`` of the run."""
+    """A folder (any URL) to be copied below ``path`` of the run, or of it the files ``names``."""
 
     kind: ClassVar[str] = "artifacts"
     source: str
     path: str
+    names: Sequence[str] = ()
 
 
 Item = Metric | Tag | Input | Picture | Artifacts
@@ -247,25 +251,37 @@ class MlflowRun:
             raise
 
     def _send(self, items: Sequence[Item], note: Callable[[int], None]) -> None:
-        from mlflow.entities import RunTag
-
         first = items[0]
         if isinstance(first, Metric):
             self._send_metrics([item for item in items if isinstance(item, Metric)])
         elif isinstance(first, Tag):
-            values = {
-                item.key[:250]: item.value.replace(RUN_ID, str(self.run_id))
-                for item in items
-                if isinstance(item, Tag)
-            }
-            tags = [RunTag(key, value[:TAG_LENGTH]) for key, value in values.items()]
-            self._client.log_batch(self.run_id, tags=tags)
+            self._send_tags([item for item in items if isinstance(item, Tag)])
         elif isinstance(first, Input):
             self._send_input(first)
         elif isinstance(first, Picture):
             self._send_picture(first)
         else:
             self._send_artifacts(first, note)
+
+    def _send_tags(self, tags: Iterable[Tag]) -> None:
+        from mlflow.entities import RunTag
+        from mlflow.exceptions import MlflowException
+
+        of_run: dict[str, dict[str, str]] = {}
+        for tag in tags:
+            value = tag.value.replace(RUN_ID, str(self.run_id))
+            of_run.setdefault(tag.run, {})[tag.key[:250]] = value[:TAG_LENGTH]
+        lost = []
+        for run, values in of_run.items():
+            sent = [RunTag(key, value) for key, value in values.items()]
+            try:
+                self._client.log_batch(run or self.run_id, tags=sent)
+            except MlflowException as error:
+                if not run or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                lost.append(run)
+        if lost:
+            raise Rejected(f"there is no run {', '.join(lost)}")
 
     def _send_metrics(self, metrics: Iterable[Metric]) -> None:
         from mlflow.entities import Metric as Entity
@@ -333,7 +349,9 @@ class MlflowRun:
 
     def _send_artifacts(self, item: Artifacts, note: Callable[[int], None]) -> None:
         source = Storage(item.source)
-        names = [name for name in source.list() if not _LEFT_OUT.fullmatch(name)]
+        names = [name for name in item.names if source.exists(name)]
+        if not item.names:
+            names = [name for name in source.list() if not _LEFT_OUT.fullmatch(name)]
         if not names:
             raise Rejected(f"{item.source} holds no files")
         for name in names:

@@ -147,17 +147,18 @@ class Tracker:
         """Note a data set that the job reads: ``context`` is its role (``train``), ``profile`` any facts about it."""
         self._put(Input(name, digest[:36], source, context, json.dumps(dict(profile))))
 
-    def artifacts(self, source: Storage | str, artifact_path: str) -> None:
-        """Copy a folder into the run, below ``artifact_path``; files the run has already are left out."""
-        self._put(
-            Artifacts(
-                source.url if isinstance(source, Storage) else absolute(source), artifact_path
-            )
-        )
+    def artifacts(
+        self, source: Storage | str, artifact_path: str, names: tuple[str, ...] = ()
+    ) -> None:
+        """Copy a folder into the run, below ``artifact_path``, or its files ``names`` alone; files the
+        run has already are left out.
+        """
+        url = source.url if isinstance(source, Storage) else absolute(source)
+        self._put(Artifacts(url, artifact_path, names))
 
-    def tag(self, key: str, value: str) -> None:
-        """Set a tag of the run."""
-        self._put(Tag(key, str(value)))
+    def tag(self, key: str, value: str, run: str = "") -> None:
+        """Set a tag of the run, or of the one with the id ``run`` on the same server."""
+        self._put(Tag(key, str(value), run))
 
     def beginning(self) -> str:
         """Return a line for the start of a job: where it is tracked, known before the run is; empty for nowhere."""

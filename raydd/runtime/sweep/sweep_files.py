@@ -1,0 +1,106 @@
+"""What a sweep leaves in its output: tables, the winner's jobs, pictures, a page; and what MLflow gets of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+
+from raydd.core.errors import StorageError
+from raydd.core.storage import Storage, join
+from raydd.runtime.session import to_json
+from raydd.runtime.sweep.final_jobs import job_files
+from raydd.runtime.sweep.sweep_folder import BEST, PAGE, REPORT, sweep_page_of
+from raydd.runtime.sweep.sweep_plan import Sweep
+from raydd.runtime.tracking.tracker import Tracker
+from raydd.search.results import SweepReport, to_csv
+
+log = logging.getLogger(__name__)
+TABLE = "trials.csv"
+
+
+def write_files(
+    sweep: Sweep, output: Storage, report: SweepReport, tracker: Tracker
+) -> dict[str, str]:
+    """Write all that shows what a sweep found, and track it; return where it is. What cannot be drawn is a warning."""
+    before = _winner(output)
+    drawn = _pictures(report)
+    files = {REPORT: to_json(report.to_dict()), TABLE: to_csv(report), **drawn}
+    if report.winner is not None and report.select:
+        files |= job_files(sweep, report, report.trials[report.winner])
+    for name, data in files.items():
+        output.put(name, data)
+    places = {name: join(output.url, name) for name in (BEST, "refit.yaml", TABLE, REPORT)}
+    places = {name: place for name, place in places.items() if name in files}
+    if drawn:
+        places["pictures"] = join(output.url, "*.png")
+    page = _write_page(output)
+    if page:
+        places["page"] = page
+    _track(sweep, output, report, tracker, drawn, before)
+    return places
+
+
+def _pictures(report: SweepReport) -> dict[str, bytes]:
+    from raydd.search.figures import pictures
+
+    try:
+        return pictures(report)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the sweep itself is done
+        log.warning("no pictures of the sweep: %s: %s", type(error).__name__, error)
+        return {}
+
+
+def _write_page(output: Storage) -> str:
+    """Write the sweep's page; return where it is, empty if it could not be drawn, which is logged as a warning."""
+    try:
+        text, _ = sweep_page_of(output)
+        output.put(PAGE, text.encode())
+    except Exception as error:  # noqa: BLE001 - whatever it is, the sweep itself is done
+        log.warning("no page of the sweep: %s: %s", type(error).__name__, error)
+        return ""
+    return join(output.url, PAGE)
+
+
+# -- MLflow ----------------------------------------------------------------------------------------------------------
+
+
+def _track(
+    sweep: Sweep,
+    output: Storage,
+    report: SweepReport,
+    tracker: Tracker,
+    drawn: Mapping[str, bytes],
+    before: int | None,
+) -> None:
+    """Send pictures and small files to the sweep's run, and mark the winner's; ``before``: who won until now."""
+    ended = sum(trial.ended for trial in report.trials)
+    for name, data in drawn.items():
+        tracker.picture(f"sweep/{name.removesuffix('.png')}", ended, data)
+    tracker.artifacts(output, "sweep", (REPORT, TABLE, PAGE))
+    if report.winner is None or not report.select:
+        return
+    tracker.tag("raydd.best_trial", str(report.winner))
+    tracker.tag("raydd.best_value", str(report.trials[report.winner].value))
+    for number, wins in ((before, "false"), (report.winner, "true")):
+        run = None if number is None else _run_of(sweep, output, number)
+        if run and (wins == "true" or number != report.winner):
+            tracker.tag("raydd.winner", wins, run)
+
+
+def _winner(output: Storage) -> int | None:
+    """Return the winner that an earlier run of the sweep has written down."""
+    try:
+        found = json.loads(output.get(REPORT)).get("winner")
+    except (FileNotFoundError, StorageError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _run_of(sweep: Sweep, output: Storage, number: int) -> str | None:
+    """Return the id of a trial's run, if it is tracked and the server has it."""
+    try:
+        found = json.loads(output.get(f"{sweep.place(number)}/tracking.json")).get("run_id")
+    except (FileNotFoundError, StorageError, ValueError, AttributeError):
+        return None
+    return str(found) if found else None

@@ -1,0 +1,71 @@
+"""The output folder of a sweep, read for its page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from raydd.core.errors import StorageError
+from raydd.core.storage import Storage
+from raydd.pages.blocks import Shown
+from raydd.runtime.lock import alive, read_lock
+from raydd.search.results import SweepReport
+from raydd.search.sweep_page import SweepFacts, sweep_page
+
+REPORT, PAGE, BEST = "sweep.json", "report.html", "best.yaml"
+
+
+def sweep_page_of(output: Storage) -> tuple[str, str]:
+    """Return the page of the sweep whose files lie in ``output``, and its state: ``running``,
+    ``finished`` or ``unfinished``. ``KeyError``, ``TypeError`` or ``ValueError`` for files that are
+    torn or another version's.
+    """
+    report = SweepReport.from_dict(json.loads(output.get(REPORT)))
+    lock = read_lock(output)
+    done = bool(report.tested) or not report.select
+    state = "finished" if done else "unfinished"
+    if lock is not None and alive(lock, time.time()):
+        state = "running"
+    tree = _job(output)
+    sweep = SweepFacts(
+        report=report,
+        space=tree.get("sweep") or {},
+        job=tree.get("job") or {},
+        output=output.url,
+        best_job=_text(output, BEST),
+        picture=_best_set(output) if report.tested else None,
+        made=time.strftime("on %Y-%m-%d at %H:%M UTC", time.gmtime()),
+    )
+    return sweep_page(sweep), state
+
+
+def _job(output: Storage) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(_text(output, "job.yaml"))
+    except yaml.YAMLError:
+        return {}
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _text(output: Storage, name: str) -> str:
+    try:
+        return output.get(name).decode()
+    except (FileNotFoundError, StorageError, UnicodeDecodeError):
+        return ""
+
+
+def _best_set(output: Storage) -> Shown | None:
+    """Return the picture of the set that was tested as the best; of several the first."""
+    seeds = [f"{name}/" for name in output.folders("best/distilled") if name.startswith("seed-")]
+    for place in ("", *seeds[:1]):
+        try:
+            data = output.get(f"best/distilled/{place}grid.png")
+        except (FileNotFoundError, StorageError):
+            continue
+        alt = "Distilled images of the winner, a class per row"
+        return Shown(data, "image/png", alt, "The winner's set, as it was tested")
+    return None

@@ -12,7 +12,6 @@ import yaml
 
 from raydd.artifacts.rendering import format_seconds, signed
 from raydd.artifacts.tables import Table, spread
-from raydd.pages.axes import number as short
 from raydd.pages.blocks import (
     Section,
     Shown,
@@ -30,10 +29,10 @@ from raydd.pages.document import document
 from raydd.pages.html import Html, element, joined
 from raydd.pages.svg import shortened
 from raydd.search.domains import label
-from raydd.search.results import SweepReport, Tested, number, order, shared_line
+from raydd.search.results import SweepReport, Tested, number, order, shared_line, short
 from raydd.search.sweep_charts import charts
 from raydd.search.trials import Trial, ranked
-from raydd.search.views import counted, is_number, metric_label
+from raydd.search.views import counted, metric_label
 
 LISTED = 50
 """Trials that the table shows; the others are folded."""
@@ -243,11 +242,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     """Return a trial's value of a key for the eye: four digits, and not too long."""
     if key not in values:
         return "–"
-    value = values[key]
-    return shortened(
-        short(float(value)) if isinstance(value, float) and is_number(value) else label(value),
-        _CELL,
-    )
+    return shortened(short(values[key]), _CELL)
 
 
 def _charts(report: SweepReport) -> Section | None:

@@ -22,7 +22,10 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
     ``finished`` or ``unfinished``. ``KeyError``, ``TypeError`` or ``ValueError`` for files that are
     torn or another version's.
     """
-    report = SweepReport.from_dict(json.loads(output.get(REPORT)))
+    found = json.loads(output.get(REPORT))
+    if not isinstance(found, Mapping):
+        raise ValueError(f"a {type(found).__name__}")
+    report = SweepReport.from_dict(found)
     lock = read_lock(output)
     done = bool(report.tested) or not report.select
     state = "finished" if done else "unfinished"

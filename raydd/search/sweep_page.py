@@ -199,9 +199,9 @@ def _searched(sweep: SweepFacts) -> Section:
         chosen = [] if best is None else [_shown(best, key)]
         lines.append([key, text, _shown(own, key), *chosen])
     whens = {
-        key: spec["when"]
-        for key, spec in (sweep.space.get("keys") or {}).items()
-        if isinstance(spec, Mapping) and spec.get("when")
+        key: given["when"]
+        for key, given in (sweep.space.get("keys") or {}).items()
+        if isinstance(given, Mapping) and given.get("when")
     }
     parts = [table(Table("Keys that were searched", header, lines, left=4))]
     parts.append(

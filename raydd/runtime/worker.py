@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-import psutil
 import torch
 
 from raydd.core.errors import NumericsError, RayddError, TornFileError
@@ -19,6 +18,7 @@ from raydd.core.store import Checkpoint, Rows, Store, device_kind
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Data, Ref, Stage
 from raydd.runtime.leases import Lease
+from raydd.runtime.sizes import memory_of, size_of
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -159,32 +159,11 @@ class UnitContext:
         return rows
 
 
-def memory_of(device: torch.device) -> int:
-    """Return the bytes of memory a device has."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
-
-
-def size_of(value: Any, depth: int = 4) -> int:
-    """Return the bytes of the tensors that an object holds, some levels deep."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, torch.nn.Module):
-        return sum(size_of(tensor) for tensor in (*value.parameters(), *value.buffers()))
-    if depth == 0:
-        return 0
-    if isinstance(value, Mapping):
-        return sum(size_of(item, depth - 1) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(size_of(item, depth - 1) for item in value)
-    return sum(size_of(item, depth - 1) for item in getattr(value, "__dict__", {}).values())
-
-
 class Worker:
     """Computes segments; keeps data, caches and the states of units it holds between leases.
 
     ``same_device``: checkpoints that were made on another kind of device are not gone on from.
+    ``watch`` is called with a unit, the updates made and its state: when it begins, about twice a second, at its end.
     """
 
     def __init__(
@@ -198,6 +177,7 @@ class Worker:
         same_device: bool = False,
         lanes: Lanes | None = None,
         fault: Callable[[str, str, int], None] | None = None,
+        watch: Callable[[Ref, int, Tensors], None] | None = None,
     ) -> None:
         self.store, self.desk, self.device = store, desk, device
         self.checkpoint_every = checkpoint_every
@@ -205,6 +185,7 @@ class Worker:
         self._only = self._kind if same_device else None
         self.lanes: Lanes = lanes or Alone()
         self.fault = fault
+        self.watch = watch
         self._open_data = open_data
         self._data: Mapping[str, Data] | None = None
         self._told: set[str] = set()
@@ -288,6 +269,7 @@ class Worker:
             time.monotonic() - now.seconds,
         )
         next_check = saved_t + 1
+        self._watched(ref, now, lanes)
         while now.t < until:
             if self.fault is not None:
                 self.fault(stage.name, unit, now.t)
@@ -302,6 +284,7 @@ class Worker:
                 told_at = clock
                 rows = context.take_rows()
                 now.log += rows
+                self._watched(ref, now, lanes)
                 stop = self.desk.progress(ref.key, now.t, rows)
             if lanes.world > 1:  # one decision for the whole group
                 code = lanes.agree(int(due) + 2 * int(stop))
@@ -315,6 +298,7 @@ class Worker:
             if stop:
                 raise Stopped
         now.seconds = time.monotonic() - begun
+        self._watched(ref, now, lanes)
         now.log += context.take_rows()
         self._finish(
             ref,
@@ -324,6 +308,10 @@ class Worker:
             lanes,
             final=until == total and "final" in lease.outputs,
         )
+
+    def _watched(self, ref: Ref, now: Checkpoint, lanes: Lanes) -> None:
+        if self.watch is not None and lanes.rank == 0:
+            self.watch(ref, now.t, now.state)
 
     def _start(self, ref: Ref, until: int, context: UnitContext, lanes: Lanes) -> Checkpoint:
         held = self._held.pop(ref.key, None)

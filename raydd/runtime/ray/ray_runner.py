@@ -20,6 +20,7 @@ from raydd.runtime.capacity import Need
 from raydd.runtime.leases import Lease
 from raydd.runtime.ledger import Ledger
 from raydd.runtime.ray.ray_address import Cancelled, waiting_for
+from raydd.runtime.ray.ray_metrics import LedgerMetrics, WorkerMetrics
 from raydd.runtime.ray.ray_pulse import cluster_answers, failed, is_outage, told_if_gone
 from raydd.runtime.ray.ray_session import ray_session, worker_environment
 from raydd.runtime.ray.ray_supply import wait_for_room
@@ -42,6 +43,7 @@ class LedgerActor:
         self, targets: Sequence[Ref], store: Store, evaluators: int, device: str = ""
     ) -> None:
         self.ledger = Ledger(targets, store, evaluators, device)
+        self.metrics = LedgerMetrics(self.ledger)
         self.identity = uuid.uuid4().hex
         self.group: tuple[str, Any] = ("", None)
 
@@ -61,6 +63,7 @@ class LedgerActor:
         """Return events after ``since`` (all of them to a driver that knew another incarnation),
         and the run's and the group's state.
         """
+        self.metrics.tell()
         events, _, failure = self.ledger.poll(since if identity == self.identity else 0)
         return events, len(self.ledger.events), failure, self.identity, *self.group
 
@@ -128,9 +131,21 @@ def _work(config: dict[str, Any], worker: str, generation: int, world: int, lane
     device = pick_device()
     desk = RayDesk(handle, worker, generation, world, device_kind(device))
     options = {name: config[name] for name in ("checkpoint_every", "same_device")}
-    Worker(config["store"], config["open_data"], desk, device=device, lanes=lanes, **options).work(
-        idle=lambda: time.sleep(0.1)
-    )
+    metrics = WorkerMetrics(device)
+
+    def idle() -> None:
+        metrics.idle()
+        time.sleep(0.1)
+
+    Worker(
+        config["store"],
+        config["open_data"],
+        desk,
+        device=device,
+        lanes=lanes,
+        watch=metrics,
+        **options,
+    ).work(idle=idle)
 
 
 def _evaluator(config: dict[str, Any], index: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
 SCRIPTS = [path for path in FILES if path.suffix == ".sh"]
@@ -62,7 +62,7 @@ class Submission:
 
 def submissions(path: Path) -> list[Submission]:
     """Return the submissions that a file's comments, or a page's blocks of code, tell."""
-    found = re.findall(r"^(?:# +)?(RAY_AUTH_MODE=token ray job submit .+)$", text_of(path), re.M)
+    found = re.findall(r"^(?:# +| *)(RAY_AUTH_MODE=token ray job submit .+)$", text_of(path), re.M)
     name = path.relative_to(ROOT).as_posix()
     split = [shlex.split(line) for line in found]
     return [

@@ -47,8 +47,8 @@ def dry_run(sweep: Sweep) -> tuple[str, list[str]]:
     units = {ref.key for ref in planned.shared}
     parts += ["", f"shared by all trials, computed first: {len(units)} units"]
     parts += [
-        f"  {stage.name}: {sum(ref.stage == stage for ref in planned.shared)} of {len(stage.units())} units"
-        for stage, _, _ in stages_of(planned.shared)
+        f"  {stage.name}: {len(needed)} of {len(stage.units())} units"
+        for stage, needed, _ in stages_of(planned.shared)
     ]
     store = Store(job.store)
     there = sum(store.has(planned.shared))

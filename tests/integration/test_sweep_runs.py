@@ -22,6 +22,7 @@ from raydd.search.trials import Trial, TrialJournal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
 VALUES = [0.1, 0.3, 3.0, 10.0]
+LONGER = "evaluation.epochs=20"  # enough for values to differ
 SPACE = {
     "search": "grid",
     "keys": {"method.lr_img": {"grid": VALUES}},
@@ -48,9 +49,11 @@ def write_space(folder: Path) -> str:
 def in_process(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The facts of the sweep, run in this process without Ray and undisturbed."""
     folder = tmp_path_factory.mktemp("sweep")
-    job = load_job(CONFIG, overrides(folder, 0))
+    job = load_job(CONFIG, overrides(folder, 0, LONGER))
     run_sweep(make_sweep(job, write_space(folder)), lambda line: None)
-    return facts(json.loads((folder / "out/sweep.json").read_text()))
+    found = facts(json.loads((folder / "out/sweep.json").read_text()))
+    assert len({row["value"] for row in found[0]}) > 2
+    return found
 
 
 def trials_below(pid: int) -> list[psutil.Process]:
@@ -75,7 +78,7 @@ def test_killed_trials_and_drivers_change_nothing(
     journal = TrialJournal(Storage(f"{place}/out"))
     env = environment(**s3.environment)
     command = ["raydd.sweep", "--config", CONFIG, "--space", write_space(tmp_path)]
-    command += overrides(place, 2)
+    command += overrides(place, 2, LONGER)
     first = Driver(command, tmp_path / "first.log", env)
     try:
         first.until("a trial ran", lambda: running(journal.read), every=0.3)
@@ -110,7 +113,7 @@ def test_a_sweep_is_handed_in_as_a_job(
     space = write_space(tmp_path)
     entry = [sys.executable, "-m", "raydd.sweep", "--config", CONFIG, "--space", space]
     done = subprocess.run(
-        [RAY, "job", "submit", "--", *entry, *overrides(place, 2)],
+        [RAY, "job", "submit", "--", *entry, *overrides(place, 2, LONGER)],
         env=cluster.environment | {"RAY_ADDRESS": cluster.dashboard},
         capture_output=True,
         text=True,

@@ -39,7 +39,7 @@ def sweep_of(folder: Path, space: Mapping[str, Any], output: str = "sweep", **jo
         "dataset": {"name": "digits"},
         "ipc": 1,
         "method": DM,
-        "evaluation": {"epochs": 2, "repeats": 2},
+        "evaluation": {"epochs": 20, "repeats": 2},  # enough for values to differ
         "output": str(folder / output),
         "store": str(folder / "store"),
         "compute": {"workers": 0},
@@ -153,6 +153,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(
         sweeping.run_sweep(sweep_of(tmp_path, space), quiet)
     monkeypatch.setattr(TrialJournal, "write", write)
     again = sweeping.run_sweep(sweep_of(tmp_path, space), quiet).report
+    assert len({trial.value for trial in whole.trials}) > 2
     assert facts(again) == facts(whole)
     assert again.winner == whole.winner
     assert [(one.set, one.accuracy_mean) for one in again.tested] == [

@@ -129,41 +129,44 @@ class Shared:
         return Mine()
 
 
-def test_runs_at_the_same_time_compute_a_unit_once(tmp_path: Path) -> None:
-    stage = Walk(seed=0, numerics=Numerics(), count=3, updates=8, pause=0.02)
-    refs = [Ref(stage, unit) for unit in stage.units()]
-    store, shared = Store(str(tmp_path)), Shared()
-    events: dict[str, list[Event]] = {"a": [], "b": []}
+def together(store: Store, refs: list[Ref], claims: list[Any]) -> list[list[Event]]:
+    """Run the same targets in threads, none of which computes before all have begun a unit."""
+    events: list[list[Event]] = [[] for _ in claims]
+    begun = threading.Barrier(len(claims), timeout=120)
 
-    def run(name: str) -> None:
-        runner = LocalRunner(dict, device=pick_device(), claims=shared.of(name))
-        runner.run(refs, store, events[name].append)
+    def run(place: int) -> None:
+        def on_event(event: Event) -> None:
+            first = event.kind == "start" and not any(e.kind == "start" for e in events[place])
+            events[place].append(event)
+            if first:
+                begun.wait()
 
-    threads = [threading.Thread(target=run, args=(name,)) for name in events]
+        LocalRunner(dict, device=pick_device(), claims=claims[place]).run(refs, store, on_event)
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(claims))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
-    made = [e.key for of in events.values() for e in of if e.kind == "output" and not e.cached]
-    assert sorted(made) == sorted(ref.key for ref in refs)
-    for of in events.values():
+        thread.join(240)
+    return events
+
+
+def made(events: list[list[Event]]) -> list[str]:
+    return sorted(e.key for of in events for e in of if e.kind == "output" and not e.cached)
+
+
+def test_runs_at_the_same_time_compute_a_unit_once(tmp_path: Path) -> None:
+    stage = Walk(seed=0, numerics=Numerics(), count=3, updates=8)
+    refs, shared = [Ref(stage, unit) for unit in stage.units()], Shared()
+    events = together(Store(str(tmp_path)), refs, [shared.of("a"), shared.of("b")])
+    assert made(events) == sorted(ref.key for ref in refs)
+    for of in events:
         assert {e.key for e in of if e.kind == "output"} == {ref.key for ref in refs}
     assert shared.refused > 0
     assert not shared.held
 
 
 def test_without_claims_both_compute_it(tmp_path: Path) -> None:
-    stage = Walk(seed=0, numerics=Numerics(), count=1, updates=8, pause=0.05)
+    stage = Walk(seed=0, numerics=Numerics(), count=1, updates=8)
     refs = [Ref(stage, unit) for unit in stage.units()]
-    events: list[Event] = []
-    threads = [
-        threading.Thread(
-            target=lambda: LocalRunner(dict).run(refs, Store(str(tmp_path)), events.append)
-        )
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sum(e.kind == "output" and not e.cached for e in events) == 2
+    assert len(made(together(Store(str(tmp_path)), refs, [None, None]))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from raydd.config import load_job
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.storage import Storage
+from raydd.runtime.control import Control
 from raydd.runtime.session import Interrupted
 from raydd.runtime.sweep import sweeping
 from raydd.runtime.sweep.sweep_plan import Sweep
@@ -89,7 +91,6 @@ def test_a_sweep_ends_in_a_winner_that_is_tested_once_beside_the_job_and_random(
 
 
 def test_the_best_job_is_complete_and_makes_the_same_set_from_the_store(tmp_path: Path) -> None:
-    from raydd.runtime.control import Control
     from raydd.runtime.pipeline import run_job
 
     sweep = sweep_of(tmp_path, {"search": "grid", "keys": LR})
@@ -364,19 +365,22 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(tmp_path: Path) -> None:
         init(self, *rest)
         runs.append(self)
 
-    judged = SweepDesk.judged
+    judged, stop, stopped = SweepDesk.judged, Control.stop, threading.Event()
+
+    def telling(self: Control) -> None:
+        stop(self)
+        stopped.set()
 
     def stopping(self: SweepDesk, number: int, step: int, value: float) -> bool:
         if (number, step) == (1, 2):
             runs[-1].stop()
-            import time
-
-            time.sleep(2.5)  # the trial asks the desk once a second
+            assert stopped.wait(120), "the trial asks the desk once a second"
         return judged(self, number, step, value)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeping._Run, "__init__", keeping)
         patch.setattr(SweepDesk, "judged", stopping)
+        patch.setattr(Control, "stop", telling)
         with pytest.raises(Interrupted, match="the same command goes on"):
             sweeping.run_sweep(sweep, quiet)
     trials = TrialJournal(Storage(sweep.output)).read()

@@ -297,6 +297,8 @@ class _Run:
                 self.tracker.batch(
                     {self.space.file.metric: trial.value, "best": best.value or 0.0}, trial.number
                 )
+        elif trial.attempts > 1 and (before is None or trial.attempts > before.attempts):
+            self._say(f"trial {trial.number}  goes on where it was (attempt {trial.attempts})")
         elif time.monotonic() - self.told_at > LINE_SECONDS:
             self._say(self._standing())
 

@@ -167,8 +167,8 @@ class TuneTrials:
         own = {"cpu": 0.01} if file.workers_per_trial else {"cpu": compute.cpus_per_worker}
         if compute.gpus_per_worker and not file.workers_per_trial:
             own["gpu"] = compute.gpus_per_worker
-        # What Tune misses in its own files is of no use: the journal has it.
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # What a trial failed with is in the journal, and what Tune misses in its own files is of no use.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         name = f"sweep-{uuid.uuid4().hex[:8]}"
         files = Storage(self.sweep.output)
         try:

@@ -20,7 +20,7 @@ from raydd.core.storage import Storage
 from raydd.runtime.sweep.sweeping import make_sweep, run_sweep
 from raydd.search.trials import Trial, TrialJournal
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 VALUES = [0.1, 0.3, 3.0, 10.0]
 LONGER = "evaluation.epochs=20"  # enough for values to differ
 SPACE = {
@@ -91,7 +91,7 @@ def test_killed_trials_and_drivers_change_nothing(
         first.kill()
     before = {trial.number: trial for trial in journal.read() if trial.ended}
     assert 0 < len(before) < 1 + len(VALUES), "the kill was to be in the middle of the sweep"
-    text = finish(Driver(command, tmp_path / "again.log", env))
+    text = finish(Driver(command, tmp_path / "again.log", env), timeout=1000)
     assert "(resumed)" in text
     assert "Traceback" not in text, text
     assert facts(json.loads(Storage(f"{place}/out").get("sweep.json"))) == in_process
@@ -117,7 +117,7 @@ def test_a_sweep_is_handed_in_as_a_job(
         env=cluster.environment | {"RAY_ADDRESS": cluster.dashboard},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
         cwd=tmp_path,
     )

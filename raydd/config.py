@@ -201,6 +201,11 @@ def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{error}\n{hint}") from error
 
 
+def given(path: str, key: str, overrides: Sequence[str]) -> bool:
+    """Return whether a job file or an override of it sets a top key."""
+    return key in read_tree(path) or any(one.split("=")[0].strip() == key for one in overrides)
+
+
 def _method_name(tree: Mapping[str, Any]) -> Any:
     method = tree.get("method")
     return method.get("name") if isinstance(method, Mapping) else method

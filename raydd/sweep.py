@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import click
 
@@ -41,7 +42,8 @@ def main(
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
-        from raydd.config import load_job
+        from raydd.config import given, load_job
+        from raydd.core.storage import absolute
         from raydd.runtime.sweep import sweeping
         from raydd.runtime.sweep.dry import dry_run as plan_of
 
@@ -51,6 +53,8 @@ def main(
         )
         with refusing():
             job = load_job(config, own)
+            if not given(config, "output", own):
+                job = replace(job, output=absolute(f"runs/{job.name}_sweep"))
             sweep = sweeping.make_sweep(job, space, of_space)
         if dry_run:
             with refusing():

@@ -371,7 +371,9 @@ class _Run:
         self.runner = control
         try:
             if self.stopped.is_set():
-                raise Interrupted(f"the same command goes on from here ({self.output.url})")
+                control.stop()
             return run_job(job, lambda line: None, control).report
+        except Interrupted:
+            raise Interrupted(f"the same command goes on from here ({self.output.url})") from None
         finally:
             self.runner = None

@@ -196,6 +196,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def place_of_test(number: int) -> str:
+    """Return the folder of a trial's test below a sweep's output; a sweep that goes on may find another winner."""
+    return f"tested/{number:04d}"
+
+
 def to_csv(report: SweepReport) -> bytes:
     """Return a row for each trial."""
     out = io.StringIO()

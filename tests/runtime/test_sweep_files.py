@@ -181,6 +181,6 @@ def test_a_sweep_is_one_run_with_its_trials_below_also_after_an_interrupt(
         assert run.data.tags.get("raydd.winner") == (
             "true" if one.number == report.winner else None
         )
-    assert "small-best" in by_name
+    assert f"small-000{report.winner}-test" in by_name
     assert parent.data.tags["raydd.best_trial"] == str(report.winner)
     assert notes_of(Path(sweep.output)) == []

@@ -21,7 +21,7 @@ from raydd.runtime.session import Interrupted
 from raydd.runtime.sweep import sweeping
 from raydd.runtime.sweep.sweep_plan import Sweep
 from raydd.search.desk import SweepDesk
-from raydd.search.results import SweepReport
+from raydd.search.results import SweepReport, place_of_test
 from raydd.search.trials import Trial, TrialJournal
 
 torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def test_a_sweep_ends_in_a_winner_that_is_tested_once_beside_the_job_and_random(
         assert tree["split"] == "holdout"
         assert {row["set"] for row in tree["rows"]} == {"dm"}
         assert trial.value == tree["rows"][0]["accuracy_mean"]
-    final = json.loads(Path(sweep.output, "best", "report.json").read_text())
+    final = json.loads(Path(sweep.output, place_of_test(best.number), "report.json").read_text())
     assert final["split"] == "test"
     text = outcome.render()
     for words in ("accuracy (holdout)", "tested once, fresh students", "random", "shared: "):
@@ -114,7 +114,7 @@ def test_students_of_the_test_are_none_that_selected(tmp_path: Path) -> None:
     from raydd.runtime.session import described
     from raydd.runtime.sweep.final_jobs import final_job
 
-    final = final_job(sweep, Trial(1, {"method.lr_img": 0.1}, "grid"), "best")
+    final = final_job(sweep, Trial(1, {"method.lr_img": 0.1}, "grid"))
     info = described(trial.dataset, "test").info
     one, two = make_plan(trial, info), make_plan(final, info)
     seeds = [{e.stage.seed for e in plan.evaluation.entries} for plan in (one, two)]
@@ -243,9 +243,10 @@ def test_what_no_key_touches_is_computed_once(tmp_path: Path) -> None:
         assert trial.reused >= first
     labels = sorted(Path(sweep.output, "labels").rglob("*.safetensors"))
     assert len(labels) == 2
-    for name in ("best",):
-        lent = sorted(Path(sweep.output, name, "distilled", "labels").glob("*.safetensors"))
-        assert [path.read_bytes() for path in lent] == [path.read_bytes() for path in labels]
+    assert report.winner is not None
+    tested = Path(sweep.output, place_of_test(report.winner), "distilled", "labels")
+    lent = sorted(tested.glob("*.safetensors"))
+    assert [path.read_bytes() for path in lent] == [path.read_bytes() for path in labels]
     assert not Path(sweep.output, sweep.place(1), "distilled", "labels").exists()
 
 
@@ -343,7 +344,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
 
 def test_an_output_of_another_sweep_is_refused_and_a_larger_budget_is_not(tmp_path: Path) -> None:
     space = {"search": "random", "keys": LR, "budget": {"trials": 2}}
-    sweeping.run_sweep(sweep_of(tmp_path, space), quiet)
+    before = sweeping.run_sweep(sweep_of(tmp_path, space), quiet).report
     with pytest.raises(ConfigError, match=r"sweep\.seed: 0 there, 1 now"):
         sweeping.run_sweep(sweep_of(tmp_path, {**space, "seed": 1}), quiet)
     with pytest.raises(ConfigError, match=r"method\.batch_real: 8 there, 4 now"):
@@ -353,6 +354,9 @@ def test_an_output_of_another_sweep_is_refused_and_a_larger_budget_is_not(tmp_pa
     ).report
     assert len(report.trials) == 4
     assert all(trial.attempts == 1 for trial in report.trials if trial.same is None)
+    for winner in (before.winner, report.winner):
+        assert winner is not None
+        assert Path(tmp_path, "sweep", place_of_test(winner), "distilled").is_dir()
 
 
 def test_a_sweep_that_is_stopped_says_how_to_go_on(tmp_path: Path) -> None:

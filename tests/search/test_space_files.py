@@ -224,7 +224,7 @@ def test_an_ablation_made_small_is_a_table_of_the_test_set(
     result = CliRunner().invoke(main, ["sweep", "--config", config, "--space", space, *small])
     assert result.exit_code == 0, result.output
     assert "accuracy (test)" in result.output
-    rows = (tmp_path / "runs" / "quickstart" / "trials.csv").read_text().splitlines()
+    rows = (tmp_path / "runs" / "quickstart_sweep" / "trials.csv").read_text().splitlines()
     assert len(rows) == 1 + 1 + 4
     assert all(",finished," in row for row in rows[1:])
-    assert not (tmp_path / "runs" / "quickstart" / "best.yaml").exists()
+    assert not (tmp_path / "runs" / "quickstart_sweep" / "best.yaml").exists()

@@ -9,7 +9,7 @@ from raydd.artifacts.report import Report
 from raydd.config import Job, parse_job
 from raydd.core.storage import join
 from raydd.runtime.sweep.sweep_plan import Sweep
-from raydd.search.results import SweepReport, Tested, number
+from raydd.search.results import SweepReport, Tested, number, place_of_test
 from raydd.search.space import with_values
 from raydd.search.trials import Trial
 
@@ -23,7 +23,7 @@ _REFIT = (
 )
 
 
-def final_job(sweep: Sweep, trial: Trial, name: str) -> Job:
+def final_job(sweep: Sweep, trial: Trial) -> Job:
     """Return a trial's job with the job's own evaluation on the test set, by fresh students."""
     made = sweep.trial(trial.number, trial.values)
     own = {key: value for key, value in trial.values.items() if key.startswith("evaluation.")}
@@ -32,8 +32,8 @@ def final_job(sweep: Sweep, trial: Trial, name: str) -> Job:
         {"evaluation": sweep.job.resolved()["evaluation"], **own, **sweep.space.file.final},
     )
     fixed = {
-        "name": f"{sweep.job.name}-{name}",
-        "output": join(sweep.output, name),
+        "name": f"{made.name}-test",
+        "output": join(sweep.output, place_of_test(trial.number)),
         "evaluation.split": "test",
         "evaluation.every": None,
         "evaluation.seed": FRESH + sweep.job.seeds[0],
@@ -43,12 +43,12 @@ def final_job(sweep: Sweep, trial: Trial, name: str) -> Job:
     baselines = tree["evaluation"]["baselines"]
     if "random" not in baselines:
         fixed["evaluation.baselines"] = ["random", *baselines]
-    return parse_job(with_values(tree, fixed), name)
+    return parse_job(with_values(tree, fixed), "test")
 
 
 def refit_job(sweep: Sweep, trial: Trial) -> Job:
     """Return the job as it was given, with a trial's values."""
-    return sweep.complete(trial.values, join(sweep.output, "refit"))
+    return sweep.complete(trial.values, join(sweep.output, f"refit/{trial.number:04d}"))
 
 
 def tested(name: str, trial: int, report: Report, method: str) -> list[Tested]:
@@ -87,7 +87,7 @@ def job_files(sweep: Sweep, report: SweepReport, best: Trial) -> dict[str, bytes
         f" {report.split}).\n"
     )
     made = {
-        "best.yaml": _BEST + final_job(sweep, best, "best").to_yaml(),
+        "best.yaml": _BEST + final_job(sweep, best).to_yaml(),
         "refit.yaml": _REFIT + refit_job(sweep, best).to_yaml(),
     }
     return {name: (says + text).encode() for name, text in made.items()}

@@ -14,7 +14,16 @@ from raydd.runtime.sweep.sweep_plan import Sweep
 from raydd.search.searchers import grid_points
 from raydd.search.space import SpaceFile
 
-WRITTEN = ("journal", "trials", "best", "sweep.json", "trials.csv", "best.yaml")
+WRITTEN = (
+    "journal",
+    "trials",
+    "labels",
+    "tested",
+    "refit",
+    "sweep.json",
+    "trials.csv",
+    "best.yaml",
+)
 """What a sweep writes into its output, below a ``job.yaml`` that says whose it is."""
 
 

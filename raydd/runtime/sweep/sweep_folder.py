@@ -11,7 +11,7 @@ from raydd.core.errors import StorageError
 from raydd.core.storage import Storage
 from raydd.pages.blocks import Shown
 from raydd.runtime.lock import alive, read_lock
-from raydd.search.results import SweepReport
+from raydd.search.results import SweepReport, place_of_test
 from raydd.search.sweep_page import SweepFacts, sweep_page
 
 REPORT, PAGE, BEST = "sweep.json", "report.html", "best.yaml"
@@ -38,7 +38,7 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
         job=tree.get("job") or {},
         output=output.url,
         best_job=_text(output, BEST),
-        picture=_best_set(output) if report.tested else None,
+        picture=_best_set(output, report) if report.tested else None,
         made=time.strftime("on %Y-%m-%d at %H:%M UTC", time.gmtime()),
     )
     return sweep_page(sweep), state
@@ -61,12 +61,16 @@ def _text(output: Storage, name: str) -> str:
         return ""
 
 
-def _best_set(output: Storage) -> Shown | None:
+def _best_set(output: Storage, report: SweepReport) -> Shown | None:
     """Return the picture of the set that was tested as the best; of several the first."""
-    seeds = [f"{name}/" for name in output.folders("best/distilled") if name.startswith("seed-")]
+    best = next((test.trial for test in report.tested if test.set == "best"), None)
+    if best is None:
+        return None
+    folder = f"{place_of_test(best)}/distilled"
+    seeds = [f"{name}/" for name in output.folders(folder) if name.startswith("seed-")]
     for place in ("", *seeds[:1]):
         try:
-            data = output.get(f"best/distilled/{place}grid.png")
+            data = output.get(f"{folder}/{place}grid.png")
         except (FileNotFoundError, StorageError):
             continue
         alt = "Distilled images of the winner, a class per row"

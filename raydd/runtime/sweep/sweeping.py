@@ -352,7 +352,7 @@ class _Run:
         if report.winner != 0 and own.state == "finished":
             named["job"] = 0
         for name, number_ in named.items():
-            job = final_job(self.sweep, report.trials[number_], name)
+            job = final_job(self.sweep, report.trials[number_])
             self.tell(f"test of {name} (trial {number_}), with fresh students")
             found += tested(name, number_, self._run_job(job, labels=True), job.method.name)
         found = unlike(found)

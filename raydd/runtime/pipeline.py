@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -80,7 +80,7 @@ def run_job(
             "method: " + "\n  ".join(["what the job needs is missing or does not fit:", *absent])
         )
     control = control or Control(show=True)
-    output, store = Storage(job.output), store_of(plan, control)
+    output, store = Storage(job.output), store_of([plan], control)
     warning = fleeting(_local_places(job))
     if warning:
         tell(f"warning: {warning}")
@@ -123,14 +123,16 @@ def run_job(
         return outcome
 
 
-def store_of(plan: Plan, control: Control) -> Store:
-    """Return the store of a plan, with the places of its label records."""
-    digests = list(plan.places())
+def store_of(plans: Sequence[Plan], control: Control) -> Store:
+    """Return the store of plans, with the places of their label records: the first that has them."""
+    places: dict[str, str] = {}
+    for plan in plans:
+        places = plan.places() | places
 
     def below(url: str) -> dict[str, str]:
-        return {digest: join(url, digest[:16]) for digest in digests} if url else {}
+        return {digest: join(url, digest[:16]) for digest in places} if url else {}
 
-    return Store(plan.job.store, below(control.labels) or plan.places(), below(control.lender))
+    return Store(plans[0].job.store, below(control.labels) or places, below(control.lender))
 
 
 def _local_places(job: Job) -> dict[str, str]:

@@ -46,6 +46,16 @@ def final_job(sweep: Sweep, trial: Trial) -> Job:
     return parse_job(with_values(tree, fixed), "test")
 
 
+def final_jobs(sweep: Sweep, report: SweepReport) -> dict[tuple[str, int], Job]:
+    """Return the jobs that a sweep with a winner is tested by, by what is tested and its trial."""
+    assert report.winner is not None
+    named = {("best", report.winner): report.trials[report.winner]}
+    own = report.trials[0]
+    if report.winner != 0 and own.state == "finished":
+        named["job", 0] = own
+    return {key: final_job(sweep, trial) for key, trial in named.items()}
+
+
 def refit_job(sweep: Sweep, trial: Trial) -> Job:
     """Return the job as it was given, with a trial's values."""
     return sweep.complete(trial.values, join(sweep.output, f"refit/{trial.number:04d}"))

@@ -15,15 +15,16 @@ from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
 from raydd.core.keeping import register_run
 from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
-from raydd.core.store import versions
+from raydd.core.store import Store, versions
 from raydd.core.typed_tree import plain
+from raydd.core.units import Ref
 from raydd.data.datasets import Described
 from raydd.runtime.control import Control
 from raydd.runtime.estimate import unit_table
 from raydd.runtime.lock import Lock
 from raydd.runtime.output import flatten
 from raydd.runtime.pipeline import run_job, store_of
-from raydd.runtime.planning import most_workers
+from raydd.runtime.planning import make_plan, most_workers
 from raydd.runtime.progress import Progress, clock
 from raydd.runtime.runner import OpenData
 from raydd.runtime.session import (
@@ -34,7 +35,7 @@ from raydd.runtime.session import (
     make_runner,
     stop_on_signals,
 )
-from raydd.runtime.sweep.final_jobs import final_job, refit_job, tested, unlike
+from raydd.runtime.sweep.final_jobs import final_jobs, refit_job, tested, unlike
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
 from raydd.runtime.sweep.sweep_files import write_files
 from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
@@ -189,7 +190,7 @@ class _Run:
     def run(self, refit: bool) -> SweepOutcome:
         """Compute what is shared, run the trials, test the winner, write everything."""
         keep = {ref.key for ref in self.corners.shared}
-        store = store_of(self.corners.plans[0][1], Control(labels=labels_place(self.sweep)))
+        store = store_of([self.corners.plans[0][1]], Control(labels=labels_place(self.sweep)))
         register_run(store, self.output.url, keep, finished=False)
         with contextlib.ExitStack() as around:
             around.enter_context(stop_on_signals(self, self.tell))
@@ -226,27 +227,32 @@ class _Run:
             self.tell(f"Ray is ready; dashboard: {dashboard}")
             yield
 
-    def _shared(self, store: Any) -> None:
+    def _shared(self, store: Store) -> None:
         """Compute the units that all trials need, on all workers."""
         refs = self.corners.shared
-        missing = [ref for ref, there in zip(refs, store.has(refs), strict=True) if not there]
         self.first_units = len({ref.key for ref in refs})
-        if missing and not self.stopped.is_set():
-            self.tell(f"{self.first_units} units are needed by all trials; they come first")
-            self.runner = make_runner(
-                self.sweep.job.compute, OpenData(self.data.config, self.data.splits)
-            )
-            if self.stopped.is_set():
-                self.runner.stop()
-            with Progress(unit_table(refs)) as progress:
-                self.runner.run(refs, store, progress.on_event)
-            self.runner = None
+        self._compute(
+            refs, store, f"{self.first_units} units are needed by all trials; they come first"
+        )
         there = store.has(refs)
         done = [ref for ref, found in zip(refs, there, strict=True) if found]
         last: dict[str, float] = {}
         for ref in done:
             last[ref.key] = max(last.get(ref.key, 0.0), float(store.marker(ref)["seconds"]))
         self.first_seconds = sum(last.values())
+
+    def _compute(self, refs: list[Ref], store: Store, why: str) -> None:
+        """Compute what a store lacks of outputs, on all workers, until the sweep is stopped."""
+        if self.stopped.is_set() or all(store.has(refs)):
+            return
+        self.tell(why)
+        data = OpenData(self.data.config, self.data.splits)
+        self.runner = make_runner(self.sweep.job.compute, data)
+        if self.stopped.is_set():
+            self.runner.stop()
+        with Progress(unit_table(refs)) as progress:
+            self.runner.run(refs, store, progress.on_event)
+        self.runner = None
 
     def _trials(self) -> str:
         """Run the trials; return why the sweep stopped by itself, if it did."""
@@ -346,14 +352,17 @@ class _Run:
         """Evaluate the winner, the job's own values and random images on the test set, with fresh students."""
         if not self.space.file.winner or report.winner is None:
             return []
+        jobs = final_jobs(self.sweep, report)
+        plans = [make_plan(job, self.data.info) for job in jobs.values()]
+        refs = [ref for plan in plans for ref in plan.targets]
+        names = " and ".join(f"trial {number_} ({name})" for name, number_ in jobs)
+        self._compute(
+            list(dict.fromkeys(refs)),
+            store_of(plans, Control(labels=labels_place(self.sweep))),
+            f"test of {names}, with fresh students",
+        )
         found: list[Tested] = []
-        named = {"best": report.winner}
-        own = report.trials[0]
-        if report.winner != 0 and own.state == "finished":
-            named["job"] = 0
-        for name, number_ in named.items():
-            job = final_job(self.sweep, report.trials[number_])
-            self.tell(f"test of {name} (trial {number_}), with fresh students")
+        for (name, number_), job in jobs.items():
             found += tested(name, number_, self._run_job(job, labels=True), job.method.name)
         found = unlike(found)
         if refit:

@@ -17,9 +17,9 @@ from raydd.core.urls import check_url
 from raydd.pages.blocks import Shown
 from raydd.pages.run_page import RunFacts, run_page
 from raydd.runtime.lock import alive, read_lock
+from raydd.runtime.sweep.sweep_status import REPORT, is_sweep
 
 log = logging.getLogger(__name__)
-SWEEP = "sweep.json"
 _STEP = re.compile(r"pictures/step-(\d+)\.png")
 
 
@@ -29,7 +29,7 @@ def page_of(url: str, *, finished: bool = False) -> tuple[str, str]:
     run's.
     """
     check_url(url, "output")
-    if _is_sweep(Storage(url)):
+    if is_sweep(Storage(url)):
         return _sweep_page(Storage(url))
     folder = read_run(url)
     standing = Standing(folder.plan, folder.log)
@@ -45,20 +45,13 @@ def page_of(url: str, *, finished: bool = False) -> tuple[str, str]:
     return run_page(run), state
 
 
-def _is_sweep(output: Storage) -> bool:
-    try:
-        return output.exists(SWEEP)
-    except StorageError:
-        return False
-
-
 def _sweep_page(output: Storage) -> tuple[str, str]:
     from raydd.runtime.sweep.sweep_folder import sweep_page_of  # which needs torch
 
     try:
         return sweep_page_of(output)
     except (KeyError, TypeError, ValueError) as error:
-        place = join(output.url, SWEEP)
+        place = join(output.url, REPORT)
         raise ConfigError(f"output: {place} is torn, or of another version ({error})") from error
 
 

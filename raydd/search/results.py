@@ -36,7 +36,8 @@ class Tested:
 class SweepReport:
     """All that a sweep found. ``keys``: searched keys and their values as texts; ``winner``: the
     best trial's number; ``shared``: what trials did not have to compute; ``seconds``: by the clock;
-    ``environment``: what ran it, versions say.
+    ``environment``: what ran it, versions say. ``wanted``: how many trials, in words; ``ended``:
+    whether there are that many; ``marked``: the trial whose run MLflow has marked as the winner's.
     """
 
     name: str
@@ -57,6 +58,9 @@ class SweepReport:
     importance: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     environment: Mapping[str, Any] = field(default_factory=dict)
+    wanted: str = ""
+    ended: bool = False
+    marked: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""

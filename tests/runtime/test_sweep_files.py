@@ -24,6 +24,7 @@ from raydd.runtime.sweep.schedulers import TuneRule
 from raydd.runtime.sweep.sweep_files import write_files
 from raydd.runtime.sweep.sweep_plan import Sweep
 from raydd.runtime.tracking.tracker import Tracker
+from raydd.search.desk import SweepDesk
 from raydd.search.results import SweepReport
 
 KEY = "method.lr_img"
@@ -184,3 +185,57 @@ def test_a_sweep_is_one_run_with_its_trials_below_also_after_an_interrupt(
     assert f"small-000{report.winner}-test" in by_name
     assert parent.data.tags["raydd.best_trial"] == str(report.winner)
     assert notes_of(Path(sweep.output)) == []
+
+
+def test_a_sweep_that_runs_says_where_it_is(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"search": "grid", "keys": LR, "trial": {"evaluation.every": 2}})
+    seen: dict[str, Any] = {}
+    judged = SweepDesk.judged
+
+    def looking(self: SweepDesk, number: int, step: int, value: float) -> bool:
+        stop = judged(self, number, step, value)
+        if (number, step) == (1, 2):
+            told = CliRunner().invoke(main, ["status", sweep.output, "--json"])
+            seen["status"], seen["code"] = json.loads(told.stdout), told.exit_code
+            seen["lines"] = CliRunner().invoke(main, ["status", sweep.output]).stdout
+            page = CliRunner().invoke(main, ["report", sweep.output, "--to", f"{tmp_path}/p.html"])
+            assert page.exit_code == 0, page.output
+        return stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SweepDesk, "judged", looking)
+        report = sweeping.run_sweep(sweep, lambda line: None).report
+    status = seen["status"]
+    assert (status["verb"], status["state"], seen["code"]) == ("sweep", "running", 4)
+    assert status["trials"] == {
+        "wanted": "3 trials", "finished": 1, "pruned": 0, "failed": 0, "same": 0, "running": 1,
+    }  # fmt: skip
+    assert status["best"]["trial"] == 0
+    assert [one["trial"] for one in status["running"]] == [1]
+    assert status["running"][0]["snapshot"]["updates"] == 2
+    assert "running, process" in seen["lines"]
+    assert "trials: 1 finished, 1 running; wanted: 3 trials" in seen["lines"]
+
+    told = CliRunner().invoke(main, ["status", sweep.output])
+    assert told.exit_code == 0, told.output
+    assert "(sweep): finished" in told.stdout
+    assert f"best: trial {report.winner}, accuracy (holdout)" in told.stdout
+    best = next(one for one in report.tested if one.set == "best")
+    assert f"tested: best  {best.accuracy_mean:.2f}" in told.stdout
+
+
+def test_a_sweep_whose_process_is_gone_is_unfinished(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"search": "grid", "keys": LR})
+    write_files(sweep, Storage(sweep.output), found([70.0, 60.0]), untracked(sweep))
+    told = CliRunner().invoke(main, ["status", sweep.output])
+    assert told.exit_code == 3, told.output
+    assert "no process works on it; the same command goes on from here" in told.stdout
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"tested": [], "select": true}', "[]"])
+def test_the_status_of_a_torn_sweep_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    told = CliRunner().invoke(main, ["status", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "sweep.json is torn, or of another version" in told.output
+    assert "Traceback" not in told.output

@@ -5,25 +5,71 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from raydd.core.errors import StorageError
 from raydd.core.storage import Storage, join
-from raydd.runtime.session import to_json
+from raydd.core.store import versions
+from raydd.runtime.session import git_commit, to_json
 from raydd.runtime.sweep.final_jobs import job_files
-from raydd.runtime.sweep.sweep_folder import BEST, PAGE, REPORT, sweep_page_of
+from raydd.runtime.sweep.sweep_claim import count_text
+from raydd.runtime.sweep.sweep_folder import BEST, PAGE, sweep_page_of
 from raydd.runtime.sweep.sweep_plan import Sweep
+from raydd.runtime.sweep.sweep_status import REPORT
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.search.results import SweepReport, to_csv
+from raydd.search.results import SweepReport, importance_of, shared_of, to_csv
+from raydd.search.trials import TrialJournal, ranked
 
 log = logging.getLogger(__name__)
 TABLE = "trials.csv"
+
+
+def report_of(
+    sweep: Sweep, output: Storage, first: tuple[int, float], seconds: float, ended: bool
+) -> SweepReport:
+    """Return what a sweep has found so far. ``first``: the units (and their device-seconds) that were
+    computed for all trials; ``seconds``: by the clock; ``ended``: whether no trial is left to run.
+    """
+    trials = TrialJournal(output).read()
+    space, file = sweep.space, sweep.space.file
+    best = ranked(trials, space.mode)
+    cut = [trial.number for trial in trials if not trial.ended]
+    return SweepReport(
+        name=space.name,
+        job=sweep.job.name,
+        metric=file.metric,
+        mode=space.mode,
+        search=file.search,
+        scheduler=file.scheduler,
+        keys={key.name: key.domain.text() for key in space.keys},
+        logarithmic=[key.name for key in space.keys if key.domain.logarithmic],
+        split="holdout" if file.winner else sweep.job.evaluation.split,
+        trials=trials,
+        winner=best[0].number if best and file.winner else None,
+        select=file.winner,
+        shared=shared_of(trials, *first),
+        notes=[f"Trials {', '.join(map(str, cut))} are not finished."] if cut else [],
+        importance=importance_of(space, trials) if ended else {},
+        seconds=round(seconds, 1),
+        environment={"versions": versions(), "git_commit": git_commit()},
+        wanted=count_text(sweep),
+        ended=ended,
+        marked=_marked(output),
+    )
+
+
+def keep_report(output: Storage, report: SweepReport) -> None:
+    """Write what is found so far where ``raydd status`` and ``raydd report`` look for it."""
+    output.put(REPORT, to_json(report.to_dict()))
 
 
 def write_files(
     sweep: Sweep, output: Storage, report: SweepReport, tracker: Tracker
 ) -> dict[str, str]:
     """Write all that shows what a sweep found, and track it; return where it is. What cannot be drawn is a warning."""
-    before = _winner(output)
+    before = _marked(output)
+    if report.winner is not None and report.select:
+        report = replace(report, marked=report.winner)
     drawn = _pictures(report)
     files = {REPORT: to_json(report.to_dict()), TABLE: to_csv(report), **drawn}
     if report.winner is not None and report.select:
@@ -88,10 +134,10 @@ def _track(
             tracker.tag("raydd.winner", wins, run)
 
 
-def _winner(output: Storage) -> int | None:
-    """Return the winner that an earlier run of the sweep has written down."""
+def _marked(output: Storage) -> int | None:
+    """Return the trial that an earlier run of the sweep has marked as the winner's."""
     try:
-        found = json.loads(output.get(REPORT)).get("winner")
+        found = json.loads(output.get(REPORT)).get("marked")
     except (FileNotFoundError, StorageError, ValueError, AttributeError):
         return None
     return found if isinstance(found, int) else None

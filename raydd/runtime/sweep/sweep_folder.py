@@ -11,10 +11,11 @@ from raydd.core.errors import StorageError
 from raydd.core.storage import Storage
 from raydd.pages.blocks import Shown
 from raydd.runtime.lock import alive, read_lock
+from raydd.runtime.sweep.sweep_status import REPORT
 from raydd.search.results import SweepReport, place_of_test
 from raydd.search.sweep_page import SweepFacts, sweep_page
 
-REPORT, PAGE, BEST = "sweep.json", "report.html", "best.yaml"
+PAGE, BEST = "report.html", "best.yaml"
 
 
 def sweep_page_of(output: Storage) -> tuple[str, str]:
@@ -27,7 +28,7 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
         raise ValueError(f"a {type(found).__name__}")
     report = SweepReport.from_dict(found)
     lock = read_lock(output)
-    done = bool(report.tested) or not report.select
+    done = report.ended and (bool(report.tested) or not report.select)
     state = "finished" if done else "unfinished"
     if lock is not None and alive(lock, time.time()):
         state = "running"

@@ -15,7 +15,7 @@ from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
 from raydd.core.keeping import register_run
 from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
-from raydd.core.store import Store, versions
+from raydd.core.store import Store
 from raydd.core.typed_tree import plain
 from raydd.core.units import Ref
 from raydd.data.datasets import Described
@@ -37,19 +37,18 @@ from raydd.runtime.session import (
 )
 from raydd.runtime.sweep.final_jobs import final_jobs, refit_job, tested, unlike
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
-from raydd.runtime.sweep.sweep_files import write_files
+from raydd.runtime.sweep.sweep_files import keep_report, report_of, write_files
 from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
+from raydd.runtime.sweep.sweep_status import is_sweep
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
 from raydd.runtime.tracking.tracker import Tracker
 from raydd.search.desk import SweepDesk
 from raydd.search.results import (
     SweepReport,
     Tested,
-    importance_of,
     number,
     outcome,
     shared_line,
-    shared_of,
     short,
     table,
 )
@@ -58,6 +57,8 @@ from raydd.search.space import Space, load_space
 from raydd.search.trials import Trial, TrialJournal, ranked
 
 LINE_SECONDS = 15.0
+KEEP_SECONDS = 5.0
+"""Between two notes of what is found so far, at least; while trials are many and short."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class _Run:
         self.stopped = threading.Event()
         self.runner: Any = None
         self.begun = time.monotonic()
-        self.told_at = self.begun
+        self.told_at = self.kept_at = self.begun
         self.known: dict[int, Trial] = {}
         self.first_units, self.first_seconds = 0, 0.0
 
@@ -196,9 +197,11 @@ class _Run:
             around.enter_context(stop_on_signals(self, self.tell))
             if self.sweep.job.compute.workers != 0:
                 around.enter_context(self._cluster())
+            if not is_sweep(self.output):
+                keep_report(self.output, self._report())
             self._shared(store)
             trouble = self._trials()
-            report = self._report()
+            report = self._report(ended=not (self.stopped.is_set() or trouble))
             write_files(self.sweep, self.output, report, self.tracker)
             if self.stopped.is_set():
                 raise Interrupted(f"the same command goes on from here ({self.output.url})")
@@ -303,6 +306,9 @@ class _Run:
                 self.tracker.batch(
                     {self.space.file.metric: trial.value, "best": best.value or 0.0}, trial.number
                 )
+            if time.monotonic() - self.kept_at > KEEP_SECONDS:
+                keep_report(self.output, self._report())
+                self.kept_at = time.monotonic()
         elif trial.attempts > 1 and (before is None or trial.attempts > before.attempts):
             self._say(f"trial {trial.number}  goes on where it was (attempt {trial.attempts})")
         elif time.monotonic() - self.told_at > LINE_SECONDS:
@@ -321,32 +327,9 @@ class _Run:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _report(self) -> SweepReport:
-        trials = TrialJournal(self.output).read()
-        file, best = self.space.file, ranked(trials, self.space.mode)
-        notes = []
-        cut = [trial.number for trial in trials if not trial.ended]
-        if cut:
-            notes.append(f"Trials {', '.join(map(str, cut))} are not finished.")
-        return SweepReport(
-            name=self.space.name,
-            job=self.sweep.job.name,
-            metric=file.metric,
-            mode=self.space.mode,
-            search=file.search,
-            scheduler=file.scheduler,
-            keys={key.name: key.domain.text() for key in self.space.keys},
-            logarithmic=[key.name for key in self.space.keys if key.domain.logarithmic],
-            split="holdout" if file.winner else self.sweep.job.evaluation.split,
-            trials=trials,
-            winner=best[0].number if best and file.winner else None,
-            select=file.winner,
-            shared=shared_of(trials, self.first_units, self.first_seconds),
-            notes=notes,
-            importance=importance_of(self.space, trials),
-            seconds=round(time.monotonic() - self.begun, 1),
-            environment={"versions": versions(), "git_commit": git_commit()},
-        )
+    def _report(self, *, ended: bool = False) -> SweepReport:
+        first = (self.first_units, self.first_seconds)
+        return report_of(self.sweep, self.output, first, time.monotonic() - self.begun, ended)
 
     def _tests(self, report: SweepReport, refit: bool) -> list[Tested]:
         """Evaluate the winner, the job's own values and random images on the test set, with fresh students."""

@@ -191,6 +191,40 @@ def table(report: SweepReport) -> str:
     return "\n".join(told)
 
 
+def sweep_note(report: SweepReport) -> list[str]:
+    """Return a sweep's description in lines of Markdown; the first is its result."""
+    done = ranked(report.trials, report.mode)
+    ended = sum(trial.ended for trial in report.trials)
+    over = ", ".join(f"`{key}`" for key in report.keys)
+    best = next((one for one in report.tested if one.set == "best" and not one.beside), None)
+    if best is not None:
+        reached = f"{best.accuracy_mean:.1f} ± {best.accuracy_std:.1f} %"
+        result = f"**{reached}** on test: trial {best.trial}, {best.protocol}"
+    elif done and report.select:
+        result = (
+            f"**{number(done[0])}** {report.metric} ({report.split}) so far: trial {done[0].number}"
+        )
+    else:
+        result = f"{len(done)} finished trials"
+    lines = [f"{result}; {ended} trials ended, over {over}", ""]
+    if report.tested:
+        lines += ["| tested | trial | network | accuracy, % | students |", "|---|--:|---|--:|--:|"]
+        for one in report.tested:
+            name = one.set if not one.beside else f"{one.set} (beside {one.beside})"
+            spread = f"{one.accuracy_mean:.2f} ± {one.accuracy_std:.2f}"
+            of = "–" if one.trial is None else str(one.trial)
+            lines.append(f"| {name} | {of} | {one.network} | {spread} | {one.students} |")
+        lines.append("")
+    heads = [f"`{key}`" for key in report.keys]
+    lines.append(f"| trial | {' | '.join(heads)} | {report.metric} ({report.split}) |")
+    lines.append("|--:|" + "---|" * len(heads) + "---|")
+    for trial in order(report):
+        values = [short(trial.values[key]) if key in trial.values else "–" for key in report.keys]
+        cells = [str(trial.number), *values, outcome(trial, report.metric)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [

@@ -28,11 +28,12 @@ from raydd.search.desk import SweepDesk
 from raydd.search.results import SweepReport
 
 KEY = "method.lr_img"
+KEYS_AT = (1.0, 0.1, 10.0)
 pytestmark = pytest.mark.timeout(300)
 
 
 def found(values: list[float]) -> SweepReport:
-    trials = [trial(i, v, {KEY: at}) for i, (v, at) in enumerate(zip(values, (1.0, 0.1, 10.0)))]
+    trials = [trial(i, v, {KEY: at}) for i, (v, at) in enumerate(zip(values, KEYS_AT))]
     return report_of(trials, {KEY: "one of 0.1, 1.0, 10.0"})
 
 
@@ -116,6 +117,9 @@ def test_the_winner_is_marked_in_mlflow_also_when_it_changes(tmp_path: Path) -> 
         marks = [by_name[f"sweep/trials/000{n}"].data.tags.get("raydd.winner") for n in range(2)]
         assert marks == (["true", None] if best == 0 else ["false", "true"])
         assert "raydd.winner" not in tags
+        note = tags["mlflow.note.content"].splitlines()
+        assert note[0].startswith(f"**{max(values):.4g} ± 0.5** accuracy (holdout) so far")
+        assert f"| {best} | {KEYS_AT[best]:.4g} | {max(values):.4g} ± 0.5 |" in note
     names = [f"sweep/{name}" for name in ("report.html", "sweep.json", "trials.csv")]
     assert files(uri, parent, "sweep") == names
     drawn = {(p.split("+")[0], int(p.split("+")[2])) for p in files(uri, parent, "images")}

@@ -16,8 +16,9 @@ from raydd.runtime.sweep.sweep_claim import count_text
 from raydd.runtime.sweep.sweep_folder import BEST, PAGE, sweep_page_of
 from raydd.runtime.sweep.sweep_plan import Sweep
 from raydd.runtime.sweep.sweep_status import REPORT
+from raydd.runtime.tracking.note import cut
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.search.results import SweepReport, importance_of, shared_of, to_csv
+from raydd.search.results import SweepReport, importance_of, shared_of, sweep_note, to_csv
 from raydd.search.trials import TrialJournal, ranked
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def _track(
 ) -> None:
     """Send pictures and small files to the sweep's run, and mark the winner's; ``before``: who won until now."""
     ended = sum(trial.ended for trial in report.trials)
+    tracker.tag("mlflow.note.content", cut(sweep_note(report), "sweep.json"))
     for name, data in drawn.items():
         tracker.picture(f"sweep/{name.removesuffix('.png')}", ended, data)
     tracker.artifacts(output, "sweep", (REPORT, TABLE, PAGE))

@@ -71,14 +71,15 @@ def note(report: Report, picture: str | None) -> str:
             f"![the set's images](get-artifact?path={quote(picture, safe='')}&run_uuid={RUN_ID})",
             "",
         ]
-    return _cut([*lines, *render_markdown(report).splitlines()], TAG_LENGTH - 100)
+    return cut([*lines, *render_markdown(report).splitlines()], "report.json")
 
 
-def _cut(lines: list[str], length: int) -> str:
-    """Return the lines that fit; the last one says so where some do not."""
+def cut(lines: list[str], file: str) -> str:
+    """Return the lines that a tag can hold; the last one says, where some do not fit, that they are in ``file``."""
+    length = TAG_LENGTH - 100
     kept: list[str] = []
     for line in lines:
         if len("\n".join([*kept, line])) > length:
-            return "\n".join([*kept, "", "… (the rest is in `report.json`)"])
+            return "\n".join([*kept, "", f"… (the rest is in `{file}`)"])
         kept.append(line)
     return "\n".join(kept)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+import socket
 import sys
 import tempfile
 import threading
@@ -72,7 +74,7 @@ def units(count: int, seconds: float, folder: str) -> dict[str, Any]:
 
 
 def elastic(
-    folder: Path, count: int = 24, updates: int = 300, pause: float = 0.1
+    folder: Path, count: int = 12, updates: int = 150, pause: float = 0.1
 ) -> dict[str, Any]:
     """Return what changes from 1 to 3 machines and back, by death, cost."""
     import ray
@@ -85,9 +87,11 @@ def elastic(
     LocalRunner(dict).run([Ref(plain, unit) for unit in plain.units()], alone, lambda event: None)
     events: list[tuple[float, Event]] = []
     told: list[str] = []
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True}
-    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=cluster.address, log_to_driver=False)
     error: list[BaseException] = []
 
@@ -164,6 +168,8 @@ def main() -> None:
     parser.add_argument("--only", default="units,elastic")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of units")
     o = parser.parse_args()
+    # Ray's workers unpickle the stages of the tests.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
     found: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         if "units" in o.only:

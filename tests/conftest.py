@@ -11,6 +11,8 @@ os.environ.setdefault("RAYDD_STORAGE_RETRY_S", "60")
 # Ray's workers give way to everything else by default: beside another test they would starve.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # idle workers that no test uses
+# Under `uv run` each of Ray's workers would build an environment of its own, a minute each.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 sys.path.insert(0, str(Path(__file__).parent))
 # Ray's workers unpickle the tests' toy stages.
 os.environ["PYTHONPATH"] = os.pathsep.join(

@@ -1,4 +1,4 @@
-"""How the tests share two processes and what they cost: one Ray at a time, quick tests that are quick,
+"""How the tests share three processes and what they cost: two clusters at a time, quick tests that are quick,
 seconds of each folder ("room").
 """
 
@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-PROCESSES = 2
+PROCESSES = 3
+"""Two for what starts clusters and waits for them most of the time, one for all else."""
 WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_", "tests/test_plugins.py")
-"""What starts clusters: all of it runs in one process, so that no two start at once."""
+"""What starts clusters: in two processes, of about equal length, so that no more than two start at once."""
+SECOND = ("statistics_jobs", "s3", "sweep_runs", "places", "ray_")
+"""Of these the second; its tests of S3 share a server, the first one's share a cluster."""
 
 QUICK = 6.0
 """Seconds of processor time, beyond which a test has to be marked slow; the first of a file imports libraries, too."""
@@ -24,6 +27,7 @@ QUICK = 6.0
 PATIENCE = 20.0
 """Seconds by the clock, beyond which it has to be, too: many, since a machine may do much else."""
 
+RAY = "ray"
 PROCESSOR = "processor_seconds"
 
 
@@ -35,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return two, or none (the tests run in this process) where files or tests are named."""
+    """Return three, or none (the tests run in this process) where files or tests are named."""
     return 0 if all(".py" in argument for argument in config.args) else PROCESSES
 
 
@@ -53,8 +57,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def room_of_process(nodeid: str) -> str:
-    """Return what a test shares a process with: its file, or all that uses Ray."""
-    return "ray" if nodeid.startswith(WITH_RAY) else nodeid.partition("::")[0]
+    """Return what a test shares a process with: its file, or half of what uses Ray."""
+    file = nodeid.partition("::")[0]
+    if not nodeid.startswith(WITH_RAY):
+        return file
+    return f"{RAY}, {'second' if Path(file).stem.startswith(tuple(f'test_{s}' for s in SECOND)) else 'first'} half"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow: dict[str, int] = defaultdict(int)
     for item in items:
         slow[room_of_process(item.nodeid)] += item.get_closest_marker("slow") is not None
-    order = sorted(slow, key=lambda room: (room != "ray", -slow[room]))
+    order = sorted(slow, key=lambda room: (not room.startswith(RAY), -slow[room]))
     place = {room: number for number, room in enumerate(order)}
     items.sort(key=lambda item: place[room_of_process(item.nodeid)])
 

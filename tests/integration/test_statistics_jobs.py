@@ -63,7 +63,7 @@ def shrunk(folder: Path, data: str, weights: Path, workers: int) -> list[str]:
         "method.teachers.download=false", "method.statistics.slices=3", "method.statistics.batch=16",
         "method.init.pool=2",
         "method.init.candidates=12", "method.init.classes_per_unit=4", "method.iterations=30", "method.group_size=4",
-        "method.groups_per_unit=2", "method.labels.batch=10", "method.labels.epochs=12", "evaluation.epochs=12",
+        "method.groups_per_unit=2", "method.labels.batch=10", "method.labels.epochs=12", "evaluation.epochs=6",
         "evaluation.networks=[shufflenet_v2_x0_5]", "evaluation.repeats=2", "numerics.compile=false",
         "tracking.uri=none",
         f"output={folder}/out", f"store={folder}/store", f"compute.workers={workers}", "compute.checkpoint_every=0.2",

@@ -15,6 +15,7 @@ import pytest
 
 from raydd.core.errors import ConfigError
 from raydd.runtime.ray.ray_address import Cancelled, answers, check_head, split_address, waiting_for
+from raydd.runtime.ray.ray_session import ray_session
 
 
 def never() -> bool:
@@ -134,3 +135,21 @@ def test_waits_end_with_what_the_work_does() -> None:
         waiting_for(lambda: time.sleep(3), 0.1, never, "a long call")
     with pytest.raises(ZeroDivisionError):
         waiting_for(lambda: 1 // 0, 5, never, "a bad call")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("said", [None, "1"])
+def test_workers_share_the_environment_of_uv_unless_another_one_was_asked_for(
+    said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray._private import ray_constants
+
+    name = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    monkeypatch.setattr(ray_constants, name, True)  # as where Ray was imported first
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.delenv(name, raising=False)
+    if said is not None:
+        monkeypatch.setenv(name, said)
+    with ray_session(cpus=1):
+        assert getattr(ray_constants, name) is (said is not None)

@@ -19,8 +19,9 @@ from raydd.core.numerics import ALLOCATOR_ENV
 from raydd.runtime.ray.ray_address import Cancelled, check_head, find_address, waiting_for
 from raydd.runtime.ray.ray_pulse import cluster_answers
 
+_UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 _DEFAULTS = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker builds an environment of its own under `uv run`
+    _UV: "0",  # else every worker builds an environment of its own under `uv run`
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -46,6 +47,16 @@ log = logging.getLogger(__name__)
 def worker_environment() -> dict[str, str]:
     """Return the environment variables every worker process is started with."""
     return {**ALLOCATOR_ENV, **{k: v for k, v in _DEFAULTS.items() if k.startswith("RAY_TRAIN")}}
+
+
+def _share_environment() -> None:
+    """Have workers use this process's environment under `uv run`, also where Ray was imported, and read its settings,
+    before.
+    """
+    from ray._private import ray_constants
+
+    if hasattr(ray_constants, _UV):
+        setattr(ray_constants, _UV, False)
 
 
 @contextmanager
@@ -201,6 +212,7 @@ def ray_session(
     have no room for ``least`` processes with ``gpus`` GPUs each, or if there is no cluster at the
     address. ``Cancelled`` as soon as ``cancelled()`` is true while it connects.
     """
+    asked = _UV in os.environ
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "TORCH_HOME" in os.environ:  # workers run in folders of their own
@@ -217,6 +229,8 @@ def ray_session(
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    if not asked:
+        _share_environment()
     if ray.is_initialized():
         yield "the running Ray session"
         return

@@ -40,6 +40,18 @@ class Walk(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotedWalk(Walk):
+    """A walk that appends time, unit and number of every update to the file ``notes``, whoever makes it."""
+
+    notes: str = ""
+
+    def step(self, unit: str, state: Tensors, t: int, ctx: Any) -> Tensors:
+        with open(self.notes, "a") as file:
+            file.write(f"{time.time():.3f} {unit} {t}\n")
+        return super().step(unit, state, t, ctx)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choir(Stage):
     """One unit whose every step sums what its lanes sing, in lane order."""
 

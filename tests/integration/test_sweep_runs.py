@@ -125,3 +125,15 @@ def test_a_sweep_is_handed_in_as_a_job(
     assert done.returncode == 0, done.stdout + done.stderr
     assert facts(json.loads((place / "out/sweep.json").read_text())) == in_process
     assert "Configuration for experiment" not in done.stdout, "Tune's own tables"
+
+
+@pytest.mark.nightly
+def test_trials_with_groups_of_their_own_are_those_of_one_process(
+    in_process: list[Any], tmp_path: Path
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(SPACE | {"workers_per_trial": 2}))
+    job = overrides(tmp_path, 1, LONGER)
+    command = ["raydd.sweep", "--config", CONFIG, "--space", str(space), *job]
+    finish(Driver(command, tmp_path / "log", environment()), timeout=900)
+    assert facts(json.loads((tmp_path / "out/sweep.json").read_text())) == in_process

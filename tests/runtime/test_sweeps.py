@@ -391,3 +391,33 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(tmp_path: Path) -> None:
     assert json.loads(Path(sweep.output, "sweep.json").read_text())["winner"] == 0
     report = sweeping.run_sweep(sweep, quiet).report
     assert [trial.state for trial in report.trials] == ["finished"] * 3
+
+
+@pytest.mark.parametrize(
+    ("there", "gpus", "refused"),
+    [
+        ({"CPU": 8.02}, 0.0, ""),
+        ({"CPU": 8.0}, 0.0, r"2 trials at once x 4 workers x 1 CPU = 8 CPU and 0\.02 for the trials themselves, and the cluster has 8:"),
+        ({"CPU": 64.0}, 0.5, r"2 trials at once x 4 workers x 0\.5 GPU = 4 GPU, and the cluster has 0:"),
+        ({"CPU": 64.0, "GPU": 4.0}, 0.5, ""),
+    ],
+)  # fmt: skip
+def test_groups_that_would_wait_for_each_other_are_refused_with_the_arithmetic(
+    there: dict[str, float],
+    gpus: float,
+    refused: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    from raydd.runtime.sweep.tune_trials import check_room
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    space = {"search": "grid", "keys": LR, "workers_per_trial": 4}
+    sweep = sweep_of(tmp_path, space, compute={"workers": 2, "gpus_per_worker": gpus})
+    if not refused:
+        check_room(sweep, 2)
+        return
+    with pytest.raises(ConfigError, match=refused):
+        check_room(sweep, 2)

@@ -15,6 +15,9 @@ from raydd.runtime.planning import Plan, make_plan
 from raydd.search.domains import label
 from raydd.search.space import Space, Values, with_values
 
+OWN_CPUS = 0.01
+"""What a trial with a Train group of its own reserves for itself: next to nothing."""
+
 
 @dataclass(frozen=True)
 class Sweep:

@@ -38,7 +38,7 @@ from raydd.runtime.session import (
 from raydd.runtime.sweep.final_jobs import final_jobs, refit_job, tested, unlike
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
 from raydd.runtime.sweep.sweep_files import keep_report, report_of, write_files
-from raydd.runtime.sweep.sweep_plan import Corners, Sweep, corners, steps_of
+from raydd.runtime.sweep.sweep_plan import OWN_CPUS, Corners, Sweep, corners, steps_of
 from raydd.runtime.sweep.sweep_status import is_sweep
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
 from raydd.runtime.tracking.tracker import Tracker
@@ -225,7 +225,8 @@ class _Run:
 
         compute = self.sweep.job.compute
         each = max(1, self.space.file.workers_per_trial)
-        cpus = most_workers(compute) * each * compute.cpus_per_worker
+        own = OWN_CPUS if self.space.file.workers_per_trial else 0.0
+        cpus = most_workers(compute) * (each * compute.cpus_per_worker + own)
         with ray_session(cpus, each, compute.gpus_per_worker, self.stopped.is_set) as dashboard:
             self.tell(f"Ray is ready; dashboard: {dashboard}")
             yield

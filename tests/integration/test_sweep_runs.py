@@ -70,7 +70,7 @@ def running(read: Callable[[], list[Trial]]) -> bool:
     return any(not trial.ended and trial.attempts for trial in trials) and len(trials) > 1
 
 
-@pytest.mark.parametrize("where", ["folder", pytest.param("s3", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("where", ["s3", pytest.param("folder", marks=pytest.mark.nightly)])
 def test_killed_trials_and_drivers_change_nothing(
     in_process: list[Any], where: str, s3: S3Server, tmp_path: Path
 ) -> None:

@@ -25,6 +25,9 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # For placing a group. After a machine vanished, its place is asked for until Ray misses it; then the group is
+    # made anew, with those that are left.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # Larger arguments would lie in an object store, and a driver that owns such objects is ended by Ray
     # without a word when the machine that it is connected to ends.

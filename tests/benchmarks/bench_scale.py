@@ -167,7 +167,9 @@ def main() -> None:
     o = parser.parse_args()
     # Ray's workers unpickle the stages of the tests.
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
-    found: dict[str, Any] = {"machine": machine()}
+    kept = o.json is not None and o.json.exists()
+    found: dict[str, Any] = json.loads(o.json.read_text()) if kept else {}
+    found["machine"] = machine()
     with tempfile.TemporaryDirectory() as folder:
         if "units" in o.only:
             found["units"] = []

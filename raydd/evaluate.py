@@ -11,6 +11,7 @@ import click
 from raydd.core.command import (
     EXIT_MISSING,
     command_errors,
+    decoding_option,
     factor_option,
     orientation_option,
     setup_logging,
@@ -59,6 +60,7 @@ from raydd.core.errors import refusing
 )
 @space_option
 @orientation_option
+@decoding_option
 @factor_option
 @click.option(
     "--labels",
@@ -84,7 +86,8 @@ def main(
     url: str,
     experiment: str | None,
     space: str | None,
-    factor: int,
+    decoding: str | None,
+    factor: int | None,
     labels: str | None,
     orientation: Literal["ignore", "exif"],
     dry_run: bool,
@@ -111,7 +114,12 @@ def main(
             kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
             pooled, number = experiment == "all", _number(experiment)
             reading = Reading(
-                space=space, factor=factor, labels=kind, experiment=number, orientation=orientation
+                space=space,
+                decoding=decoding,
+                factor=factor,
+                labels=kind,
+                experiment=number,
+                orientation=orientation,
             )
             subject, plan = evaluating.plan_stored(
                 job, url, reading, where, pooled=pooled, anyway=dry_run

@@ -6,7 +6,13 @@ from typing import Literal
 
 import click
 
-from raydd.core.command import command_errors, factor_option, orientation_option, space_option
+from raydd.core.command import (
+    command_errors,
+    decoding_option,
+    factor_option,
+    orientation_option,
+    space_option,
+)
 from raydd.core.errors import refusing
 
 
@@ -31,6 +37,7 @@ from raydd.core.errors import refusing
 )
 @space_option
 @orientation_option
+@decoding_option
 @factor_option
 @click.option(
     "--labels",
@@ -45,7 +52,8 @@ def main(
     experiment: int | None,
     space: str | None,
     orientation: Literal["ignore", "exif"],
-    factor: int,
+    decoding: str | None,
+    factor: int | None,
     labels: str | None,
 ) -> None:
     """Read the distilled set SOURCE and write it to OUT as FORMAT.
@@ -64,6 +72,7 @@ def main(
             check_target(out, to)
             reading = Reading(
                 space=space,
+                decoding=decoding,
                 factor=factor,
                 labels=labels,
                 experiment=experiment,

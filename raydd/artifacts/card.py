@@ -70,7 +70,11 @@ def _space(distilled: DistilledSet) -> str:
         )
         text += f"deviation ({std})."
     if distilled.decoding.name != "identity":
-        text += f" Students see them decoded by `{distilled.decoding.name}`."
+        text += f" Students see {distilled.seen:,} images, decoded by `{distilled.decoding.name}`"
+        parameters = ", ".join(
+            f"{key} {value}" for key, value in distilled.decoding.parameters.items()
+        )
+        text += f" ({parameters})." if parameters else "."
     return text
 
 
@@ -162,7 +166,7 @@ def card(
     what the 8 bits of the shards stand for, where these are no pixels.
     """
     info, recipe = distilled.info, distilled.recipe
-    shape = "×".join(map(str, distilled.images.shape[1:]))
+    shape = "×".join(map(str, distilled.shape))
     if report is None:
         worth = "This set was published without an evaluation.\n"
     else:

@@ -28,8 +28,6 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
         self.classes = distilled.info.classes
         self.class_names = distilled.info.class_names or tuple(map(str, range(self.classes)))
         self.mean, self.std = distilled.mean, distilled.std
-        # Decoding may make several images of a stored one; without it, samples are normalised one by one.
-        self._decoded = None if distilled.decoding.name == "identity" else distilled.tensors()
 
     def __repr__(self) -> str:
         """Return what the set is: data set, images, classes, images per class, space, labels, method."""
@@ -46,26 +44,23 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
             else ""
         )
         labels = "hard" if of.soft_labels is None else "soft"
-        shape = "×".join(map(str, of.images.shape[1:]))
+        shape = "×".join(map(str, of.shape))
         return (
             f"DistilledDataset({of.info.name}: {count}, {shape}, {space}{stored}, {labels} labels, "
             f"method {method_name(recipe)}, mean {_rounded(self.mean)}, std {_rounded(self.std)})"
         )
 
     def __len__(self) -> int:
-        return len(self.distilled if self._decoded is None else self._decoded[0])
+        return self.distilled.seen
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        index %= len(self)
-        if self._decoded is None:
-            image, label = (
-                self.distilled.normalised(self.distilled.images[index : index + 1])[0],
-                self.distilled.targets[index],
-            )
-        else:
-            image, label = self._decoded[0][index], self._decoded[1][index]
+        ids = torch.tensor([index % len(self)])
+        image, label = (
+            self.distilled.normalised(self.distilled.take(ids))[0],
+            self.distilled.targets_of(ids)[0],
+        )
         return image, label if label.is_floating_point() else int(label)
 
     def tensors(self, device: torch.device | str = "cpu") -> Batch:
@@ -87,7 +82,8 @@ def load(
     info: DatasetInfo | str | None = None,
     experiment: int | None = None,
     space: str | None = None,
-    factor: int = 1,
+    decoding: str | None = None,
+    factor: int | None = None,
     labels: str | None = None,
     orientation: Orientation = "ignore",
 ) -> DistilledDataset:
@@ -96,14 +92,20 @@ def load(
     Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the
     data set it stands for (its name in the catalog, or its facts), where the format does not say.
     ``experiment``: which repetition of a DC/DSA/DM ``.pt`` file, the last by default. ``space`` of
-    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``), ``factor`` of several images in
-    one, and whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
+    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``), their ``decoding`` (``partition``
+    of IDM and BACON, ``grid`` of IDC, ``resize``), the ``factor`` of several images in one, and
+    whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
     :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca``
     needs the data set's files. ``orientation="exif"`` turns picture files of others as they say
     they are to be shown. Raises ``DataError`` for what is not a set and ``TornFileError``, naming
     the file, for what is broken; ``ConfigError`` for what cannot be.
     """
     reading = Reading(
-        space=space, factor=factor, labels=labels, experiment=experiment, orientation=orientation
+        space=space,
+        decoding=decoding,
+        factor=factor,
+        labels=labels,
+        experiment=experiment,
+        orientation=orientation,
     )
     return DistilledDataset(whitened(read_set(url, info=info, reading=reading)))

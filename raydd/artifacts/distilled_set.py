@@ -6,70 +6,26 @@ Nothing here touches a disk: :mod:`raydd.artifacts.published_folder` writes and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from raydd.artifacts.decoding import COMMON, Decoder, Decoding, SetSize, Shape
 from raydd.core.errors import ConfigError, NumericsError
-from raydd.core.registry import Registry
 from raydd.core.rng import KeyedRng
 from raydd.core.tensors import Tensors, digest
 from raydd.data.catalog import DatasetInfo
 
 Batch = tuple[Tensor, Tensor]
-
-Decoder = Callable[..., Batch]
-DECODERS: Registry[Decoder] = Registry("decoding")
-"""What turns stored images and labels into those that students see: ``decoder(images, labels, **parameters)``.
-
-Images arrive as float32 in network space, labels as they are stored (hard ``[N]`` or soft ``[N, classes]``).
-"""
-
-
-@DECODERS.register("identity")
-def identity(images: Tensor, labels: Tensor) -> Batch:
-    """Return images and labels as they are."""
-    return images, labels
-
-
-@DECODERS.register("grid")
-def grid(images: Tensor, labels: Tensor, factor: int, padding: Sequence[float] = ()) -> Batch:
-    """Return ``factor²`` images of each: it is a grid of that many rows and columns, each cut out
-    and enlarged (IDC, IDM, BACON).
-
-    Bilinear, ``align_corners=False``, to the full size. All images of the first row's first place
-    come first, then those of its second, row after row. A size that ``factor`` does not divide is
-    filled up at the right and below with ``padding``, by channel.
-    """
-    height, width = images.shape[2:]
-    rows, columns = (-(-side // factor) for side in (height, width))
-    if rows * factor > height or columns * factor > width:
-        fill = torch.tensor(tuple(padding) or (0.0,) * images.shape[1]).view(1, -1, 1, 1).to(images)
-        full = fill.expand(len(images), -1, rows * factor, columns * factor).clone()
-        full[:, :, :height, :width] = images
-        images = full
-    places = [(i, j) for i in range(factor) for j in range(factor)]
-    cut = torch.cat(
-        [
-            images[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
-            for i, j in places
-        ]
-    )
-    enlarged = F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
-    return enlarged, labels.repeat(factor**2, *(1,) * (labels.ndim - 1))
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """The name of a registered decoder, and its parameters (JSON values)."""
-
-    name: str = "identity"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+WHITENING = ("whitening_matrix", "whitening_mean")
+"""Names of a whitening's tensors beside those that a decoder reads."""
+BLOCK_VALUES = 1 << 25
+"""Values of images that are decoded, checked or shown together, where a set is gone through once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,14 +60,16 @@ class Whitening:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DistilledSet:
-    """Images, labels and how to read them.
+    """Named tensors and how to read them.
 
     ``images``: float32 ``[N, C, H, W]`` in the method's space (normalised by ``mean``/``std``, then
-    whitened if there is a ``whitening``; values may leave the range of pixels), or uint8 pixels.
-    ``labels``: int64 ``[N]``, hard. ``soft_labels``: float ``[N, classes]``, probabilities that
-    students learn instead of the hard labels. ``mean``/``std``: per channel, of pixels in [0, 1];
-    those of ``info`` unless given. ``decoding``: how stored images become those that students see.
-    ``recipe``: how the set was made (JSON values).
+    whitened if there is a ``whitening``; values may leave the range of pixels), or uint8 pixels; of
+    a decoding that asks for others, what it asks for. ``labels``: int64 ``[N]``, hard.
+    ``soft_labels``: float ``[N, classes]``, probabilities that students learn instead of the hard
+    labels. ``extra``: further tensors that the decoder reads, by name. ``mean``/``std``: per
+    channel, of pixels in [0, 1]; those of ``info`` unless given. ``decoding``: how what is stored
+    becomes the images that students see (:mod:`raydd.artifacts.decoding`). ``recipe``: how the set
+    was made (JSON values).
 
     Raises ``ConfigError`` for tensors that do not fit together and ``NumericsError`` for NaN or infinity.
     """
@@ -120,10 +78,11 @@ class DistilledSet:
     labels: Tensor
     info: DatasetInfo
     soft_labels: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     whitening: Whitening | None = None
-    decoding: Decoding = Decoding()
+    decoding: Decoding = field(default_factory=Decoding)
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,32 +90,35 @@ class DistilledSet:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, value.detach().cpu().contiguous())
+        extra = {name: value.detach().cpu().contiguous() for name, value in self.extra.items()}
+        object.__setattr__(self, "extra", extra)
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean or self.info.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std or self.info.std))
-        self._check_images()
-        self._check_labels()
+        self._check_tensors()
 
-    def _check_images(self) -> None:
-        images, channels = self.images, self.info.channels
-        if images.dtype not in (torch.float32, torch.uint8) or images.ndim != 4:
+    def _check_tensors(self) -> None:
+        channels, taken = self.info.channels, sorted(set(self.extra) & {*COMMON, *WHITENING})
+        if taken:
             raise ConfigError(
-                f"images must be float32 or uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
+                f"a further tensor cannot be called '{taken[0]}', which is another's name"
             )
-        if images.shape[1] != channels:
-            raise ConfigError(
-                f"images have {images.shape[1]} channels; {self.info.name} has {channels}"
-            )
+        self._check_labels()
+        self.decoder.check(self.decoded, self.info)
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
             raise ConfigError(
                 f"mean {self.mean} and std {self.std} must hold {channels} values each, std above 0"
             )
-        if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-            bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
-            raise NumericsError(
-                f"NaN or infinity in {len(bad)} of {len(images)} images, first: image {bad[0]}"
-            )
+        for name, tensor in (("images", self.images), *self.extra.items()):
+            bad = _not_finite(tensor)
+            if bad:
+                what, one = (
+                    ("images", "image") if name == "images" else (f"rows of '{name}'", "row")
+                )
+                raise NumericsError(
+                    f"NaN or infinity in {len(bad)} of {len(tensor)} {what}, first: {one} {bad[0]}"
+                )
         if self.whitening is not None:
-            size = images[0].numel() if len(images) else self.whitening.mean.numel()
+            size = math.prod(self.shape) if len(self) else self.whitening.mean.numel()
             if self.whitening.matrix.shape != (size, size) or self.whitening.mean.shape != (size,):
                 raise ConfigError(
                     f"whitening of {list(self.whitening.matrix.shape)} does not fit images of {size} values"
@@ -170,8 +132,6 @@ class DistilledSet:
             raise ConfigError(
                 f"labels range from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {classes - 1}"
             )
-        if self._as_stored and len(labels) != len(self.images):
-            raise ConfigError(f"{len(self.images)} images but {len(labels)} labels")
         if soft is None:
             return
         if not soft.is_floating_point() or soft.shape != (len(labels), classes):
@@ -189,10 +149,28 @@ class DistilledSet:
         """Stored images of each class."""
         return tuple(torch.bincount(self.labels, minlength=self.info.classes).tolist())
 
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What makes the images that students see of the stored tensors."""
+        return self.decoding.decoder()
+
     @property
-    def targets(self) -> Tensor:
-        """The labels students learn, before decoding: soft ones where there are some, else hard ones."""
-        return self.labels if self.soft_labels is None else self.soft_labels
+    def decoded(self) -> Tensors:
+        """The stored tensors that the decoder reads, by name."""
+        tensors = {"images": self.images, "labels": self.labels}
+        if self.soft_labels is not None:
+            tensors["soft_labels"] = self.soft_labels
+        return tensors | dict(self.extra)
+
+    @property
+    def seen(self) -> int:
+        """How many images students see."""
+        return self.decoder.count(self.decoded)
+
+    @property
+    def shape(self) -> Shape:
+        """Channels, height and width of an image that students see."""
+        return self.decoder.shape(self.decoded)
 
     @property
     def image_bytes(self) -> int:
@@ -205,6 +183,12 @@ class DistilledSet:
         return sum(
             t.numel() * t.element_size() for t in (self.labels, self.soft_labels) if t is not None
         )
+
+    @property
+    def size(self) -> SetSize:
+        """Images stored and seen, bytes of all stored tensors."""
+        held = sum(t.numel() * t.element_size() for t in self.stored().values())
+        return SetSize(len(self), self.seen, held)
 
     @cached_property
     def digest(self) -> str:
@@ -224,66 +208,95 @@ class DistilledSet:
 
     def stored(self) -> Tensors:
         """Return the set's tensors by name, as they are kept in ``data.safetensors``."""
-        tensors = {"images": self.images, "labels": self.labels}
-        if self.soft_labels is not None:
-            tensors["soft_labels"] = self.soft_labels
+        tensors = self.decoded
         if self.whitening is not None:
-            tensors["whitening_matrix"], tensors["whitening_mean"] = (
-                self.whitening.matrix,
-                self.whitening.mean,
-            )
+            kept = (self.whitening.matrix, self.whitening.mean)
+            tensors |= dict(zip(WHITENING, kept, strict=True))
         return tensors
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Return stored images ``[B, C, H, W]`` as float32 in the space networks expect."""
+        """Return pixels, or images in network space, ``[B, C, H, W]`` as float32 in the space networks expect."""
         if images.is_floating_point():
             return images
-        out = (images.float() / 255 - self._channels(self.mean, images.device)) / self._channels(
-            self.std, images.device
-        )
+        out = self._centred(images)
         return out if self.whitening is None else self.whitening.apply(out)
+
+    def _centred(self, images: Tensor) -> Tensor:
+        """Return pixels as float32, normalised and not whitened; images in network space as they are."""
+        if images.is_floating_point():
+            return images
+        mean, std = (self._channels(values, images.device) for values in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
 
     @staticmethod
     def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
-    @cached_property
-    def _decoded(self) -> Batch:
-        return DECODERS.get(self.decoding.name)(
-            self.normalised(self.images), self.targets, **self.decoding.parameters
-        )
+    def take(self, ids: Tensor | None = None, tensors: Tensors | None = None) -> Tensor:
+        """Return the images ``ids`` that students see (int64 ``[B]``; ``None``: all) ``[B, C, H, W]``.
+
+        Pixels uint8, where they are stored so and no decoding changes them; else float32 in network
+        space. ``tensors``: :attr:`decoded` as they lie on another device, where the images then are.
+        """
+        tensors = self.decoded if tensors is None else tensors
+        images = self.decoder.take(tensors, ids, self._centred)
+        # What is stored in floats is in the set's space; pixels are whitened as test images are, when they are seen.
+        pixels = not tensors["images"].is_floating_point() and images.is_floating_point()
+        return self.whitening.apply(images) if pixels and self.whitening is not None else images
+
+    def ids(self) -> Tensor:
+        """Return the ids of all seen images."""
+        return torch.arange(self.seen)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the ids of all seen images in turn, as many at a time as may be decoded together."""
+        yield from self.ids().split(max(1, BLOCK_VALUES // max(1, math.prod(self.shape))))
+
+    def labels_of(self, ids: Tensor | None = None) -> Tensor:
+        """Return the hard labels int64 ``[B]`` of seen images (``None``: of all)."""
+        return self.decoder.labels(self.decoded, self.ids() if ids is None else ids)
+
+    def targets_of(self, ids: Tensor | None = None) -> Tensor:
+        """Return what students learn of seen images (``None``: of all): soft labels ``[B, classes]``
+        where there are some, else hard ones ``[B]``.
+        """
+        return self.decoder.targets(self.decoded, self.ids() if ids is None else ids)
 
     @property
-    def _as_stored(self) -> bool:
-        # Sets without decoding may be large and uint8: no float copy of them is kept.
-        return self.decoding.name == "identity"
+    def targets(self) -> Tensor:
+        """What students learn of all seen images; see :meth:`targets_of`."""
+        return self.targets_of()
 
     def tensors(self, device: torch.device | str = "cpu") -> Batch:
         """Return everything students see: float32 images ``[M, C, H, W]`` in network space, and their labels."""
-        images, labels = (
-            (self.normalised(self.images), self.targets) if self._as_stored else self._decoded
-        )
-        return images.to(device), labels.to(device)
+        return self.normalised(self.take()).to(device), self.targets.to(device)
 
-    def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, size: int, rng: KeyedRng, ids: Tensor | None = None
+    ) -> Iterator[Batch]:
         """Yield an epoch of ``(images, labels)``, at most ``size`` at a time, in the order drawn
         from ``rng("batches", epoch)``.
 
-        The last batch may be smaller. A set that fits one batch comes whole and in its own order. Labels are int64
-        ``[B]`` or soft ``[B, classes]``.
+        ``ids``: of the seen images that are gone through (``None``: all). The last batch may be
+        smaller. What fits one batch comes whole and in its own order. Labels are int64 ``[B]`` or
+        soft ``[B, classes]``.
         """
         if size < 1:
             raise ConfigError(f"batch size must be at least 1, not {size}")
-        images, labels = (self.images, self.targets) if self._as_stored else self._decoded
-        if len(images) <= size:
-            yield self.normalised(images), labels
+        count = self.seen if ids is None else len(ids)
+        if count <= size:
+            yield self.normalised(self.take(ids)), self.targets_of(ids)
             return
-        order = torch.randperm(len(images), generator=rng("batches", epoch))
-        for ids in order.split(size):
-            yield self.normalised(images[ids]), labels[ids]
+        order = torch.randperm(count, generator=rng("batches", epoch))
+        for part in (order if ids is None else ids[order]).split(size):
+            yield self.normalised(self.take(part)), self.targets_of(part)
+
+    def pictures(self) -> Tensor:
+        """Return what is shown of the set, pixels or in network space: the stored images, for most decoders."""
+        return self.decoder.pictures(self.decoded)
 
     def to_rgb(self, images: Tensor | None = None) -> Tensor:
-        """Return pictures, float32 ``[N, C, H, W]`` in [0, 1] (clamped), of the stored images or of
+        """Return pictures, float32 ``[N, C, H, W]`` in [0, 1] (clamped), of :meth:`pictures` or of
         others in network space.
 
         Where whitening took each image's own mean and norm away, each picture is stretched to fill [0, 1].
@@ -294,7 +307,7 @@ class DistilledSet:
         """Return :meth:`to_rgb` as it is before it is clamped: what a method made may lie outside
         the range of pixels.
         """
-        images = self.images if images is None else images
+        images = self.pictures() if images is None else images
         if not images.is_floating_point():
             return images.float() / 255
         whitening = self.whitening
@@ -310,9 +323,22 @@ class DistilledSet:
 
     def to_uint8(self, images: Tensor | None = None) -> Tensor:
         """Return :meth:`to_rgb` as uint8 pixels, rounded to the nearest."""
-        images = self.images if images is None else images
+        images = self.pictures() if images is None else images
         if not images.is_floating_point():
             return images
         # In pieces, since the floats of a large set need not exist three times; undoing a whitening is dear per call.
         pieces = images.split(1024) if self.whitening is None else [images]
         return torch.cat([(self.to_rgb(piece) * 255).round().to(torch.uint8) for piece in pieces])
+
+
+def _not_finite(tensor: Tensor) -> list[int]:
+    """Return the rows of a tensor in which a value is NaN or infinite, looked at in blocks."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return []
+    flat = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
+    bad, first = [], 0
+    for part in flat.split(max(1, BLOCK_VALUES // flat.shape[1])):
+        if not bool(torch.isfinite(part).all()):
+            bad += (first + (~torch.isfinite(part)).any(1).nonzero().flatten()).tolist()
+        first += len(part)
+    return bad

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from raydd.artifacts.class_folders import Tell, class_folders, class_of_folders
 from raydd.artifacts.grid import MODES, png, to_image
-from raydd.artifacts.pictures import SIDE_FILE, Pictures, Range
+from raydd.artifacts.pictures import SIDE_FILE, Pictures, Range, SeenPictures
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.data.catalog import DatasetInfo
 from raydd.data.images import EXTENSIONS, Orientation, decode, orientation_of, turned
@@ -42,7 +42,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str, bytes]]:
+def tar_shards(shown: SeenPictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str, bytes]]:
     """Yield ``(train-000000.tar, its bytes)``, …: ``.png`` and ``.cls`` per sample.
 
     ``.json`` holds the ``soft_label`` and the range (``view``) if there are any.
@@ -51,18 +51,16 @@ def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str,
     """
     shard, buffer = 0, io.BytesIO()
     tar = tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (replaced while looping)
-    for i in range(len(shown.pixels)):
+    for i, (pixels, label, soft) in enumerate(shown):
         key = f"{i:06d}"
-        _add(tar, f"{key}.png", png(to_image(shown.pixels[i])))
-        _add(tar, f"{key}.cls", str(int(shown.labels[i])).encode())
-        values: dict[str, Any] = (
-            {} if shown.soft_labels is None else {"soft_label": shown.soft_labels[i].tolist()}
-        )
+        _add(tar, f"{key}.png", png(to_image(pixels)))
+        _add(tar, f"{key}.cls", str(label).encode())
+        values: dict[str, Any] = {} if soft is None else {"soft_label": soft}
         if shown.range is not None:
             values["view"] = shown.range.to_json()
         if values:
             _add(tar, f"{key}.json", json.dumps(values).encode())
-        if buffer.tell() >= limit and i + 1 < len(shown.pixels):
+        if buffer.tell() >= limit and i + 1 < len(shown):
             tar.close()
             yield f"train-{shard:06d}.tar", buffer.getvalue()
             shard, buffer = shard + 1, io.BytesIO()
@@ -71,11 +69,11 @@ def tar_shards(shown: Pictures, limit: int = SHARD_BYTES) -> Iterator[tuple[str,
     yield f"train-{shard:06d}.tar", buffer.getvalue()
 
 
-def folder_files(shown: Pictures, info: DatasetInfo) -> Iterator[tuple[str, bytes]]:
+def folder_files(shown: SeenPictures, info: DatasetInfo) -> Iterator[tuple[str, bytes]]:
     """Yield ``(cat/000012.png, its bytes)``, …: folders of :func:`class_folders`, files in the order of each class."""
     folders = class_folders(info)
     seen = [0] * info.classes
-    for pixels, label in zip(shown.pixels, shown.labels.tolist()):
+    for pixels, label, _ in shown:
         yield f"{folders[label]}/{seen[label]:06d}.png", png(to_image(pixels))
         seen[label] += 1
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from raydd.artifacts import published_folder as folder
 from raydd.artifacts.detection import FoundFiles
 from raydd.artifacts.detection import detect as detect
-from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
+from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.artifacts.eight_bit import read_folder, read_tars
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.pt import Experiments, experiments_of
@@ -143,7 +143,7 @@ def _read_foreign(
             )
         info = _needed(info, source)
         images, labels = _pt(value, reading, source, recipe, tell)
-        _check_shape(images, info, source)
+        _check_shape(images, info, source, reading)
         hint = (source.space, source.why) if source.space is not None else None
         if whitening is None:
             images, recipe["space"] = images_in_space(
@@ -153,7 +153,8 @@ def _read_foreign(
     else:
         if reading.labels is not None or reading.space is not None:
             raise ConfigError(
-                f"{source.url}: pictures are pixels, and their labels are known: only a factor can be stated"
+                f"{source.url}: pictures are pixels, and their labels are known: only a decoding and a"
+                " factor can be stated"
             )
         side = _side(source)
         own = side["info"] is not None
@@ -163,14 +164,10 @@ def _read_foreign(
         if not own and source.format == "webdataset":
             _tell_labels(labels, soft, info, source, tell)
         recipe["space"] = "pixels255"
-        _check_shape(images, info, source)
-    decoding = (
-        _grid(reading.factor, info, recipe.get("space", "normalised"))
-        if reading.factor > 1
-        else Decoding()
-    )
+        _check_shape(images, info, source, reading)
+    decoding = reading.decoding_of(info, recipe.get("space", "normalised"))
     # Whitening is of pixels in [0, 1], not of normalised ones.
-    plain = (
+    plain: dict[str, Any] = (
         {"mean": (0.0,) * info.channels, "std": (1.0,) * info.channels}
         if recipe.get("space") in WHITENED
         else {}
@@ -286,20 +283,9 @@ def _own_facts(
     return folder.info_from(facts), whitening
 
 
-def _grid(factor: int, info: DatasetInfo, space: str) -> Decoding:
-    if factor > min(info.height, info.width):
-        raise ConfigError(
-            f"factor={factor}: images of {info.height}×{info.width} pixels cannot be cut into so many rows and columns"
-        )
-    parameters: dict[str, Any] = {"factor": factor}
-    if info.height % factor or info.width % factor:  # filled up with grey
-        parameters["padding"] = [
-            0.0 if space.startswith("zca") else (0.5 - m) / s for m, s in zip(info.mean, info.std)
-        ]
-    return Decoding("grid", parameters)
-
-
-def _check_shape(images: Tensor, info: DatasetInfo, source: FoundFiles) -> None:
+def _check_shape(images: Tensor, info: DatasetInfo, source: FoundFiles, reading: Reading) -> None:
+    if images.ndim == 4 and reading.decoding == "resize" and images.shape[1] == info.channels:
+        return  # the decoder looks at their sides
     if images.ndim != 4 or tuple(images.shape[1:]) != info.shape:
         shape, wanted = ("×".join(map(str, v)) for v in (images.shape[1:], info.shape))
         turned = images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == info.shape

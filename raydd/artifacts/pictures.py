@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,16 +31,18 @@ class Range:
     scale: tuple[float, ...]
 
     @classmethod
-    def of(cls, distilled: DistilledSet, images: Tensor) -> Range | None:
-        """Return the range that images in network space need; ``None`` if rounding them to pixels
-        loses nothing but fractions.
+    def of(cls, distilled: DistilledSet) -> Range | None:
+        """Return the range that the images which students see need; ``None`` if rounding them to
+        pixels loses nothing but fractions.
         """
-        if not images.is_floating_point() or not len(images):
-            return None
+        blocks = (distilled.take(ids) for ids in distilled.blocks())
         bounds = [
-            distilled.to_pixels(piece).transpose(0, 1).flatten(1).aminmax(dim=1)
-            for piece in pieces_of(distilled, images)
+            distilled.to_pixels(block).transpose(0, 1).flatten(1).aminmax(dim=1)
+            for block in blocks
+            if block.is_floating_point() and len(block)
         ]
+        if not bounds:
+            return None
         low, high = (
             torch.stack([b.min for b in bounds]).amin(0).double(),
             torch.stack([b.max for b in bounds]).amax(0).double(),
@@ -87,13 +90,6 @@ class Range:
         return (offset + scale * values.double() / 255).float()
 
 
-def pieces_of(distilled: DistilledSet, images: Tensor) -> Sequence[Tensor]:
-    """Return images in pieces, since the floats of a large set need not exist three times; undoing
-    a whitening is dear per call.
-    """
-    return images.split(1024) if distilled.whitening is None else [images]
-
-
 @dataclass(frozen=True)
 class Pictures:
     """8 bits ``[N, C, H, W]``, hard labels int64 ``[N]`` and, where there are some, soft ones
@@ -117,28 +113,31 @@ class Pictures:
         )
 
 
-def pictures(distilled: DistilledSet) -> Pictures:
-    """Return what students see of a set, in 8 bits."""
-    images, targets = (
-        (distilled.images, distilled.targets)
-        if distilled.decoding.name == "identity"
-        else distilled.tensors()
-    )
-    soft = targets if targets.is_floating_point() else None
-    hard = (
-        distilled.labels
-        if distilled.decoding.name == "identity" or soft is None
-        else soft.argmax(1)
-    )
-    hard = targets if soft is None else hard
-    found = Range.of(distilled, images)
-    if found is None:
-        return Pictures(distilled.to_uint8(images), hard, soft)
-    pixels = [found.encode(distilled.to_pixels(piece)) for piece in pieces_of(distilled, images)]
-    return Pictures(torch.cat(pixels), hard, soft, found)
+class SeenPictures:
+    """What students see of a set, in 8 bits, decoded block after block; see :class:`Range`."""
+
+    def __init__(self, distilled: DistilledSet) -> None:
+        self._distilled = distilled
+        self.range = Range.of(distilled)
+        self.soft = distilled.soft_labels is not None
+
+    def __len__(self) -> int:
+        return self._distilled.seen
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, list[float] | None]]:
+        """Yield the pixels uint8 ``[C, H, W]``, hard and, where there are some, soft labels of each image."""
+        distilled = self._distilled
+        for ids in distilled.blocks():
+            images = distilled.take(ids)
+            if self.range is None:
+                pixels = distilled.to_uint8(images)
+            else:
+                pixels = self.range.encode(distilled.to_pixels(images))
+            softs = distilled.targets_of(ids).tolist() if self.soft else [None] * len(ids)
+            yield from zip(pixels, distilled.labels_of(ids).tolist(), softs, strict=True)
 
 
-def side_file(distilled: DistilledSet, shown: Pictures, *, folders: bool = False) -> bytes:
+def side_file(distilled: DistilledSet, shown: SeenPictures, *, folders: bool = False) -> bytes:
     """Return the bytes of :data:`SIDE_FILE` beside a view."""
     values: dict[str, Any] = asdict(distilled.info) | {"mean": distilled.mean, "std": distilled.std}
     if shown.range is not None:
@@ -161,16 +160,15 @@ def read_side(storage: Storage) -> dict[str, Any]:
     return values if isinstance(values, dict) and {"classes", "channels"} <= set(values) else {}
 
 
-def outside(distilled: DistilledSet, shown: Pictures) -> str:
+def outside(distilled: DistilledSet, shown: SeenPictures) -> str:
     """Return what a person has to know of a view that leaves the range of pixels, empty if it does not."""
     if shown.range is None:
         return ""
-    images = distilled.images if distilled.decoding.name == "identity" else distilled.tensors()[0]
     counts = [
         ((p < -HALF_STEP) | (p > 1 + HALF_STEP)).sum()
-        for p in map(distilled.to_pixels, pieces_of(distilled, images))
+        for p in (distilled.to_pixels(distilled.take(ids)) for ids in distilled.blocks())
     ]
-    share = int(torch.stack(counts).sum()) / images.numel()
+    share = int(torch.stack(counts).sum()) / (distilled.seen * math.prod(distilled.shape))
     low = min(shown.range.offset)
     high = max(o + s for o, s in zip(shown.range.offset, shown.range.scale))
     return f"{share:.0%} of the values lie outside the range of pixels, [0, 1]: they reach from {low:.2f} to {high:.2f}"

@@ -2,9 +2,10 @@
 
 Files::
 
-    data.safetensors            images, labels, soft_labels, whitening_matrix, whitening_mean; the
-                                header's metadata holds, under "raydd", the facts as JSON (data set,
-                                normalisation, whitening, decoding)
+    data.safetensors            images, labels, soft_labels, what else the decoding reads,
+                                whitening_matrix, whitening_mean; the header's metadata holds, under
+                                "raydd", the facts as JSON (data set, normalisation, whitening,
+                                decoding)
     data-00001-of-00003.safetensors, …, data.safetensors.index.json
                                 instead, above 4 GB: equal names are joined along the first axis, in
                                 the order of the index
@@ -38,10 +39,11 @@ import torch
 
 from raydd.artifacts.card import card
 from raydd.artifacts.charts import report_files
-from raydd.artifacts.distilled_set import Decoding, DistilledSet, Whitening
+from raydd.artifacts.decoding import COMMON, Decoding
+from raydd.artifacts.distilled_set import WHITENING, DistilledSet, Whitening
 from raydd.artifacts.eight_bit import SHARD_BYTES, tar_shards
 from raydd.artifacts.grid import MODES, curve, grid, png
-from raydd.artifacts.pictures import SIDE_FILE, Range, pictures, side_file
+from raydd.artifacts.pictures import SIDE_FILE, Range, SeenPictures, side_file
 from raydd.artifacts.rendering import format_seconds, size_of
 from raydd.artifacts.report import Report, reference
 from raydd.core.errors import ConfigError, DataError, TornFileError
@@ -105,11 +107,7 @@ def data_files(distilled: DistilledSet, limit: int = PART_BYTES) -> Iterator[tup
         yield DATA, dump_tensors(tensors, metadata)
         return
     rows = len(distilled.images)
-    by_row = [
-        name
-        for name in ("images", "labels", "soft_labels")
-        if name in tensors and len(tensors[name]) == rows
-    ]
+    by_row = [name for name in COMMON if name in tensors and len(tensors[name]) == rows]
     once = {name: tensor for name, tensor in tensors.items() if name not in by_row}
     per_row = max(1, sum(sizes[name] for name in by_row) // max(1, rows))
     starts = [0]
@@ -168,19 +166,20 @@ def _files(
     shards = distilled.info.channels in MODES
     view: Range | None = None
     if shards:
-        shown = pictures(distilled)
+        shown = SeenPictures(distilled)
         view = shown.range
         for name, data in tar_shards(shown, shard):
             yield f"shards/{name}", data
         yield f"shards/{SIDE_FILE}", side_file(distilled, shown)
-    # A set whose labels are not one per image (a poster) is shown as one row.
+    # A set whose labels are not one per picture (a poster) is shown as one row.
+    shown_as = distilled.to_uint8()
     labels = (
         distilled.labels
-        if len(distilled.labels) == len(distilled)
-        else torch.zeros(len(distilled), dtype=torch.int64)
+        if len(distilled.labels) == len(shown_as)
+        else torch.zeros(len(shown_as), dtype=torch.int64)
     )
     names = distilled.info.class_names if labels is distilled.labels else ("images",)
-    yield "grid.png", png(grid(distilled.to_uint8(), labels, names))
+    yield "grid.png", png(grid(shown_as, labels, names))
     chart = None if report is None else _curve(report)
     charts = ({} if chart is None else {"curve.png": chart}) | (
         {} if report is None else report_files(report)
@@ -333,7 +332,7 @@ def from_tensors(
             )
         whitening = None
         if values["whitening"] is not None:
-            matrix, mean = tensors["whitening_matrix"], tensors["whitening_mean"]
+            matrix, mean = (tensors[name] for name in WHITENING)
             whitening = Whitening(
                 matrix=matrix, mean=mean, per_image=bool(values["whitening"]["per_image"])
             )
@@ -341,6 +340,11 @@ def from_tensors(
             images=tensors["images"],
             labels=tensors["labels"],
             soft_labels=tensors.get("soft_labels"),
+            extra={
+                name: tensor
+                for name, tensor in tensors.items()
+                if name not in (*COMMON, *WHITENING)
+            },
             info=info_from(values["dataset"]),
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),

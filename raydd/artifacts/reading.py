@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydd.artifacts.decoding import Decoding, Tiles
 from raydd.core.errors import ConfigError, DataError, unknown
 from raydd.data.catalog import DatasetInfo
 from raydd.data.images import Orientation
@@ -23,6 +24,8 @@ as in KIP, RaT-BPTT and PoDD (:mod:`raydd.artifacts.whitening`).
 """
 LABEL_KINDS = ("logits", "probabilities")
 WHITENED = ("zca", "zca_per_image")
+TILED, STATED = ("partition", "grid"), ("identity", "partition", "grid", "resize")
+"""Decodings that hold several images in each stored one, and all that a reader can state."""
 
 SLACK = 0.05
 """How far, in pixels of [0, 1], values may leave the range before they count as outside."""
@@ -38,16 +41,18 @@ ROW_SUM = 0.01
 class Reading:
     """How a set of others is read, as far as whoever reads it says so.
 
-    ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``factor``: each stored
-    image is a grid of so many rows and columns of images, cut out and enlarged for training (IDC,
-    IDM). ``labels``: what a table ``[N, classes]`` holds, one of :data:`LABEL_KINDS`; ``None``:
-    guessed. ``experiment``: which set of a file that lists several; ``None``: the last, or all
-    steps of a file of continual learning. ``orientation``: ``exif`` turns picture files as they
-    say. Raises ``ConfigError`` for values that are not allowed.
+    ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``decoding``: what students
+    see of the stored images, one of :data:`STATED` (:mod:`raydd.artifacts.decoding`); ``None``: the
+    images themselves, or, with a ``factor``, ``grid``. ``factor``: how many rows and columns of
+    images each stored one holds; ``None``: 2 where the decoding needs one. ``labels``: what a table
+    ``[N, classes]`` holds, one of :data:`LABEL_KINDS`; ``None``: guessed. ``experiment``: which set
+    of a file that lists several; ``None``: the last, or all steps of a file of continual learning.
+    ``orientation``: ``exif`` turns picture files as they say. Raises ``ConfigError`` for values that are not allowed.
     """
 
     space: str | None = None
-    factor: int = 1
+    decoding: str | None = None
+    factor: int | None = None
     labels: str | None = None
     experiment: int | None = None
     orientation: Orientation = "ignore"
@@ -63,15 +68,39 @@ class Reading:
             raise ConfigError(
                 f"experiment: {self.experiment} must be a number from 0 on, or -1, the last"
             )
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
-            raise ConfigError(
-                f"factor: {self.factor!r} must be a whole number of at least 1: images per side of a stored one"
-            )
+        if self.decoding is not None and self.decoding not in STATED:
+            raise unknown("decoding", self.decoding, STATED)
+        if self.factor is not None:
+            Tiles.check_factor(self.factor)
+            if self.decoding not in (None, *TILED) and self.factor != 1:
+                raise ConfigError(
+                    f"factor={self.factor} has no effect with the decoding '{self.decoding}'; allowed:"
+                    f" {', '.join(TILED)}"
+                )
+
+    def decoding_of(self, info: DatasetInfo, space: str) -> Decoding:
+        """Return how images that lie in ``space`` are decoded; those of a ``grid`` are filled up with grey."""
+        name = self.decoding or ("identity" if self.factor in (None, 1) else "grid")
+        if name == "resize":
+            return Decoding(name, {"height": info.height, "width": info.width})
+        if name not in TILED:
+            return Decoding()
+        factor = self.factor or 2
+        parameters: dict[str, Any] = {"factor": factor}
+        if name == "grid" and (info.height % factor or info.width % factor):
+            grey = [(0.5 - mean) / std for mean, std in zip(info.mean, info.std)]
+            parameters["padding"] = [0.0] * info.channels if space in WHITENED else grey
+        found = Decoding(name, parameters)
+        decoder = found.decoder()
+        if isinstance(decoder, Tiles):
+            decoder.check_sides(info.height, info.width)
+        return found
 
     def refuse(self, where: str, why: str) -> None:
         """Raise ``ConfigError`` if anything is stated, for a set that says itself how it is read."""
         stated = {
             "space": self.space,
+            "decoding": self.decoding,
             "factor": None if self.factor == 1 else self.factor,
             "labels": self.labels,
         }

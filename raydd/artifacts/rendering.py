@@ -57,7 +57,11 @@ def random_beside(report: Report, row: Row) -> Row | None:
 
 
 def rows_table(report: Report) -> Table:
-    """Return the report's rows, each beside random images under the same protocol."""
+    """Return the report's rows, each beside random images under the same protocol.
+
+    Images stored and seen have columns where they differ, and so has what is stored in all where it
+    is more than images and labels.
+    """
     best = any(row.best_accuracy is not None for row in report.rows)
     published = {(report.rows[0].set, item.network): item for item in report.published}
     header = [
@@ -75,6 +79,12 @@ def rows_table(report: Report) -> Table:
         header.insert(5, "best epoch, %")
     if published:
         header.insert(4, "published, %")
+    counts = _counts_matter(report)
+    if counts:
+        header[-3:-3] = ["stored", "seen"]
+    further = any(row.further_bytes for row in report.rows)
+    if further:
+        header.insert(-1, "in all")
     lines = []
     for row in report.rows:
         random = random_beside(report, row)
@@ -96,6 +106,10 @@ def rows_table(report: Report) -> Table:
             format_bytes(row.label_bytes),
             format_seconds(row.device_seconds),
         ]
+        if counts:
+            line[-3:-3] = ["–" if n is None else f"{n:,}" for n in (row.stored, row.seen)]
+        if further:
+            line.insert(-1, format_bytes(row.bytes))
         if best:
             line.insert(5, "–" if row.best_accuracy is None else f"{row.best_accuracy:.2f}")
         if published:
@@ -108,6 +122,12 @@ def rows_table(report: Report) -> Table:
             )
         lines.append(line)
     return Table("", header, lines, left=3)
+
+
+def _counts_matter(report: Report) -> bool:
+    """Return whether numbers of images have columns: students see others than are stored, or sets differ in them."""
+    rows = [row for row in report.rows if row.stored is not None and row.set != "whole"]
+    return any((row.stored, row.seen) != (rows[0].stored, rows[0].stored) for row in rows)
 
 
 def context(report: Report) -> str:

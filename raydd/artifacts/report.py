@@ -31,7 +31,10 @@ class Row:
     ``accuracy_mean``/``accuracy_std``: percent, over ``seeds`` × ``networks`` (repeats of the
     distillation or draws of the subset × networks trained on each). ``best_accuracy``: mean of each
     network's best epoch, chosen on the split that is reported, in percent, where a paper reports
-    it. ``device_seconds``: what making the set cost; ``None`` if not measured.
+    it. ``device_seconds``: what making the set cost; ``None`` if not measured. ``stored``,
+    ``seen``: images that the set keeps, and that students see (``None`` in the reports of earlier
+    versions). ``further_bytes``: what it keeps besides images and labels (a whitening, a decoder's
+    tensors).
     """
 
     set: str
@@ -45,6 +48,14 @@ class Row:
     label_bytes: int
     best_accuracy: float | None = None
     device_seconds: float | None = None
+    stored: int | None = None
+    seen: int | None = None
+    further_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all that the set keeps."""
+        return self.image_bytes + self.label_bytes + self.further_bytes
 
     def __post_init__(self) -> None:
         for name in ("accuracy_mean", "best_accuracy"):

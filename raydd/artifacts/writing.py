@@ -15,7 +15,7 @@ import torch
 from raydd.artifacts import published_folder as folder
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.eight_bit import folder_files, tar_shards
-from raydd.artifacts.pictures import SIDE_FILE, outside, pictures, side_file
+from raydd.artifacts.pictures import SIDE_FILE, SeenPictures, outside, side_file
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors
@@ -44,7 +44,7 @@ def write_set(distilled: DistilledSet, url: str, to: str, tell: Tell = log.warni
         raise ConfigError(
             "an image folder cannot hold soft labels; write pt, webdataset or safetensors instead"
         )
-    shown = pictures(distilled)
+    shown = SeenPictures(distilled)
     left = outside(distilled, shown)
     side = [(SIDE_FILE, side_file(distilled, shown, folders=to == "folder"))]
     view = (
@@ -85,11 +85,7 @@ def written_images(distilled: DistilledSet, to: str) -> int:
     """Return how many images a written set has: those that students see, but in raydd's own format,
     which holds them as they are stored.
     """
-    return (
-        len(distilled)
-        if to == "safetensors" or distilled.decoding.name == "identity"
-        else len(distilled.tensors()[1])
-    )
+    return len(distilled) if to == "safetensors" else distilled.seen
 
 
 def _safetensors(distilled: DistilledSet) -> bytes:

@@ -29,11 +29,15 @@ space_option = click.option(
     metavar="SPACE",
     help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
 )
+decoding_option = click.option(
+    "--decoding",
+    metavar="NAME",
+    help="What students see of a foreign set's images: identity, partition (IDM, BACON), grid (IDC), resize.",
+)
 factor_option = click.option(
     "--factor",
     type=int,
-    default=1,
-    help="Rows and columns of images that each stored one holds (IDC, IDM: 2).",
+    help="Rows and columns of images that each stored one holds (default: 2 of a partition or grid).",
 )
 
 

@@ -18,7 +18,6 @@ published or foreign set, whatever its maker had seen.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,21 +25,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from raydd.artifacts.decoding import SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import derive_seed, generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
+from raydd.evaluation.memories import Memory, in_order
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.stages import accuracies, into_space, logged, repeat_blocks, repeats_of
 from raydd.methods.method import Method, Problem, check_counts
-from raydd.methods.random_selection import SelectImages, assemble_images
-from raydd.training.accuracy import RESIDENT_BYTES, TEST_BATCH, Batch, resident
+from raydd.methods.random_selection import RandomSelection, SelectImages, assemble_images
+from raydd.training.accuracy import TEST_BATCH, Batch, resident
 from raydd.training.sgd import Recipe
-from raydd.training.students import ResidentSet, StudentTraining
+from raydd.training.students import StudentTraining
 from raydd.training.training_cost import training_cost
 
 
@@ -104,7 +104,13 @@ class OrderDraw:
     @property
     def images(self) -> int:
         """Number of images: ``ipc`` of each class."""
-        return self.ipc * self.dataset.classes
+        return self.size.seen
+
+    @property
+    def size(self) -> SetSize:
+        """That of random images."""
+        problem = Problem(dataset=self.dataset, ipc=self.ipc, seed=self.order, numerics=Numerics())
+        return RandomSelection().size(problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +153,11 @@ class StepSets:
         """Return the steps' sets as one."""
         made = []
         for step, one in enumerate(self.sets):
-            outputs = {name: ctx.load(f"{step}/{name}") for name in one.inputs()}
-            made.append(one.method.assemble(one.problem, outputs))
+            made.append(one.assembled({name: ctx.load(f"{step}/{name}") for name in one.inputs()}))
+        if made[0].extra:
+            raise DataError(
+                f"evaluation.continual: sets of the decoding '{made[0].decoding.name}' cannot be joined, step to step"
+            )
         images, labels = (
             torch.cat([one.images for one in made]),
             torch.cat([one.labels for one in made]),
@@ -158,25 +167,12 @@ class StepSets:
     @property
     def images(self) -> int:
         """Number of images of all steps."""
-        return sum(one.images for one in self.sets)
+        return self.size.seen
 
-
-@dataclass(frozen=True)
-class Memory:
-    """A set's images and labels in the order in which classes come: what is kept after a step is a part at the start.
-
-    ``ends``: where each class of the order ends. ``distilled``: the set, which says how test images are read.
-    """
-
-    distilled: DistilledSet
-    images: Tensor
-    labels: Tensor
-    ends: tuple[int, ...]
-
-    def of(self, seen: int) -> ResidentSet:
-        """Return what is kept of the first ``seen`` classes."""
-        end = self.ends[seen - 1]
-        return ResidentSet(self.images[:end], self.labels[:end])
+    @property
+    def size(self) -> SetSize:
+        """Those of all steps together."""
+        return sum((one.size for one in self.sets), SetSize(0, 0, 0))
 
 
 def check_steps(classes: int, parts: int) -> None:
@@ -186,33 +182,6 @@ def check_steps(classes: int, parts: int) -> None:
         raise ConfigError(
             f"evaluation.continual: {parts} steps do not divide {classes} classes; allowed: {allowed}"
         )
-
-
-def check_classes(labels: Tensor, classes: Iterable[int]) -> None:
-    """Raise ``DataError`` for one of the ``classes`` that no hard label ``[N]`` names."""
-    absent = sorted(set(classes) - set(labels.tolist()))
-    if absent:
-        raise DataError(f"evaluation.continual: the set has no image of class {absent[0]}")
-
-
-def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
-    """Return a set in the order in which classes come, as students see it; classes that ``order``
-    does not name are left out.
-
-    ``ConfigError`` for images that no hard label says the class of; ``DataError`` for a class without images.
-    """
-    images, labels = distilled.tensors()
-    hard = labels if not labels.is_floating_point() else distilled.labels
-    if len(hard) != len(images):
-        raise ConfigError(
-            f"evaluation.continual: the set cannot be cut by class: {len(images)} images, {len(hard)} hard labels"
-        )
-    check_classes(hard, order)
-    of_class = [(hard == c).nonzero().reshape(-1) for c in order]
-    ids = torch.cat(of_class)
-    return Memory(
-        distilled, images[ids], labels[ids], tuple(itertools.accumulate(map(len, of_class)))
-    )
 
 
 def seen_and_repeats(unit: str) -> tuple[int, range]:
@@ -353,17 +322,8 @@ class EvaluateMemory(Stage):
         source, order = self._source(seen), class_order(self.dataset.classes, self.order)
 
         def make() -> Memory:
-            memory = in_order(
-                source.load(ctx), order[:seen] if isinstance(source, StepSets) else order
-            )
-            fits = 4 * memory.images.numel() <= RESIDENT_BYTES
-            return (
-                replace(
-                    memory, images=memory.images.to(ctx.device), labels=memory.labels.to(ctx.device)
-                )
-                if fits
-                else memory
-            )
+            come = order[:seen] if isinstance(source, StepSets) else order
+            return in_order(source.load(ctx), come).on(ctx.device)
 
         inputs = sorted((name, ref.key, ref.output) for name, ref in source.inputs().items())
         return ctx.cached(("memory", stage_digest(self), tuple(inputs)), make)

@@ -49,6 +49,11 @@ class FitWhitening(Stage):
         found = fit(ctx.data["train"], self.space)
         return {"matrix": found.matrix, "mean": found.mean}
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whitening."""
+        return self.cost("all").output_bytes
+
     def whitening(self, output: Tensors) -> Whitening:
         """Return the whitening of an output."""
         return Whitening(

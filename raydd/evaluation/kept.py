@@ -19,7 +19,8 @@ def kept_images(source: SetSource, classes: int, order: int, parts: int) -> Iter
         yield from (source.images * seen // classes for seen in steps)
         return
     distilled = source.read()
-    _, labels = distilled.tensors()
-    hard = distilled.labels if labels.is_floating_point() else labels
-    counts, come = hard.bincount(minlength=classes).tolist(), class_order(classes, order)
+    counts, come = (
+        distilled.labels_of().bincount(minlength=classes).tolist(),
+        class_order(classes, order),
+    )
     yield from (sum(counts[c] for c in come[:seen]) for seen in steps)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
+from raydd.artifacts.decoding import SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.reading import WHITENED, Reading
 from raydd.core.errors import DataError
+from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Ref, added, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.fit_whitening import FitWhitening
@@ -31,7 +33,12 @@ class SetSource(Protocol):
 
     @property
     def images(self) -> int:
-        """Number of images, for estimates; 0 if it is not known."""
+        """Number of images that students see, for estimates; 0 if it is not known."""
+        ...
+
+    @property
+    def size(self) -> SetSize:
+        """Images stored and seen, bytes of all that the set keeps."""
         ...
 
 
@@ -61,20 +68,36 @@ class AssembledSet:
         return planned
 
     def load(self, ctx: Context) -> DistilledSet:
-        """Return the assembled set."""
-        return self.method.assemble(self.problem, {name: ctx.load(name) for name in self.inputs()})
+        """Return the assembled set; ``DataError`` if it is not as large as its method said."""
+        return self.assembled({name: ctx.load(name) for name in self.inputs()})
+
+    def assembled(self, outputs: Mapping[str, Tensors]) -> DistilledSet:
+        """Return the set of :meth:`inputs`' tensors; ``DataError`` if it is not as large as its method said."""
+        made, planned = self.method.assemble(self.problem, outputs), self.size
+        if (len(made), made.seen) != (planned.stored, planned.seen):
+            raise DataError(
+                f"method '{self.method.name}' made {len(made)} images, of which students see {made.seen}; planned were"
+                f" {planned.stored} and {planned.seen}"
+            )
+        return made
 
     @property
     def images(self) -> int:
-        """Number of images: ``ipc`` of each class that is distilled."""
-        return round(self.problem.ipc * len(self.problem.present))
+        """Number of images that students see, as the method says."""
+        return self.size.seen
+
+    @property
+    def size(self) -> SetSize:
+        """What the method says."""
+        return self.method.size(self.problem)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSet:
     """A published set, or a foreign one of any format that can be read; ``digest`` is :attr:`DistilledSet.digest`.
 
-    ``whitening``: what fits the whitening of a foreign set that was made in a whitened space.
+    ``count``, ``stored``, ``bytes``: its :class:`SetSize`. ``whitening``: what fits the whitening of
+    a foreign set that was made in a whitened space.
     """
 
     url: str = unkeyed()
@@ -82,6 +105,8 @@ class StoredSet:
     dataset: DatasetInfo
     reading: Reading = unkeyed(default_factory=Reading)
     count: int = unkeyed(default=0)
+    stored: int = unkeyed(default=0)
+    bytes: int = unkeyed(default=0)
     whitening: FitWhitening | None = added(None)
 
     @classmethod
@@ -97,7 +122,7 @@ class StoredSet:
     @classmethod
     def of(cls, found: DistilledSet, url: str, dataset: DatasetInfo, reading: Reading) -> StoredSet:
         """Return the source of a set that was read already."""
-        count = len(found) if found.decoding.name == "identity" else len(found.tensors()[0])
+        size = found.size
         whitening = None
         if found.whitening is None and found.recipe.get("space") in WHITENED:
             whitening = FitWhitening(
@@ -108,7 +133,9 @@ class StoredSet:
             digest=found.digest,
             dataset=dataset.only(),
             reading=reading,
-            count=count,
+            count=size.seen,
+            stored=size.stored,
+            bytes=size.bytes,
             whitening=whitening,
         )
 
@@ -142,6 +169,12 @@ class StoredSet:
     def images(self) -> int:
         """Number of images that students see."""
         return self.count
+
+    @property
+    def size(self) -> SetSize:
+        """What was found when the set was read; a whitening that is fitted comes on top."""
+        fitted = 0 if self.whitening is None else self.whitening.bytes
+        return SetSize(self.stored, self.count, self.bytes + fitted)
 
 
 def _unheard(line: str) -> None:

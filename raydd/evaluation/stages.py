@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage, canonical, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
+from raydd.evaluation.set_sources import StoredSet
 from raydd.training.accuracy import RESIDENT_BYTES, Batch, Examiner, real_batches
 from raydd.training.sgd import Recipe, unstack_state
 from raydd.training.students import ResidentSet, StudentTraining, TrainingSet
@@ -61,7 +63,8 @@ class Evaluate(Stage):
     keyed by ``(seed, "student/...", repeat)`` and not by the set: students of different sets start
     alike. Output of a unit of R repeats: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy``
     ``[R]``, float64 fractions; ``best_accuracy`` ``[R]`` with ``test_every``; ``image_bytes``,
-    ``label_bytes``; whether the set has ``soft_labels``.
+    ``label_bytes``, and ``further_bytes`` where a method's set stores more; whether the set has
+    ``soft_labels``.
     """
 
     phase: ClassVar[str] = "evaluate"
@@ -154,6 +157,9 @@ class Evaluate(Stage):
             "image_bytes": distilled.image_bytes,
             "label_bytes": distilled.label_bytes + stored,
         }
+        further = distilled.size.bytes - distilled.image_bytes - distilled.label_bytes
+        if further and not isinstance(self.source, StoredSet):  # whose source knows
+            sizes["further_bytes"] = further
         soft = {
             "soft_labels": torch.tensor(
                 distilled.soft_labels is not None or self.labels is not None
@@ -173,7 +179,7 @@ class Evaluate(Stage):
             distilled = self.source.load(ctx)
             if self.labels is not None:
                 return distilled, self.labels.open(distilled, ctx)
-            fits = 4 * distilled.images.numel() <= RESIDENT_BYTES
+            fits = 4 * distilled.seen * math.prod(distilled.shape) <= RESIDENT_BYTES
             return distilled, ResidentSet(*distilled.tensors(ctx.device)) if fits else distilled
 
         inputs = sorted((name, ref.key, ref.output) for name, ref in self.source.inputs().items())

@@ -113,10 +113,27 @@ def _row(
         image_bytes=int(first["image_bytes"]),
         label_bytes=int(first["label_bytes"]),
         best_accuracy=100 * statistics.fmean(best) if best else None,
+        **_size(group[0].stage, first),
         device_seconds=None
         if unknown or seconds is None
         else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
     )
+
+
+def _size(stage: Evaluate | EvaluateNetworks, output: Tensors) -> dict[str, int]:
+    """Return the images stored and seen of a row, and the bytes that are neither images nor labels."""
+    if isinstance(stage, EvaluateNetworks):
+        images = int(output["label_bytes"]) // 8  # int64
+        return {"stored": images, "seen": images}
+    size = stage.source.size
+    found = {"stored": size.stored, "seen": size.seen}
+    if "further_bytes" in output:
+        return found | {"further_bytes": int(output["further_bytes"])}
+    if isinstance(stage.source, StoredSet):
+        labels = 0 if stage.labels is None else stage.labels.bytes
+        known = int(output["image_bytes"]) + int(output["label_bytes"]) - labels
+        found["further_bytes"] = size.bytes - known
+    return found
 
 
 def making_seconds(stage: Stage, seconds: Callable[[Ref], float]) -> float:

@@ -204,21 +204,19 @@ class FkdLabels(FoundLabels):
             raise DataError(
                 f"{self.url} labels {self.classes} classes; the set has {distilled.info.classes}"
             )
-        if distilled.whitening is not None or distilled.decoding.name != "identity":
-            raise DataError(
-                "soft labels of views need images that are neither whitened nor decoded"
-            )
-        self._read(Storage(self.url), 0, len(distilled))
+        if distilled.whitening is not None:
+            raise DataError("soft labels of views need images that are not whitened")
+        self._read(Storage(self.url), 0, distilled.seen)
 
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set of ``distilled``, whose images are in the order of sorted folders and files."""
         self.check(distilled)
-        storage, orders = Storage(self.url), Orders(self.sampler_seed, len(distilled))
-        size = (distilled.images.shape[2], distilled.images.shape[3])
+        storage, orders = Storage(self.url), Orders(self.sampler_seed, distilled.seen)
+        size = distilled.shape[1:]
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
             return _FkdEpoch(
-                self._read(storage, epoch, len(distilled)), orders(epoch), self.batch, size
+                self._read(storage, epoch, distilled.seen), orders(epoch), self.batch, size
             )
 
         return LabelledSet(

@@ -165,10 +165,7 @@ class Labels:
         check_set(distilled, self.teachers)
         if not self.config.stored:
             return self._computed(distilled, ctx)
-        size, classes = (
-            (distilled.images.shape[2], distilled.images.shape[3]),
-            classes_of(self.teachers),
-        )
+        size, classes = distilled.shape[1:], classes_of(self.teachers)
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
             name = f"labels/epoch-{epoch:03d}"
@@ -182,14 +179,12 @@ class Labels:
 
     def _computed(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         networks, config = load_teachers(self.teachers, ctx), self.config
-        size, orders = (
-            (distilled.images.shape[2], distilled.images.shape[3]),
-            Orders(config.sampler_seed, len(distilled)),
-        )
+        size, count = distilled.shape[1:], distilled.seen
+        orders = Orders(config.sampler_seed, count)
 
         def computed(epoch: int, rng: KeyedRng) -> Epoch:
             if config.online:
-                order = torch.randperm(len(distilled), generator=rng("label order", epoch))
+                order = torch.randperm(count, generator=rng("label order", epoch))
             else:
                 order = orders(epoch)
 
@@ -200,7 +195,7 @@ class Labels:
                 return views_of(config, self.seed, epoch, number, index, size)
 
             return DrawnEpoch(
-                batches_of(config, len(distilled)),
+                batches_of(config, count),
                 draw,
                 lambda images: predict(networks, images, config.ensemble),
             )

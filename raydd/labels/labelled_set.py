@@ -84,13 +84,14 @@ class LabelledSet:
         self.config, self.epochs = config, epochs
         self._mean, self._std = distilled.mean, distilled.std
         self._device = device
-        self._images, self._labels = distilled.images.to(device), distilled.labels.to(device)
+        self._distilled, self._labels = distilled, distilled.labels_of().to(device)
+        self._tensors = {name: tensor.to(device) for name, tensor in distilled.decoded.items()}
         self._epoch_of, self._shared = epoch_of, shared
         self._kept: tuple[int, Epoch] | None = None
         self._threaded = device.type == "cuda" if threaded is None else threaded
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._labels)
 
     def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[SoftBatch]:
         """Yield an epoch of float32 images ``[B, C, H, W]`` in network space and their :class:`SoftTargets`.
@@ -121,7 +122,8 @@ class LabelledSet:
     def _batch(self, epoch: Epoch, number: int) -> SoftBatch:
         views = epoch.views(number)
         index = views.index.to(self._device)
-        images = make_views(self.config, self._images[index], views, self._mean, self._std)
+        seen = self._distilled.take(index, self._tensors)
+        images = make_views(self.config, seen, views, self._mean, self._std)
         return images, SoftTargets(epoch.logits(number, images), self._labels[index])
 
 

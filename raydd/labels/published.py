@@ -106,8 +106,8 @@ class PublishedLabels(FoundLabels):
         """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the
         first epoch is no record, or a file that the manifest names is missing or of another size.
         """
-        if (len(distilled), distilled.info.classes) != (self.images, self.classes):
-            found = f"{len(distilled)} images of {distilled.info.classes} classes"
+        if (distilled.seen, distilled.info.classes) != (self.images, self.classes):
+            found = f"{distilled.seen} images of {distilled.info.classes} classes"
             raise DataError(
                 f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}"
             )
@@ -123,7 +123,7 @@ class PublishedLabels(FoundLabels):
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set of ``distilled``; ``DataError`` if the labels are of other images."""
         self.check(distilled)
-        size = (distilled.images.shape[2], distilled.images.shape[3])
+        size = distilled.shape[1:]
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
             return RecordedEpoch(self._read(epoch, distilled), self.config, self.classes, size)

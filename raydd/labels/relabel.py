@@ -51,13 +51,13 @@ def views_of(
 
 
 def check_set(distilled: DistilledSet, teachers: Sequence[Teacher]) -> None:
-    """Raise ``ConfigError`` unless students see the set's images as they are stored, in the teachers' space."""
+    """Raise ``ConfigError`` unless students see the set's images in the teachers' space."""
     if distilled.info.classes != classes_of(teachers):
         raise ConfigError(
             f"the teachers know {classes_of(teachers)} classes; the set has {distilled.info.classes}"
         )
-    if distilled.whitening is not None or distilled.decoding.name != "identity":
-        raise ConfigError("soft labels of views need images that are neither whitened nor decoded")
+    if distilled.whitening is not None:
+        raise ConfigError("soft labels of views need images that are not whitened")
     check_space(teachers, distilled.mean, distilled.std)
 
 
@@ -145,22 +145,19 @@ class Relabel(Stage):
         copy for every batch).
         """
         config, distilled = self.config, self._set(ctx)
-        epoch, size = (
-            int(unit.removeprefix("epoch-")),
-            (distilled.images.shape[2], distilled.images.shape[3]),
-        )
+        epoch, size = int(unit.removeprefix("epoch-")), distilled.shape[1:]
         order = ctx.cached(
-            ("label order", config.sampler_seed, len(distilled)),
-            lambda: Orders(config.sampler_seed, len(distilled)),
+            ("label order", config.sampler_seed, distilled.seen),
+            lambda: Orders(config.sampler_seed, distilled.seen),
         )
         index = order(epoch)[t * config.batch : (t + 1) * config.batch]
         views = views_of(config, self.seed, epoch, t, index, size)
         images = make_views(
-            config, distilled.images[index].to(ctx.device), views, distilled.mean, distilled.std
+            config, distilled.take(index).to(ctx.device), views, distilled.mean, distilled.std
         )
         logits = predict(load_teachers(self.teachers, ctx), images, config.ensemble)
         write_batch(state, config, t, views, size, encode(config, logits))
-        ctx.log(t, agreement=(logits.argmax(1).cpu() == distilled.labels[index]).double().mean())
+        ctx.log(t, agreement=(logits.argmax(1).cpu() == distilled.labels_of(index)).double().mean())
         return state
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
@@ -173,9 +170,9 @@ class Relabel(Stage):
     def _set(self, ctx: Context) -> DistilledSet:
         def load() -> DistilledSet:
             distilled: DistilledSet = self.source.load(ctx)
-            if len(distilled) != self.source.images:
+            if distilled.seen != self.source.images:
                 raise DataError(
-                    f"the set has {len(distilled)} images; its labels were planned for {self.source.images}"
+                    f"the set has {distilled.seen} images; its labels were planned for {self.source.images}"
                 )
             check_set(distilled, self.teachers)
             return distilled

@@ -119,6 +119,7 @@ class FeatureSelection(Method):
     """
 
     stage: ClassVar[type[SelectByFeature]]
+    value_bytes: ClassVar[int] = 1
 
     network: str = "convnet3"
     epochs: Annotated[int, Ge(0)] = 30

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from raydd.artifacts.decoding import SetSize
 from raydd.core.errors import ConfigError, TooFew
 from raydd.core.registry import Registry
 from raydd.core.tensors import Tensors
@@ -56,6 +57,8 @@ class Method:
     """Whether its sets come with soft labels of their own; then :attr:`label_config` says how they are made."""
     drawn_at_random: ClassVar[bool] = False
     """Whether its sets are random subsets: the baseline, of which several draws are judged."""
+    value_bytes: ClassVar[int] = 4
+    """Bytes of a value of its images: 4 of floats, 1 of pixels in 8 bits."""
 
     @property
     def label_config(self) -> LabelConfig | None:
@@ -77,6 +80,16 @@ class Method:
         """Return the outputs that make the set, by name, at the end or at a snapshot."""
         last = self.plan(problem)[-1]
         return {f"{unit}": Ref(last, unit, output) for unit in last.units()}
+
+    def size(self, problem: Problem) -> SetSize:
+        """Return how large the set of a problem is, known before anything runs.
+
+        Here ``ipc`` images of the data set's shape for each class, and a hard label (int64) for
+        each; a method whose sets are otherwise says so.
+        """
+        info, images = problem.dataset, round(problem.ipc * len(problem.present))
+        pixels = info.channels * info.height * info.width
+        return SetSize(images, images, images * (self.value_bytes * pixels + 8))
 
     def joint(self, problem: Problem) -> bool:
         """Return whether a class's images depend on which other classes are distilled with them,

@@ -93,6 +93,7 @@ class RandomSelection(Method):
     """Random real images. ``classes_per_unit``: classes that one worker draws together."""
 
     drawn_at_random: ClassVar[bool] = True
+    value_bytes: ClassVar[int] = 1
 
     classes_per_unit: Annotated[int, Ge(1)] = 100
 

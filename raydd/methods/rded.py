@@ -54,6 +54,7 @@ class Rded(Method):
     """
 
     soft_labels: ClassVar[bool] = True
+    value_bytes: ClassVar[int] = 1
 
     teacher: str = "resnet18"
     teachers: TeacherConfig = field(default_factory=partial(TeacherConfig, weights="torchvision"))

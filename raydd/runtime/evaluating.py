@@ -26,7 +26,7 @@ from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG, DatasetInfo
 from raydd.data.datasets import Described
-from raydd.evaluation.continual import check_classes
+from raydd.evaluation.memories import check_classes
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.set_sources import StoredSet
 from raydd.evaluation.stored_plan import Maker, stored_evaluation
@@ -106,11 +106,8 @@ def plan_stored(
         for one in readings
     ]
     distilled = sets[-1]
-    if (distilled.info.classes, *distilled.images.shape[1:]) != (
-        info.classes,
-        *info.shape,
-    ) and distilled.decoding.name == "identity":
-        shape = "x".join(map(str, distilled.images.shape[1:]))
+    if (distilled.info.classes, *distilled.shape) != (info.classes, *info.shape):
+        shape = "x".join(map(str, distilled.shape))
         raise ConfigError(
             f"{url}: {shape} images of {distilled.info.classes} classes; {info.name} has {info.shape} and"
             f" {info.classes}"
@@ -317,12 +314,11 @@ def run_stored(
 
 def _picture(distilled: DistilledSet) -> bytes:
     """Return a picture of a set: the first images of its first classes, as a large set would fill the memory."""
+    shown = distilled.pictures()
     labels, names = distilled.labels, distilled.info.class_names
-    if len(labels) != len(
-        distilled.images
-    ):  # images that hold several are of no one class: rows without a name
-        labels, names = torch.arange(len(distilled.images)) // SHOWN, ("",) * (ROWS + 1)
+    if len(labels) != len(shown):  # pictures of no one class: rows without a name
+        labels, names = torch.arange(len(shown)) // SHOWN, ("",) * (ROWS + 1)
     keep = torch.cat(
         [(labels == label).nonzero().flatten()[:SHOWN] for label in labels.unique()[:ROWS]]
     )
-    return png(grid(distilled.to_rgb(distilled.images[keep]), labels[keep], names))
+    return png(grid(distilled.to_rgb(shown[keep]), labels[keep], names))

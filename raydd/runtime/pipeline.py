@@ -23,6 +23,7 @@ from raydd.core.storage import Storage, join
 from raydd.core.store import Store, versions
 from raydd.core.units import Ref, snapshot, unit_key
 from raydd.data.datasets import Described
+from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.summary import point
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
@@ -241,9 +242,9 @@ class _Distillation(Session):
 
     def _assemble(self, index: int, output: str = "final") -> DistilledSet:
         method, problem = self.plan.job.method, self.plan.problems[index]
-        return method.assemble(
-            problem,
-            {name: self.store.load(ref) for name, ref in method.targets(problem, output).items()},
+        source = AssembledSet(method=method, problem=problem, output=output)
+        return source.assembled(
+            {name: self.store.load(ref) for name, ref in source.inputs().items()}
         )
 
     def publish(self) -> Outcome:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
+from raydd.artifacts.decoding import DECODERS, Decoder, Decoding, Space, as_stored, register_decoder
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.report import Point, Report, Row
+from raydd.core.tensors import Tensors
 from raydd.data.catalog import entry
 
 torch.set_num_threads(1)
@@ -78,3 +81,28 @@ def report() -> Report:
         curve=points,
         curve_protocol="dsa-1000",
     )
+
+
+@pytest.fixture
+def mirrored() -> Iterator[Decoding]:
+    """A decoding of which students see the stored images, then their mirror images."""
+
+    @register_decoder("test_mirror")
+    @dataclass(frozen=True, kw_only=True)
+    class Mirror(Decoder):
+        def count(self, tensors: Tensors) -> int:
+            return 2 * len(tensors["images"])
+
+        def rows(self, tensors: Tensors, ids: torch.Tensor) -> torch.Tensor:
+            return ids % len(tensors["images"])
+
+        def take(
+            self, tensors: Tensors, ids: torch.Tensor | None = None, space: Space = as_stored
+        ) -> torch.Tensor:
+            ids = torch.arange(self.count(tensors)) if ids is None else ids
+            images = tensors["images"][self.rows(tensors, ids)]
+            turned = (ids >= len(tensors["images"])).view(-1, 1, 1, 1)
+            return torch.where(turned, images.flip(-1), images)
+
+    yield Decoding("test_mirror")
+    DECODERS._items.pop("test_mirror")

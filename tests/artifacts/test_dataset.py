@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 import raydd
 from raydd.artifacts.dataset import DistilledDataset
-from raydd.artifacts.distilled_set import DECODERS, Decoding, DistilledSet
+from raydd.artifacts.decoding import Decoding
+from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.published_folder import publish
 
 Make = Callable[..., DistilledSet]
@@ -49,18 +50,12 @@ def test_soft_labels_come_as_they_are(make: Make) -> None:
     assert torch.equal(label, soft[4])
 
 
-def test_decoded_samples(make: Make) -> None:
-    DECODERS.register("test_twice")(
-        lambda images, labels: (torch.cat([images, -images]), labels.repeat(2))
-    )
-    try:
-        dataset = DistilledDataset(make(decoding=Decoding("test_twice")))
-        assert len(dataset) == 60
-        assert torch.equal(dataset[31][0], -make().images[1])
-        assert dataset[59][1] == 9
-        assert len(dataset.to_rgb()) == 30
-    finally:
-        DECODERS._items.pop("test_twice")
+def test_decoded_samples(make: Make, mirrored: Decoding) -> None:
+    dataset = DistilledDataset(make(decoding=mirrored))
+    assert len(dataset) == 60
+    assert torch.equal(dataset[31][0], make().images[1].flip(-1))
+    assert dataset[59][1] == 9
+    assert len(dataset.to_rgb()) == 30
 
 
 def test_load_gives_the_facts_a_student_needs(make: Make, tmp_path: Path) -> None:

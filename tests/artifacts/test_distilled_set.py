@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from raydd.artifacts.distilled_set import DECODERS, Decoding, DistilledSet, Whitening
+from raydd.artifacts.decoding import Decoding, SetSize
+from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.core.errors import ConfigError, NumericsError
 from raydd.core.rng import generator
 
@@ -113,24 +114,42 @@ def test_uint8_images_are_whitened_for_students(
     torch.testing.assert_close(make(images=digits[0], whitening=white).tensors()[0], expected)
 
 
-def test_decoders_make_what_students_see(make: Make) -> None:
-    def quarters(
-        images: torch.Tensor, labels: torch.Tensor, side: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.cat([images[..., :side, :side], images[..., -side:, -side:]]), labels.repeat(2)
+def test_decoders_make_what_students_see(make: Make, mirrored: Decoding) -> None:
+    made = make(decoding=mirrored)
+    images, labels = made.tensors()
+    assert torch.equal(images, torch.cat([made.images, made.images.flip(-1)]))
+    assert torch.equal(labels, made.labels.repeat(2))
+    assert [len(part) for part, _ in made.batches(0, 25, rng)] == [25, 25, 10]
+    order = torch.randperm(60, generator=generator(7, "batches", 0))
+    assert torch.equal(torch.cat([part for part, _ in made.batches(0, 25, rng)]), images[order])
+    assert made.to_rgb().shape == (30, 1, 8, 8)
+    assert made.image_bytes == make().image_bytes
+    assert made.size == SetSize(30, 60, 30 * 64 * 4 + 30 * 8)
 
-    DECODERS.register("test_quarters")(quarters)
-    try:
-        made = make(decoding=Decoding("test_quarters", {"side": 4}))
-        images, labels = made.tensors()
-        assert images.shape == (60, 1, 4, 4)
-        assert torch.equal(images[30:], made.images[..., 4:, 4:])
-        assert torch.equal(labels, made.labels.repeat(2))
-        assert [len(part) for part, _ in made.batches(0, 25, rng)] == [25, 25, 10]
-        assert made.to_rgb().shape == (30, 1, 8, 8)
-        assert made.image_bytes == make().image_bytes
-    finally:
-        DECODERS._items.pop("test_quarters")
+
+def test_a_part_of_a_set_is_gone_through_alone(make: Make) -> None:
+    made, ids = make(), torch.tensor([3, 29, 7])
+    ((images, labels),) = made.batches(0, 8, rng, ids)
+    assert torch.equal(images, made.images[ids])
+    assert torch.equal(labels, made.labels[ids])
+    order = torch.randperm(3, generator=generator(7, "batches", 4))
+    got = torch.cat([part for part, _ in made.batches(4, 2, rng, ids)])
+    assert torch.equal(got, made.images[ids[order]])
+
+
+def test_whitening_counts_as_stored(make: Make) -> None:
+    made = make(whitening=whitening(64))
+    assert made.size.bytes == made.image_bytes + made.label_bytes + 4 * 64 * 65
+
+
+def test_pixels_are_whitened_as_they_are_seen(
+    make: Make, digits: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    white, tiles = whitening(64), Decoding("partition")
+    plain = make(images=digits[0], decoding=tiles)
+    made = make(images=digits[0], decoding=tiles, whitening=white)
+    torch.testing.assert_close(made.take(), white.apply(plain.take()))
+    assert torch.equal(make(decoding=tiles, whitening=white).take(), make(decoding=tiles).take())
 
 
 def test_an_unknown_decoding_is_named(make: Make) -> None:
@@ -150,7 +169,9 @@ def test_the_digest_covers_all_that_students_see(make: Make) -> None:
         make(soft_labels=torch.full((30, 10), 0.1)),
         make(whitening=whitening(64)),
         make(whitening=whitening(64, per_image=True)),
-        make(decoding=Decoding("identity", {"a": 1})),
+        make(decoding=Decoding("grid", {"factor": 2})),
+        make(decoding=Decoding("partition", {"factor": 2})),
+        make(decoding=Decoding("partition", {"factor": 4})),
     ]
     assert len({made.digest for made in [base, *others]}) == 1 + len(others)
     assert base.digest == make(recipe={"made": "elsewhere"}).digest == replace(base).digest

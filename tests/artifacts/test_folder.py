@@ -31,7 +31,7 @@ def full(make: Make) -> DistilledSet:
     return make(
         soft_labels=torch.eye(10).repeat_interleave(3, 0) * 0.9 + 0.01,
         whitening=white,
-        decoding=Decoding("identity", {"note": 1}),
+        decoding=Decoding("grid", {"factor": 1}),
     )
 
 
@@ -375,7 +375,7 @@ def test_the_header_alone_says_how_to_read(make: Make, tmp_path: Path) -> None:
             "whitening_mean",
         }
     assert facts["whitening"] == {"per_image": True}
-    assert facts["decoding"] == {"name": "identity", "parameters": {"note": 1}}
+    assert facts["decoding"] == {"name": "grid", "parameters": {"factor": 1}}
 
 
 @pytest.mark.slow

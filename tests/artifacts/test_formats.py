@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import raydd
-from raydd.artifacts.distilled_set import DECODERS, Decoding, DistilledSet
+from raydd.artifacts.decoding import Decoding
+from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import detect, load_pt, read_set, write_set
 from raydd.artifacts.published_folder import publish
 from raydd.artifacts.reading import Reading
@@ -418,18 +419,12 @@ def test_image_folders_are_torchvisions(make: Make, tmp_path: Path) -> None:
     assert torch.equal(pixels, made.images[4, 0])
 
 
-def test_views_hold_decoded_images(make: Make, tmp_path: Path) -> None:
-    DECODERS.register("test_mirror")(
-        lambda images, labels: (torch.cat([images, images.flip(-1)]), labels.repeat(2))
-    )
-    try:
-        made = make(images=make().to_uint8(), decoding=Decoding("test_mirror"))
-        write_set(made, str(tmp_path / "out"), "webdataset")
-        got = read_set(str(tmp_path / "out"))
-        assert torch.equal(got.to_uint8()[30:], made.images.flip(-1))
-        assert got.labels.tolist() == made.labels.tolist() * 2
-    finally:
-        DECODERS._items.pop("test_mirror")
+def test_views_hold_decoded_images(make: Make, mirrored: Decoding, tmp_path: Path) -> None:
+    made = make(images=make().to_uint8(), decoding=mirrored)
+    write_set(made, str(tmp_path / "out"), "webdataset")
+    got = read_set(str(tmp_path / "out"))
+    assert torch.equal(got.to_uint8()[30:], made.images.flip(-1))
+    assert got.labels.tolist() == made.labels.tolist() * 2
 
 
 def test_bad_targets_are_refused(make: Make, tmp_path: Path) -> None:

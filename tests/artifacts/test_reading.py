@@ -255,7 +255,7 @@ def test_pictures_may_be_grids_too(tmp_path: Path) -> None:
     got, _ = read(str(tmp_path / "out"), factor=2)
     assert (len(got), len(got.tensors()[0])) == (10, 40)
     for stated in ({"space": "normalised"}, {"labels": "logits"}):
-        with pytest.raises(ConfigError, match="only a factor can be stated"):
+        with pytest.raises(ConfigError, match="only a decoding and a factor can be stated"):
             read(str(tmp_path / "out"), **stated)
 
 
@@ -666,7 +666,7 @@ def test_a_renamed_folder_of_an_export_is_named(tmp_path: Path) -> None:
     (tmp_path / "out" / "cat").rename(tmp_path / "out" / "kitten")
     with pytest.raises(DataError, match=r"dataset\.json does not list: kitten; not there: cat"):
         read(str(tmp_path / "out"), None)
-    with pytest.raises(ConfigError, match="only a factor can be stated"):
+    with pytest.raises(ConfigError, match="only a decoding and a factor can be stated"):
         read(str(tmp_path / "out"), None, space="pixels255")
 
 

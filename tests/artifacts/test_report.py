@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,24 @@ def test_columns_line_up(report: Report) -> None:
     header, rows = lines[2], lines[4:6]
     assert len({len(line) for line in [header, *rows]}) == 1
     assert all(row[header.index("protocol") :].startswith("dsa-1000") for row in rows)
+
+
+def test_sizes_have_columns_where_they_differ(report: Report) -> None:
+    def table(*sizes: dict[str, int]) -> list[list[str]]:
+        rows = tuple(replace(row, **size) for row, size in zip(report.rows, sizes, strict=True))
+        lines = render_table(replace(report, rows=rows)).splitlines()
+        return [re.split(r"\s{2,}", line) for line in (lines[2], *lines[4:6])]
+
+    header, *_ = table({}, {})
+    assert header[-3:] == ["images", "labels", "device time"]
+    same = {"stored": 30, "seen": 30}
+    assert table(same, same)[0] == header
+    header, mine, random = table({"stored": 30, "seen": 1200}, same)
+    assert header[-5:] == ["stored", "seen", "images", "labels", "device time"]
+    assert (mine[-5:-3], random[-5:-3]) == (["30", "1,200"], ["30", "30"])
+    header, mine, random = table({"further_bytes": 1_000_000}, {})
+    assert header[-4:] == ["images", "labels", "in all", "device time"]
+    assert (mine[-2], random[-2]) == ("1.0 MB", "7.9 kB")
 
 
 def test_best_epochs_say_so(report: Report) -> None:

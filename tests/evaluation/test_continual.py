@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,10 @@ import pytest
 import torch
 from groups import run_group
 
+from raydd.artifacts.decoding import Decoding
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError
+from raydd.core.rng import generator
 from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Numerics, Ref, unit_key
@@ -29,9 +32,9 @@ from raydd.evaluation.continual import (
     OrderDraw,
     StepSets,
     class_order,
-    in_order,
     seen_and_repeats,
 )
+from raydd.evaluation.memories import in_order
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.stages import Evaluate
 from raydd.methods import METHODS, Problem
@@ -128,7 +131,7 @@ def test_a_memory_grows_class_by_class_and_keeps_what_it_has(digits):
     )
     order = class_order(10, 1)
     memory = in_order(distilled, order)
-    kept = [memory.of(seen) for seen in (2, 4, 6, 8, 10)]
+    kept = [memory.on(torch.device("cpu")).of(seen) for seen in (2, 4, 6, 8, 10)]
     for before, after in itertools.pairwise(kept):
         assert torch.equal(after.images[: len(before)], before.images)
     for seen, part in zip((2, 4, 6, 8, 10), kept):
@@ -138,24 +141,52 @@ def test_a_memory_grows_class_by_class_and_keeps_what_it_has(digits):
         kept[-1].images[: counts[order[0]]],
         distilled.normalised(distilled.images[distilled.labels == order[0]]),
     )
+    draws = partial(generator, 0)
+    for seen, resident in zip(
+        (2, 10), (kept[0], kept[-1])
+    ):  # what does not stay on a device is decoded in batches
+        lazily = list(memory.of(seen).batches(1, 5, draws))
+        for (images, labels), (expected, targets) in zip(
+            lazily, resident.batches(1, 5, draws), strict=True
+        ):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, targets)
 
 
-def test_soft_labels_are_cut_with_their_images_and_what_cannot_be_cut_is_refused(digits):
+def test_a_memory_of_tiles_holds_those_of_its_classes(digits):
+    data, info = digits
+    ids = torch.cat([(data["train"].labels == c).nonzero().reshape(-1)[:2] for c in range(10)])
+    images, labels = data["train"].take(ids), data["train"].labels[ids]
+    distilled = DistilledSet(
+        images=images, labels=labels, info=info, decoding=Decoding("partition")
+    )
+    order, soft = class_order(10, 2), torch.eye(10)[labels]
+    for made in (distilled, replace(distilled, soft_labels=soft)):
+        memory = in_order(made, order)
+        assert memory.ends == tuple(8 * (n + 1) for n in range(10))
+        first = memory.on(torch.device("cpu")).of(1)
+        assert torch.equal(first.images, distilled.take()[(labels == order[0]).repeat(4)])
+        assert set(memory.distilled.labels_of(memory.ids[:8]).tolist()) == {order[0]}
+
+
+def test_soft_labels_are_cut_with_their_images_and_a_class_without_is_refused(digits):
     data, info = digits
     images, labels = data["train"].take(torch.arange(20)), torch.arange(10).repeat(2)
     soft = torch.rand(20, 10, generator=torch.Generator().manual_seed(0))
-    part = in_order(
-        DistilledSet(images=images, labels=labels, soft_labels=soft, info=info), class_order(10, 0)
-    ).of(1)
+    part = (
+        in_order(
+            DistilledSet(images=images, labels=labels, soft_labels=soft, info=info),
+            class_order(10, 0),
+        )
+        .on(torch.device("cpu"))
+        .of(1)
+    )
     assert torch.equal(part.labels, soft[labels == class_order(10, 0)[0]])
     with pytest.raises(DataError, match="no image of class 4"):
         in_order(
             DistilledSet(images=images[labels != 4], labels=labels[labels != 4], info=info),
             range(10),
         )
-    poster = SimpleNamespace(tensors=lambda: (images, soft), labels=torch.arange(3))
-    with pytest.raises(ConfigError, match="cannot be cut by class: 20 images, 3 hard labels"):
-        in_order(poster, range(10))
 
 
 # -- sets of steps ---------------------------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
+from raydd.artifacts.decoding import Decoding
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.published_folder import publish
 from raydd.artifacts.rendering import render_table
 from raydd.config import EvaluationJob
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.store import Store
 from raydd.core.units import Numerics, Ref, unit_key
 from raydd.data.catalog import entry
@@ -24,6 +26,7 @@ from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 from raydd.evaluation.stored_plan import stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
+from raydd.methods.random_selection import RandomSelection
 from raydd.networks import normalise_name
 from raydd.runtime.evaluating import plan_stored
 from raydd.runtime.runner import LocalRunner
@@ -277,6 +280,11 @@ def test_the_report_of_a_run(digits, tmp_path):
     assert report.ior == pytest.approx(rows["dm"].accuracy_mean - rows["random"].accuracy_mean)
     assert report.hlr == pytest.approx(rows["whole"].accuracy_mean - rows["dm"].accuracy_mean)
     assert (rows["dm"].image_bytes, rows["random"].image_bytes) == (4 * 20 * 64, 20 * 64)
+    assert [(row.stored, row.seen, row.bytes) for row in report.rows] == [
+        (20, 20, 4 * 20 * 64 + 20 * 8),
+        (20, 20, 20 * 64 + 20 * 8),
+        (len(data["train"]), len(data["train"]), (64 + 8) * len(data["train"])),
+    ]
     assert rows["dm"].best_accuracy >= rows["dm"].accuracy_mean
     made = AssembledSet(method=_dm(), problem=_problem(info)).inputs().values()
     assert rows["dm"].device_seconds == pytest.approx(
@@ -287,6 +295,40 @@ def test_the_report_of_a_run(digits, tmp_path):
     assert report.curve_protocol == "dm[epochs=3]"
     assert any("LRS" in note for note in report.notes)
     assert "a note" in render_table(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiled(RandomSelection):
+    """Random images, each seen as four tiles: as many as it says, or not."""
+
+    name: ClassVar[str] = "tiled"
+    says: int = 4
+
+    def size(self, problem):
+        size = super().size(problem)
+        return replace(size, seen=self.says * size.stored)
+
+    def assemble(self, problem, outputs):
+        made = super().assemble(problem, outputs)
+        return replace(made, decoding=Decoding("partition"))
+
+
+def test_sizes_are_what_the_method_says(digits, tmp_path):
+    data, info = digits
+    store, runner = Store(str(tmp_path)), LocalRunner(lambda: data, device=torch.device("cpu"))
+    plan = evaluation_stages(Tiled(), _problem(info), SMALL)
+    stage = plan.entries[0].stage
+    plain = evaluation_stages(RandomSelection(), _problem(info), SMALL).entries[0].stage
+    assert stage.source.images == 80
+    assert stage.cost("repeats-000-001").flop > 2 * plain.cost("repeats-000-001").flop
+    runner.run(plan.targets(), store, lambda event: None)
+    row = summarise(plan, store.load).rows[0]
+    assert (row.stored, row.seen, row.image_bytes, row.further_bytes) == (20, 80, 20 * 64, 0)
+    wrong = evaluation_stages(Tiled(says=3), _problem(info), replace(SMALL, baselines=()))
+    with pytest.raises(
+        RunFailed, match="'tiled' made 20 images, of which students see 80; planned were 20 and 60"
+    ):
+        runner.run(wrong.targets(), store, lambda event: None)
 
 
 def test_a_report_without_its_snapshots_yet(digits):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from raydd.artifacts.decoding import Decoding
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors, dump_tensors, load_tensors
@@ -31,19 +32,21 @@ def info(size: int = 16, channels: int = 3, classes: int = 5) -> DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ToySource:
-    """A set of random images."""
+    """A set of random images; ``tiled``: four of them in each stored one."""
 
     dataset: DatasetInfo
     images: int = 14
     draw: int = 0
     floats: bool = False
+    tiled: bool = False
 
     def inputs(self) -> Mapping[str, Ref]:
         return {}
 
     def load(self, ctx: Context | None = None) -> DistilledSet:
         g = generator(self.draw, "images")
-        shape = (self.images, *self.dataset.shape)
+        count = self.images // 4 if self.tiled else self.images
+        shape = (count, *self.dataset.shape)
         images = (
             torch.randn(shape, generator=g)
             if self.floats
@@ -51,8 +54,9 @@ class ToySource:
         )
         return DistilledSet(
             images=images,
-            labels=torch.arange(self.images) % self.dataset.classes,
+            labels=torch.arange(count) % self.dataset.classes,
             info=self.dataset,
+            decoding=Decoding("partition") if self.tiled else Decoding(),
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from label_toys import SEEN, ToyContext, ToySource, context_of, info, labels_of, run_epoch
 
-from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.rng import generator
 from raydd.core.tensors import dump_tensors
@@ -51,13 +51,19 @@ def same(one: Sequence[SoftBatch], other: Sequence[SoftBatch]) -> bool:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "source",
-    [SOURCE, ToySource(dataset=info(size=28, channels=1)), ToySource(dataset=info(), floats=True)],
-    ids=["rgb", "grey", "float"],
+    [
+        SOURCE,
+        ToySource(dataset=info(size=28, channels=1)),
+        ToySource(dataset=info(), floats=True),
+        ToySource(dataset=info(), images=16, tiled=True),
+        ToySource(dataset=info(), images=16, tiled=True, floats=True),
+    ],
+    ids=["rgb", "grey", "float", "tiles of pixels", "tiles"],
 )
 def test_students_see_what_the_teachers_saw(way: str, source: ToySource) -> None:
     fields = (
         {**WAYS[way], "randaugment": False}
-        if source.floats and "randaugment" in WAYS[way]
+        if (source.floats or source.tiled) and "randaugment" in WAYS[way]
         else WAYS[way]
     )
     labels = labels_of(replace(SMALL, **fields), source)
@@ -75,7 +81,7 @@ def test_students_see_what_the_teachers_saw(way: str, source: ToySource) -> None
         assert bool(((targets.logits - exact).abs() <= 2**-11 * exact.abs() + 1e-3).all())
     order = torch.cat([ctx.load(f"labels/epoch-{e:03d}")["index"].long() for e in range(2)])
     assert torch.equal(
-        torch.cat([targets.hard for _, targets in found]), source.load().labels[order]
+        torch.cat([targets.hard for _, targets in found]), source.load().labels_of(order)
     )
 
 
@@ -193,10 +199,10 @@ def test_labels_of_other_images_are_refused() -> None:
     opened = labels.open(replace(SOURCE, draw=1).load(), context_of(labels))
     with pytest.raises(DataError, match="labels of another set"):
         next(opened.batches(0, 4, RNG))
-    whitened = SOURCE.load()
-    object.__setattr__(whitened, "decoding", replace(whitened.decoding, name="other"))
-    with pytest.raises(ConfigError, match="neither whitened nor decoded"):
-        labels.open(whitened, ToyContext())
+    size = SOURCE.load().images[0].numel()
+    white = Whitening(matrix=torch.eye(size), mean=torch.zeros(size))
+    with pytest.raises(ConfigError, match="images that are not whitened"):
+        labels.open(replace(SOURCE.load(), whitening=white), ToyContext())
 
 
 def test_labels_are_part_of_a_key() -> None:

@@ -51,6 +51,7 @@ class Recovering(Method):
     """
 
     soft_labels: ClassVar[bool] = True
+    value_bytes: ClassVar[int] = 1
 
     networks: tuple[str, ...] = ("resnet18",)
     label_networks: tuple[str, ...] = unkeyed(default=())

@@ -106,8 +106,7 @@ def _snapshots(
 ) -> list[Planned]:
     entries, label = [], config.resolve().label
     for draw, problem in enumerate(problems):
-        last = method.plan(problem)[-1]
-        total = min(last.steps(unit) for unit in last.units())
+        total = method.updates(problem)
         for step in range(0, total, config.every or total):
             source = AssembledSet(method=method, problem=problem, output=snapshot(step))
             labels = labels_of(method, problem, source)

@@ -71,15 +71,31 @@ class Method:
         return DEFAULT_NETWORK
 
     def plan(self, problem: Problem) -> list[Stage]:
-        """Return the stages; the last one's units are what :meth:`assemble` needs. ``ConfigError``
-        on what cannot be.
+        """Return the stages; the units of :meth:`last` are what :meth:`assemble` needs.
+        ``ConfigError`` on what cannot be.
         """
         raise TypeError(f"{type(self).__name__} does not define plan()")
 
+    def last(self, problem: Problem) -> list[Stage]:
+        """Return the stages of the plan whose outputs make the set: here the last one."""
+        return self.plan(problem)[-1:]
+
     def targets(self, problem: Problem, output: str = "final") -> dict[str, Ref]:
-        """Return the outputs that make the set, by name, at the end or at a snapshot."""
-        last = self.plan(problem)[-1]
-        return {f"{unit}": Ref(last, unit, output) for unit in last.units()}
+        """Return the outputs that make the set, by name, at the end or at a snapshot.
+
+        Names are those of the units; with several stages, the stage's number in :meth:`last` stands
+        before them, ``1/all``. Of a stage that is done by then a snapshot takes the final output.
+        """
+        last = self.last(problem)
+        return {
+            unit if len(last) == 1 else f"{place}/{unit}": _at(Ref(stage, unit, output))
+            for place, stage in enumerate(last)
+            for unit in stage.units()
+        }
+
+    def updates(self, problem: Problem) -> int:
+        """Return how many updates the set takes, those of the longest of its last stages."""
+        return max(stage.steps(unit) for stage in self.last(problem) for unit in stage.units())
 
     def size(self, problem: Problem) -> SetSize:
         """Return how large the set of a problem is, known before anything runs.
@@ -123,6 +139,21 @@ class Method:
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the distilled set made of :meth:`targets`' tensors."""
         raise TypeError(f"{type(self).__name__} does not define assemble()")
+
+
+def _at(ref: Ref) -> Ref:
+    """Return the output itself, or the final one of a unit that has made all its updates by then."""
+    done = ref.step is not None and ref.step >= ref.stage.steps(ref.unit)
+    return Ref(ref.stage, ref.unit) if done else ref
+
+
+def by_stage(outputs: Mapping[str, Tensors]) -> list[dict[str, Tensors]]:
+    """Return the outputs of :meth:`Method.targets` of several stages, by unit, stage after stage."""
+    found: dict[int, dict[str, Tensors]] = {}
+    for name, tensors in outputs.items():
+        place, _, unit = name.partition("/")
+        found.setdefault(int(place), {})[unit] = tensors
+    return [found[place] for place in sorted(found)]
 
 
 def check_counts(info: DatasetInfo, needed: int, key: str = "ipc", advice: str = "") -> None:

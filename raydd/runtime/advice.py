@@ -148,7 +148,7 @@ def _last(holds: Callable[[int], bool], most: int) -> int:
 
 def _of_method(method: Method, problem: Problem, seeds: int) -> Iterator[_Size]:
     """Yield what sizes the units of a method's own loop, of which each seed has as many."""
-    stage = method.plan(problem)[-1]
+    stage = max(method.last(problem), key=lambda stage: _load(stage).flop)
     if isinstance(stage, ClassMatching):
         yield _of_classes(method, problem, stage, seeds)
     if isinstance(stage, MatchStatistics) and not stage.matching.chained:
@@ -156,9 +156,10 @@ def _of_method(method: Method, problem: Problem, seeds: int) -> Iterator[_Size]:
 
 
 def _replanned(method: Method, problem: Problem, key: str, value: int) -> Any:
-    """Return the last stage of the method with another value of a field; ``None`` if that is refused."""
+    """Return the largest last stage of the method with another value of a field; ``None`` if that is refused."""
     try:
-        return dataclasses.replace(method, **{key: value}).plan(problem)[-1]
+        last = dataclasses.replace(method, **{key: value}).last(problem)
+        return max(last, key=lambda stage: _load(stage).flop)
     except (ConfigError, TypeError):
         return None
 

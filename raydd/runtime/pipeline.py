@@ -315,8 +315,7 @@ class _Distillation(Session):
         }
 
     def _last_step(self) -> int:
-        refs = self.plan.job.method.targets(self.plan.problems[0]).values()
-        return max(ref.stage.steps(ref.unit) for ref in refs)
+        return self.plan.job.method.updates(self.plan.problems[0])
 
     def _device_seconds(self, problem: Problem) -> float:
         behind = stages_of(list(self.plan.job.method.targets(problem).values()))

@@ -97,11 +97,10 @@ def _reads_train(stage: Stage) -> bool:
 
 def _picture_steps(job: Job, problem: Problem) -> list[int]:
     refs = list(job.method.targets(problem).values())
-    totals = {ref.stage.steps(ref.unit) for ref in refs}
     size = sum(ref.stage.cost(ref.unit).output_bytes for ref in refs)
-    if len(totals) != 1 or size * (PICTURES + 1) > PICTURE_BYTES:
+    if size * (PICTURES + 1) > PICTURE_BYTES:
         return []
-    total = totals.pop()
+    total = job.method.updates(problem)
     every = job.evaluation.every or max(1, total // PICTURES)
     return list(range(0, total, every)) if total > 1 else []
 

@@ -118,5 +118,4 @@ def closure(targets: Sequence[Ref]) -> dict[tuple[str, str], Ref]:
 
 def steps_of(plan: Plan) -> int:
     """Return the most updates that a set of a plan takes."""
-    refs = plan.job.method.targets(plan.problems[0]).values()
-    return max(ref.stage.steps(ref.unit) for ref in refs)
+    return plan.job.method.updates(plan.problems[0])

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import annotated_types
 
+from raydd.core import ipc_settings
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.storage import absolute, check_url
 from raydd.core.typed_tree import as_yaml, build, plain, stated
@@ -21,6 +22,7 @@ from raydd.data.config import DatasetConfig
 from raydd.evaluation.baselines import check_baseline, rivals
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.methods import METHODS, Method
+from raydd.methods.method import DEFAULT_PROTOCOL
 
 WAIT_SECONDS = 600.0
 
@@ -180,12 +182,16 @@ class EvaluationJob:
 def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
     """Return the job of a YAML file with ``key.sub=value`` overrides applied; ``ConfigError``
     listing all that is wrong.
+
+    What the file sets ``by_ipc`` is put in place first (:mod:`raydd.core.ipc_settings`), of the ipc
+    that the job has with its overrides.
     """
     tree: dict[str, Any] = {}
     if path is not None:
         tree = read_tree(path)
         stem = os.path.splitext(os.path.basename(path))[0]
         tree.setdefault("name", stem)
+        tree = _with_ipc_settings(tree, overrides, path)
     named = _method_name(tree)
     for override in overrides:
         apply_override(tree, override)
@@ -199,6 +205,28 @@ def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
             " drops them all"
         )
         raise ConfigError(f"{error}\n{hint}") from error
+
+
+def _with_ipc_settings(tree: dict[str, Any], overrides: Sequence[str], path: str) -> dict[str, Any]:
+    """Return a file's tree with the settings of its ipc; ``ConfigError`` for a mistake in those of any."""
+    entries = ipc_settings.take_out(tree, path)
+    chosen = ipc_settings.asked(tree, overrides, _Tree.ipc)
+    found = tree
+    if not entries:
+        return found
+    try:
+        parse_job(tree, path)
+        whole = True
+    except ConfigError:
+        whole = False  # overrides make a job of it
+    for ipc, settings in entries.items():
+        where = f"{path}: {ipc_settings.KEY}.{ipc:g}"
+        variant = ipc_settings.merged(tree, settings, where)
+        if whole:
+            parse_job({**variant, "ipc": ipc}, where)
+        if isinstance(chosen, (int, float)) and chosen == ipc:
+            found = variant
+    return found
 
 
 def given(path: str, key: str, overrides: Sequence[str]) -> bool:
@@ -227,7 +255,7 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
         if url is not None:
             check_url(url, key, write=True)
     output = absolute(job.output) if job.output is not None else None
-    evaluation = _with_baselines(job.evaluation, "evaluate")
+    evaluation = _with_baselines(job.evaluation.of(DEFAULT_PROTOCOL), "evaluate")
     return dataclasses.replace(
         job,
         evaluation=evaluation,
@@ -258,7 +286,8 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
             mistakes.append(str(error))
     try:
         top = build(_Tree, tree, where)
-        evaluation = _with_baselines(top.evaluation, where)
+        own = DEFAULT_PROTOCOL if method is None else method.protocol
+        evaluation = _with_baselines(top.evaluation.of(own), where)
     except ConfigError as error:
         mistakes.insert(0, str(error))
     if top is None or method is None or evaluation is None or mistakes:

@@ -43,6 +43,8 @@ def main(
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
         from raydd.config import given, load_job
+        from raydd.core.errors import ConfigError
+        from raydd.core.ipc_settings import KEY
         from raydd.core.storage import absolute
         from raydd.runtime.sweep import sweeping
         from raydd.runtime.sweep.dry import dry_run as plan_of
@@ -56,6 +58,12 @@ def main(
             if not given(config, "output", own):
                 job = replace(job, output=absolute(f"runs/{job.name}_sweep"))
             sweep = sweeping.make_sweep(job, space, of_space)
+            file = sweep.space.file
+            if given(config, KEY, ()) and "ipc" in {*file.keys, *file.trial, *file.final}:
+                raise ConfigError(
+                    f"{space}: ipc: {config} has settings by ipc, which a sweep does not put in place; give ipc=N"
+                    " beside --config"
+                )
         if dry_run:
             with refusing():
                 text, absent = plan_of(sweep)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from raydd.core.errors import ConfigError
 from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS, Protocol
+from raydd.methods.method import DEFAULT_PROTOCOL
 from raydd.networks import normalise_name, pool
 from raydd.networks.names import POOLS
 from raydd.training.recipe import Decay, Loss, Optimizer
@@ -19,9 +20,9 @@ from raydd.training.schedules import Schedule
 class EvaluationConfig:
     """How a job judges its set; the fields are the YAML keys under ``evaluation:``.
 
-    ``protocol``: a published one by name; ``epochs`` to ``strategy``: changes to it, which its
-    printed name then shows; see :class:`raydd.evaluation.protocols.Protocol` (``ema: 0`` tests the
-    live weights).
+    ``protocol``: a published one by name (null: that of the job's method); ``epochs`` to
+    ``strategy``: changes to it, which its printed name then shows; see
+    :class:`raydd.evaluation.protocols.Protocol` (``ema: 0`` tests the live weights).
 
     ``networks``: architectures, or letters of published pools (empty: the method's own network).
     ``repeats``: students per set and architecture; ``repeats_per_unit``: of them trained together.
@@ -40,7 +41,7 @@ class EvaluationConfig:
     architecture after each step.
     """
 
-    protocol: str = "dm"
+    protocol: str | None = None
     epochs: Annotated[int, Ge(1)] | None = None
     batch: Annotated[int, Ge(1)] | None = None
     accumulate: Annotated[int, Ge(1)] | None = None
@@ -82,10 +83,14 @@ class EvaluationConfig:
                     f"evaluation.{name}={value} has no effect without evaluation.continual, the number of steps"
                 )
 
+    def of(self, protocol: str) -> EvaluationConfig:
+        """Return the evaluation with a method's ``protocol``, where it names none."""
+        return self if self.protocol is not None else replace(self, protocol=protocol)
+
     def resolve(self) -> Protocol:
         """Return the protocol with its changes; ``ConfigError`` for an unknown name or a change without effect."""
         fields = {name: getattr(self, name) for name in OVERRIDES}
-        return PROTOCOLS.get(self.protocol).override(
+        return PROTOCOLS.get(self.protocol or DEFAULT_PROTOCOL).override(
             **{name: value for name, value in fields.items() if value is not None}
         )
 

@@ -69,7 +69,7 @@ def evaluation_stages(
     """
     problems = [problems] if isinstance(problems, Problem) else list(problems)
     check_split(problems[0], config)
-    config = with_labels(config, method.label_config)
+    config = with_labels(config.of(method.protocol), method.label_config)
     networks = architectures(config, method.student_network, problems[0])
     others = rivals(config)
     if any(

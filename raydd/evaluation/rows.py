@@ -110,7 +110,7 @@ def evaluate_stage(
             name for name in PROTOCOLS.names() if not PROTOCOLS.get(name).learns_logits
         )
         raise ConfigError(
-            f"evaluation.protocol: '{config.protocol}' teaches soft labels, and this set has none; "
+            f"evaluation.protocol: '{protocol.name}' teaches soft labels, and this set has none; "
             f"protocols for hard labels: {hard}"
         )
     recipe = protocol.recipe(problem.dataset, network)

@@ -88,10 +88,9 @@ def stored_evaluation(
         and not maker.config.stored
         and config.resolve().learns_logits
     ):
-        _need_teachers(
-            maker,
-            f"evaluation.protocol: '{config.protocol}' needs the set's soft labels, computed ({maker.config.codec})",
-        )
+        protocol, codec = config.resolve().name, maker.config.codec
+        why = f"evaluation.protocol: '{protocol}' needs the set's soft labels, computed ({codec})"
+        _need_teachers(maker, why)
         found = labels_of(maker.method, maker.problem, sets[0])
     config, entries = with_labels(config, None if found is None else found.config), []
     if found is not None and config.resolve().learns_logits and config.baselines:

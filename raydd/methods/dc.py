@@ -11,6 +11,7 @@ Fashion-MNIST 70.5 / 82.3 / 83.6; SVHN 31.2 / 76.1 / 82.3; CIFAR-10 28.3 / 44.9 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from raydd.methods.matching.gradient_method import GradientMatching
 from raydd.methods.method import register_method
@@ -20,3 +21,5 @@ from raydd.methods.method import register_method
 @dataclass(frozen=True, kw_only=True)
 class Dc(GradientMatching):
     """Gradient matching without augmentation; the fields are those of :class:`GradientMatching`."""
+
+    protocol: ClassVar[str] = "dc"

@@ -12,7 +12,7 @@ Fashion-MNIST 70.6 / 84.6 / 88.7; SVHN 27.5 / 79.2 / 84.4; CIFAR-10 28.8 / 52.1 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.matching.gradient_method import GradientMatching
@@ -26,6 +26,8 @@ class Dsa(GradientMatching):
 
     ``dsa``: operations joined by ``_``, ``none``, or null for those published for the data set.
     """
+
+    protocol: ClassVar[str] = "dsa"
 
     init: Literal["real", "noise"] = "real"
     dsa: str | None = None

@@ -18,7 +18,7 @@ Published (ImageNet-1k, 1 / 10 / 50 images per class): ResNet-18 12.8 / 48.6 / 5
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -55,6 +55,8 @@ class Edc(Recovering):
     ``iterations`` 2000 (Tiny-ImageNet, CIFAR-100), 75 (CIFAR-10, with ``crop: [0.08, 1]``) or 50
     (ImageNet-10, with ``momentum: 0``); ``group_size`` 25, 25, 10, 100.
     """
+
+    protocol: ClassVar[str] = "edc"
 
     networks: tuple[str, ...] = (
         "resnet18",

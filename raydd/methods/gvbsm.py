@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -41,6 +41,8 @@ class Gvbsm(Recovering):
     Tiny-ImageNet and CIFAR: ``lr_img: 0.05``, ``momentum: 0.8``, ``drop_rate: 0.4``, ``crop: null``
     with ``pad: 8`` or 4, ``group_size: 50`` (CIFAR-10: 100), ``image_format: png``.
     """
+
+    protocol: ClassVar[str] = "gvbsm"
 
     networks: tuple[str, ...] = (
         "resnet18",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NETWORK = "ConvNet"
 """What students are where neither the job nor the method says so."""
+DEFAULT_PROTOCOL = "dm"
+"""How students are trained where neither the job nor the method says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Method:
     """Whether its sets come with soft labels of their own; then :attr:`label_config` says how they are made."""
     drawn_at_random: ClassVar[bool] = False
     """Whether its sets are random subsets: the baseline, of which several draws are judged."""
+    protocol: ClassVar[str] = DEFAULT_PROTOCOL
+    """How students of its sets are trained, unless the evaluation names another protocol."""
     value_bytes: ClassVar[int] = 4
     """Bytes of a value of its images: 4 of floats, 1 of pixels in 8 bits."""
 

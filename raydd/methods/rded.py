@@ -53,6 +53,8 @@ class Rded(Method):
     worker makes together.
     """
 
+    protocol: ClassVar[str] = "rded"
+
     soft_labels: ClassVar[bool] = True
     value_bytes: ClassVar[int] = 1
 

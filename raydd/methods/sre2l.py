@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -43,6 +43,8 @@ class Sre2l(Recovering):
     ``jitter: [-4, 4]``; for CIFAR-100: ``iterations: 1000``, no crop, no flip, ``jitter: [0, 4]``;
     for CDA on Tiny-ImageNet ``lr_img: 0.4``, ``r_loss: 0.05``.
     """
+
+    protocol: ClassVar[str] = "sre2l"
 
     lr_img: Annotated[float, Gt(0)] = 0.25
     jitter: tuple[int, int] = (0, 32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -19,10 +19,10 @@ from raydd.core.units import Numerics
 from raydd.core.yaml_tree import apply_override, read_tree
 from raydd.data.catalog import CATALOG
 from raydd.data.config import DatasetConfig
-from raydd.evaluation.baselines import check_baseline, rivals
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.rivals import Rival, RivalKeys, Tiling, check_baseline, rivals
 from raydd.methods import METHODS, Method
-from raydd.methods.method import DEFAULT_PROTOCOL
+from raydd.methods.method import DEFAULT_PROTOCOL, check_ipc
 
 WAIT_SECONDS = 600.0
 
@@ -92,7 +92,7 @@ class Job:
     name: str
     seeds: tuple[int, ...]
     dataset: DatasetConfig
-    ipc: int
+    ipc: float
     method: Method
     evaluation: EvaluationConfig
     numerics: Numerics
@@ -124,7 +124,7 @@ class _Tree:
     seed: Annotated[int, annotated_types.Ge(0)] | None = None
     seeds: tuple[Annotated[int, annotated_types.Ge(0)], ...] | None = None
     dataset: DatasetConfig
-    ipc: Annotated[int, annotated_types.Ge(1)] = 10
+    ipc: Annotated[int, annotated_types.Ge(1)] | Annotated[float, annotated_types.Gt(0)] = 10
     method: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     numerics: Numerics = field(default_factory=Numerics)
@@ -151,6 +151,8 @@ class _Tree:
         if self.output == self.store:
             raise ConfigError(f"output and store must be different places, both are {self.output}")
         object.__setattr__(self, "seeds", seeds)
+        if self.ipc == int(self.ipc):
+            object.__setattr__(self, "ipc", int(self.ipc))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +289,8 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     try:
         top = build(_Tree, tree, where)
         own = DEFAULT_PROTOCOL if method is None else method.protocol
+        if method is not None:
+            mistakes += _mistake(check_ipc, method, top.ipc, where)
         evaluation = _with_baselines(top.evaluation.of(own), where)
     except ConfigError as error:
         mistakes.insert(0, str(error))
@@ -311,21 +315,55 @@ def method_from(
     )
 
 
+def _mistake(
+    check: Callable[[Method, float], None], method: Method, ipc: float, where: str
+) -> list[str]:
+    try:
+        check(method, ipc)
+    except ConfigError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def _rival(baseline: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -> Method | Rival:
+    """Return the method that a baseline is, or, of one with keys beside its method's, the rival."""
+    own = {f.name for f in dataclasses.fields(RivalKeys)} & set(baseline)
+    method = method_from({k: v for k, v in baseline.items() if k not in own}, where, prefix)
+    if not own:
+        return method
+    keys = build(RivalKeys, {k: baseline[k] for k in own if k != "decoding"}, where, prefix=prefix)
+    tiles = baseline.get("decoding")
+    if tiles is not None:
+        tiles = {"name": tiles} if isinstance(tiles, str) else tiles
+        if not isinstance(tiles, Mapping):
+            raise ConfigError(f"{where}: {'.'.join(prefix)}.decoding: {tiles!r} is no decoding")
+        found = build(Tiling, tiles, where, prefix=(*prefix, "decoding"))
+        keys = dataclasses.replace(keys, decoding=found)
+    try:
+        return Rival(method=method, keys=keys)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {'.'.join(prefix)}.{error}") from error
+
+
 def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
-    """Return the evaluation with methods in place of the mappings among its baselines;
+    """Return the evaluation with methods, or rivals, in place of the mappings among its baselines;
     ``ConfigError`` for what is none.
     """
-    found: list[str | Method] = []
+    found: list[str | Method | Rival] = []
+    try:
+        logits = config.resolve().learns_logits
+    except ConfigError as error:
+        raise ConfigError(f"{where}: evaluation: {error}") from error
     for place, baseline in enumerate(config.baselines):
         if isinstance(baseline, Mapping):
             key = ("evaluation", "baselines", str(place))
             if isinstance(baseline.get("name"), str):
-                check_baseline(baseline["name"], f"{where}: {'.'.join(key)}.name")
+                check_baseline(baseline["name"], f"{where}: {'.'.join(key)}.name", logits=logits)
             if baseline.get("name") == "whole":
                 raise ConfigError(
                     f"{where}: {'.'.join(key)}: 'whole' is no method and has no settings here; write its name alone"
                 )
-            found.append(method_from(baseline, where, key))
+            found.append(_rival(baseline, where, key))
         elif isinstance(baseline, str):
             found.append(baseline)
         else:

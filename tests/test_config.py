@@ -225,8 +225,8 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
             ["evaluation.baselines.1.lr_imgg", "did you mean 'lr_img'"],
         ),
         (
-            "evaluation.baselines=[{name: dsa, ipc: 1}]",
-            ["evaluation.baselines.0.ipc", "unknown key"],
+            "evaluation.baselines=[{name: dsa, ipcs: 1}]",
+            ["evaluation.baselines.0.ipcs", "unknown key"],
         ),
         ("evaluation.baselines=[dsa,{name: dsa, iterations: 1}]", ["'dsa' stands there twice"]),
         (

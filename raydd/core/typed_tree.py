@@ -114,13 +114,14 @@ def _instance(cls: type[T], values: BaseModel) -> T:
 
 def plain(value: Any) -> Any:
     """Return a configuration as plain values, every field written out; a class that is told by its
-    ``name`` begins with it.
+    ``name`` begins with it. The fields that a class calls ``inline`` are groups without a key of their own.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            **_name(value),
-            **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)},
-        }
+        tree = _name(value)
+        for f in dataclasses.fields(value):
+            found = plain(getattr(value, f.name))
+            tree |= found if f.name in getattr(value, "inline", ()) else {f.name: found}
+        return tree
     if isinstance(value, (tuple, list)):
         return [plain(v) for v in value]
     return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
@@ -139,7 +140,9 @@ def stated(value: Any, given: Any = None) -> Any:
             getattr(value, f.name),
             getattr(given, f.name) if type(given) is type(value) else _default(f),
         )
-        if found is not None or default is not None:
+        if f.name in getattr(value, "inline", ()):
+            tree |= stated(found, default)
+        elif found is not None or default is not None:
             tree[f.name] = stated(found, default)
     return tree
 

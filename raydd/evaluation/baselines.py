@@ -6,52 +6,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from raydd.core.errors import ConfigError, TooFew, unknown
+from raydd.artifacts.decoding import SetSize
+from raydd.core.errors import ConfigError, TooFew
 from raydd.core.rng import derive_seed
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.rivals import Rival
 from raydd.evaluation.rows import LabelledSource, Planned, rows, student_seed
-from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.set_sources import SetSource
 from raydd.evaluation.stages import EvaluateNetworks
 from raydd.labels.label_sources import Labels
-from raydd.methods.method import METHODS, Method, Problem
+from raydd.methods.method import Problem
 from raydd.training.batches import check_batches
 from raydd.training.train_network import TrainNetwork
-
-
-def rivals(config: EvaluationConfig) -> dict[str, Method]:
-    """Return the methods whose sets are judged beside, by name; ``ConfigError`` for one that cannot
-    be or that is named twice.
-
-    A baseline by name has the settings that its method has by default.
-    """
-    found: dict[str, Method] = {}
-    for baseline in dict.fromkeys(config.baselines):
-        if baseline == "whole":
-            continue
-        if isinstance(baseline, str):
-            check_baseline(baseline)
-        method = METHODS.get(baseline)() if isinstance(baseline, str) else baseline
-        check_baseline(method.name)
-        if found.setdefault(method.name, method) != method:
-            raise ConfigError(
-                f"evaluation.baselines: '{method.name}' stands there twice, with other settings"
-            )
-    return found
-
-
-def check_baseline(name: str, key: str = "evaluation.baselines") -> None:
-    """Raise ``ConfigError`` that begins with ``key`` for what is no baseline; methods with soft
-    labels of their own are none.
-    """
-    if name == "whole" or (name in METHODS and not METHODS.get(name).soft_labels):
-        return
-    allowed = sorted(known for known, method in METHODS.items() if not method.soft_labels)
-    allowed.append("whole")
-    if name in METHODS:
-        raise ConfigError(
-            f"{key}: the sets of '{name}' have soft labels of their own; allowed: {', '.join(allowed)}"
-        )
-    raise ConfigError(f"{key}: {unknown('baseline', name, allowed)}")
 
 
 def baseline_rows(
@@ -59,19 +25,23 @@ def baseline_rows(
     problems: Sequence[Problem],
     network: str,
     config: EvaluationConfig,
-    others: Mapping[str, Method],
-    labels: Callable[[Problem, AssembledSet], Labels | None],
+    others: Mapping[str, Rival],
+    labels: Callable[[Problem, SetSource], Labels | None],
+    own: SetSize,
 ) -> list[Planned]:
-    """Plan the baselines; ``labels`` returns those of another set, where the set's students learn soft labels."""
+    """Plan the baselines; ``labels`` returns those of another set, where the set's students learn soft labels.
+
+    ``own``: the size of the judged set, its stored labels included.
+    """
     entries: list[Planned] = []
     for baseline, rival in others.items():
-        drawn = _draws(problems, config.random_draws if rival.drawn_at_random else 1)
+        drawn = _draws(problems, config.random_draws if rival.method.drawn_at_random else 1)
         if baseline == name:  # the set itself is the first draw, and counted once
             drawn = drawn[len(problems) :]
         sources: list[LabelledSource] = []
         for draw, problem in drawn:
             try:
-                source = AssembledSet(method=rival, problem=draw)
+                source = rival.source(draw, own)
             except TooFew as error:
                 raise ConfigError(
                     f"evaluation.baselines: {baseline}: {error.found}; {error.most}, or leave it out"
@@ -79,7 +49,9 @@ def baseline_rows(
             except ConfigError as error:
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
             sources.append((source, problem, labels(problem, source)))
-        entries += rows(baseline, sources, network, config)
+        images = own.seen if not sources else sources[0][0].images
+        students = rival.students(config, own.seen, images, problems[0].dataset, network)
+        entries += rows(baseline, sources, network, students)
     return entries + (_whole(problems[0], network, config) if "whole" in config.baselines else [])
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.kept import kept_images
+from raydd.evaluation.rivals import Rival
 from raydd.evaluation.rows import student_seed
 from raydd.evaluation.set_sources import AssembledSet, SetSource
-from raydd.methods.method import Method, Problem
+from raydd.methods.method import Problem
 from raydd.training.batches import check_batches
 
 
@@ -31,7 +32,7 @@ def memories_of(
     sets: Sequence[tuple[SetSource, Problem]],
     network: str,
     config: EvaluationConfig,
-    others: Mapping[str, Method],
+    others: Mapping[str, Rival],
 ) -> tuple[PlannedMemory, ...]:
     """Plan the continual experiment of a set and of its rivals (of the same size); order k is given
     to repetition k, in turn.
@@ -39,14 +40,16 @@ def memories_of(
     if config.continual is None:
         return ()
     protocol, entries = config.resolve(), []
+    # Students of a memory are all trained for as many epochs.
+    judged = {label: rival for label, rival in others.items() if rival.keys.equal != "updates"}
     for of, order in (
         (of, order)
-        for of in dict.fromkeys([name, *others])
+        for of in dict.fromkeys([name, *judged])
         for order in range(config.continual_orders)
     ):
         source, problem = sets[order % len(sets)]
         if of != name:
-            source = AssembledSet(method=others[of], problem=problem)
+            source = judged[of].source(problem, sets[0][0].size)
         if isinstance(source, AssembledSet):
             source = _memory_source(source, order, config.continual)
         recipe, info = protocol.recipe(problem.dataset, network), problem.dataset

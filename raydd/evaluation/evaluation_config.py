@@ -30,8 +30,9 @@ class EvaluationConfig:
     ``test_every``: also test after every so many epochs, for the best epoch's accuracy (0: the last
     epoch alone). ``split``: what accuracies are of. ``baselines``: what else is judged under the
     same protocol: sets of the same size by any method with hard labels, by name or, with settings
-    of its own, as a mapping (``{name: dm, iterations: 2000}``), and ``whole``, students of all real
-    images trained for ``whole_epochs``. ``random_draws``: random subsets, at least 3. ``every``:
+    of its own, as a mapping (``{name: dm, iterations: 2000}``), which may also hold the keys of
+    :class:`raydd.evaluation.rivals.RivalKeys`, and ``whole``, students of all real images trained
+    for ``whole_epochs``. ``random_draws``: random subsets, at least 3. ``every``:
     evaluate snapshots each so many updates, with ``snapshot_repeats`` students of the first
     architecture (null: the end only).
 

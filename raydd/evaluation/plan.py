@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError
 from raydd.core.units import Ref, Stage, snapshot
-from raydd.evaluation.baselines import baseline_rows, rivals
+from raydd.evaluation.baselines import baseline_rows
 from raydd.evaluation.continual_plan import PlannedMemory, memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.packed_set import PackedSet
+from raydd.evaluation.rivals import Rival, rivals
 from raydd.evaluation.rows import (
     Planned,
     architectures,
@@ -72,14 +74,16 @@ def evaluation_stages(
     config = with_labels(config.of(method.protocol), method.label_config)
     networks = architectures(config, method.student_network, problems[0])
     others = rivals(config)
-    if any(
-        isinstance(other, Method) and other.name == method.name and other != method
-        for other in config.baselines
-    ):
+    stated = [rival for rival in map(Rival.of, config.baselines) if rival is not None]
+    if any(rival.label == method.name and rival.method != method for rival in stated):
         raise ConfigError(
-            f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart"
+            f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart: give"
+            " them a label"
         )
-    entries = []
+    entries, own = [], method.size(problems[0])
+    stored = labels_of(method, problems[0])
+    if stored is not None and stored.config.stored:
+        own = replace(own, bytes=own.bytes + stored.bytes)
     for network in networks:
         sources = [
             (AssembledSet(method=method, problem=problem), problem, labels_of(method, problem))
@@ -87,7 +91,7 @@ def evaluation_stages(
         ]
         entries += rows(method.name, sources, network, config)
         entries += baseline_rows(
-            method.name, problems, network, config, others, partial(labels_of, method)
+            method.name, problems, network, config, others, partial(labels_of, method), own
         )
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
@@ -98,7 +102,15 @@ def evaluation_stages(
         config,
         tuple(entries),
         memories_of(method.name, made, networks[0], config, others),
+        shrunk(entries),
     )
+
+
+def shrunk(entries: Sequence[Planned]) -> tuple[str, ...]:
+    """Return a note for each set of a plan whose images are smaller than the data set's."""
+    sources = ((entry.set, getattr(entry.stage, "source", None)) for entry in entries)
+    said = (f"{name}: {of.note}." for name, of in sources if isinstance(of, PackedSet) and of.note)
+    return tuple(dict.fromkeys(said))
 
 
 def _snapshots(

@@ -9,7 +9,7 @@ from raydd.core.errors import ConfigError
 from raydd.core.rng import derive_seed
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.protocols import PROTOCOLS
-from raydd.evaluation.set_sources import AssembledSet, SetSource, StoredSet
+from raydd.evaluation.set_sources import AssembledSet, SetSource
 from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import Labels, LabelSource
@@ -97,7 +97,7 @@ def student_seed(problem: Problem, config: EvaluationConfig) -> int:
 
 
 def evaluate_stage(
-    source: AssembledSet | StoredSet,
+    source: SetSource,
     problem: Problem,
     network: str,
     config: EvaluationConfig,
@@ -141,7 +141,7 @@ def evaluate_stage(
     )
 
 
-LabelledSource = tuple[AssembledSet | StoredSet, Problem, LabelSource | None]
+LabelledSource = tuple[SetSource, Problem, LabelSource | None]
 
 
 def rows(

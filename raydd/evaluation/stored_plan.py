@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError, Missing
-from raydd.evaluation.baselines import baseline_rows, rivals
+from raydd.evaluation.baselines import baseline_rows
 from raydd.evaluation.continual_plan import memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
-from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.plan import EvaluationPlan, shrunk
+from raydd.evaluation.rivals import rivals
 from raydd.evaluation.rows import architectures, check_split, labels_of, rows, with_labels
-from raydd.evaluation.set_sources import AssembledSet, StoredSet
+from raydd.evaluation.set_sources import SetSource, StoredSet
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import Labels, LabelSource
@@ -49,7 +50,7 @@ def _need_teachers(maker: Maker | None, why: str) -> None:
         raise Missing("\n  ".join([f"{why} by teachers that are missing; {way}:", *absent]))
 
 
-def _labels_by(maker: Maker | None, problem: Problem, source: AssembledSet) -> Labels | None:
+def _labels_by(maker: Maker | None, problem: Problem, source: SetSource) -> Labels | None:
     """Return the labels that a stored set's teachers give to the set of a rival."""
     return None if maker is None else labels_of(maker.method, maker.problem, source)
 
@@ -97,16 +98,19 @@ def stored_evaluation(
         _need_teachers(
             maker, "evaluation.baselines: other sets need soft labels of the same teachers"
         )
-    networks = architectures(config, own, problem)
+    networks, size_of = architectures(config, own, problem), sets[0].size
+    if found is not None and found.config.stored:
+        size_of = replace(size_of, bytes=size_of.bytes + found.bytes)
     for network in networks:
         entries += rows(name, [(one, problem, found) for one in sets], network, config)
         entries += baseline_rows(
-            name, [problem], network, config, others, partial(_labels_by, maker)
+            name, [problem], network, config, others, partial(_labels_by, maker), size_of
         )
     memories = memories_of(name, [(one, problem) for one in sets], networks[0], config, others)
     notes = [
         f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."
     ] * bool(memories)
+    notes += shrunk(entries)
     if config.baselines and size:
         notes.append(f"{name} has {size}, the other sets {problem.ipc} of each class.")
     return EvaluationPlan(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NETWORK = "ConvNet"
 """What students are where neither the job nor the method says so."""
+Ipc = Any
+"""Images per class: an int, of methods that are :attr:`Method.fractional` also a float."""
 DEFAULT_PROTOCOL = "dm"
 """How students are trained where neither the job nor the method says so."""
 
@@ -35,7 +37,7 @@ class Problem:
     """
 
     dataset: DatasetInfo
-    ipc: int
+    ipc: Ipc
     seed: int
     numerics: Numerics
     classes: tuple[int, ...] | None = None
@@ -57,6 +59,8 @@ class Method:
     name: ClassVar[str]
     soft_labels: ClassVar[bool] = False
     """Whether its sets come with soft labels of their own; then :attr:`label_config` says how they are made."""
+    fractional: ClassVar[bool] = False
+    """Whether ``ipc`` may be a fraction: its sets are measured in pixels, not in whole images of each class."""
     drawn_at_random: ClassVar[bool] = False
     """Whether its sets are random subsets: the baseline, of which several draws are judged."""
     protocol: ClassVar[str] = DEFAULT_PROTOCOL
@@ -143,6 +147,21 @@ class Method:
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the distilled set made of :meth:`targets`' tensors."""
         raise TypeError(f"{type(self).__name__} does not define assemble()")
+
+
+def check_ipc(method: Method, ipc: float) -> None:
+    """Raise ``ConfigError`` for a number of images per class that a method cannot make."""
+    if method.fractional:
+        if ipc <= 0:
+            raise ConfigError(f"ipc: Input should be greater than 0, not {ipc:g}")
+        return
+    if ipc < 1 or ipc != int(ipc):
+        parts = sorted(name for name, known in METHODS.items() if known.fractional)
+        able = f"; fractions are made by: {', '.join(parts)}" if parts else ""
+        raise ConfigError(
+            f"ipc: Input should be an integer greater than or equal to 1, not {ipc:g}: '{method.name}' makes whole"
+            f" images of each class{able}"
+        )
 
 
 def _at(ref: Ref) -> Ref:

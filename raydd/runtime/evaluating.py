@@ -118,7 +118,8 @@ def plan_stored(
     if job.evaluation.continual is not None:
         check_classes(distilled.labels, range(info.classes))
     stored = [StoredSet.of(one, url, info, of) for one, of in zip(sets, readings, strict=True)]
-    ipc = max(1, round(len(distilled) / info.classes))
+    given = distilled.recipe.get("ipc")
+    ipc = given if isinstance(given, (int, float)) else max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
     found = _labels(url, labels)
     if found is not None:
@@ -188,7 +189,7 @@ def uneven(distilled: DistilledSet) -> str:
     return f"{images}, {min(present)} to {max(present)} of each class"
 
 
-def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: int) -> Maker | None:
+def maker_of(recipe: Mapping[str, Any], info: DatasetInfo, ipc: float) -> Maker | None:
     """Return what made a set of ours, if it has teachers and was made of this training split (if
     that is here) by a version like this.
     """

@@ -53,6 +53,7 @@ def test_overrides_hold_before_them(tmp_path: Path) -> None:
     assert (job.ipc, job.method.iterations, job.method.batch_real) == (1, 7, 5000)  # type: ignore[attr-defined]
     short = load_job(written(tmp_path, method="dm"), ["ipc=1"])
     assert short.method.batch_real == 5000, "a method by its name alone"  # type: ignore[attr-defined]
+    assert load_job(written(tmp_path, ipc=1)).method.batch_real == 5000  # type: ignore[attr-defined]
     without = load_job(written(tmp_path, ipc=None), ["ipc=10"])
     assert without.method.lr_img == 2.0  # type: ignore[attr-defined]
 

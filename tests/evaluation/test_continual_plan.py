@@ -29,6 +29,7 @@ from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.continual import EvaluateMemory
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import evaluation_stages
+from raydd.evaluation.rivals import Rival, RivalKeys, Tiling
 from raydd.evaluation.set_sources import StoredSet
 from raydd.evaluation.stored_plan import stored_evaluation
 from raydd.evaluation.summary import summarise
@@ -107,6 +108,13 @@ def test_methods_whose_classes_talk_distil_every_step_and_random_draws_every_ord
     )
     assert sources(_dm(), baselines=(dsa,)) == [("dm", "AssembledSet"), ("dsa", "StepSets")]
     assert sources(METHODS.get("random")(), baselines=()) == [("random", "OrderDraw")]
+    keys = ({"ipc": 1}, {"decoding": Tiling()}, {"equal": "updates"})
+    rivals = tuple(Rival(method=METHODS.get("random")(), keys=RivalKeys(**of)) for of in keys)
+    assert sources(_dm(), baselines=rivals) == [
+        ("dm", "AssembledSet"),
+        ("random, ipc 1", "OrderDraw"),
+        ("random, partition 2", "PackedSet"),
+    ], "students of a memory are all trained for as many epochs"
 
 
 def test_repetitions_of_a_distillation_take_the_orders_in_turn(digits):

@@ -238,6 +238,13 @@ def test_test_images_of_a_whitened_set_are_whitened(here: Path, space: str) -> N
     assert done.exit_code == 0, done.output
     assert "init/FitWhitening" in done.output
     assert any("Test images are whitened" in note for note in report("report")["notes"])
+    row = report("report")["rows"][0]
+    assert (row["stored"], row["seen"], row["further_bytes"]) == (
+        len(labels),
+        len(labels),
+        4 * 64 * 65,
+    )
+    assert "in all" in done.output
     dataset = raydd.load(".", info="digits", space=space)
     whitening = dataset.distilled.whitening
     assert whitening is not None
@@ -272,6 +279,32 @@ def test_a_whitening_that_cannot_be_is_refused(here: Path, monkeypatch: pytest.M
         ]
         == "zca"
     )
+
+
+def test_students_learn_from_the_tiles_of_a_packed_file(here: Path) -> None:
+    torch.save(real(), "best.pt")
+    asked = ["best.pt", *FEW, "--space", "normalised", "--decoding", "partition"]
+    done = evaluate(*asked, "--output", "report")
+    assert done.exit_code == 0, done.output
+    row = report("report")["rows"][0]
+    assert (row["stored"], row["seen"], row["image_bytes"], row["further_bytes"]) == (
+        10,
+        40,
+        10 * 64 * 4,
+        0,
+    )
+    assert "stored  seen" in done.output
+    written = CliRunner().invoke(
+        main, ["export", "best.pt", "out.pt", "--to", "pt", "--dataset", "digits", *asked[-4:]]
+    )
+    assert written.exit_code == 0, written.output
+    seen = raydd.load("best.pt", info="digits", space="normalised", decoding="partition")
+    assert torch.equal(raydd.load("out.pt").tensors()[0], seen.tensors()[0])
+    refused = evaluate("best.pt", *FEW, "--decoding", "partitions")
+    assert refused.exit_code == 2
+    assert "did you mean 'partition'" in refused.output
+    refused = evaluate(*asked, "--factor", "3")
+    assert "factor=3 does not divide images of 8×8" in refused.output
 
 
 def test_students_learn_from_the_images_of_a_grid(here: Path) -> None:

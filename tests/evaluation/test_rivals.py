@@ -15,7 +15,7 @@ from small import small_method
 from torch.nn import functional as F
 
 from raydd.artifacts.decoding import Decoding, SetSize
-from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.artifacts.rendering import render_table
 from raydd.config import load_evaluation, load_job, parse_job
 from raydd.core.errors import ConfigError
@@ -29,12 +29,14 @@ from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.packed_set import PackedSet, sized_set
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
 from raydd.evaluation.rivals import Rival, RivalKeys, Tiling, rivals
-from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.set_sources import AssembledSet, StoredSet
+from raydd.evaluation.stored_plan import Maker, stored_evaluation
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Method, Problem
 from raydd.methods.method import register_method
 from raydd.methods.random_selection import RandomSelection
 from raydd.runtime.runner import LocalRunner
+from raydd.training.students import StudentTraining
 
 SMALL = EvaluationConfig(epochs=3, batch=16, networks=("convnet2_w8",), repeats=1)
 RANDOM = RandomSelection()
@@ -117,6 +119,17 @@ def test_a_fraction_of_random_images_is_smaller_ones(
     assert torch.equal(found.labels, whole.labels)
     agreement = F.cosine_similarity(found.take().flatten(1), whole.tensors()[0].flatten(1))
     assert float(agreement.min()) > 0.6, "the same images, blurred"
+
+
+def test_images_are_not_sampled_but_shrunk(
+    data: Mapping[str, Data], info: DatasetInfo, tmp_path: Path
+) -> None:
+    source = sized_set(RANDOM, problem(info, 1 / 16), 1 / 16)
+    found = made(source, data, tmp_path).images.float()
+    whole = made(AssembledSet(method=RANDOM, problem=problem(info, 1)), data, tmp_path)
+    assert found.shape[2:] == (2, 2)
+    means = found.mean((1, 2, 3)) - whole.images.float().mean((1, 2, 3))
+    assert float(means.abs().max()) < 26, "of 255: every pixel counts"
 
 
 def test_what_cannot_be_packed_is_refused(info: DatasetInfo) -> None:
@@ -223,6 +236,67 @@ def test_bytes_below_an_image_of_each_class_are_smaller_images(info: DatasetInfo
     source = rival(equal="bytes").source(problem(info), SetSize(1, 1, 10 * (16 + 8)))
     assert isinstance(source, PackedSet)
     assert (source.height, source.width, source.size.bytes) == (4, 4, 240)
+
+
+def test_bytes_are_those_of_stored_labels_too(info: DatasetInfo) -> None:
+    config = EvaluationConfig(
+        protocol="edc", networks=("convnet1_w8",), repeats=1, baselines=(rival(equal="bytes"),)
+    )
+    labellers = ("convnet1_w8_batchnorm", "convnet1_w4_batchnorm")
+    method = small_method("edc", label_networks=labellers)
+    plan = evaluation_stages(method, problem(info), config)
+    own, other = (of(plan, label)[0] for label in ("edc", "random, equal bytes"))
+    held = 20 * 72 + own.labels.bytes
+    assert own.labels.config.stored
+    assert other.source.problem.ipc == held // 720 > 2
+    stored = StoredSet(url="x", digest="0", dataset=info, count=20, stored=20, bytes=20 * 72)
+    maker = Maker(method, problem(info))
+    found = replace(own.labels, source=stored)
+    again = stored_evaluation(stored, "edc", problem(info), config, found, maker=maker)  # type: ignore[arg-type]
+    assert of(again, "random, equal bytes")[0].source == other.source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whitened(RandomSelection):
+    """Random images, each seen as four tiles that are whitened."""
+
+    name: ClassVar[str] = "whitened"
+
+    def size(self, problem: Problem) -> SetSize:
+        size = super().size(problem)
+        return SetSize(size.stored, 4 * size.stored, size.bytes + 4 * 64 * 65)
+
+    def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
+        white = Whitening(matrix=2 * torch.eye(64), mean=torch.zeros(64))
+        plain = super().assemble(problem, outputs)
+        return replace(plain, whitening=white, decoding=Decoding("partition"))
+
+
+def test_a_set_that_does_not_fit_once_decoded_is_decoded_in_batches(
+    data: Mapping[str, Data], info: DatasetInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = evaluation_stages(Whitened(), problem(info), replace(SMALL, baselines=()))
+    outputs, kinds = [], []
+    for room in (4 << 30, 4 * 79 * 64):
+        monkeypatch.setattr("raydd.evaluation.stages.RESIDENT_BYTES", room)
+        store = Store(str(tmp_path / str(room)))
+        training = StudentTraining.epoch
+
+        def epoch(self: Any, state: Any, t: int, seen: Any, of: Any = training) -> Any:
+            kinds.append(type(seen).__name__)
+            return of(self, state, t, seen)
+
+        monkeypatch.setattr(StudentTraining, "epoch", epoch)
+        LocalRunner(lambda: data, device=torch.device("cpu")).run(
+            plan.targets(), store, lambda event: None
+        )
+        outputs.append(store.load(plan.targets()[0]))
+        monkeypatch.setattr(StudentTraining, "epoch", training)
+        row = summarise(plan, store.load).rows[0]
+        assert (row.stored, row.seen, row.further_bytes) == (20, 80, 4 * 64 * 65)
+        assert row.bytes == 20 * 72 + 4 * 64 * 65
+    assert kinds == ["ResidentSet"] * 4 + ["DistilledSet"] * 4
+    assert torch.equal(outputs[0]["accuracy"], outputs[1]["accuracy"])
 
 
 def test_students_of_rivals_learn_from_the_same_teachers(info: DatasetInfo) -> None:

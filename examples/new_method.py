@@ -1,8 +1,7 @@
 """A new method in one file: `python examples/new_method.py [KEY=VALUE ...]`.
 
-Every distilled image is the mean of real ones: a class is dealt into `ipc` hands. It is a poor
-method, and enough to beat random digits at one image per class. KEY=VALUE changes any key of the
-job, such as ipc=2; docs/plugins.md says how an installed package brings a method.
+Every distilled image is the mean of real ones: a class is dealt into `ipc` hands. It is a poor method, and enough to
+beat random digits at one image per class. KEY=VALUE changes any key of the job (ipc=2). docs/plugins.md: packages.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ class AverageImages(ClassBlocks):
 @register_method("average")
 @dataclass(frozen=True, kw_only=True)
 class Average(Method):
+    value_bytes: ClassVar[int] = 1  # pixels in 8 bits
     per_unit: int = 10
 
     def plan(self, problem: Problem) -> list[Stage]:

@@ -81,6 +81,8 @@ def _space(distilled: DistilledSet) -> str:
 def _labels(distilled: DistilledSet, records: int) -> str:
     kind = "hard labels" if distilled.soft_labels is None else "hard and soft labels"
     sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
+    if distilled.size.bytes > distilled.image_bytes + distilled.label_bytes:
+        sizes += f", {format_bytes(distilled.size.bytes)} in all"
     views = (
         f" Soft labels of views of the images are in `labels/` ({format_bytes(records)})."
         if records

@@ -220,6 +220,17 @@ class Tiles(Decoder):
         first, second = divmod(number, self.factor)
         return (first, second) if self.by_rows else (second, first)
 
+    def pack(self, tiles: Tensor) -> Tensor:
+        """Return stored images ``[N, C, factor * h, factor * w]`` of tiles ``[factor² * N, C, h, w]``, in
+        the order in which they are seen: the inverse of cutting them out.
+        """
+        factor, count, (rows, columns) = self.factor, len(tiles) // self.factor**2, tiles.shape[2:]
+        packed = tiles.new_empty(count, tiles.shape[1], factor * rows, factor * columns)
+        for number, part in enumerate(tiles.split(max(1, count))):
+            i, j = self.place(number)
+            packed[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] = part
+        return packed
+
     def filled(self, images: Tensor) -> Tensor:
         """Return images in network space filled up to sides that ``factor`` divides."""
         raise ConfigError(f"factor={self.factor} does not divide {list(images.shape[2:])} pixels")

@@ -75,25 +75,15 @@ class PackedSet:
             )
             return replace(whole, images=_as(shrink, whole.images), decoding=self.decoding)
         small = _as(F.avg_pool2d(whole.images.float(), self.factor), whole.images)
+        tiles = self.decoding.decoder()
+        assert isinstance(tiles, Tiles)
         images, labels = [], []
         for label in whole.labels.unique().tolist():
-            images.append(self._packed(small[whole.labels == label]))
+            images.append(tiles.pack(small[whole.labels == label]))
             labels += [label] * len(images[-1])
         return replace(
             whole, images=torch.cat(images), labels=torch.tensor(labels), decoding=self.decoding
         )
-
-    def _packed(self, tiles: Tensor) -> Tensor:
-        """Return the stored images of a class: the tiles ``[factor² * N, C, h, w]`` in the decoder's order."""
-        decoder, factor = self.decoding.decoder(), self.factor
-        count, (rows, columns) = len(tiles) // factor**2, tiles.shape[2:]
-        packed = tiles.new_empty(count, tiles.shape[1], factor * rows, factor * columns)
-        for number in range(factor**2):
-            assert isinstance(decoder, Tiles)
-            i, j = decoder.place(number)
-            place = (slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
-            packed[:, :, *place] = tiles[number * count : (number + 1) * count]
-        return packed
 
     @property
     def note(self) -> str:

@@ -28,8 +28,8 @@ class Tiling:
 class RivalKeys:
     """Keys of a baseline beside those of its method.
 
-    ``label``: what its rows are called (default: the method's name, and what is unlike the judged
-    set). ``ipc``: images per class (null: those of the job). ``decoding``: its images are shrunk,
+    ``label``: what its rows are called (default: the method's name, with what is stated of these
+    keys). ``ipc``: images per class (null: those of the job). ``decoding``: its images are shrunk,
     ``factor²`` of them in each of the ``ipc`` stored ones. ``equal``: what it has as much of as the
     judged set: ``pixels``; ``bytes``, of images and labels, from which its ipc follows; or
     ``updates`` of its students, which are trained for as many epochs as that takes.
@@ -91,11 +91,10 @@ class Rival:
         keys = self.keys
         if keys.label is not None:
             return keys.label
-        parts = [self.method.name]
-        parts += [f"ipc {keys.ipc:g}"] if keys.ipc is not None else []
+        parts = [f"ipc {keys.ipc:g}"] if keys.ipc is not None else []
         parts += [f"{keys.decoding.name} {keys.decoding.factor}"] if keys.decoding else []
         parts += [f"equal {keys.equal}"] if keys.equal != "pixels" else []
-        return ", ".join(parts)
+        return f"{self.method.name} ({', '.join(parts)})" if parts else self.method.name
 
     def source(self, problem: Problem, own: SetSize) -> AssembledSet | PackedSet:
         """Return the set for a problem, beside a judged set of the size ``own``; ``ConfigError`` for what cannot be."""

@@ -140,7 +140,8 @@ def _headline(report: Report) -> Html:
         tiles.append(("not run", "random images of the same number: this accuracy has no baseline"))
     cost = f", made in {format_seconds(own.device_seconds)} of one device"
     made = cost if own.device_seconds is not None else ""
-    tiles.append((format_bytes(own.image_bytes + own.label_bytes), f"images and labels{made}"))
+    held = "all that is stored" if own.further_bytes else "images and labels"
+    tiles.append((format_bytes(own.bytes), f"{held}{made}"))
     items = [
         element("li", element("span", v, class_="value"), element("span", w, class_="what"))
         for v, w in tiles

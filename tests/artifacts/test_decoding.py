@@ -23,6 +23,7 @@ from raydd.artifacts.decoding import (
     Resize,
     SetSize,
     Space,
+    Tiles,
     as_stored,
     register_decoder,
 )
@@ -116,6 +117,15 @@ def test_parts_are_those_of_the_whole(
     rows = decoder.rows(tensors, ids)
     assert torch.equal(decoder.targets(tensors | {"soft_labels": soft}, ids), soft[rows])
     assert torch.equal(decoder.labels(tensors, ids), rows)
+
+
+@pytest.mark.parametrize("decoder", [Partition(), Partition(factor=3), GridOfTiles(factor=2)])
+def test_tiles_are_packed_in_the_order_in_which_they_are_seen(decoder: Tiles) -> None:
+    grey = torch.arange(2.0 * decoder.factor**2).view(-1, 1, 1, 1)
+    packed = decoder.pack(grey.expand(-1, 1, 3, 4))
+    assert packed.shape == (2, 1, 3 * decoder.factor, 4 * decoder.factor)
+    seen = decoder.take({"images": packed, "labels": torch.zeros(2, dtype=torch.int64)})
+    torch.testing.assert_close(seen, grey.expand_as(seen))
 
 
 def test_the_tiles_of_a_grid_come_row_after_row() -> None:

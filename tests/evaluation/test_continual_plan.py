@@ -112,8 +112,8 @@ def test_methods_whose_classes_talk_distil_every_step_and_random_draws_every_ord
     rivals = tuple(Rival(method=METHODS.get("random")(), keys=RivalKeys(**of)) for of in keys)
     assert sources(_dm(), baselines=rivals) == [
         ("dm", "AssembledSet"),
-        ("random, ipc 1", "OrderDraw"),
-        ("random, partition 2", "PackedSet"),
+        ("random (ipc 1)", "OrderDraw"),
+        ("random (partition 2)", "PackedSet"),
     ], "students of a memory are all trained for as many epochs"
 
 

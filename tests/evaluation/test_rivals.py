@@ -143,7 +143,7 @@ def test_what_cannot_be_packed_is_refused(info: DatasetInfo) -> None:
         sized_set(dm(), problem(info), 0.5)
     with pytest.raises(
         ConfigError,
-        match=r"random, partition 2: ipc=50 with 4 images in each: .* has only 139 .* at most ipc=34",
+        match=r"random \(partition 2\): ipc=50 with 4 images in each: .* has only 139 .* at most ipc=34",
     ):
         evaluation_stages(
             dm(), problem(info, 50), replace(SMALL, baselines=(rival(decoding=Tiling()),))
@@ -168,8 +168,8 @@ def test_rows_have_labels_sizes_and_settings_of_their_own(
     labels = [
         "dm",
         "random",
-        "random, partition 2",
-        "random, equal bytes",
+        "random (partition 2)",
+        "random (equal bytes)",
         "five",
         "dm, twice the rate",
     ]
@@ -191,7 +191,7 @@ def test_rows_have_labels_sizes_and_settings_of_their_own(
         (50, 50),
         (20, 20),
     ]
-    assert rows["random, equal bytes"].bytes <= rows["dm"].bytes < 80 * 72
+    assert rows["random (equal bytes)"].bytes <= rows["dm"].bytes < 80 * 72
     assert report.ior == pytest.approx(rows["dm"].accuracy_mean - rows["random"].accuracy_mean)
     assert "stored" in render_table(report)
 
@@ -206,11 +206,11 @@ def test_students_make_as_many_updates(info: DatasetInfo) -> None:
 
     own = of(plan, "dm")[0]
     assert (own.recipe.epochs, updates(own)) == (4, 16)  # 50 images in batches of 16
-    assert [updates(stage) for stage in of(plan, "random, ipc 1, equal updates")] == [16] * 3
-    assert {updates(stage) for stage in of(plan, "random, ipc 6, equal updates")} == {16}
+    assert [updates(stage) for stage in of(plan, "random (ipc 1, equal updates)")] == [16] * 3
+    assert {updates(stage) for stage in of(plan, "random (ipc 6, equal updates)")} == {16}
     named = {item.set: item.protocol for item in plan.entries}
-    assert named["random, ipc 1, equal updates"] == "dm[epochs=15,batch=16]"
-    assert named["random"] == named["random, ipc 6, equal updates"] == "dm[epochs=3,batch=16]"
+    assert named["random (ipc 1, equal updates)"] == "dm[epochs=15,batch=16]"
+    assert named["random"] == named["random (ipc 6, equal updates)"] == "dm[epochs=3,batch=16]"
     stepped = replace(SMALL, schedule="multistep", milestones=(1, 2), baselines=(few,))
     recipe = of(evaluation_stages(dm(), problem(info, 5), stepped), few.label)[0].recipe
     assert (recipe.epochs, recipe.milestones) == (12, (4, 8))
@@ -245,7 +245,7 @@ def test_bytes_are_those_of_stored_labels_too(info: DatasetInfo) -> None:
     labellers = ("convnet1_w8_batchnorm", "convnet1_w4_batchnorm")
     method = small_method("edc", label_networks=labellers)
     plan = evaluation_stages(method, problem(info), config)
-    own, other = (of(plan, label)[0] for label in ("edc", "random, equal bytes"))
+    own, other = (of(plan, label)[0] for label in ("edc", "random (equal bytes)"))
     held = 20 * 72 + own.labels.bytes
     assert own.labels.config.stored
     assert other.source.problem.ipc == held // 720 > 2
@@ -253,7 +253,7 @@ def test_bytes_are_those_of_stored_labels_too(info: DatasetInfo) -> None:
     maker = Maker(method, problem(info))
     found = replace(own.labels, source=stored)
     again = stored_evaluation(stored, "edc", problem(info), config, found, maker=maker)  # type: ignore[arg-type]
-    assert of(again, "random, equal bytes")[0].source == other.source
+    assert of(again, "random (equal bytes)")[0].source == other.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +314,7 @@ def test_students_of_rivals_learn_from_the_same_teachers(info: DatasetInfo) -> N
     )
     plan = evaluation_stages(own, problem(info), config)
     teachers = of(plan, "edc")[0].labels.teachers
-    for label in ("random", "sre2l", "short", "random, partition 2"):
+    for label in ("random", "sre2l", "short", "random (partition 2)"):
         (stage, *_) = of(plan, label)
         assert stage.labels.teachers == teachers
         assert stage.labels.source == stage.source
@@ -431,7 +431,7 @@ def test_fractions_are_for_methods_that_make_them(
     plan = evaluation_stages(half, problem(info, 0.5), config)
     assert of(plan, "test_half")[0].source.images == 5
     assert [stage.source.made.problem.ipc for stage in of(plan, "random")] == [1, 1, 1]
-    assert of(plan, "random, ipc 1")[0].source == AssembledSet(
+    assert of(plan, "random (ipc 1)")[0].source == AssembledSet(
         method=RANDOM, problem=problem(info, 1)
     )
     assert plan.notes == (

@@ -10,6 +10,7 @@ from raydd.artifacts.decoding import SetSize
 from raydd.core.errors import ConfigError, TooFew
 from raydd.core.rng import derive_seed
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.packed_set import PackedSet
 from raydd.evaluation.rivals import Rival
 from raydd.evaluation.rows import LabelledSource, Planned, rows, student_seed
 from raydd.evaluation.set_sources import SetSource
@@ -42,17 +43,29 @@ def baseline_rows(
         for draw, problem in drawn:
             try:
                 source = rival.source(draw, own)
+                given = labels(problem, source) if config.resolve().learns_logits else None
+                check_views(rival, source, given)
             except TooFew as error:
                 raise ConfigError(
                     f"evaluation.baselines: {baseline}: {error.found}; {error.most}, or leave it out"
                 ) from error
             except ConfigError as error:
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
-            sources.append((source, problem, labels(problem, source)))
+            sources.append((source, problem, given))
         images = own.seen if not sources else sources[0][0].images
         students = rival.students(config, own.seen, images, problems[0].dataset, network)
         entries += rows(baseline, sources, network, students)
     return entries + (_whole(problems[0], network, config) if "whole" in config.baselines else [])
+
+
+def check_views(rival: Rival, source: SetSource, labels: Labels | None) -> None:
+    """Raise ``ConfigError`` for labels of views that are changed in 8 bits, of images that students see in others."""
+    floats = isinstance(source, PackedSet) or rival.method.value_bytes != 1
+    if labels is not None and labels.config.randaugment and floats:
+        raise ConfigError(
+            "labels.randaugment changes pixels in 8 bits, and students see these images in floats; leave them out, or"
+            " set method.labels.randaugment=false"
+        )
 
 
 def _draws(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Problem]]:

@@ -401,7 +401,12 @@ def test_what_is_stated_of_a_set_of_ours_is_refused(make: Make, tmp_path: Path) 
     write_set(make(), str(tmp_path / "set.pt"), "pt")
     write_set(make(), str(tmp_path / "set.safetensors"), "safetensors")
     for name in ("set.pt", "set.safetensors"):
-        for stated in ({"space": "pixels"}, {"factor": 2}, {"labels": "logits"}):
+        for stated in (
+            {"space": "pixels"},
+            {"decoding": "partition"},
+            {"factor": 2},
+            {"labels": "logits"},
+        ):
             with pytest.raises(ConfigError, match=r"has no effect: .*says itself how it is read"):
                 read(str(tmp_path / name), "digits", **stated)
         assert read(str(tmp_path / name), "digits")[1] == []

@@ -320,6 +320,11 @@ def test_students_of_rivals_learn_from_the_same_teachers(info: DatasetInfo) -> N
         assert stage.labels.source == stage.source
         assert stage.recipe == of(plan, "edc")[0].recipe
     assert of(plan, "sre2l")[0].source.method == other
+    drawn = small_method("edc", labels={"batch": 5, "epochs": 2, "randaugment": True})
+    evaluation_stages(drawn, problem(info), replace(config, baselines=("random",)))
+    for floats in (dm(), rival(decoding=Tiling())):
+        with pytest.raises(ConfigError, match=r"labels\.randaugment changes pixels in 8 bits"):
+            evaluation_stages(drawn, problem(info), replace(config, baselines=(floats,)))
     hard = replace(config, protocol="dm", baselines=("sre2l",))
     with pytest.raises(ConfigError, match="sets of 'sre2l' have soft labels of their own"):
         evaluation_stages(dm(), problem(info), hard)

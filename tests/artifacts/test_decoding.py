@@ -237,6 +237,30 @@ def test_a_set_of_more_than_images_is_kept_whole(
     torch.testing.assert_close(tars.tensors()[0], made.take(), atol=0.05, rtol=0)
 
 
+def test_views_and_exports_decode_block_after_block(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked = make(decoding=Decoding("partition")), list[int | None]()
+    write_set(made, str(tmp_path / "whole"), "webdataset")
+    take = DistilledSet.take
+
+    def counted(self: DistilledSet, ids: Any = None, tensors: Any = None) -> torch.Tensor:
+        asked.append(None if ids is None else len(ids))
+        return take(self, ids, tensors)
+
+    monkeypatch.setattr(DistilledSet, "take", counted)
+    monkeypatch.setattr("raydd.artifacts.distilled_set.BLOCK_VALUES", 7 * 64)
+    write_set(made, str(tmp_path / "blocks"), "webdataset")
+    write_set(made, str(tmp_path / "folder"), "folder")
+    publish(made, str(tmp_path / "set"))
+    assert set(asked) == {7, 120 % 7}
+    first, second = (
+        (tmp_path / name / "train-000000.tar").read_bytes() for name in ("whole", "blocks")
+    )
+    assert first == second
+    assert len(list((tmp_path / "folder").rglob("*.png"))) == 120
+
+
 def test_a_packed_file_of_others_is_read(tmp_path: Path) -> None:
     images = torch.randn((10, 1, 28, 28), generator=generator(0, "packed"))
     torch.save((images, torch.arange(10)), tmp_path / "best.pt")

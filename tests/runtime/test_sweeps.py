@@ -421,3 +421,28 @@ def test_groups_that_would_wait_for_each_other_are_refused_with_the_arithmetic(
         return
     with pytest.raises(ConfigError, match=refused):
         check_room(sweep, 2)
+
+
+@pytest.mark.parametrize(
+    ("uri", "alive", "tracked"),
+    [
+        ("sqlite:///m.db", [True], True),
+        ("sqlite:///m.db", [True, False], True),
+        ("sqlite:///m.db", [True, True], False),
+        ("http://127.0.0.1:5000", [True, True], True),
+        ("none", [True, True], True),
+    ],
+)
+def test_trials_on_other_machines_write_no_database_of_this_one(
+    uri: str, alive: list[bool], tracked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from raydd.runtime.sweep.tune_trials import tracked_where_they_run
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": one} for one in alive])
+    given = sweep_of(tmp_path, {"search": "grid", "keys": LR}, tracking={"uri": uri})
+    sweep, line = tracked_where_they_run(given)
+    assert sweep.tracked is tracked
+    assert (sweep.trial(0, {}).tracking.uri == "none") is (uri == "none" or not tracked)
+    assert bool(line) is not tracked

@@ -267,11 +267,14 @@ class _Run:
             self.known[trial.number] = trial
         if self.sweep.job.compute.workers == 0:
             return self._here(every, steps)
-        from raydd.runtime.sweep.tune_trials import TuneTrials, check_room
+        from raydd.runtime.sweep.tune_trials import TuneTrials, check_room, tracked_where_they_run
 
         at_once = most_workers(self.sweep.job.compute)
         check_room(self.sweep, at_once)
-        trials = TuneTrials(self.sweep, at_once, every, steps)
+        sweep, line = tracked_where_they_run(self.sweep)
+        if line:
+            self.tell(line)
+        trials = TuneTrials(sweep, at_once, every, steps)
         try:
             return trials.run(self._changed, self.stopped)
         finally:

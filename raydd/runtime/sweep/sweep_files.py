@@ -60,8 +60,8 @@ def report_of(
 
 
 def keep_report(output: Storage, report: SweepReport) -> None:
-    """Write what is found so far where ``raydd status`` and ``raydd report`` look for it."""
-    output.put(REPORT, to_json(report.to_dict()))
+    """Write what is found so far, while trials run, where ``raydd status`` and ``raydd report`` look for it."""
+    output.put(REPORT, to_json(replace(report, notes=()).to_dict()))
 
 
 def write_files(

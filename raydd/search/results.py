@@ -76,6 +76,14 @@ class SweepReport:
         values["tested"] = [Tested(**one) for one in values["tested"]]
         return cls(**values)
 
+    def with_trials(self, trials: Sequence[Trial]) -> SweepReport:
+        """Return the same with the trials as a journal has them now, where it knows as many."""
+        if len(trials) < len(self.trials):
+            return self
+        best = ranked(trials, self.mode)
+        winner = best[0].number if best and self.select else None
+        return dataclasses.replace(self, trials=trials, winner=winner)
+
     def best_so_far(self) -> list[tuple[int, float]]:
         """Return the best value after each finished trial, in the order of numbers."""
         found: list[tuple[int, float]] = []

@@ -204,6 +204,7 @@ def test_a_sweep_that_runs_says_where_it_is(tmp_path: Path) -> None:
             seen["lines"] = CliRunner().invoke(main, ["status", sweep.output]).stdout
             page = CliRunner().invoke(main, ["report", sweep.output, "--to", f"{tmp_path}/p.html"])
             assert page.exit_code == 0, page.output
+            seen["page"] = check_page(Path(tmp_path, "p.html").read_text())
         return stop
 
     with pytest.MonkeyPatch.context() as patch:
@@ -218,6 +219,9 @@ def test_a_sweep_that_runs_says_where_it_is(tmp_path: Path) -> None:
     assert [one["trial"] for one in status["running"]] == [1]
     assert status["running"][0]["snapshot"]["updates"] == 2
     assert "running, process" in seen["lines"]
+    notes = [node.text for node in seen["page"].all("p", class_="note")]
+    assert notes == ["The winner is not tested: the sweep has not come to its end."]
+    assert "the best of 1 finished trial" in seen["page"].text
     assert "trials: 1 finished, 1 running; wanted: 3 trials" in seen["lines"]
 
     told = CliRunner().invoke(main, ["status", sweep.output])

@@ -14,6 +14,7 @@ from raydd.runtime.lock import alive, read_lock
 from raydd.runtime.sweep.sweep_status import REPORT
 from raydd.search.results import SweepReport, place_of_test
 from raydd.search.sweep_page import SweepFacts, sweep_page
+from raydd.search.trials import TrialJournal
 
 PAGE, BEST = "report.html", "best.yaml"
 
@@ -27,6 +28,8 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
     if not isinstance(found, Mapping):
         raise ValueError(f"a {type(found).__name__}")
     report = SweepReport.from_dict(found)
+    if not report.ended:
+        report = report.with_trials(TrialJournal(output).read())
     lock = read_lock(output)
     done = report.ended and (bool(report.tested) or not report.select)
     state = "finished" if done else "unfinished"

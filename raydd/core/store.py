@@ -4,7 +4,8 @@ Layout, below the store's URL::
 
     units/<k>/<key>/<output>.safetensors     an output: "final", or a snapshot such as "step-002000"
     units/<k>/<key>/<output>.json            its marker: written last; sizes, checksums, device,
-                                             precision, versions, log
+                                             precision, versions, log; of tensors that are read
+                                             by row, where they lie and a checksum of each row
     units/<k>/<key>/state-<t>.safetensors    a checkpoint: one object put whole, its own marker
                                              inside
 
@@ -19,6 +20,7 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,7 +29,15 @@ import torch
 
 from raydd.core.errors import StorageError, TornFileError
 from raydd.core.storage import Storage
-from raydd.core.tensors import Tensors, digest, dump_tensors, load_metadata, load_tensors
+from raydd.core.tensors import (
+    Tensors,
+    digest,
+    dump_tensors,
+    load_metadata,
+    load_tensors,
+    row_facts,
+    rows_from,
+)
 from raydd.core.units import Ref, stage_digest
 
 log = logging.getLogger(__name__)
@@ -169,6 +179,7 @@ class Store:
             "seconds": round(seconds, 3),
             "log": rows,
             **({"skipped": dict(skipped)} if skipped else {}),
+            **({"rows": row_facts(data, ref.stage.by_row)} if ref.stage.by_row else {}),
         }
         storage.put(f"{path}.json", json.dumps(marker).encode())
         return marker
@@ -202,25 +213,66 @@ class Store:
             )
         return load_tensors(data, where)
 
-    def verify(self, ref: Ref) -> bool:
-        """Return whether a marked output is whole by size; one that is not is named, unmarked and will be redone."""
+    def load_rows(self, ref: Ref, rows: slice, marker: Mapping[str, Any] | None = None) -> Tensors:
+        """Return consecutive rows of the tensors that the stage says are read ``by_row``, and read no others.
+
+        ``TornFileError`` if they are not what the marker says, which is read unless it is given.
+        """
+        marker = self.marker(ref) if marker is None else marker
+        storage, path = self.place(ref)
+        name = f"{path}.safetensors"
+
+        def read(start: int, end: int) -> bytes:
+            try:
+                return storage.get(name, start, end)
+            except FileNotFoundError as error:
+                raise TornFileError(
+                    f"{storage.url}/{name} is missing although its marker is there"
+                ) from error
+
+        return {
+            tensor: rows_from(
+                facts, range(*rows.indices(facts["shape"][0])), read, f"{storage.url}/{name}"
+            )
+            for tensor, facts in marker["rows"].items()
+        }
+
+    def verify(self, ref: Ref) -> dict[str, Any] | None:
+        """Return the marker of an output that is whole by size; one that is not is named, unmarked
+        and will be redone.
+        """
         storage, path = self.place(ref)
         try:
-            size = next(iter(self.marker(ref)["files"].values()))["size"]
-            if (
-                not storage.exists(f"{path}.safetensors")
-                or storage.size(f"{path}.safetensors") != size
-            ):
-                raise TornFileError(
-                    f"{storage.url}/{path}.safetensors is torn or missing although its marker is there"
-                )
+            marker = self.marker(ref)
+            size = next(iter(marker["files"].values()))["size"]
+            if not self._is_whole(storage, f"{path}.safetensors", size):
+                where = f"{storage.url}/{path}.safetensors"
+                raise TornFileError(f"{where} is torn or missing although its marker is there")
         except FileNotFoundError:
-            return False
+            return None
         except TornFileError as error:
             log.warning("%s; it will be computed again", error)
             self.discard(ref)
+            return None
+        return marker
+
+    @staticmethod
+    def _is_whole(storage: Storage, path: str, size: int) -> bool:
+        try:
+            return storage.size(path) == size
+        except FileNotFoundError:
             return False
-        return True
+
+    def verified(self, refs: list[Ref]) -> list[dict[str, Any] | None]:
+        """Return :meth:`verify` of those outputs that have a marker, ``None`` for the others; asked in parallel."""
+        there = self.has(refs)
+        if self.storage.local or sum(there) < 4:
+            return [self.verify(ref) if found else None for ref, found in zip(refs, there)]
+        with ThreadPoolExecutor(16) as pool:
+            asked = [
+                pool.submit(self.verify, ref) if found else None for ref, found in zip(refs, there)
+            ]
+            return [None if answer is None else answer.result() for answer in asked]
 
     def discard(self, ref: Ref) -> None:
         """Remove an output's marker, so that it counts as not done."""

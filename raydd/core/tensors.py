@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,10 +76,59 @@ def load_tensors(data: bytes, what: str = "tensors") -> Tensors:
         raise TornFileError(f"{what} is torn or not a safetensors file: {error}") from error
 
 
+def _header(data: bytes) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors byte string, and where the tensors begin."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:begin]), begin
+
+
 def load_metadata(data: bytes) -> dict[str, str]:
     """Return the string metadata in the header of a safetensors byte string (empty if there is none)."""
-    size = int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8 : 8 + size]).get("__metadata__", {}))
+    return dict(_header(data)[0].get("__metadata__", {}))
+
+
+def row_facts(data: bytes, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what reading rows of some tensors of a safetensors byte string takes.
+
+    By name: ``dtype`` (the format's word), ``shape``, ``begin`` (where the first row lies in the
+    file), and the ``sha256`` of each row, in hex.
+    """
+    header, begin = _header(data)
+    found = {}
+    for name in names:
+        start, end = (begin + offset for offset in header[name]["data_offsets"])
+        count = header[name]["shape"][0]
+        size = (end - start) // max(1, count)
+        rows = (data[start + i * size : start + (i + 1) * size] for i in range(count))
+        found[name] = {
+            "dtype": header[name]["dtype"],
+            "shape": header[name]["shape"],
+            "begin": start,
+            "sha256": [hashlib.sha256(row).hexdigest() for row in rows],
+        }
+    return found
+
+
+def rows_from(
+    facts: Mapping[str, Any], rows: range, read: Callable[[int, int], bytes], what: str
+) -> torch.Tensor:
+    """Return consecutive rows of a tensor that :func:`row_facts` tells of.
+
+    ``read(start, end)`` returns bytes of the file. ``TornFileError`` naming ``what`` if a row is
+    not the one that was written.
+    """
+    dtype = next(kind for kind, word in _DTYPES.items() if word == facts["dtype"])
+    shape = [len(rows), *facts["shape"][1:]]
+    size = math.prod(shape[1:]) * dtype.itemsize
+    start = facts["begin"] + rows.start * size
+    data = read(start, start + len(rows) * size) if size and len(rows) else b""
+    for i, row in enumerate(rows):
+        found = hashlib.sha256(data[i * size : (i + 1) * size]).hexdigest()
+        if found != facts["sha256"][row]:
+            raise TornFileError(f"{what} is torn: row {row} is missing or holds other content")
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -152,7 +152,11 @@ class Context(Protocol):
         ...
 
     def load(self, name: str, rows: slice | None = None) -> Tensors:
-        """Return the tensors of the input called ``name`` (on the CPU), or some rows of each."""
+        """Return the tensors of the input called ``name`` (on the CPU), or some rows of each.
+
+        Rows of a stage that says which tensors are read ``by_row`` are of these alone, and nothing
+        else is read; any thread may ask for them.
+        """
         ...
 
     def cached(self, key: Any, make: Callable[[], T]) -> T:
@@ -188,6 +192,8 @@ class Stage:
     ones are changes no byte and is in no key. ``version`` is raised when the same fields give other
     bytes.
 
+    ``by_row``: tensors of an output whose rows other units read alone (``ctx.load(name, rows)``).
+
     A class that is renamed states the name under which it is keyed, ``keyed_as: ClassVar[str]``,
     and a field that comes later is :func:`added`: so the keys of what was made before stay.
 
@@ -198,6 +204,7 @@ class Stage:
     phase: ClassVar[str] = ""
     version: ClassVar[int] = 1
     place: ClassVar[str] = "store"
+    by_row: ClassVar[tuple[str, ...]] = ()
 
     seed: int
     numerics: Numerics = Numerics()

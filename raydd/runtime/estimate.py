@@ -28,8 +28,8 @@ class StageCost:
     output_bytes: int
 
 
-def stages_of(targets: Sequence[Ref]) -> list[tuple[Stage, list[str], set[str]]]:
-    """Return every stage behind the targets with its units and outputs that are needed, in the order of phases."""
+def outputs_of(targets: Sequence[Ref]) -> list[tuple[Stage, str, set[str]]]:
+    """Return every unit behind the targets: its stage, its name, and those of its outputs that are needed."""
     found: dict[str, tuple[Stage, str, set[str]]] = {}
     frontier = list(targets)
     while frontier:
@@ -39,8 +39,15 @@ def stages_of(targets: Sequence[Ref]) -> list[tuple[Stage, list[str], set[str]]]
             continue
         found[ref.key] = (ref.stage, ref.unit, {ref.output})
         frontier += ref.stage.inputs(ref.unit).values()
+    return list(found.values())
+
+
+def stages_of(targets: Sequence[Ref]) -> list[tuple[Stage, list[str], set[str]]]:
+    """Return every stage behind the targets with its units, and outputs that are needed of any, in
+    the order of phases.
+    """
     stages: dict[Stage, tuple[list[str], set[str]]] = {}
-    for stage, unit, outputs in found.values():
+    for stage, unit, outputs in outputs_of(targets):
         units, known = stages.setdefault(stage, ([], set()))
         units.append(unit)
         known |= outputs
@@ -49,21 +56,25 @@ def stages_of(targets: Sequence[Ref]) -> list[tuple[Stage, list[str], set[str]]]
 
 
 def costs(targets: Sequence[Ref]) -> list[StageCost]:
-    """Return the cost of each kind of stage behind the targets; stages that differ only in seed or set share a row."""
+    """Return the cost of each kind of stage behind the targets; stages that differ only in seed or set share a row.
+
+    Where a stage's units make unequal numbers of updates, their mean stands for each.
+    """
+    needed = {(stage, unit): outputs for stage, unit, outputs in outputs_of(targets)}
     rows: dict[tuple[str, int, int], StageCost] = {}
-    for stage, units, outputs in stages_of(targets):
+    for stage, units, _ in stages_of(targets):
+        steps = -(-sum(stage.steps(unit) for unit in units) // len(units))
+        row = rows.setdefault(
+            (stage.name, steps, stage.lanes),
+            StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0),
+        )
         for unit in units:
             cost = stage.cost(unit)
-            steps = stage.steps(unit)
-            row = rows.setdefault(
-                (stage.name, steps, stage.lanes),
-                StageCost(stage.name, stage.phase, 0, steps, stage.lanes, 0, 0, 0, 0),
-            )
             row.units += 1
             row.flop += cost.flop
             row.peak_bytes = max(row.peak_bytes, cost.peak_bytes)
             row.state_bytes += cost.state_bytes
-            row.output_bytes += cost.output_bytes * len(outputs)
+            row.output_bytes += cost.output_bytes * len(needed[stage, unit])
     return list(rows.values())
 
 

@@ -74,13 +74,9 @@ class Ledger:
                 if (k, o) not in self.done and not (k in self.nodes and o in self.nodes[k].wanted)
             }
             refs = list(new.values())
-            there = [
-                found and self.store.verify(ref)
-                for ref, found in zip(refs, self.store.has(refs), strict=True)
-            ]
             frontier = []
-            for ref, found in zip(refs, there, strict=True):
-                if found and self._note_cached(ref):
+            for ref, marker in zip(refs, self.store.verified(refs), strict=True):
+                if marker is not None and self._note_cached(ref, marker):
                     continue
                 node = self._node(ref)
                 node.wanted.add(ref.output)
@@ -89,9 +85,8 @@ class Ledger:
                     (need.key, need.output, need) for need in ref.stage.inputs(ref.unit).values()
                 ]
 
-    def _note_cached(self, ref: Ref) -> bool:
+    def _note_cached(self, ref: Ref, marker: dict[str, Any]) -> bool:
         """Note an output that is there; return False if it is of a device that does not count."""
-        marker = self.store.marker(ref)
         kind = str(marker.get("device", ""))
         self.kinds.setdefault(kind, set()).add(ref.key)
         if self.device and kind != self.device:
@@ -244,8 +239,8 @@ class Ledger:
         if not self.claims.take(node.key):
             return False
         refs = [Ref(node.stage, node.unit, output) for output in sorted(node.wanted - node.done)]
-        for ref, found in zip(refs, self.store.has(refs), strict=True):
-            if found and self.store.verify(ref) and self._note_cached(ref):
+        for ref, marker in zip(refs, self.store.verified(refs), strict=True):
+            if marker is not None and self._note_cached(ref, marker):
                 node.done.add(ref.output)
         if node.complete:
             self.ready.push(node)

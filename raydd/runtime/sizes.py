@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psutil
@@ -23,16 +24,21 @@ def memory_of(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
-def size_of(value: Any, depth: int = 4) -> int:
-    """Return the bytes of the tensors that an object holds, some levels deep."""
+def sizes_of(value: Any, depth: int = 4) -> Counter[str]:
+    """Return the bytes of the tensors that an object holds, some levels deep, by kind of device."""
+    found: Counter[str] = Counter()
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        found[value.device.type] += value.numel() * value.element_size()
+        return found
     if isinstance(value, torch.nn.Module):
-        return sum(size_of(tensor) for tensor in (*value.parameters(), *value.buffers()))
-    if depth == 0:
-        return 0
-    if isinstance(value, Mapping):
-        return sum(size_of(item, depth - 1) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(size_of(item, depth - 1) for item in value)
-    return sum(size_of(item, depth - 1) for item in getattr(value, "__dict__", {}).values())
+        inner: Iterable[Any] = (*value.parameters(), *value.buffers())
+        depth = max(depth, 1)
+    elif isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    else:
+        inner = getattr(value, "__dict__", {}).values()
+    for item in inner if depth else ():
+        found.update(sizes_of(item, depth - 1))
+    return found

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,8 +18,9 @@ from raydd.core.rng import generator
 from raydd.core.store import Checkpoint, Rows, Store, device_kind
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Data, Ref, Stage
+from raydd.runtime.cache import Cache
 from raydd.runtime.leases import Lease
-from raydd.runtime.sizes import memory_of, size_of
+from raydd.runtime.sizes import memory_of
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ MAX_ROWS = 1000
 """Scalars kept of one unit: at most this many steps, evenly spread."""
 HELD_STATES = 24
 CACHE_SHARE = 0.25
-"""Part of the machine's memory (of the GPU's, on one) that a worker fills with what it may need again."""
+"""Part of the machine's memory, and of the GPU's on one, that a worker fills with what it may need again."""
 
 
 class Stopped(Exception):
@@ -109,14 +111,22 @@ class UnitContext:
 
     def load(self, name: str, rows: slice | None = None) -> Tensors:
         """Return an input's tensors on the CPU, or some rows of each."""
-        ref = self._stage.inputs(self._unit)[name]
+        ref = self._inputs[name]
+        store, known = self._worker.store, ("marker", ref.key, ref.output)
         try:
-            tensors = self._worker.cached(
-                ("input", ref.key, ref.output), lambda: self._worker.store.load(ref)
-            )
+            if rows is not None and ref.stage.by_row:
+                marker = self._worker.cached(known, lambda: store.marker(ref))
+                if "rows" in marker:  # else it was made before they were read so
+                    return store.load_rows(ref, rows, marker)
+            tensors = self._worker.cached(("input", ref.key, ref.output), lambda: store.load(ref))
         except (TornFileError, FileNotFoundError) as error:
+            self._worker.cache.drop(known)
             raise TornInput(ref, str(error)) from error
         return {k: v[rows] for k, v in tensors.items()} if rows is not None else dict(tensors)
+
+    @cached_property
+    def _inputs(self) -> Mapping[str, Ref]:
+        return self._stage.inputs(self._unit)
 
     def cached(self, key: Any, make: Callable[[], T]) -> T:
         """Return what ``make`` made the first time this worker asked for ``key``."""
@@ -189,9 +199,9 @@ class Worker:
         self._open_data = open_data
         self._data: Mapping[str, Data] | None = None
         self._told: set[str] = set()
-        self._cache: OrderedDict[Any, Any] = OrderedDict()
         self._held: OrderedDict[str, Checkpoint] = OrderedDict()
-        self._cache_bytes = CACHE_SHARE * memory_of(device)
+        kinds = {torch.device("cpu"), device}
+        self.cache = Cache({kind.type: CACHE_SHARE * memory_of(kind) for kind in kinds})
 
     def data(self) -> Mapping[str, Data]:
         """Return the job's splits, opened once per worker."""
@@ -212,14 +222,7 @@ class Worker:
 
     def cached(self, key: Any, make: Callable[[], T]) -> T:
         """Return the cached value of ``key``, made when absent; the least recently used entries are dropped."""
-        if key not in self._cache:
-            self._cache[key] = make()
-            sizes = {k: size_of(value) for k, value in self._cache.items()}
-            while len(self._cache) > 1 and sum(sizes.values()) > self._cache_bytes:
-                oldest, _ = self._cache.popitem(last=False)
-                del sizes[oldest]
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        return self.cache.get(key, make)
 
     def work(self, idle: Callable[[], None]) -> None:
         """Lease and run segments until the ledger says stop; ``idle`` is called while there is nothing to do."""

@@ -24,7 +24,6 @@ from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Numerics, Ref, Stage, snapshot, stage_digest, unit_key
 from raydd.runtime.ledger import Ledger
 from raydd.runtime.runner import LocalRunner
-from raydd.runtime.worker import Worker
 
 
 class Killed(BaseException):
@@ -349,22 +348,6 @@ def test_a_stage_with_a_place_of_its_own_is_written_there_and_read_from_there(
         moved.load(Ref(other, "walk-00"))["x"], store.load(Ref(walk, "walk-01"))["x"]
     )
     assert not store.has([Ref(walk, "walk-00")])[0], "and was written over"
-
-
-def test_the_cache_is_bounded_by_bytes_and_keeps_what_was_used_last(tmp_path: Path) -> None:
-    worker = Worker(
-        Store(str(tmp_path)), dict, None, device=torch.device("cpu"), checkpoint_every=1.0
-    )  # type: ignore[arg-type]
-    worker._cache_bytes = 3 * 4000
-    made: list[str] = []
-
-    def make(name: str) -> dict[str, torch.Tensor]:
-        made.append(name)
-        return {"x": torch.zeros(1000)}
-
-    for name in ("a", "b", "c", "a", "d", "a", "b"):
-        worker.cached(name, lambda name=name: make(name))  # type: ignore[misc]
-    assert made == ["a", "b", "c", "d", "b"]
 
 
 def test_ten_thousand_units_cost_no_more_each_than_a_hundred(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from raydd.core.units import Numerics
 from raydd.methods.dm import Dm, MatchDistributions
 from raydd.methods.matching.class_matching import Draws
 from raydd.methods.method import Problem
-from raydd.networks import create_network, flops, reinitialise_
+from raydd.networks import create_network, flops
 
 SIDES = {
     "published": (False, None),
@@ -104,18 +104,18 @@ def compare(ipc: int, numerics: Numerics, dtype: torch.dtype) -> dict[str, float
     rows = memory.draw(list(range(10)), 256, [ctx.rng("real", 0, c) for c in range(10)])
     seeds = [int(s) for s in torch.randint(0, 100_000, (10,), generator=generator(seed, "bench"))]
     transforms = [reference_cpu_draw(DEFAULT_STRATEGY, s, size=(28, 28)) for s in seeds]
-    ctx.given["draws"] = lambda t: Draws(rows, transforms)
+    drawn = stage.networks(ctx)(0)
+    ctx.given["draws"] = lambda t: Draws(rows, transforms, network=drawn)
     network = (
         create_network("convnet3", info.shape, 10, ctx.rng("network"))
         .requires_grad_(False)
         .train()
         .to(dtype)
     )
-    ctx.given["dm network"] = network
+    ctx.given["matched network"] = network
     images = stage.init(unit, ctx)["images"].to(dtype)
     state = stage.step(unit, {"images": images, "momentum": torch.zeros_like(images)}, 0, ctx)
 
-    reinitialise_(network, ctx.rng("network", 0))
     plain = published.ConvNet().to(dtype).requires_grad_(False)
     for mine, theirs_ in zip(plain.parameters(), network.parameters(), strict=True):
         mine.copy_(theirs_)

@@ -92,7 +92,9 @@ class _Update:
         Side(name="ours", make=lambda: lambda: None, numerics=numerics).settle(self.s.device)
         if dtype == torch.float64:  # DM's networks are in float32 otherwise
             network = create_network(self.s.network, self.s.info.shape, 10, ctx.rng("network"))
-            ctx.given["dm network"] = network.requires_grad_(False).train().to(self.s.device, dtype)
+            ctx.given["matched network"] = (
+                network.requires_grad_(False).train().to(self.s.device, dtype)
+            )
         images = self.images.to(dtype)
         state = stage.step(unit, {"images": images, "momentum": torch.zeros_like(images)}, 0, ctx)
         return self._compared(float(ctx.rows[-1]["loss"]) * 10, state["momentum"])

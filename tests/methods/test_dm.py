@@ -28,6 +28,7 @@ from raydd.data.datasets import with_digests
 from raydd.data.memory import ClassMemory
 from raydd.methods import Problem, dm
 from raydd.methods.dm import Dm, MatchDistributions
+from raydd.methods.matching import embedding_matching
 from raydd.networks import create_network, reinitialise_
 from raydd.runtime.runner import LocalRunner
 
@@ -162,7 +163,9 @@ def test_a_constant_gradient_moves_images_by_1_then_2_5_then_4_25(
     data, info = make()
     (stage,) = method(dsa="none", lr_img=1.0, classes_per_unit=3).plan(problem(info))
     # With pixels as features and their sum as the loss the gradient is 1 everywhere.
-    monkeypatch.setattr(dm, "fast_embed", lambda network, numerics, *args: lambda x: x.flatten(1))
+    monkeypatch.setattr(
+        embedding_matching, "fast_embed", lambda network, numerics, *args: lambda x: x.flatten(1)
+    )
     monkeypatch.setattr(dm, "distribution_matching_loss", lambda real, features: features.sum())
     desk = Desk(data, stage.seed)
     (unit,) = stage.units()
@@ -286,7 +289,8 @@ def two_ways(
         state = {name: value.double() for name, value in stage.init(stage.units()[0], desk).items()}
         shape = (stage.network, info.shape, info.classes)
         desk.cached(
-            ("dm network", *shape), lambda stage=stage, desk=desk: stage._network(desk).double()
+            ("matched network", *shape),
+            lambda shape=shape: create_network(*shape, generator(7, "network")).double().train(),
         )
         with recorded() if whole else nullcontext([]) as calls:
             for t in range(3):
@@ -331,7 +335,7 @@ def test_an_update_in_one_piece_compiles_as_one_graph() -> None:
 
     with recorded(), mock.patch.object(captured.Captured, "__call__", call):
         stage.step(unit, state, 0, desk)
-        update = stage.update(unit, desk)
+        update = stage.update(unit, stage.facts(unit, desk.device), desk)
         compiled = torch.compile(update, fullgraph=True, backend="aot_eager")
         with traced_gradients():
             for ours, eager in zip(compiled(*given[0]), update(*given[0]), strict=True):

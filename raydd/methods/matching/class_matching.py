@@ -27,14 +27,15 @@ class Draws:
     """The random choices of one update of a block: rows of the resident images ``[K, m]``, a
     transform per class (or none).
 
-    For an update that is recorded, in pinned memory: ``numbers``, the transforms as a table's, none
-    or one, and ``weights``, a new network's ``[P]``.
+    ``network``: weights ``[P]`` of the update's network and what is known of it, where each update
+    has a network of its own. ``numbers``, for an update that is recorded: the transforms as a
+    table's, none or one. What a GPU reads is in pinned memory.
     """
 
     rows: Tensor
     transforms: list[DsaTransform]
     numbers: tuple[Tensor, ...] = ()
-    weights: Tensor | None = None
+    network: tuple[Tensor, ...] = ()
 
 
 def augmented(images: Tensor, taps: Taps | None) -> Tensor:
@@ -124,11 +125,14 @@ class ClassMatching(ClassBlocks):
         return torch.cat(parts)
 
     def draws(
-        self, block: Sequence[int], ctx: Context, weights: Callable[[int], Tensor] | None = None
+        self,
+        block: Sequence[int],
+        ctx: Context,
+        networks: Callable[[int], tuple[Tensor, ...]] | None = None,
     ) -> Ahead[Draws]:
         """Return the random choices of a block's updates, by number; for a GPU they are made ahead in threads.
 
-        ``weights``: draws an update's network, where each has a new one.
+        ``networks``: gives an update's network, where each has one of its own.
         """
 
         def make() -> Ahead[Draws]:
@@ -143,14 +147,15 @@ class ClassMatching(ClassBlocks):
                     if parse_strategy(self.dsa)
                     else []
                 )
+                network = () if networks is None else networks(t)
                 if not recordable(device):
-                    return Draws(rows, transforms)
+                    return Draws(rows, transforms, (), network)
                 numbers = (pinned(make_table(transforms).numbers, device),) if transforms else ()
                 return Draws(
                     pinned(rows, device),
                     transforms,
                     numbers,
-                    None if weights is None else pinned(weights(t), device),
+                    tuple(pinned(part, device) for part in network),
                 )
 
             return Ahead(choose, threaded=device.type == "cuda", depth=4)

@@ -156,6 +156,14 @@ class ClassMemory:
         return torch.from_numpy(rows + self._starts[slots][:, None])
 
 
+def draw_distinct(count: int, m: int, generator: torch.Generator) -> torch.Tensor:
+    """Return ``m`` different numbers below ``count`` (all of them, if they are fewer), uniform, int64."""
+    m = min(m, count)
+    if 3 * m > count:
+        return torch.from_numpy(_permute([count], m, [generator])[0])
+    return torch.from_numpy(_reject([count], m, [generator], count)[0])
+
+
 def _permute(
     counts: Sequence[int], m: int, generators: Sequence[torch.Generator]
 ) -> npt.NDArray[np.int64]:

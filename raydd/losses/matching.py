@@ -1,11 +1,15 @@
-"""What DM, DC and DSA minimise: distances between features, and between gradients, of real and synthetic images."""
+"""What DM, IDM, BACON, DC and DSA minimise: distances between features, and between gradients, of real and
+synthetic images.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from raydd.core.errors import ConfigError, unknown
 
@@ -27,6 +31,38 @@ def distribution_matching_loss(real_mean: Tensor, synthetic_features: Tensor) ->
             f" {list(synthetic_features.shape)}"
         )
     return (real_mean - synthetic_features.mean(1)).square().sum()
+
+
+def gaussian_likelihood_loss(real_mean: Tensor, real_std: Tensor, mean: Tensor) -> Tensor:
+    """Return the negative log likelihood of synthetic class means, summed over features and classes.
+
+    ``mean``: of each class's synthetic features, ``[K, d]``, under a normal distribution of the real
+    features' ``real_mean`` and of deviations ``exp(real_std)``, features independent. In closed
+    form, so that it stays finite and differentiable however far the means are apart. BACON (arXiv
+    2406.01112), docs/methods/idm_bacon.md, "BACON's objective".
+    """
+    z = (mean - real_mean) * torch.exp(-real_std)
+    return (0.5 * math.log(2 * math.pi) + real_std + 0.5 * z.square()).sum()
+
+
+def total_variation_distance(real_mean: Tensor, mean: Tensor) -> Tensor:
+    """Return half the absolute difference of class means ``[K, d]``, summed over features and classes.
+
+    BACON (arXiv 2406.01112), docs/methods/idm_bacon.md, "BACON's objective".
+    """
+    return 0.5 * (mean - real_mean).abs().sum()
+
+
+def classes_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum over classes of the mean cross entropy of a class's images.
+
+    ``logits``: ``[K, n, classes]``; ``labels``: ``[K]``. IDM (arXiv 2307.09742),
+    docs/methods/idm_bacon.md, "IDM's objective".
+    """
+    each = F.cross_entropy(
+        logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]), reduction="none"
+    )
+    return each.view(logits.shape[:2]).mean(1).sum()
 
 
 def is_matched(parameter: Tensor, distance: str) -> bool:

@@ -23,6 +23,14 @@ SMALL: dict[str, Any] = {
     "labels": {"batch": 5, "epochs": 2, "shuffle": 1},
     "statistics": {"batch": 256, "patch": 4, "slices": 2},
     "init": {"kind": "real", "pool": 3},
+    "queue": {
+        "net_num": 3,
+        "net_generate_interval": 2,
+        "model_train_steps": 2,
+        "trained_bs": 16,
+        "lr_net": 0.05,
+    },
+    "meter_reset_period": 4,
     "candidates": 20,
     "group_size": 6,
     "groups_per_unit": 2,
@@ -48,6 +56,7 @@ OTHER_TEXTS: dict[str, Any] = {
     "statistics": {"patch": 2},
     "init": {"pool": 4},
     "compat": {"ema_carry": "chain"},
+    "queue": {"storage": "bf16"},
 }
 """Other values for fields that hold any text, or few of a type's values, and inner values of those
 that hold a group of fields.

@@ -197,7 +197,11 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
         ),
         (
             "evaluation.baselines=[edc]",
-            ["evaluation.baselines", "'edc' have soft labels of their own", "allowed: dc, dm, dsa"],
+            [
+                "evaluation.baselines",
+                "'edc' have soft labels of their own",
+                "allowed: bacon, dc, dm, dsa",
+            ],
         ),
         (
             "evaluation.baselines=[3]",
@@ -212,7 +216,7 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
             "evaluation.baselines=[{name: edc}]",
             [
                 "evaluation.baselines.0.name: the sets of 'edc' have soft labels",
-                "allowed: dc, dm, dsa",
+                "allowed: bacon, dc, dm, dsa",
             ],
         ),
         (
@@ -286,7 +290,7 @@ def test_a_group_is_replaced_where_that_is_said_or_drops_nothing(tmp_path: Path)
         ("evaluation.baselines=[randm]", ["evaluation.baselines", "did you mean 'random'"]),
         ("evaluation.networks=", ["evaluation.networks: Input should be a list, not None"]),
         ("tracking=3", ["tracking: Input should be a group of keys, not 3"]),
-        ("method.name=3", ["method.name is 3", "allowed: dc, dm"]),
+        ("method.name=3", ["method.name is 3", "allowed: bacon, dc, dm"]),
         ("evaluation.random_draws=2", ["evaluation.random_draws", "3"]),
         ("output=s4://bucket/x", ["output", "'s4'", "did you mean 's3'"]),
         ("output=s3://key:secret@bucket/x", ["output", "environment"]),

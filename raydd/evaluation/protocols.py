@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from raydd.augment.dc import parse_dc_strategy
-from raydd.augment.dsa import parse_strategy
+from raydd.augment.dsa import DEFAULT_STRATEGY, parse_strategy
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.registry import Registry
 from raydd.data.catalog import DatasetInfo
@@ -236,6 +236,7 @@ _publish(
 )
 _publish(Protocol(name="dsa", epochs=1000, augmentation="dsa"))
 _publish(Protocol(name="dm", epochs=1000, augmentation="dsa"))
+_publish(Protocol(name="idm", epochs=1000, augmentation="dsa", strategy=DEFAULT_STRATEGY))
 
 # ImageNet-1k; other data sets are changes of these. Augmentation comes with the labels, since
 # teachers saw the same images.

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import get_ident
 from typing import Protocol
 
 import torch
@@ -109,9 +110,12 @@ def _made_once(
     device: str,
     dtype: torch.dtype,
     stacked: bool,
+    thread: int,
 ) -> tuple[Network, TrainingStep, bool]:
     """Return a network (for its structure), its step, and whether that is stacked: compiled once
     per process, not per unit.
+
+    A step puts weights into the network for as long as it runs, so each ``thread`` has its own.
     """
     if numerics.precision == "bf16":
         warn_of_slow_bf16(torch.device(device))
@@ -171,7 +175,7 @@ class StudentTraining:
         wanted = len(self.repeats) > 1 and (device.type == "cuda" if stacked is None else stacked)
         known = recipe.of_step()
         self.network, self.step, self.stacked = _made_once(
-            network, shape, classes, known, numerics, str(device), dtype, wanted
+            network, shape, classes, known, numerics, str(device), dtype, wanted, get_ident()
         )
         self.augment: Augment = make_augmentation(recipe, shape[1:], black)
         drawn = Recipe(

@@ -100,6 +100,9 @@ def test_dsa_uses_the_data_sets_strategy():
     info = replace(INFO, dsa_strategy="color_crop_cutout_scale_rotate")
     recipe = PROTOCOLS.get("dm").recipe(info, "ConvNet")
     assert (recipe.augmentation, recipe.strategy) == ("dsa", "color_crop_cutout_scale_rotate")
+    assert PROTOCOLS.get("idm").recipe(info, "ConvNet").strategy == INFO.dsa_strategy, (
+        "IDM's commands have all six on every data set"
+    )
 
 
 def test_dc_augments_batch_norm_networks_for_longer():
@@ -124,7 +127,8 @@ def test_overrides_that_mean_nothing_are_refused():
     with pytest.raises(ConfigError, match=r"epoch.*did you mean 'epochs'"):
         PROTOCOLS.get("dm").override(epoch=3)
     with pytest.raises(
-        ConfigError, match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, rded, sre2l"
+        ConfigError,
+        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, idm, rded, sre2l",
     ):
         PROTOCOLS.get("dms")
 
@@ -202,7 +206,7 @@ def test_rded_has_rates_by_network():
 
 def test_protocols_of_dc_are_recipes_of_sgd():
     expected = {"batch": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-    for name in ("dc", "dsa", "dm"):
+    for name in ("dc", "dsa", "dm", "idm"):
         recipe = PROTOCOLS.get(name).override(strategy="none", epochs=1000).recipe(INFO, "ConvNet")
         assert recipe == Recipe(epochs=1001, drops=(502,), **expected)
         assert not PROTOCOLS.get(name).learns_logits

@@ -26,6 +26,8 @@ JOBS: dict[str, list[str]] = {
     "dc": ["cifar10_dc", "cifar10_dc ipc=1", "cifar100_dc"],
     "dsa": ["cifar10_dsa", "mnist_dsa ipc=50"],
     "dm": ["cifar10_dm", "fashion_mnist_dm ipc=1", "tiny_imagenet_dm"],
+    "idm": ["cifar10_idm", "cifar100_idm ipc=1", "tiny_imagenet_idm", "mnist_idm ipc=50"],
+    "bacon": ["cifar10_bacon", "cifar10_bacon ipc=50", "tiny_imagenet_bacon ipc=50"],
     "sre2l": ["imagenet_sre2l"],
     "gvbsm": ["imagenet_gvbsm"],
     "edc": ["imagenet_edc", "imagenet10_edc", "cifar100_edc"],

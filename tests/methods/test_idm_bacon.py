@@ -380,6 +380,22 @@ def test_the_cross_entropy_is_weighted_by_per_cent(digits: Any, tmp_path: Path) 
         assert (weight > 0) <= (plan.reading(t).age > 0)
 
 
+@both
+def test_real_images_in_chunks_give_the_same_moments(
+    name: str, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_of(small(name), given(digits[1], 1))
+    net: Any = create_network("convnet2_w8", digits[1].shape, 10, generator(0, "any"))
+    images = wave((2, 50, 1, 8, 8), 0.3, 0.1)
+    whole = stage._moments_of(net.double().embed, images)
+    monkeypatch.setattr(MatchUnderQueue, "real_chunk", 7)
+    sizes: list[int] = []
+    parts = stage._moments_of(lambda x: sizes.append(len(x)) or net.embed(x), images)
+    assert sizes == [7] * 14 + [2]
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
 # -- starts -----------------------------------------------------------------------------------------------------------
 
 

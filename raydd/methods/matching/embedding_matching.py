@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class EmbeddingMatching(ClassMatching):
     iterations: int
     lr_img: float
     momentum: float
+
+    real_chunk: ClassVar[int | None] = None
+    """Real images that go through the network at once (null: all of a class's)."""
 
     # -- what a method says ------------------------------------------------------------------------------------------
 
@@ -116,7 +119,7 @@ class EmbeddingMatching(ClassMatching):
         block = self.blocks[unit]
         count, images = len(block), 4 * len(block) * self.ipc * self.pixels
         seen = self.expansion * self.ipc
-        at_once = max(self.batch_real, 2 * count * seen)
+        at_once = max(min(self.batch_real, self.real_chunk or self.batch_real), 2 * count * seen)
         return Cost(
             flop=facts.flop * self.iterations * count * (self.batch_real + 2 * seen),
             peak_bytes=self.resident(block)
@@ -183,10 +186,7 @@ class EmbeddingMatching(ClassMatching):
                 real = augmented(
                     normalise(memory.gather(rows), info.mean, info.std, images.dtype), taps
                 )
-                found = [
-                    self.moments(of_real(part.flatten(0, 1)).view(*part.shape[:2], -1))
-                    for part in real.split(together)
-                ]
+                found = [self._moments_of(of_real, part) for part in real.split(together)]
             state = {"images": images, "momentum": momentum}
             side = Side(network, of_synthetic, facts, known)
             new, loss = self._moved(state, _joined(found), lambda x: augmented(x, taps), side)
@@ -234,8 +234,15 @@ class EmbeddingMatching(ClassMatching):
             real = normalise(memory.gather(rows), self.dataset.mean, self.dataset.std, dtype)
             if choice.transforms:
                 real = apply_classes(choice.transforms[start : start + at_once], real)
-            found.append(self.moments(embed(real.flatten(0, 1)).view(*rows.shape, -1)))
+            found.append(self._moments_of(embed, real))
         return _joined(found)
+
+    def _moments_of(self, embed: Callable[[Tensor], Tensor], real: Tensor) -> Moments:
+        """Return the moments of real images ``[k, B, C, H, W]``."""
+        images = real.flatten(0, 1)
+        parts = [embed(part) for part in images.split(self.real_chunk or len(images))]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self.moments(features.view(*real.shape[:2], -1))
 
     def _network(self, ctx: Context) -> Network:
         """Return the network that every update fills with weights of its own."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class MatchUnderQueue(EmbeddingMatching):
     into tiles (``full``). ``ce_weight``: of the cross entropy, times an accuracy in per cent;
     ``meter_reset_period``: iterations after which accuracies are forgotten (null: never).
     """
+
+    real_chunk: ClassVar[int | None] = 500  # of 5,000 per class at one image per class
 
     queue: TrainQueue
     factor: int

@@ -225,6 +225,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--side", choices=SIDES, help="be one side (used by the program itself)")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--method", choices=["idm", "bacon"], default="idm")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ipc", type=int, choices=BATCH_REAL, default=10)
@@ -242,8 +243,7 @@ def main() -> None:
     arguments = [word for key, value in words.items() for word in (f"--{key}", str(value))]
     script = str(Path(__file__).resolve())
     sides = {
-        name: Side(script, name, tuned=tuned, arguments=arguments)
-        for name, (tuned, _) in SIDES.items()
+        name: Side(script, name, tuned=SIDES[name][0], arguments=arguments) for name in o.sides
     }
     found = in_turns(sides, o.rounds, PARTS)
     for side in sides.values():
@@ -255,18 +255,15 @@ def main() -> None:
         parts["whole"] = whole
         row = {part: {"cpu_s": s, "median_s": statistics.median(s)} for part, s in parts.items()}
         result["sides"][name] = row
-    for name in result["sides"]:
+    others = [name for name in found if name.startswith("published")]
+    for name, row in result["sides"].items():
+        line = f"{name:16s}"
         for part in (*PARTS, "whole"):
-            for other in ("published", "published_tuned"):
-                gain = ratio(found[other][part], found[name][part])
-                result["sides"][name][part][f"speedup_over_{other}"] = gain
-        line = "  ".join(
-            f"{part} {result['sides'][name][part]['median_s']:7.3f} s"
-            f" {result['sides'][name][part]['speedup_over_published']['of_medians']:5.2f}x"
-            f" {result['sides'][name][part]['speedup_over_published_tuned']['of_medians']:5.2f}x"
-            for part in (*PARTS, "whole")
-        )
-        sys.stdout.write(f"{name:16s} {line}\n")
+            gains = {other: ratio(found[other][part], found[name][part]) for other in others}
+            row[part] |= {f"speedup_over_{other}": gain for other, gain in gains.items()}
+            shown = " ".join(f"{gain['of_medians']:5.2f}x" for gain in gains.values())
+            line += f"  {part} {row[part]['median_s']:7.3f} s {shown}"
+        sys.stdout.write(f"{line}\n")
     result["difference_from_published"] = equality(o)
     sys.stdout.write(json.dumps(result["difference_from_published"]) + "\n")
     if o.json:

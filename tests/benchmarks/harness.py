@@ -99,7 +99,7 @@ class Side:
         """End the process."""
         if self.process.stdin is not None:
             self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)  # a busy machine takes its time to give memory back
 
 
 def serve(make: Callable[[], Callable[[str], dict[str, float] | None]]) -> None:

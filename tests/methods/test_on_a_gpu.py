@@ -18,10 +18,16 @@ from raydd.core.numerics import apply_numerics
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Numerics
+from raydd.data.catalog import DatasetInfo
 from raydd.methods import Method, Problem
+from raydd.methods.bacon import Bacon
 from raydd.methods.dc import Dc
 from raydd.methods.dm import Dm
 from raydd.methods.dsa import Dsa
+from raydd.methods.idm import Idm
+from raydd.networks import create_network
+from raydd.networks.flat import flatten
+from raydd.training.network_queue import QueueConfig
 from raydd.training.recipe import Recipe
 from raydd.training.students import ResidentSet, StudentTraining
 
@@ -29,7 +35,10 @@ pytestmark = pytest.mark.gpu
 
 GPU = torch.device("cuda")
 LOOPS: dict[str, Any] = {"outer_loop": 2, "inner_loop": 2, "batch_real": 6, "iterations": 50}
+QUEUE: dict[str, Any] = {"iterations": 50, "batch_real": 6, "classes_per_unit": 3}
 METHODS = {
+    "idm": Idm(network="convnet2_w16", **QUEUE),
+    "bacon": Bacon(network="convnet2_w16", **QUEUE),
     "dm": Dm(network="convnet2_w16", iterations=50, batch_real=6, classes_per_unit=3),
     "dm batchnorm": Dm(network="convnet2_w16_batchnorm", iterations=50, batch_real=6),
     "dm resnet": Dm(network="resnet18", iterations=50, batch_real=6, dsa="none"),
@@ -57,14 +66,25 @@ def eager() -> Iterator[None]:
         yield
 
 
+def row_of_a_queue(info: DatasetInfo, name: str, rows: slice) -> Tensors:
+    """Return a row of a queue that nobody trained: new weights, half of the answers right."""
+    draws = generator(0, name, rows.start)
+    network = create_network("convnet2_w16", info.shape, info.classes, draws)
+    known = QueueConfig().model_train_steps * 30  # of batches of all 60 images
+    return {
+        "weights": flatten(network.parameters())[None],
+        "correct": torch.full((1, 200), known, dtype=torch.int32),
+    }
+
+
 def run(method: Method, made: Made, device: torch.device, steps: int = 4, **given: Any) -> Tensors:
     """Return the state after some updates, in float32; ``state`` and ``first`` say where it begins."""
     data, info = made
     numerics = Numerics(precision=given.get("precision", "fp32_strict"))
-    (stage,) = method.plan(Problem(dataset=info, ipc=2, seed=7, numerics=numerics))
+    *_, stage = method.plan(Problem(dataset=info, ipc=2, seed=7, numerics=numerics))
     apply_numerics(numerics, device)
-    desk = Desk(data, stage)  # type: ignore[arg-type]
-    desk.device = device
+    desk: Any = Desk(data, stage)  # type: ignore[arg-type]
+    desk.device, desk.load = device, partial(row_of_a_queue, info)
     unit = stage.units()[0]
     state = given.get("state") or stage.init(unit, desk)
     state = {name: value.to(device) for name, value in state.items()}

@@ -532,7 +532,7 @@ def test_likelihood_and_variation_have_weights() -> None:
     plain = Side(side.network, side.embed, side.facts, (torch.tensor(0.0),))
 
     def loss(**weights: float) -> float:
-        return float(replace(stage, **weights).objective(features, real, plain))
+        return float(replace(stage, **weights).objective(features, real, plain).detach())
 
     assert loss(likelihood_weight=0.0, tv_weight=2.0) == pytest.approx(
         2 * loss(likelihood_weight=0.0, tv_weight=1.0)

@@ -122,18 +122,17 @@ class MatchUnderQueue(EmbeddingMatching):
             raise DataError(
                 f"class {c} has {len(of_class)} training images; init=real needs ipc={self.ipc}"
             )
-        draws, partition = ctx.rng("init", c), Partition(factor=self.factor)
+        draws, tiles = ctx.rng("init", c), []
         height, width = (side // self.factor for side in self.dataset.shape[1:])
-        images = torch.empty(self.ipc, *self.dataset.shape, device=of_class.device)
-        for i, j in map(partition.place, range(self.expansion)):
+        for _ in range(self.expansion):
             chosen = torch.randperm(len(of_class), generator=draws)[: self.ipc]
             whole = normalise(
                 of_class[chosen.to(of_class.device)], self.dataset.mean, self.dataset.std
             )
-            small = F.interpolate(whole, (height, width), mode="bilinear", align_corners=False)
-            rows = slice(i * height, (i + 1) * height)
-            images[:, :, rows, j * width : (j + 1) * width] = small
-        return images
+            tiles.append(
+                F.interpolate(whole, (height, width), mode="bilinear", align_corners=False)
+            )
+        return Partition(factor=self.factor).pack(torch.cat(tiles))
 
 
 @lru_cache(maxsize=64)

@@ -46,6 +46,8 @@ class Server(BaseHTTPRequestHandler):
     sent = 0
     requests = 0
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
 
     def do_HEAD(self) -> None:
         """Answer with an object's size."""

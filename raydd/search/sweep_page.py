@@ -231,11 +231,17 @@ def _settings(sweep: SweepFacts) -> dict[str, Any]:
         "seed": space.get("seed"),
         "seeds of each trial": space.get("seeds"),
         "held out of each class": space.get("holdout") if report.split == "holdout" else None,
-        "in trials": space.get("trial"),
-        "in the test": space.get("final"),
+        **_each(space.get("trial"), "in trials"),
+        **_each(space.get("final"), "in the test"),
         "time": format_seconds(report.seconds) if report.seconds else None,
     }
     return {key: value for key, value in found.items() if value not in (None, {}, "")}
+
+
+def _each(settings: Any, where: str) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        return {}
+    return {f"{key} {where}": value for key, value in settings.items()}
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

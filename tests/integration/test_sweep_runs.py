@@ -70,6 +70,23 @@ def running(read: Callable[[], list[Trial]]) -> bool:
     return any(not trial.ended and trial.attempts for trial in trials) and len(trials) > 1
 
 
+def tracked_below(folder: Path, trials: int) -> None:
+    """Check that the default database below a driver's folder has a run of the sweep and one of each trial."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "raydd"]
+    by_name = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = by_name["quickstart sweep"]
+    assert parent.info.status == "FINISHED"
+    for number in range(trials):
+        run = by_name[f"quickstart-{number:04d}"]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    won = [name for name, run in by_name.items() if run.data.tags.get("raydd.winner") == "true"]
+    assert won == [f"quickstart-{int(parent.data.tags['raydd.best_trial']):04d}"]
+
+
 @pytest.mark.parametrize("where", ["s3", pytest.param("folder", marks=pytest.mark.nightly)])
 def test_killed_trials_and_drivers_change_nothing(
     in_process: list[Any], where: str, s3: S3Server, tmp_path: Path
@@ -78,8 +95,8 @@ def test_killed_trials_and_drivers_change_nothing(
     journal = TrialJournal(Storage(f"{place}/out"))
     env = environment(**s3.environment)
     command = ["raydd.sweep", "--config", CONFIG, "--space", write_space(tmp_path)]
-    command += overrides(place, 2, LONGER)
-    first = Driver(command, tmp_path / "first.log", env)
+    command += overrides(place, 2, LONGER, "tracking.uri=null")
+    first = Driver(command, tmp_path / "first.log", env, cwd=tmp_path)
     try:
         first.until("a trial ran", lambda: running(journal.read), every=0.3)
         victim = first.until("a trial's process was seen", lambda: trials_below(first.process.pid))
@@ -91,7 +108,7 @@ def test_killed_trials_and_drivers_change_nothing(
         first.kill()
     before = {trial.number: trial for trial in journal.read() if trial.ended}
     assert 0 < len(before) < 1 + len(VALUES), "the kill was to be in the middle of the sweep"
-    text = finish(Driver(command, tmp_path / "again.log", env), timeout=1000)
+    text = finish(Driver(command, tmp_path / "again.log", env, cwd=tmp_path), timeout=1000)
     assert "(resumed)" in text
     assert "Traceback" not in text, text
     assert facts(json.loads(Storage(f"{place}/out").get("sweep.json"))) == in_process
@@ -99,6 +116,8 @@ def test_killed_trials_and_drivers_change_nothing(
     for number, trial in before.items():
         assert after[number] == trial, "what had ended was run again"
     assert "tested once, fresh students" in text
+    assert "WARNING" not in text, text
+    tracked_below(tmp_path, 1 + len(VALUES))
 
 
 @pytest.mark.nightly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from raydd.runtime.control import Control
 from raydd.runtime.session import Interrupted
 from raydd.runtime.sweep import sweeping
 from raydd.runtime.sweep.sweep_plan import Sweep
+from raydd.runtime.sweep.trial_tracking import tracked_here, tracked_on
 from raydd.search.desk import SweepDesk
 from raydd.search.results import SweepReport, place_of_test
 from raydd.search.trials import Trial, TrialJournal
@@ -424,25 +426,55 @@ def test_groups_that_would_wait_for_each_other_are_refused_with_the_arithmetic(
 
 
 @pytest.mark.parametrize(
-    ("uri", "alive", "tracked"),
+    ("uri", "machines", "tracked"),
     [
-        ("sqlite:///m.db", [True], True),
-        ("sqlite:///m.db", [True, False], True),
-        ("sqlite:///m.db", [True, True], False),
-        ("http://127.0.0.1:5000", [True, True], True),
-        ("none", [True, True], True),
+        ("sqlite:///m.db", 1, True),
+        ("sqlite:///m.db", 2, False),
+        ("http://127.0.0.1:5000", 2, True),
+        ("none", 2, True),
     ],
 )
 def test_trials_on_other_machines_write_no_database_of_this_one(
-    uri: str, alive: list[bool], tracked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, machines: int, tracked: bool, tmp_path: Path
 ) -> None:
-    import ray
-
-    from raydd.runtime.sweep.tune_trials import tracked_where_they_run
-
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": one} for one in alive])
     given = sweep_of(tmp_path, {"search": "grid", "keys": LR}, tracking={"uri": uri})
-    sweep, line = tracked_where_they_run(given)
+    sweep, line = tracked_on(given, machines)
     assert sweep.tracked is tracked
     assert (sweep.trial(0, {}).tracking.uri == "none") is (uri == "none" or not tracked)
     assert bool(line) is not tracked
+
+
+@pytest.mark.parametrize(
+    ("uri", "said", "trial", "environment"),
+    [
+        (None, None, None, "sqlite:///{here}/runs/mlflow.db"),
+        (None, "http://me:secret@there", None, "http://me:secret@there"),
+        ("sqlite:///m.db", None, "sqlite:///{here}/m.db", None),
+        ("http://there", None, "http://there", None),
+        ("none", None, "none", None),
+    ],
+)
+def test_trials_are_tracked_where_the_sweep_is_wherever_they_run(
+    uri: str | None,
+    said: str | None,
+    trial: str | None,
+    environment: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING_")]:
+        monkeypatch.delenv(name)
+    if said is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", said)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    given = sweep_of(tmp_path, {"search": "grid", "keys": LR}, tracking={"uri": uri})
+    sweep = tracked_here(given)
+
+    def absolute(text: str | None) -> str | None:
+        return text and text.format(here=tmp_path)
+
+    assert sweep.trial(0, {}).tracking.uri == absolute(trial)
+    assert sweep.environment.get("MLFLOW_TRACKING_URI") == absolute(environment)
+    assert sweep.environment.get("MLFLOW_TRACKING_TOKEN") == (None if uri == "none" else "t")
+    assert "secret" not in repr(sweep)

@@ -23,7 +23,8 @@ OWN_CPUS = 0.01
 class Sweep:
     """A job and the space of its keys; ``output``: the sweep's own, absolute.
 
-    ``tags``: of every trial's run in MLflow; ``tracked``: whether trials have runs of their own.
+    ``tags``: of every trial's run in MLflow; ``tracked``: whether trials have runs of their own;
+    ``environment``: variables that say where, for processes that run trials elsewhere.
     """
 
     job: Job
@@ -31,6 +32,7 @@ class Sweep:
     output: str
     tags: Mapping[str, str] = field(default_factory=dict)
     tracked: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def trial(self, number: int, values: Values) -> Job:
         """Return a trial's job; ``ConfigError`` for values that do not go together."""
@@ -41,11 +43,10 @@ class Sweep:
             "seeds": [self.job.seeds[0] + index for index in range(file.seeds)],
             "compute.workers": file.workers_per_trial,
             "compute.evaluators": 0,
+            "tracking.uri": self.job.tracking.uri if self.tracked else "none",
         }
         if not file.workers_per_trial:
             fixed |= {"compute.gpus_per_worker": 0.0, "compute.wait": 600.0}
-        if not self.tracked:
-            fixed["tracking.uri"] = "none"
         if file.winner:
             fixed |= {"dataset.holdout": self.holdout, "evaluation.split": "holdout"}
             if file.metric not in ("hlr", "ior"):

@@ -41,6 +41,7 @@ from raydd.runtime.sweep.sweep_files import keep_report, report_of, write_files
 from raydd.runtime.sweep.sweep_plan import OWN_CPUS, Corners, Sweep, corners, steps_of
 from raydd.runtime.sweep.sweep_status import is_sweep
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
+from raydd.runtime.sweep.trial_tracking import tracked_here, tracked_on
 from raydd.runtime.tracking.tracker import Tracker
 from raydd.search.desk import SweepDesk
 from raydd.search.results import (
@@ -155,7 +156,7 @@ def _tracked(
     try:
         parent = tracker.run_id()
         child = {"raydd.sweep": space.name} | ({"mlflow.parentRunId": parent} if parent else {})
-        yield tracker, replace(sweep, tags=child)
+        yield tracker, replace(tracked_here(sweep), tags=child)
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -267,11 +268,12 @@ class _Run:
             self.known[trial.number] = trial
         if self.sweep.job.compute.workers == 0:
             return self._here(every, steps)
-        from raydd.runtime.sweep.tune_trials import TuneTrials, check_room, tracked_where_they_run
+        from raydd.runtime.ray.ray_supply import machines
+        from raydd.runtime.sweep.tune_trials import TuneTrials, check_room
 
         at_once = most_workers(self.sweep.job.compute)
         check_room(self.sweep, at_once)
-        sweep, line = tracked_where_they_run(self.sweep)
+        sweep, line = tracked_on(self.sweep, len(machines()))
         if line:
             self.tell(line)
         trials = TuneTrials(sweep, at_once, every, steps)

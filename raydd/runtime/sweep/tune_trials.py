@@ -8,7 +8,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,7 +21,6 @@ from raydd.core.errors import ConfigError, RunFailed, first_line
 from raydd.core.storage import Storage
 from raydd.runtime.sweep.schedulers import scheduler
 from raydd.runtime.sweep.sweep_plan import OWN_CPUS, Sweep
-from raydd.runtime.tracking.tracking_uri import resolve_uri, sqlite_path
 from raydd.search.desk import SweepDesk
 from raydd.search.searchers import searcher
 from raydd.search.trials import Trial, TrialJournal
@@ -113,6 +112,7 @@ def _trial(config: dict[str, Any]) -> dict[str, float]:
     setup_logging()
     desk = RemoteDesk(config["desk"])
     sweep = ray.get(config["desk"].sweep.remote())
+    os.environ.update(sweep.environment)
     run_trial(sweep, config["number"], desk)
     return {"value": 0.0}
 
@@ -206,22 +206,6 @@ def _tune_storage(output: Storage) -> dict[str, Any]:
         "storage_path": f"{output.root}/tune",
         "storage_filesystem": PyFileSystem(FSSpecHandler(output.fs)),
     }
-
-
-def tracked_where_they_run(sweep: Sweep) -> tuple[Sweep, str]:
-    """Return a sweep whose trials have runs of their own only where they can write them, and a line for a person:
-    a database is a file of one machine, and trials run on all of them.
-    """
-    machines = sum(bool(node["Alive"]) for node in ray.nodes())
-    uri = sweep.job.tracking.uri
-    database = None if uri == "none" else sqlite_path(resolve_uri(uri))
-    if machines < 2 or database is None:
-        return sweep, ""
-    line = (
-        f"tracking: {database} is a file of this machine, and trials run on {machines}: the sweep has its run there,"
-        " trials have none. A server (tracking.uri=http://…) would have them"
-    )
-    return replace(sweep, tracked=False), line
 
 
 def check_room(sweep: Sweep, at_once: int) -> None:

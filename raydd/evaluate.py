@@ -31,7 +31,7 @@ from raydd.core.errors import refusing
 @click.option(
     "--protocol",
     metavar="NAME",
-    help="Published protocol: dc, dsa, dm, edc, gvbsm, sre2l, rded (default: as in its job).",
+    help="Published protocol: dc, dsa, dm, idm, edc, gvbsm, sre2l, rded (default: as in its job).",
 )
 @click.option(
     "--networks",

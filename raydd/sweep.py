@@ -64,6 +64,8 @@ def main(
                     f"{space}: ipc: {config} has settings by ipc, which a sweep does not put in place; give ipc=N"
                     " beside --config"
                 )
+            if refit and not file.winner:
+                raise ConfigError(f"--refit: {space} has winner: false, so there is none")
         if dry_run:
             with refusing():
                 text, absent = plan_of(sweep)

@@ -74,15 +74,27 @@ class PackedSet:
                 antialias=True,
             )
             return replace(whole, images=_as(shrink, whole.images), decoding=self.decoding)
-        small = _as(F.avg_pool2d(whole.images.float(), self.factor), whole.images)
+        height, width = whole.images.shape[2:]
+        small = _as(self._shrunk(whole.images.float()), whole.images)
         tiles = self.decoding.decoder()
         assert isinstance(tiles, Tiles)
         images, labels = [], []
         for label in whole.labels.unique().tolist():
-            images.append(tiles.pack(small[whole.labels == label]))
+            packed = tiles.pack(small[whole.labels == label])
+            images.append(packed[:, :, :height, :width])  # what is beyond them is filled up again
             labels += [label] * len(images[-1])
         return replace(
             whole, images=torch.cat(images), labels=torch.tensor(labels), decoding=self.decoding
+        )
+
+    def _shrunk(self, images: Tensor) -> Tensor:
+        """Return images of the size of a tile."""
+        height, width = images.shape[2:]
+        if not (height % self.factor or width % self.factor):
+            return F.avg_pool2d(images, self.factor)
+        size = (-(-height // self.factor), -(-width // self.factor))
+        return F.interpolate(
+            images, size=size, mode="bilinear", align_corners=False, antialias=True
         )
 
     @property

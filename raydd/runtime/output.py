@@ -16,7 +16,7 @@ from raydd.core.storage import Storage
 
 Recorded = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Brings what a ``job.yaml`` says to the form of what is asked now."""
-_FREE = ("compute", "tracking")
+_FREE = ("compute", "tracking", "output")
 _WRITTEN = ("distilled", "report.json", PAGE, PLAN, "loss.png", "pictures")
 """What a distillation writes into its output, below a ``job.yaml`` that says whose it is."""
 
@@ -36,7 +36,7 @@ def claim(output: Storage, job: Job) -> bool:
     """Write ``job.yaml``, or compare with the one that is there; return whether the folder is new.
 
     Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation,
-    or holds results without saying whose; ``compute`` and ``tracking`` may differ.
+    or holds results without saying whose; ``compute``, ``tracking`` and the folder's own place may differ.
     """
     return claim_as(output, job.to_yaml(), *_claimed(job))
 

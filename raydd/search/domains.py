@@ -16,6 +16,9 @@ from raydd.core.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+_BETWEEN = 0.38196601125
+"""A share of a range that is no whole number of anything."""
+
 
 class Domain(ABC):
     """The values of one key."""
@@ -39,6 +42,14 @@ class Domain(ABC):
     @abstractmethod
     def corners(self) -> tuple[Any, ...]:
         """Return the values at the ends, or all of them where they are counted: what is checked before a search."""
+
+    def inside(self) -> tuple[Any, ...]:
+        """Return values between the corners, of which more may be wrong than of those: a fraction, say."""
+        return ()
+
+    def tried(self) -> tuple[Any, ...]:
+        """Return what is checked before a search: corners and what is between."""
+        return (*self.corners(), *self.inside())
 
     @abstractmethod
     def holds(self, value: Any) -> bool:
@@ -112,6 +123,9 @@ class Uniform(Domain):
     def corners(self) -> tuple[float, ...]:
         return (self.low, self.high)
 
+    def inside(self) -> tuple[float, ...]:
+        return (self.low + (self.high - self.low) * _BETWEEN,)
+
     def holds(self, value: Any) -> bool:
         return _number(value) and self.low <= value <= self.high
 
@@ -148,6 +162,9 @@ class Stepped(Domain):
 
     def corners(self) -> tuple[float, ...]:
         return (self.low, self._at(self.count - 1))
+
+    def inside(self) -> tuple[float, ...]:
+        return (self._at(1),) if self.count > 2 else ()
 
     def holds(self, value: Any) -> bool:
         if not _number(value) or not self.low <= value <= self.high:

@@ -37,7 +37,8 @@ class SweepReport:
     """All that a sweep found. ``keys``: searched keys and their values as texts; ``winner``: the
     best trial's number; ``shared``: what trials did not have to compute; ``seconds``: by the clock;
     ``environment``: what ran it, versions say. ``wanted``: how many trials, in words; ``ended``:
-    whether there are that many; ``marked``: the trial whose run MLflow has marked as the winner's.
+    whether there are that many; ``marked``: the trial whose run MLflow has marked as the winner's;
+    ``trouble``: why the sweep gave up.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SweepReport:
     wanted: str = ""
     ended: bool = False
     marked: int | None = None
+    trouble: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""

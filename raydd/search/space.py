@@ -135,15 +135,15 @@ class Space:
         return list({signature(values): values for values in found}.values())
 
     def corners(self) -> list[dict[str, Any]]:
-        """Return the job's own values, and these with each key at each of its ends: what the sweep checks and plans.
+        """Return the job's own values, and these with each key at its ends and between: what is checked and planned.
 
-        A key that never has an effect, whatever else is searched, has no ends.
+        A key that never has an effect, whatever else is searched, has none.
         """
         found, searched = [dict(self.own)], {key.name for key in self.keys}
         for key in self.keys:
             beside = {name: values[0] for name, values in key.when.items() if name in searched}
             if self.active(key, beside):
-                found += [{**self.own, **beside, key.name: end} for end in key.domain.corners()]
+                found += [{**self.own, **beside, key.name: one} for one in key.domain.tried()]
         return list({signature(values): values for values in found}.values())
 
     def better(self, one: float, two: float) -> bool:
@@ -205,12 +205,12 @@ def parse_space(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -
     whole = plain(job)
     mistakes: list[str] = []
     keys: list[Key] = []
-    for name, entry in file.keys.items():
+    for name, entry in (every := file.keys).items():
         try:
             _check_key(name, file, whole, f"{where}: keys.{name}")
             if not isinstance(entry, Mapping):
                 raise ConfigError(f"{where}: keys.{name}: {entry!r}; write a kind and its values")
-            found = Key(name, domain(name, entry, where), _when(name, entry, keys, whole, where))
+            found = Key(name, domain(name, entry, where), _when(name, every, keys, whole, where))
             if file.search == "grid" and not isinstance(found.domain, Choice):
                 raise ConfigError(
                     f"{where}: keys.{name}: a grid needs choice or grid; for ranges use search: random or tpe"
@@ -289,16 +289,16 @@ def _check_set(
 
 
 def _when(
-    name: str, entry: Mapping[str, Any], keys: Sequence[Key], whole: Mapping[str, Any], where: str
+    name: str, every: Mapping[str, Any], keys: Sequence[Key], whole: Mapping[str, Any], where: str
 ) -> dict[str, tuple[Any, ...]]:
-    given, at = entry.get("when", {}), f"{where}: keys.{name}.when"
+    given, at = every[name].get("when", {}), f"{where}: keys.{name}.when"
     if not isinstance(given, Mapping):
         raise ConfigError(f"{at}: {given!r}; write a mapping of keys to values")
     before = {key.name: key for key in keys}
     found: dict[str, tuple[Any, ...]] = {}
     for other, values in given.items():
         allowed = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-        if other == name or (other not in before and not _has(whole, other)):
+        if other not in before and (other in every or not _has(whole, other)):
             raise ConfigError(
                 f"{at}.{other}: must be a key of the job, searched above this one if it is searched"
                 f"{nearest(other, [*before, *_flat(whole)])}"

@@ -104,6 +104,27 @@ def test_random_images_are_packed_and_seen_again(
     assert torch.equal(first[:4, 4:].float(), small[right, 0])
 
 
+def test_a_grid_that_does_not_divide_the_images_is_cut_off_and_filled_up_again(
+    data: Mapping[str, Data], info: DatasetInfo, tmp_path: Path
+) -> None:
+    source = sized_set(RANDOM, problem(info), 2, "grid", 3)
+    found = made(source, data, tmp_path)
+    assert found.images.shape == (20, 1, 8, 8)
+    assert found.size == source.size == SetSize(20, 180, 20 * (64 + 8))
+    assert found.take().shape == (180, 1, 8, 8)
+    whole = made(AssembledSet(method=RANDOM, problem=problem(info, 18)), data, tmp_path)
+    images, how = (
+        whole.images[whole.labels == 0].float(),
+        {"mode": "bilinear", "align_corners": False},
+    )
+    small = F.interpolate(images, size=(3, 3), antialias=True, **how).round()
+    enlarged = F.interpolate((small / 255 - info.mean[0]) / info.std[0], size=(8, 8), **how)
+    seen = found.take()[found.labels_of() == 0]
+    place = torch.arange(18) // 2  # two images at each; the last row and column lose a third
+    inner = (place // 3 < 2) & (place % 3 < 2)
+    torch.testing.assert_close(seen[inner], enlarged[inner])
+
+
 @pytest.mark.parametrize(("ipc", "count", "side"), [(0.25, 1, 4), (0.5, 1, 6), (1.5, 2, 7)])
 def test_a_fraction_of_random_images_is_smaller_ones(
     ipc: float, count: int, side: int, data: Mapping[str, Data], info: DatasetInfo, tmp_path: Path

@@ -73,3 +73,10 @@ def test_a_plan_for_the_output_of_another_job_is_refused_and_nothing_is_made(
     with pytest.raises(ConfigError, match=r"made by a different job:\n  ipc: 1 there, 7 now"):
         check_claim("output", str(tmp_path), other)
     check_claim("output", "s3://raydd-none/run", other)
+
+
+def test_a_folder_that_was_moved_is_still_its_job_s(tmp_path: Path) -> None:
+    there, moved = tmp_path / "there", tmp_path / "moved"
+    claim(Storage(str(there)), job(there))
+    there.rename(moved)
+    assert not claim(Storage(str(moved)), job(moved))

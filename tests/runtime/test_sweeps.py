@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
+from raydd.cli import main
 from raydd.config import load_job
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.storage import Storage
@@ -298,6 +300,9 @@ def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(
     with pytest.raises(RunFailed, match="first 3 trials all failed; trial 2: NaN in images"):
         sweeping.run_sweep(sweep_of(tmp_path, space), quiet)
     assert len(TrialJournal(Storage(str(tmp_path / "sweep"))).read()) == 3
+    told = CliRunner().invoke(main, ["status", str(tmp_path / "sweep")])
+    assert told.exit_code == 1, told.output
+    assert "failed: the first 3 trials all failed; trial 2: NaN in images" in told.output
 
 
 def test_a_table_selects_nothing_and_is_of_the_test_set(tmp_path: Path) -> None:
@@ -324,6 +329,7 @@ def test_seeds_of_a_trial_repeat_its_distillation(tmp_path: Path) -> None:
         ({"keys": {"method.network": {"choice": ["convnet1_w8", "convnet9x"]}}}, {}, "convnet9x"),
         ({"keys": LR, "holdout": 5000}, {}, "leaves none"),
         ({"keys": LR, "search": "random"}, {}, "proposes for ever"),
+        ({"keys": LR, "workers_per_trial": 2}, {}, "without Ray .* trials have no workers"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(
@@ -478,3 +484,12 @@ def test_trials_are_tracked_where_the_sweep_is_wherever_they_run(
     assert sweep.environment.get("MLFLOW_TRACKING_URI") == absolute(environment)
     assert sweep.environment.get("MLFLOW_TRACKING_TOKEN") == (None if uri == "none" else "t")
     assert "secret" not in repr(sweep)
+
+
+def test_a_table_has_no_winner_to_distil_anew(tmp_path: Path) -> None:
+    space = {"search": "grid", "keys": {"ipc": {"grid": [1, 2]}}, "winner": False}
+    sweep_of(tmp_path, space)
+    files = ["--config", str(tmp_path / "job.yaml"), "--space", str(tmp_path / "space.yaml")]
+    told = CliRunner().invoke(main, ["sweep", *files, "--refit", "--dry-run"])
+    assert told.exit_code == 2, told.output
+    assert "has winner: false, so there is none" in told.output

@@ -133,6 +133,14 @@ def test_kinds_that_are_none_are_refused(entry: Mapping[str, Any], text: str) ->
         ({"method.lr_img": {"uniform": [0.1, 1]}}, {"holdout": 1.5}, "holdout"),
         ({"method.lr_img": {"uniform": [0.1, 1]}}, {"serch": "tpe"}, "did you mean 'search'?"),
         ({"method.lr_img": {"uniform": [0.1, 1], "when": {"ipcc": 1}}}, {}, "did you mean 'ipc'?"),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1], "when": {"ipc": 1}}, "ipc": {"choice": [1, 2]}},
+            {},
+            "searched above this one if it is searched",
+        ),
+        ({"method.batch_real": {"uniform": [1, 8]}}, {}, "valid integer"),
+        ({"method.batch_real": {"loguniform": [16, 128]}}, {}, "valid integer"),
+        ({"method.batch_real": {"quniform": [1, 4, 1.5]}}, {}, "valid integer"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_by_name(
@@ -182,13 +190,14 @@ def test_a_grid_holds_every_combination_once_without_idle_keys() -> None:
     assert found.own == {"ipc": 1}
 
 
-def test_corners_are_the_job_and_each_end() -> None:
+def test_corners_are_the_job_each_end_and_a_point_between() -> None:
     found = space_of({"method.lr_img": {"loguniform": [0.1, 1]}, "ipc": {"randint": [1, 3]}})
     own = {"method.lr_img": 0.5, "ipc": 1}
     assert found.corners() == [
         own,
         {**own, "method.lr_img": 0.1},
         {**own, "method.lr_img": 1.0},
+        {**own, "method.lr_img": pytest.approx(0.4438, abs=1e-4)},
         {**own, "ipc": 3},
     ]
 
@@ -209,7 +218,7 @@ def test_a_metric_says_which_way_is_better(metric: str, mode: str) -> None:
 def test_a_key_that_never_has_an_effect_is_not_tried() -> None:
     keys = {"method.lr_img": {"uniform": [0.1, 1], "when": {"ipc": [10, 50]}}}
     assert space_of(keys).corners() == [{}]
-    assert len(space_of({"ipc": {"choice": [1, 10, 50]}, **keys}).corners()) == 5
+    assert len(space_of({"ipc": {"choice": [1, 10, 50]}, **keys}).corners()) == 6
 
 
 def test_what_a_job_leaves_to_its_protocol_is_its_own_value() -> None:

@@ -18,7 +18,7 @@ from raydd.search.trials import Trial, TrialJournal, ranked
 REPORT = "sweep.json"
 NEEDED = (
     *("job", "metric", "mode", "split", "keys", "select"),
-    *("tested", "wanted", "ended", "notes"),
+    *("tested", "wanted", "ended", "notes", "trouble"),
 )
 """What is read of it."""
 SHOWN = 12
@@ -51,14 +51,16 @@ def sweep_status(output: Storage) -> SweepStatus:
         facts = json.loads(output.get(REPORT))
         facts = {name: facts[name] for name in NEEDED}
         settled = bool(facts["tested"]) or not facts["select"]
-        trials = tuple(TrialJournal(output).read())
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"output: {join(output.url, REPORT)} is torn, or of another version ({error})"
         ) from error
+    trials = tuple(TrialJournal(output).read())
     lock, now = read_lock(output), time.time()
     if lock is not None and alive(lock, now):
         state = "running"
+    elif facts["trouble"]:
+        state = "failed"
     else:
         state = "finished" if settled and facts["ended"] else "unfinished"
     return SweepStatus(output, facts, trials, state, lock, now)
@@ -82,6 +84,7 @@ def as_dict(status: SweepStatus) -> dict[str, Any]:
         "running": [_trial_values(trial) for trial in status.trials if not trial.ended],
         "tested": status.facts["tested"],
         "notes": list(status.facts["notes"]),
+        "trouble": status.facts["trouble"],
     }
 
 
@@ -148,6 +151,8 @@ def _how(status: SweepStatus) -> str:
         return f"running, process {lock.get('pid')} on {lock.get('host')} holds the lock"
     if status.state == "unfinished":
         return "unfinished, and no process works on it; the same command goes on from here"
+    if status.state == "failed":
+        return f"failed: {status.facts['trouble']}"
     return "finished"
 
 
@@ -166,8 +171,12 @@ def _row(trial: Trial, names: list[str], status: SweepStatus) -> list[str]:
             state += f" for {max(0.0, status.now - trial.started):.0f} s"
     elif trial.same is not None:
         state = f"same as {trial.same}"
-    values = [str(trial.values[name]) if name in trial.values else "–" for name in names]
+    values = [_short(trial.values[name]) if name in trial.values else "–" for name in names]
     return [str(trial.number), *values, state, _value(trial)]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _value(trial: Trial) -> str:

@@ -81,6 +81,11 @@ def make_sweep(job: Job, space: str, overrides: tuple[str, ...] = ()) -> Sweep:
     """Return a job with a space file's keys; ``ConfigError`` for all that is wrong with it."""
     found = load_space(space, plain(job), overrides)
     sweep = Sweep(job, found, job.output)
+    if found.file.workers_per_trial and job.compute.workers == 0:
+        raise ConfigError(
+            f"{space}: workers_per_trial={found.file.workers_per_trial}: without Ray (compute.workers=0) trials have no"
+            " workers; give compute.workers, the number of trials at once"
+        )
     if found.file.search != "grid" and found.file.budget == type(found.file.budget)():
         raise ConfigError(
             f"{space}: budget: {found.file.search} proposes for ever; give budget.trials, budget.device_seconds or"
@@ -203,13 +208,14 @@ class _Run:
             self._shared(store)
             trouble = self._trials()
             report = self._report(ended=not (self.stopped.is_set() or trouble))
+            if not (self.stopped.is_set() or trouble or ranked(report.trials, self.space.mode)):
+                trouble = "no trial finished; see the table in trials.csv"
+            report = replace(report, trouble=trouble)
             write_files(self.sweep, self.output, report, self.tracker)
             if self.stopped.is_set():
                 raise Interrupted(f"the same command goes on from here ({self.output.url})")
             if trouble:
                 raise RunFailed(trouble)
-            if not ranked(report.trials, self.space.mode):
-                raise RunFailed("no trial finished; see the table in trials.csv")
             report = replace(report, tested=self._tests(report, refit))
         places = write_files(self.sweep, self.output, report, self.tracker)
         register_run(store, self.output.url, keep, finished=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from raydd.search.domains import label
 from raydd.search.space import Space
-from raydd.search.trials import Trial, ranked
+from raydd.search.trials import Trial, number, ranked
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,6 @@ def outcome(trial: Trial, metric: str) -> str:
     if trial.state == "pruned":
         return f"{number(trial)}, {trial.reason}"
     return trial.state + (f": {trial.reason.splitlines()[0]}" if trial.reason else "")
-
-
-def number(trial: Trial) -> str:
-    """Return a trial's value and its standard error as a text."""
-    if trial.value is None:
-        return "–"
-    return f"{trial.value:.4g}" + (f" ± {trial.error:.2g}" if trial.error is not None else "")
 
 
 def table(report: SweepReport) -> str:

@@ -29,9 +29,9 @@ from raydd.pages.document import document
 from raydd.pages.html import Html, element, joined
 from raydd.pages.svg import shortened
 from raydd.search.domains import label
-from raydd.search.results import SweepReport, Tested, number, order, shared_line, short
+from raydd.search.results import SweepReport, Tested, order, shared_line, short
 from raydd.search.sweep_charts import charts
-from raydd.search.trials import Trial, ranked
+from raydd.search.trials import Trial, number, ranked
 from raydd.search.views import counted, metric_label
 
 LISTED = 50

@@ -123,3 +123,10 @@ def ranked(trials: Sequence[Trial], mode: str) -> list[Trial]:
     done = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
     sign = -1.0 if mode == "max" else 1.0
     return sorted(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def number(trial: Trial) -> str:
+    """Return a trial's value and its standard error as a text."""
+    if trial.value is None:
+        return "–"
+    return f"{trial.value:.4g}" + (f" ± {trial.error:.2g}" if trial.error is not None else "")

@@ -9,9 +9,9 @@ from raydd.artifacts.report import Report
 from raydd.config import Job, parse_job
 from raydd.core.storage import join
 from raydd.runtime.sweep.sweep_plan import Sweep
-from raydd.search.results import SweepReport, Tested, number, place_of_test
+from raydd.search.results import SweepReport, Tested, place_of_test
 from raydd.search.space import with_values
-from raydd.search.trials import Trial
+from raydd.search.trials import Trial, number
 
 FRESH = 1_000_003
 """Seed of the students that test finished sets: no trial's."""

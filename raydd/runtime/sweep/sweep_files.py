@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from raydd.core.errors import StorageError
@@ -19,22 +19,27 @@ from raydd.runtime.sweep.sweep_status import REPORT
 from raydd.runtime.tracking.note import cut
 from raydd.runtime.tracking.tracker import Tracker
 from raydd.search.results import SweepReport, importance_of, shared_of, sweep_note, to_csv
-from raydd.search.trials import TrialJournal, ranked
+from raydd.search.trials import Trial, ranked
 
 log = logging.getLogger(__name__)
 TABLE = "trials.csv"
 
 
 def report_of(
-    sweep: Sweep, output: Storage, first: tuple[int, float], seconds: float, ended: bool
+    sweep: Sweep,
+    output: Storage,
+    trials: Sequence[Trial],
+    first: tuple[int, float],
+    seconds: float,
+    ended: bool,
 ) -> SweepReport:
-    """Return what a sweep has found so far. ``first``: the units (and their device-seconds) that were
-    computed for all trials; ``seconds``: by the clock; ``ended``: whether no trial is left to run.
+    """Return what a sweep has found so far. ``trials``: by number; ``first``: the units (and their
+    device-seconds) that were computed for all trials; ``seconds``: by the clock; ``ended``: whether
+    no trial is left to run.
     """
-    trials = TrialJournal(output).read()
     space, file = sweep.space, sweep.space.file
     best = ranked(trials, space.mode)
-    cut = [trial.number for trial in trials if not trial.ended]
+    left = [trial.number for trial in trials if not trial.ended]
     return SweepReport(
         name=space.name,
         job=sweep.job.name,
@@ -49,7 +54,7 @@ def report_of(
         winner=best[0].number if best and file.winner else None,
         select=file.winner,
         shared=shared_of(trials, *first),
-        notes=[f"Trials {', '.join(map(str, cut))} are not finished."] if cut else [],
+        notes=[f"Trials {', '.join(map(str, left))} are not finished."] if left else [],
         importance=importance_of(space, trials) if ended else {},
         seconds=round(seconds, 1),
         environment={"versions": versions(), "git_commit": git_commit()},

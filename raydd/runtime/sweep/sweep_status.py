@@ -13,7 +13,7 @@ from raydd.artifacts.tables import Table, as_text
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.storage import Storage, join
 from raydd.runtime.lock import alive, read_lock
-from raydd.search.trials import Trial, TrialJournal, ranked
+from raydd.search.trials import Trial, TrialJournal, number, ranked
 
 REPORT = "sweep.json"
 NEEDED = (
@@ -180,8 +180,6 @@ def _short(value: Any) -> str:
 
 
 def _value(trial: Trial) -> str:
-    if trial.value is not None:
-        return f"{trial.value:.4g}" + (f" ± {trial.error:.2g}" if trial.error is not None else "")
-    if trial.judged:
+    if trial.value is None and trial.judged:
         return f"{trial.judged[-1].value:.4g} after {trial.judged[-1].step}"
-    return "–"
+    return number(trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,6 @@ from raydd.search.desk import SweepDesk
 from raydd.search.results import (
     SweepReport,
     Tested,
-    number,
     outcome,
     shared_line,
     short,
@@ -55,7 +54,7 @@ from raydd.search.results import (
 )
 from raydd.search.searchers import searcher
 from raydd.search.space import Space, load_space
-from raydd.search.trials import Trial, TrialJournal, ranked
+from raydd.search.trials import Trial, TrialJournal, number, ranked
 
 LINE_SECONDS = 15.0
 KEEP_SECONDS = 5.0
@@ -204,10 +203,11 @@ class _Run:
             if self.sweep.job.compute.workers != 0:
                 around.enter_context(self._cluster())
             if not is_sweep(self.output):
-                keep_report(self.output, self._report())
+                keep_report(self.output, self._report(TrialJournal(self.output).read()))
             self._shared(store)
             trouble = self._trials()
-            report = self._report(ended=not (self.stopped.is_set() or trouble))
+            trials = TrialJournal(self.output).read()
+            report = self._report(trials, ended=not (self.stopped.is_set() or trouble))
             if not (self.stopped.is_set() or trouble or ranked(report.trials, self.space.mode)):
                 trouble = "no trial finished; see the table in trials.csv"
             report = replace(report, trouble=trouble)
@@ -319,7 +319,8 @@ class _Run:
                     {self.space.file.metric: trial.value, "best": best.value or 0.0}, trial.number
                 )
             if time.monotonic() - self.kept_at > KEEP_SECONDS:
-                keep_report(self.output, self._report())
+                known = [self.known[number_] for number_ in sorted(self.known)]
+                keep_report(self.output, self._report(known))
                 self.kept_at = time.monotonic()
         elif trial.attempts > 1 and (before is None or trial.attempts > before.attempts):
             self._say(f"trial {trial.number}  goes on where it was (attempt {trial.attempts})")
@@ -339,9 +340,9 @@ class _Run:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _report(self, *, ended: bool = False) -> SweepReport:
-        first = (self.first_units, self.first_seconds)
-        return report_of(self.sweep, self.output, first, time.monotonic() - self.begun, ended)
+    def _report(self, trials: Sequence[Trial], *, ended: bool = False) -> SweepReport:
+        first, seconds = (self.first_units, self.first_seconds), time.monotonic() - self.begun
+        return report_of(self.sweep, self.output, trials, first, seconds, ended)
 
     def _tests(self, report: SweepReport, refit: bool) -> list[Tested]:
         """Evaluate the winner, the job's own values and random images on the test set, with fresh students."""

@@ -257,7 +257,7 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
         if url is not None:
             check_url(url, key, write=True)
     output = absolute(job.output) if job.output is not None else None
-    evaluation = _with_baselines(job.evaluation.of(DEFAULT_PROTOCOL), "evaluate")
+    evaluation = _with_baselines(job.evaluation, DEFAULT_PROTOCOL, "evaluate")
     return dataclasses.replace(
         job,
         evaluation=evaluation,
@@ -291,7 +291,7 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
         own = DEFAULT_PROTOCOL if method is None else method.protocol
         if method is not None:
             mistakes += _mistake(check_ipc, method, top.ipc, where)
-        evaluation = _with_baselines(top.evaluation.of(own), where)
+        evaluation = _with_baselines(top.evaluation, own, where)
     except ConfigError as error:
         mistakes.insert(0, str(error))
     if top is None or method is None or evaluation is None or mistakes:
@@ -345,10 +345,11 @@ def _rival(baseline: Mapping[str, Any], where: str, prefix: tuple[str, ...]) -> 
         raise ConfigError(f"{where}: {'.'.join(prefix)}.{error}") from error
 
 
-def _with_baselines(config: EvaluationConfig, where: str) -> EvaluationConfig:
-    """Return the evaluation with methods, or rivals, in place of the mappings among its baselines;
-    ``ConfigError`` for what is none.
+def _with_baselines(config: EvaluationConfig, protocol: str, where: str) -> EvaluationConfig:
+    """Return the evaluation with methods, or rivals, in place of the mappings among its baselines,
+    and ``protocol`` where it names none; ``ConfigError`` for what is no baseline.
     """
+    config = dataclasses.replace(config, protocol=config.protocol or protocol)
     found: list[str | Method | Rival] = []
     try:
         logits = config.resolve().learns_logits

@@ -93,7 +93,7 @@ def main(
     Interrupted, the same command goes on where it stopped.
     """
     from raydd.data.config import DatasetConfig
-    from raydd.data.datasets import fetched
+    from raydd.data.datasets import FoundData
 
     settings = {
         "shard_size": shard_size,
@@ -113,7 +113,7 @@ def main(
             orientation=orientation,
             download=download,
         )
-        found = fetched(config)
+        found = FoundData(config).fetched()
         held = found.splits
         for line in found.inventory(found.describe(), held).lines():
             click.echo(line)

@@ -179,6 +179,13 @@ class FoundData:
             notes=notes,
         )
 
+    def fetched(self) -> FoundData:
+        """Return the same, downloaded first where the job says so and something is missing."""
+        if not (self.config.download and self.absent):
+            return self
+        self.download()
+        return FoundData(self.config)
+
     def download(self) -> None:
         """Fetch the files into their root with torchvision's downloader; ``DataError`` where that
         is not allowed or fails.
@@ -200,15 +207,6 @@ class FoundData:
                 f"{name} could not be downloaded to {files.url}: {error}; "
                 + "; ".join(missing(self.config))
             ) from error
-
-
-def fetched(config: DatasetConfig) -> FoundData:
-    """Return a data set, downloaded first where the job says so and something is missing."""
-    found = FoundData(config)
-    if not (config.download and found.absent):
-        return found
-    found.download()
-    return FoundData(config)
 
 
 def located(config: DatasetConfig) -> DatasetConfig:
@@ -254,7 +252,7 @@ def open_data(config: DatasetConfig) -> dict[str, BaseData]:
     Raises:
         DataError: what is missing, with what to do; or a torn file, by name.
     """
-    return fetched(config).splits
+    return FoundData(config).fetched().splits
 
 
 def with_digests(info: DatasetInfo, data: Mapping[str, Data]) -> DatasetInfo:

@@ -16,7 +16,7 @@ from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import FoundData, fetched
+from raydd.data.datasets import FoundData
 from raydd.data.encoded import EncodedData, decode_threads
 from raydd.data.inventory import LeftOut
 from raydd.data.shard_format import FORMAT, MANIFEST, Index, read_manifest
@@ -56,7 +56,7 @@ def write_shards(
         raise ConfigError(
             f"shard_size {shard_size}, quality {quality}; allowed: at least 1, and 1 to 100"
         )
-    found = data if isinstance(data, FoundData) else fetched(data)
+    found = data if isinstance(data, FoundData) else FoundData(data).fetched()
     config, splits = found.config, found.splits
     if split not in splits:
         raise unknown("split", split, splits)

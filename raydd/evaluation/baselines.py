@@ -53,7 +53,9 @@ def baseline_rows(
                 raise ConfigError(f"evaluation.baselines: {baseline}: {error}") from error
             sources.append((source, problem, given))
         images = own.seen if not sources else sources[0][0].images
-        students = rival.students(config, own.seen, images, problems[0].dataset, network)
+        students = config
+        if rival.keys.equal == "updates":
+            students = rival.students(config, own.seen, images, problems[0].dataset, network)
         entries += rows(baseline, sources, network, students)
     return entries + (_whole(problems[0], network, config) if "whole" in config.baselines else [])
 

@@ -32,13 +32,12 @@ def memories_of(
     sets: Sequence[tuple[SetSource, Problem]],
     network: str,
     config: EvaluationConfig,
+    steps: int,
     others: Mapping[str, Rival],
 ) -> tuple[PlannedMemory, ...]:
     """Plan the continual experiment of a set and of its rivals (of the same size); order k is given
-    to repetition k, in turn.
+    to repetition k, in turn. ``steps``: the experiment's, of equally many classes.
     """
-    if config.continual is None:
-        return ()
     protocol, entries = config.resolve(), []
     # Students of a memory are all trained for as many epochs.
     judged = {label: rival for label, rival in others.items() if rival.keys.equal != "updates"}
@@ -51,9 +50,9 @@ def memories_of(
         if of != name:
             source = judged[of].source(problem, sets[0][0].size)
         if isinstance(source, AssembledSet):
-            source = _memory_source(source, order, config.continual)
+            source = _memory_source(source, order, steps)
         recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
-        kept = kept_images(source, info.classes, order, config.continual)
+        kept = kept_images(source, info.classes, order, steps)
         check_batches(
             network,
             info.shape,
@@ -72,7 +71,7 @@ def memories_of(
             recipe=recipe,
             network=network,
             order=order,
-            parts=config.continual,
+            parts=steps,
             repeats=config.continual_repeats,
             repeats_per_unit=config.repeats_per_unit,
         )

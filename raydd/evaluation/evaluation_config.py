@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -83,10 +83,6 @@ class EvaluationConfig:
                 raise ConfigError(
                     f"evaluation.{name}={value} has no effect without evaluation.continual, the number of steps"
                 )
-
-    def of(self, protocol: str) -> EvaluationConfig:
-        """Return the evaluation with a method's ``protocol``, where it names none."""
-        return self if self.protocol is not None else replace(self, protocol=protocol)
 
     def resolve(self) -> Protocol:
         """Return the protocol with its changes; ``ConfigError`` for an unknown name or a change without effect."""

@@ -16,12 +16,9 @@ from raydd.evaluation.packed_set import PackedSet
 from raydd.evaluation.rivals import Rival, rivals
 from raydd.evaluation.rows import (
     Planned,
-    architectures,
-    check_split,
-    evaluate_stage,
     labels_of,
     rows,
-    with_labels,
+    settle,
 )
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.methods.method import Method, Problem
@@ -70,9 +67,8 @@ def evaluation_stages(
     ``ConfigError`` for a name that does not exist or what cannot be planned.
     """
     problems = [problems] if isinstance(problems, Problem) else list(problems)
-    check_split(problems[0], config)
-    config = with_labels(config.of(method.protocol), method.label_config)
-    networks = architectures(config, method.student_network, problems[0])
+    config = replace(config, protocol=config.protocol or method.protocol)
+    config, networks = settle(config, problems[0], method.student_network, method.label_config)
     others = rivals(config)
     stated = [rival for rival in map(Rival.of, config.baselines) if rival is not None]
     if any(rival.label == method.name and rival.method != method for rival in stated):
@@ -95,13 +91,16 @@ def evaluation_stages(
         )
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
-    made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
+    memories: tuple[PlannedMemory, ...] = ()
+    if config.continual is not None:
+        made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
+        memories = memories_of(method.name, made, networks[0], config, config.continual, others)
     return EvaluationPlan(
         method.name,
         problems[0],
         config,
         tuple(entries),
-        memories_of(method.name, made, networks[0], config, others),
+        memories,
         shrunk(entries),
     )
 
@@ -116,14 +115,13 @@ def shrunk(entries: Sequence[Planned]) -> tuple[str, ...]:
 def _snapshots(
     method: Method, problems: Sequence[Problem], network: str, config: EvaluationConfig
 ) -> list[Planned]:
-    entries, label = [], config.resolve().label
-    for draw, problem in enumerate(problems):
-        total = method.updates(problem)
-        for step in range(0, total, config.every or total):
-            source = AssembledSet(method=method, problem=problem, output=snapshot(step))
-            labels = labels_of(method, problem, source)
-            stage = evaluate_stage(
-                source, problem, network, config, config.snapshot_repeats, labels
-            )
-            entries.append(Planned(method.name, label, network, draw, step, stage))
-    return entries
+    entries: list[Planned] = []
+    total = method.updates(problems[0])
+    for step in range(0, total, config.every or total):
+        sets = [
+            AssembledSet(method=method, problem=problem, output=snapshot(step))
+            for problem in problems
+        ]
+        sources = [(one, one.problem, labels_of(method, one.problem, one)) for one in sets]
+        entries += rows(method.name, sources, network, config, step)
+    return sorted(entries, key=lambda entry: entry.draw)

@@ -118,9 +118,7 @@ class Rival:
     def students(
         self, config: EvaluationConfig, own: int, images: int, info: DatasetInfo, network: str
     ) -> EvaluationConfig:
-        """Return how students of ``images`` images are trained, beside those of a judged set of ``own`` images."""
-        if self.keys.equal != "updates":
-            return config
+        """Return how students of ``images`` images are trained for as many updates as those of ``own`` images."""
         protocol = config.resolve()
         recipe = protocol.recipe(info, network)
         mine, theirs = (-(-count // recipe.batch) for count in (own, images))

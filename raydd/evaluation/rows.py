@@ -32,7 +32,15 @@ class Planned:
     stage: Evaluate | EvaluateNetworks
 
 
-def check_split(problem: Problem, config: EvaluationConfig) -> None:
+def settle(
+    config: EvaluationConfig, problem: Problem, own: str, labels: LabelConfig | None = None
+) -> tuple[EvaluationConfig, tuple[str, ...]]:
+    """Return an evaluation with what it leaves to the set, and the networks to train, ``own`` where it names none.
+
+    Students of soft ``labels`` are trained in batches and for epochs as these have them.
+    ``ConfigError``, before anything is distilled, for a split that the data lack and a network that
+    cannot read their images.
+    """
     splits = [split for split, _ in problem.dataset.digests]
     tested = [split for split in splits if split != "train"]
     if splits and config.split not in tested:
@@ -40,16 +48,16 @@ def check_split(problem: Problem, config: EvaluationConfig) -> None:
         raise ConfigError(
             f"evaluation.split: the data set has no '{config.split}' split{hint}; it has: {', '.join(tested)}"
         )
-
-
-def architectures(config: EvaluationConfig, own: str, problem: Problem) -> tuple[str, ...]:
-    """Return the networks to train; ``ConfigError`` for one that cannot read the data set's images,
-    before anything is distilled.
-    """
+    if labels is not None and config.resolve().learns_logits:
+        # Else the protocol's, which nothing limits.
+        limited = labels.stored or labels.epochs != LabelConfig.epochs
+        epochs = labels.epochs if config.epochs is None and limited else config.epochs
+        batch = labels.batch if config.batch is None else config.batch
+        config = replace(config, batch=batch, epochs=epochs)
     networks = config.architectures(own)
     for network in networks:
         network_facts(network, problem.dataset.shape, problem.dataset.classes)
-    return networks
+    return config, networks
 
 
 def labels_of(method: Method, problem: Problem, source: SetSource | None = None) -> Labels | None:
@@ -74,21 +82,6 @@ def labels_of(method: Method, problem: Problem, source: SetSource | None = None)
     )
 
 
-def with_labels(config: EvaluationConfig, labels: LabelConfig | None) -> EvaluationConfig:
-    """Return the evaluation with the batch size and the epochs of the set's soft labels, unless the
-    job names its own.
-    """
-    if labels is None or not config.resolve().learns_logits:
-        return config
-    named = (
-        labels.stored or labels.epochs != LabelConfig.epochs
-    )  # else the protocol's, which nothing limits
-    epochs = labels.epochs if config.epochs is None and named else config.epochs
-    return replace(
-        config, batch=labels.batch if config.batch is None else config.batch, epochs=epochs
-    )
-
-
 def student_seed(problem: Problem, config: EvaluationConfig) -> int:
     """Return the seed of a set's students: the problem's, or one of the evaluation's own for each problem."""
     if config.seed is None:
@@ -96,13 +89,33 @@ def student_seed(problem: Problem, config: EvaluationConfig) -> int:
     return derive_seed(config.seed, "students", problem.seed) % 2**31
 
 
-def evaluate_stage(
+LabelledSource = tuple[SetSource, Problem, LabelSource | None]
+"""A set, the problem whose seed keys its students, and the set's soft labels."""
+
+
+def rows(
+    name: str,
+    sources: Sequence[LabelledSource],
+    network: str,
+    config: EvaluationConfig,
+    step: int | None = None,
+) -> list[Planned]:
+    """Plan students of one network on every draw of a set; ``step``: on its snapshot, whose students are fewer."""
+    label = config.resolve().label
+    repeats = config.repeats if step is None else config.snapshot_repeats
+    return [
+        Planned(name, label, network, draw, step, _students(*source, network, config, repeats))
+        for draw, source in enumerate(sources)
+    ]
+
+
+def _students(
     source: SetSource,
     problem: Problem,
+    labels: LabelSource | None,
     network: str,
     config: EvaluationConfig,
     repeats: int,
-    labels: LabelSource | None,
 ) -> Evaluate:
     protocol = config.resolve()
     if protocol.learns_logits and labels is None:
@@ -139,17 +152,3 @@ def evaluate_stage(
         repeats=repeats,
         repeats_per_unit=config.repeats_per_unit,
     )
-
-
-LabelledSource = tuple[SetSource, Problem, LabelSource | None]
-
-
-def rows(
-    name: str, sources: Sequence[LabelledSource], network: str, config: EvaluationConfig
-) -> list[Planned]:
-    label = config.resolve().label
-    stages = [
-        evaluate_stage(source, problem, network, config, config.repeats, labels)
-        for source, problem, labels in sources
-    ]
-    return [Planned(name, label, network, draw, None, stage) for draw, stage in enumerate(stages)]

@@ -10,11 +10,11 @@ from functools import partial
 from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError, Missing
 from raydd.evaluation.baselines import baseline_rows
-from raydd.evaluation.continual_plan import memories_of
+from raydd.evaluation.continual_plan import PlannedMemory, memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import EvaluationPlan, shrunk
 from raydd.evaluation.rivals import rivals
-from raydd.evaluation.rows import architectures, check_split, labels_of, rows, with_labels
+from raydd.evaluation.rows import labels_of, rows, settle
 from raydd.evaluation.set_sources import SetSource, StoredSet
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.label_config import LabelConfig
@@ -75,7 +75,6 @@ def stored_evaluation(
     ``problem.ipc`` images of each class. ``published``: accuracies in percent by network, as its
     file has them.
     """
-    check_split(problem, config)
     if config.every is not None:
         raise ConfigError("evaluation.every: a stored set has no snapshots")
     others = rivals(config)
@@ -93,12 +92,12 @@ def stored_evaluation(
         why = f"evaluation.protocol: '{protocol}' needs the set's soft labels, computed ({codec})"
         _need_teachers(maker, why)
         found = labels_of(maker.method, maker.problem, sets[0])
-    config, entries = with_labels(config, None if found is None else found.config), []
+    config, networks = settle(config, problem, own, None if found is None else found.config)
     if found is not None and config.resolve().learns_logits and config.baselines:
         _need_teachers(
             maker, "evaluation.baselines: other sets need soft labels of the same teachers"
         )
-    networks, size_of = architectures(config, own, problem), sets[0].size
+    entries, size_of = [], sets[0].size
     if found is not None and found.config.stored:
         size_of = replace(size_of, bytes=size_of.bytes + found.bytes)
     for network in networks:
@@ -106,7 +105,10 @@ def stored_evaluation(
         entries += baseline_rows(
             name, [problem], network, config, others, partial(_labels_by, maker), size_of
         )
-    memories = memories_of(name, [(one, problem) for one in sets], networks[0], config, others)
+    memories: tuple[PlannedMemory, ...] = ()
+    if config.continual is not None:
+        made = [(one, problem) for one in sets]
+        memories = memories_of(name, made, networks[0], config, config.continual, others)
     notes = [
         f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."
     ] * bool(memories)

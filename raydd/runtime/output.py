@@ -13,6 +13,8 @@ from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import Job, parse_job
 from raydd.core.errors import ConfigError
 from raydd.core.storage import Storage
+from raydd.core.typed_tree import as_yaml
+from raydd.runtime.tracking.tracking_uri import resolve_uri, sqlite_path
 
 Recorded = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Brings what a ``job.yaml`` says to the form of what is asked now."""
@@ -38,13 +40,14 @@ def claim(output: Storage, job: Job) -> bool:
     Raises ``ConfigError`` with the difference if the folder belongs to another job or evaluation,
     or holds results without saying whose; ``compute``, ``tracking`` and the folder's own place may differ.
     """
-    return claim_as(output, job.to_yaml(), *_claimed(job))
+    tree = job.stated()
+    return claim_as(output, as_yaml(tree), tree, _recorded, _WRITTEN)
 
 
 def check_claim(key: str, url: str, job: Job) -> None:
     """As :func:`check_place`, and as :func:`claim` would where the place is local; nothing is written."""
     check_place(key, url)
-    check_claim_as(url, *_claimed(job))
+    check_claim_as(url, job.stated(), _recorded, _WRITTEN)
 
 
 def check_claim_as(
@@ -54,10 +57,6 @@ def check_claim_as(
     output = Storage(url)
     if output.local:
         _is_new(output, resolved, recorded, written)
-
-
-def _claimed(job: Job) -> tuple[Mapping[str, Any], Recorded, Collection[str]]:
-    return job.resolved(), _recorded, _WRITTEN
 
 
 def claim_as(
@@ -137,7 +136,7 @@ def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     did not know them all.
     """
     try:
-        return parse_job(tree).resolved()
+        return parse_job(tree).stated()
     except ConfigError:
         return tree
 
@@ -146,11 +145,15 @@ def _compared(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flatten({key: value for key, value in tree.items() if key not in _FREE})
 
 
-def fleeting(places: Mapping[str, str]) -> str:
-    """Return a warning if local ``places`` (paths by key of the job) lie in the copy of the working
+def fleeting(output: str, store: str, uri: str | None) -> str:
+    """Return a warning if a job's output, store or tracking database lies in the copy of the working
     directory that Ray made for a submitted job, as relative paths then do; Ray removes it when it
     likes. Empty if none does.
     """
+    places = {"output": output, "store": store}
+    database = None if uri == "none" else sqlite_path(resolve_uri(uri))
+    if database is not None:
+        places["tracking.uri"] = str(database)
     try:
         copied = bool(
             json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["runtime_env"][

@@ -46,7 +46,6 @@ from raydd.runtime.session import (
     run_tags,
 )
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.runtime.tracking.tracking_uri import resolve_uri, sqlite_path
 
 log = logging.getLogger(__name__)
 PLACES = ("output", "store", "compute", "tracking")
@@ -82,7 +81,7 @@ def run_job(
         )
     control = control or Control(show=True)
     output, store = Storage(job.output), store_of([plan], control)
-    warning = fleeting(_local_places(job))
+    warning = fleeting(job.output, job.store, job.tracking.uri)
     if warning:
         tell(f"warning: {warning}")
     with Lock(output, tell):
@@ -134,12 +133,6 @@ def store_of(plans: Sequence[Plan], control: Control) -> Store:
         return {digest: join(url, digest[:16]) for digest in places} if url else {}
 
     return Store(plans[0].job.store, below(control.labels) or places, below(control.lender))
-
-
-def _local_places(job: Job) -> dict[str, str]:
-    places = {"output": job.output, "store": job.store}
-    database = None if job.tracking.uri == "none" else sqlite_path(resolve_uri(job.tracking.uri))
-    return places if database is None else places | {"tracking.uri": str(database)}
 
 
 class _Distillation(Session):

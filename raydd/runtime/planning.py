@@ -19,7 +19,7 @@ from raydd.data.datasets import FoundData
 from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
 from raydd.evaluation.rows import labels_of
 from raydd.labels.relabel import Relabel
-from raydd.methods.method import Problem, check_counts
+from raydd.methods.method import Method, Problem, check_counts
 from raydd.runtime.advice import advice
 from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import GPU_UPDATE_SECONDS, costs, measured_rate, render, stages_of
@@ -74,7 +74,7 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
         Problem(dataset=info, ipc=job.ipc, seed=seed, numerics=job.numerics) for seed in job.seeds
     ]
     evaluation = evaluation_stages(job.method, problems, job.evaluation)
-    steps = _picture_steps(job, problems[0])
+    steps = _picture_steps(job.method, problems[0], job.evaluation.every)
     targets = [ref for p in problems for ref in job.method.targets(p).values()]
     targets += [
         ref for step in steps for ref in job.method.targets(problems[0], snapshot(step)).values()
@@ -95,13 +95,13 @@ def _reads_train(stage: Stage) -> bool:
     return isinstance(info, DatasetInfo) and "train" in dict(info.digests)
 
 
-def _picture_steps(job: Job, problem: Problem) -> list[int]:
-    refs = list(job.method.targets(problem).values())
+def _picture_steps(method: Method, problem: Problem, every: int | None) -> list[int]:
+    refs = list(method.targets(problem).values())
     size = sum(ref.stage.cost(ref.unit).output_bytes for ref in refs)
     if size * (PICTURES + 1) > PICTURE_BYTES:
         return []
-    total = job.method.updates(problem)
-    every = job.evaluation.every or max(1, total // PICTURES)
+    total = method.updates(problem)
+    every = every or max(1, total // PICTURES)
     return list(range(0, total, every)) if total > 1 else []
 
 

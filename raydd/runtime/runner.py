@@ -35,7 +35,8 @@ class OpenData:
     opened: Mapping[str, Data] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", located(self.config))
+        if self.opened is None:  # else it was found where they are
+            object.__setattr__(self, "config", located(self.config))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "opened": None}

@@ -26,7 +26,7 @@ from raydd.core.storage import Storage, join
 from raydd.core.store import Store, versions
 from raydd.core.units import Ref
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import Described, FoundData, fetched
+from raydd.data.datasets import Described, FoundData
 from raydd.data.inventory import skipped_lines
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.summary import summarise
@@ -73,7 +73,9 @@ def described(config: DatasetConfig, who: str, *, anyway: bool = False) -> Descr
     ``who``: what needs it, for the error. ``anyway``: nothing is downloaded, and what the catalog
     knows is enough.
     """
-    found = FoundData(config) if anyway else fetched(config)
+    found = FoundData(config)
+    if not anyway:
+        found = found.fetched()
     try:
         if anyway or not found.absent:
             return found.look()

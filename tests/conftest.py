@@ -11,6 +11,8 @@ os.environ.setdefault("RAYDD_STORAGE_RETRY_S", "60")
 # Ray's workers give way to everything else by default: beside another test they would starve.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # idle workers that no test uses
+# Where a test starts no head of its own, nobody looks at the dashboard: an eighth of what a small job costs.
+os.environ.setdefault("RAYDD_RAY_DASHBOARD", "0")
 # Under `uv run` each of Ray's workers would build an environment of its own, a minute each.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,6 +14,7 @@ STOPS, RETURNS = 27, 16
 """At most; docs/architecture.md, "How far a job travels", has what they are."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [["--dry-run"], ["evaluation.epochs=1", "method.iterations=2"]])
 def test_a_job_is_handed_to_few_functions_and_its_data_are_described_once(mode: list[str]) -> None:
     done = subprocess.run(

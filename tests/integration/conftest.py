@@ -303,7 +303,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides of the tiny job that make a unit of its distillation last about 2 s on this machine, however
+    """Overrides of the tiny job that make a unit of its distillation last about 3 s on this machine, however
     fast it is: whoever waits for the first one and then kills something does so in the middle of the run.
     """
     folder, updates = tmp_path_factory.mktemp("pace"), 250
@@ -317,5 +317,5 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         if line["kind"] == "output" and line["output"] == "final"
     ]
     seconds = [line["seconds"] for line in done if line["stage"].startswith("distill/")]
-    updates = 2 * max(125, round(updates * len(seconds) / sum(seconds)))
+    updates = 2 * max(125, round(1.5 * updates * len(seconds) / sum(seconds)))
     return f"method.iterations={updates}", f"evaluation.every={updates // 2}"

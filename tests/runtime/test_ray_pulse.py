@@ -227,6 +227,8 @@ def test_what_is_wrong_in_the_ledger_is_raised(
 
 def test_a_driver_owns_nothing_in_the_store_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray ends a driver that does without a word, together with that machine."""
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
     from raydd.runtime.ray import ray_group
 
     class Put:
@@ -245,7 +247,9 @@ def test_a_driver_owns_nothing_in_the_store_of_its_machine(monkeypatch: pytest.M
     monkeypatch.setattr(
         trainer, "scaling_config", ray.train.ScalingConfig(num_workers=1), raising=False
     )
-    trainer._initialize_and_run_controller(train_fn_ref=put)
+    needless = object.__new__(DatasetsCallback)
+    trainer._initialize_and_run_controller(train_fn_ref=put, callbacks=[needless, "another"])
+    assert given["callbacks"] == ["another"], "no actor for Ray's own data sets"
     carried = given["train_fn_ref"]
     assert isinstance(carried, ray_group._Carried)
     assert pickle.loads(pickle.dumps(carried)).get() is never

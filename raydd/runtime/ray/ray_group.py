@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
@@ -121,6 +122,12 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         put = settings["train_fn_ref"]
         settings["train_fn_ref"] = _Carried(put.get())
         put._ref = None  # that was the only reference
+        # The actor that hands out shards of Ray's own data sets, of which there are none.
+        settings["callbacks"] = [
+            callback
+            for callback in settings["callbacks"]
+            if not isinstance(callback, DatasetsCallback)
+        ]
         if self.scaling_config.elasticity_enabled:
             settings["scaling_policy"] = FreePolicy(self.scaling_config)
         return super()._initialize_and_run_controller(**settings)

@@ -20,6 +20,7 @@ from raydd.runtime.ray.ray_address import Cancelled, check_head, find_address, w
 from raydd.runtime.ray.ray_pulse import cluster_answers
 
 _UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 _DEFAULTS = {
     _UV: "0",  # else every worker builds an environment of its own under `uv run`
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -163,7 +164,7 @@ def _machine_of_a_cluster() -> bool:
 
 
 def _start(cpus: float, least: int, gpus: float) -> Any:
-    """Start a cluster of this machine alone."""
+    """Start a cluster of this machine alone; ``RAYDD_RAY_DASHBOARD=0`` spares its dashboard's ten processes."""
     import ray
 
     _check_gpus(least, gpus)
@@ -172,7 +173,7 @@ def _start(cpus: float, least: int, gpus: float) -> Any:
             return ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, int(cpus + 0.999)),
-                include_dashboard=True,
+                include_dashboard=os.environ.get("RAYDD_RAY_DASHBOARD") != "0",
                 dashboard_host="127.0.0.1",
                 object_store_memory=512 << 20,
                 _temp_dir=os.environ.get("RAYDD_RAY_TMP")
@@ -237,10 +238,17 @@ def ray_session(
     if ray.is_initialized():
         yield "the running Ray session"
         return
-    context = _start(cpus, least, gpus) if remote_address() is None else _connect(cancelled)
+    own = remote_address() is None
+    # An actor for each group that asks which machines are about to be taken away.
+    unwatched = own and _WATCHER not in os.environ
+    if unwatched:
+        os.environ[_WATCHER] = "0"
+    context = _start(cpus, least, gpus) if own else _connect(cancelled)
     try:
         if cancelled():
             raise Cancelled("ray.init")
         yield context.dashboard_url or "none"
     finally:
         _shutdown()
+        if unwatched:
+            os.environ.pop(_WATCHER, None)

@@ -181,44 +181,55 @@ class EvaluationJob:
         return stated(self)
 
 
-def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
-    """Return the job of a YAML file with ``key.sub=value`` overrides applied; ``ConfigError``
-    listing all that is wrong.
+@dataclass(frozen=True)
+class JobFile:
+    """A job file and what is changed in it: the job for any number of images per class.
 
-    What the file sets ``by_ipc`` is put in place first (:mod:`raydd.core.ipc_settings`), of the ipc
-    that the job has with its overrides.
+    ``tree``: its keys but ``by_ipc``, whose entries (:mod:`raydd.core.ipc_settings`) are
+    ``by_ipc``; ``overrides``: ``key.sub=value``, which hold before both.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = read_tree(path)
-        stem = os.path.splitext(os.path.basename(path))[0]
-        tree.setdefault("name", stem)
-        tree = _with_ipc_settings(tree, overrides, path)
-    named = _method_name(tree)
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return parse_job(tree, path or "command line")
-    except ConfigError as error:
-        if named in (None, _method_name(tree)) or ": unknown key" not in str(error):
-            raise
-        hint = (
-            f"settings of method '{named}' that '{_method_name(tree)}' does not have: method=null before method.name"
-            " drops them all"
-        )
-        raise ConfigError(f"{error}\n{hint}") from error
+
+    where: str
+    tree: Mapping[str, Any]
+    by_ipc: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    def job(self, ipc: Any = None) -> Job:
+        """Return the job as it is given or, as one more override would, for another ``ipc``;
+        ``ConfigError`` listing all that is wrong.
+        """
+        own = ipc_settings.asked(self.tree, self.overrides, _Tree.ipc)
+        wanted = own if ipc is None else ipc
+        settings = self.by_ipc.get(wanted, {}) if isinstance(wanted, (int, float)) else {}
+        tree = ipc_settings.merged(self.tree, settings, f"{self.where}: {ipc_settings.KEY}")
+        named = _method_name(tree)
+        for override in self.overrides:
+            apply_override(tree, override)
+        if ipc is not None:
+            tree["ipc"] = ipc
+        try:
+            return parse_job(tree, self.where)
+        except ConfigError as error:
+            if named in (None, _method_name(tree)) or ": unknown key" not in str(error):
+                raise
+            hint = (
+                f"settings of method '{named}' that '{_method_name(tree)}' does not have: method=null before"
+                " method.name drops them all"
+            )
+            raise ConfigError(f"{error}\n{hint}") from error
 
 
-def _with_ipc_settings(tree: dict[str, Any], overrides: Sequence[str], path: str) -> dict[str, Any]:
-    """Return a file's tree with the settings of its ipc; ``ConfigError`` for a mistake in those of any."""
+def read_job(path: str | None, overrides: Sequence[str] = ()) -> JobFile:
+    """Return a YAML file with ``key.sub=value`` overrides; ``ConfigError`` for a file that is none,
+    and for a mistake in the settings of any ipc.
+    """
+    if path is None:
+        return JobFile("command line", {}, {}, tuple(overrides))
+    tree = read_tree(path)
+    tree.setdefault("name", os.path.splitext(os.path.basename(path))[0])
     entries = ipc_settings.take_out(tree, path)
-    chosen = ipc_settings.asked(tree, overrides, _Tree.ipc)
-    found = tree
-    if not entries:
-        return found
     try:
-        parse_job(tree, path)
-        whole = True
+        whole = bool(entries) and bool(parse_job(tree, path))
     except ConfigError:
         whole = False  # overrides make a job of it
     for ipc, settings in entries.items():
@@ -226,9 +237,12 @@ def _with_ipc_settings(tree: dict[str, Any], overrides: Sequence[str], path: str
         variant = ipc_settings.merged(tree, settings, where)
         if whole:
             parse_job({**variant, "ipc": ipc}, where)
-        if isinstance(chosen, (int, float)) and chosen == ipc:
-            found = variant
-    return found
+    return JobFile(path, tree, entries, tuple(overrides))
+
+
+def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
+    """Return the job of :func:`read_job`; ``ConfigError`` listing all that is wrong."""
+    return read_job(path, overrides).job()
 
 
 def given(path: str, key: str, overrides: Sequence[str]) -> bool:

@@ -42,9 +42,8 @@ def main(
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
-        from raydd.config import given, load_job
+        from raydd.config import given, read_job
         from raydd.core.errors import ConfigError
-        from raydd.core.ipc_settings import KEY
         from raydd.core.storage import absolute
         from raydd.runtime.sweep import sweeping
         from raydd.runtime.sweep.dry import dry_run as plan_of
@@ -54,17 +53,12 @@ def main(
             one.removeprefix("sweep.") for one in overrides if one.startswith("sweep.")
         )
         with refusing():
-            job = load_job(config, own)
+            job = read_job(config, own)
             if not given(config, "output", own):
-                job = replace(job, output=absolute(f"runs/{job.name}_sweep"))
+                place = absolute(f"runs/{job.job().name}_sweep")
+                job = replace(job, tree={**job.tree, "output": place})
             sweep = sweeping.make_sweep(job, space, of_space)
-            file = sweep.space.file
-            if given(config, KEY, ()) and "ipc" in {*file.keys, *file.trial, *file.final}:
-                raise ConfigError(
-                    f"{space}: ipc: {config} has settings by ipc, which a sweep does not put in place; give ipc=N"
-                    " beside --config"
-                )
-            if refit and not file.winner:
+            if refit and not sweep.space.file.winner:
                 raise ConfigError(f"--refit: {space} has winner: false, so there is none")
         if dry_run:
             with refusing():

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from raydd.config import Job, load_evaluation, load_job
+from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
 from raydd.core.units import canonical
 from raydd.methods import METHODS
-from raydd.runtime.output import flatten
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

@@ -14,9 +14,8 @@ import pytest
 from test_layers import LEVELS, TOP
 
 from raydd.cli import main
-from raydd.config import load_job
+from raydd.config import load_job, read_job
 from raydd.core.errors import ConfigError
-from raydd.core.typed_tree import plain
 from raydd.search.space import load_space
 
 ROOT = Path(__file__).parents[1]
@@ -185,9 +184,10 @@ def check_command(words: list[str]) -> None:
     else:  # an option alone
         assert words[1] in {option for parameter in verb.params for option in parameter.opts}
     if words[0] in ("distill", "sweep"):
-        job = load_job(str(ROOT / context.params["config"]), context.params["overrides"])
+        job = read_job(str(ROOT / context.params["config"]), context.params["overrides"])
+        job.job()
         if words[0] == "sweep":
-            load_space(str(ROOT / context.params["space"]), plain(job))
+            load_space(str(ROOT / context.params["space"]), job)
 
 
 def test_jobs_and_keys_of_the_papers_page_exist() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
 
 KEY = "by_ipc"
@@ -36,20 +37,11 @@ def take_out(tree: dict[str, Any], where: str) -> dict[float, dict[str, Any]]:
             )
         if not isinstance(settings, Mapping):
             raise ConfigError(f"{where}: {KEY}.{ipc}: {settings!r} is no mapping of keys to values")
-        entries[ipc] = _dotted(settings)
+        entries[ipc] = flatten(settings)
         for key in entries[ipc]:
             if key.split(".")[0] in REFUSED:
                 raise ConfigError(f"{where}: {KEY}.{ipc}: '{key}' cannot be set by ipc")
     return entries
-
-
-def _dotted(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        nested = isinstance(value, Mapping) and bool(value)
-        flat |= _dotted(value, f"{name}.") if nested else {name: value}
-    return flat
 
 
 def asked(tree: Mapping[str, Any], overrides: Sequence[str], default: float) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydd.artifacts.tables import Table
+from raydd.core.dotted_keys import flatten
 from raydd.pages.html import Child, Html, element, joined, slug
 
 
@@ -100,20 +101,10 @@ def details(summary: str, *children: Child, opened: bool = False) -> Html:
 def facts(values: Mapping[str, Any]) -> Html:
     """Return a key-value list; nothing for no values. Nested mappings are shown as ``key.key``."""
     items = []
-    for name, value in _flat(values):
+    for name, value in flatten(values).items():
         shown = value if isinstance(value, Html) else plain(value)
         items.append(element("div", element("dt", name), element("dd", shown)))
     return element("dl", *items, class_="facts") if items else Html("")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
 
 
 def plain(value: Any) -> str:

@@ -18,6 +18,7 @@ from raydd.artifacts.grid import grid, png
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import EvaluationJob, load_evaluation, method_from
+from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError, refusing
 from raydd.core.numerics import pick_device, tune_allocator
 from raydd.core.storage import Storage, absolute, join
@@ -36,7 +37,7 @@ from raydd.methods.method import DEFAULT_NETWORK, Problem
 from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import costs, measured_rate, render
 from raydd.runtime.lock import Lock
-from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as, flatten
+from raydd.runtime.output import Recorded, check_claim_as, check_place, claim_as
 from raydd.runtime.plan_record import record_plan
 from raydd.runtime.planning import listed, most_workers
 from raydd.runtime.resolved import describe as describe_protocols

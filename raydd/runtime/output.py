@@ -11,6 +11,7 @@ import yaml
 
 from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import Job, parse_job
+from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
 from raydd.core.storage import Storage
 from raydd.core.typed_tree import as_yaml
@@ -21,17 +22,6 @@ Recorded = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 _FREE = ("compute", "tracking", "output")
 _WRITTEN = ("distilled", "report.json", PAGE, PLAN, "loss.png", "pictures")
 """What a distillation writes into its output, below a ``job.yaml`` that says whose it is."""
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def claim(output: Storage, job: Job) -> bool:

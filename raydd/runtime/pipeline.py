@@ -15,6 +15,7 @@ from raydd.artifacts.grid import curve, grid, png
 from raydd.artifacts.published_folder import publish
 from raydd.artifacts.rendering import format_bytes
 from raydd.config import Job
+from raydd.core.dotted_keys import flatten
 from raydd.core.errors import Missing, RayddError, refusing
 from raydd.core.events import Event
 from raydd.core.keeping import register_run
@@ -32,7 +33,7 @@ from raydd.runtime.control import Control
 from raydd.runtime.devices import main_kind
 from raydd.runtime.estimate import stages_of
 from raydd.runtime.lock import Lock
-from raydd.runtime.output import claim, flatten, fleeting
+from raydd.runtime.output import claim, fleeting
 from raydd.runtime.plan_record import labelled, record_plan
 from raydd.runtime.planning import Plan, make_plan
 from raydd.runtime.resolved import protocol_params, settled

@@ -9,12 +9,12 @@ from typing import Any
 
 from raydd.artifacts.protocol import recipe_text
 from raydd.artifacts.report import PROTOCOLS
+from raydd.core.dotted_keys import flatten
 from raydd.core.typed_tree import plain
 from raydd.core.units import Stage, key_name
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.trainings import trainings
 from raydd.methods.method import Method, Problem
-from raydd.runtime.output import flatten
 from raydd.training.recipe import Recipe
 
 _PLAIN = (bool, int, float, str)

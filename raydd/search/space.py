@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from raydd.config import Job, parse_job
+from raydd.config import Job, JobFile, parse_job
+from raydd.core.dotted_keys import flatten, has_key, is_empty, value_at, with_values
 from raydd.core.errors import ConfigError, nearest
 from raydd.core.typed_tree import build, plain
-from raydd.core.yaml_tree import read_tree
+from raydd.core.yaml_tree import apply_override, read_tree
 from raydd.evaluation.protocols import OVERRIDES
 from raydd.search.domains import Choice, Domain, domain, label
 from raydd.search.metrics import check_metric, lower_is_better
@@ -101,20 +101,51 @@ class Key:
 class Space:
     """A checked space: the file, its keys in their order, and the job that they are keys of.
 
-    ``tree``: the job as a plain tree, with all defaults; ``own``: its values of the keys.
+    ``own``: the job's values of the keys; ``ipc``: its images per class. ``trees``: the job as a
+    plain tree, with all defaults, by number of images per class, made when they are asked for.
     """
 
     name: str
     file: SpaceFile
     keys: tuple[Key, ...]
-    tree: Mapping[str, Any]
+    job: JobFile
     own: Values
+    ipc: float
     mode: str
+    trees: dict[float | None, Mapping[str, Any]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def tree(self, values: Values) -> Mapping[str, Any]:
+        """Return the job in which values are set: as its file has it for their images per class."""
+        ipc = self.ipc_of(values)
+        known = isinstance(ipc, (int, float)) and (ipc in self.job.by_ipc or ipc == self.ipc)
+        place = self.ipc if not self.job.by_ipc else ipc if known else None
+        if place not in self.trees:
+            self.trees[place] = plain(self.job.job(ipc))
+        return self.trees[place]
+
+    def ipc_of(self, values: Values) -> Any:
+        """Return the images per class of a trial that sets these values."""
+        return {"ipc": self.ipc, **self.file.trial, **values}["ipc"]
+
+    def by_ipc(self) -> dict[str, dict[str, Any]]:
+        """Return what trials have for their images per class and the job does not: dotted keys, by ipc."""
+        own = flatten(self.tree({"ipc": self.ipc}))
+        found: dict[str, dict[str, Any]] = {}
+        for values in [*self.corners(), *self.file.points]:
+            found[label(self.ipc_of(values))] = {
+                key: value
+                for key, value in flatten(self.tree(values)).items()
+                if key.split(".")[0] not in (*CLOSED, "ipc")
+                and (key not in own or own[key] != value)
+            }
+        return {ipc: settings for ipc, settings in found.items() if settings}
 
     def active(self, key: Key, values: Values) -> bool:
         """Return whether a key has an effect beside these values of the keys before it."""
         return all(
-            label(_get(self.tree, other) if other not in values else values[other])
+            label(values[other] if other in values else value_at(self.tree(values), other))
             in map(label, allowed)
             for other, allowed in key.when.items()
         )
@@ -143,8 +174,14 @@ class Space:
         for key in self.keys:
             beside = {name: values[0] for name, values in key.when.items() if name in searched}
             if self.active(key, beside):
-                found += [{**self.own, **beside, key.name: one} for one in key.domain.tried()]
+                found += [{**self.own, **beside, key.name: one} for one in self._tried(key)]
         return list({signature(values): values for values in found}.values())
+
+    def _tried(self, key: Key) -> list[Any]:
+        own_settings = [
+            ipc for ipc in self.job.by_ipc if key.name == "ipc" and key.domain.holds(ipc)
+        ]
+        return [*key.domain.tried(), *own_settings]
 
     def better(self, one: float, two: float) -> bool:
         """Return whether a trial's value is better than another's."""
@@ -156,61 +193,42 @@ def signature(values: Values) -> str:
     return label({key: values[key] for key in sorted(values)})
 
 
-def load_space(path: str, tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> Space:
-    """Return the space of a YAML file for a job's plain ``tree``; ``ConfigError`` listing all that is wrong.
+def load_space(path: str, job: JobFile, overrides: Sequence[str] = ()) -> Space:
+    """Return the space of a YAML file for a job; ``ConfigError`` listing all that is wrong.
 
     Every end of a range and every choice is tried on the job. ``overrides``: ``key.sub=value`` of
     the space file itself.
     """
-    from raydd.core.yaml_tree import apply_override
-
     given = read_tree(path)
     for override in overrides:
         apply_override(given, override)
-    return parse_space(given, tree, path)
-
-
-def _dotted(tree: Any, leaf: Callable[[Any], bool], prefix: str = "") -> Any:
-    """Return nested groups of keys, as overrides make them, as one mapping with dotted keys; what is
-    set later holds.
-    """
-    if not isinstance(tree, Mapping):
-        return tree
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        nested = isinstance(value, Mapping) and not leaf(value)
-        flat |= _dotted(value, leaf, f"{name}.") if nested else {name: value}
-    return flat
-
-
-def _no_leaf(value: Any) -> bool:
-    return not value
+    return parse_space(given, job, path)
 
 
 def _is_spec(value: Any) -> bool:
     return not value or any(not isinstance(inner, Mapping) for inner in value.values())
 
 
-def parse_space(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -> Space:
+def parse_space(given: Mapping[str, Any], of: JobFile, where: str) -> Space:
     """Return the space that a plain tree describes; see :func:`load_space`."""
     given = dict(given)
-    for group, leaf in (("keys", _is_spec), ("trial", _no_leaf), ("final", _no_leaf)):
-        if group in given:
-            given[group] = _dotted(given[group], leaf)
+    for group in ("keys", "trial", "final"):  # nested where overrides have set them
+        if isinstance(given.get(group), Mapping):
+            leaf = _is_spec if group == "keys" else is_empty
+            given[group] = flatten(given[group], leaf)
     file = build(SpaceFile, given, where)
     if not file.keys:
         raise ConfigError(f"{where}: keys: is empty; name at least one key of the job to search")
-    job = parse_job(tree, "job")
+    job = of.job()
     whole = plain(job)
     mistakes: list[str] = []
     keys: list[Key] = []
-    for name, entry in (every := file.keys).items():
+    for name, entry in file.keys.items():
         try:
             _check_key(name, file, whole, f"{where}: keys.{name}")
             if not isinstance(entry, Mapping):
                 raise ConfigError(f"{where}: keys.{name}: {entry!r}; write a kind and its values")
-            found = Key(name, domain(name, entry, where), _when(name, every, keys, whole, where))
+            found = Key(name, domain(name, entry, where), _when(name, file, keys, of, whole, where))
             if file.search == "grid" and not isinstance(found.domain, Choice):
                 raise ConfigError(
                     f"{where}: keys.{name}: a grid needs choice or grid; for ranges use search: random or tpe"
@@ -225,17 +243,16 @@ def parse_space(given: Mapping[str, Any], tree: Mapping[str, Any], where: str) -
         raise ConfigError("\n".join(mistakes))
     own = {key.name: _own(key.name, whole, job) for key in keys}
     mode = file.mode or ("min" if lower_is_better(file.metric) else "max")
-    space = Space(
-        os.path.splitext(os.path.basename(where))[0], file, tuple(keys), dict(tree), own, mode
-    )
-    space = dataclasses.replace(space, own=space.without_idle(own), tree=whole)
+    stem = os.path.splitext(os.path.basename(where))[0]
+    space = Space(stem, file, tuple(keys), of, own, job.ipc, mode, {job.ipc: whole})
+    space = dataclasses.replace(space, own=space.without_idle(own))
     _check_jobs(space, where)
     return space
 
 
 def _own(name: str, whole: Mapping[str, Any], job: Job) -> Any:
     """Return a job's value of a key; of one that it leaves to its protocol, the protocol's."""
-    value, (group, _, key) = _get(whole, name), name.partition(".")
+    value, (group, _, key) = value_at(whole, name), name.partition(".")
     if value is not None or group != "evaluation" or key not in OVERRIDES:
         return value
     protocol = job.evaluation.resolve()
@@ -267,11 +284,11 @@ def _check_key(name: str, file: SpaceFile, whole: Mapping[str, Any], at: str) ->
         raise ConfigError(f"{at}: {top if top in CLOSED else name} {why}, and cannot be searched")
     if name in file.trial:
         raise ConfigError(f"{at}: stands under trial, too; a searched key has no other value")
-    known = list(_flat(whole))
-    if not _has(whole, name):
+    known = flatten(whole)
+    if not has_key(whole, name):
         raise ConfigError(f"{at}: the job has no such key{nearest(name, known)}")
-    if isinstance(_get(whole, name), Mapping) and name != "method":
-        inner = ", ".join(f"{name}.{key}" for key in _get(whole, name))
+    if isinstance(value_at(whole, name), Mapping) and name != "method":
+        inner = ", ".join(f"{name}.{key}" for key in value_at(whole, name))
         raise ConfigError(f"{at}: is a group of keys; search one of them: {inner}")
 
 
@@ -284,24 +301,38 @@ def _check_set(
         raise ConfigError(f"{at}: is set by the sweep or changes nothing of a set")
     if allowed and not name.startswith(allowed):
         raise ConfigError(f"{at}: the test of finished sets has keys of evaluation only")
-    if not _has(whole, name):
-        raise ConfigError(f"{at}: the job has no such key{nearest(name, list(_flat(whole)))}")
+    if not has_key(whole, name):
+        raise ConfigError(f"{at}: the job has no such key{nearest(name, flatten(whole))}")
 
 
 def _when(
-    name: str, every: Mapping[str, Any], keys: Sequence[Key], whole: Mapping[str, Any], where: str
+    name: str,
+    file: SpaceFile,
+    keys: Sequence[Key],
+    job: JobFile,
+    whole: Mapping[str, Any],
+    where: str,
 ) -> dict[str, tuple[Any, ...]]:
-    given, at = every[name].get("when", {}), f"{where}: keys.{name}.when"
+    every, at = file.keys, f"{where}: keys.{name}.when"
+    given = every[name].get("when", {})
     if not isinstance(given, Mapping):
         raise ConfigError(f"{at}: {given!r}; write a mapping of keys to values")
     before = {key.name: key for key in keys}
     found: dict[str, tuple[Any, ...]] = {}
     for other, values in given.items():
         allowed = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-        if other not in before and (other in every or not _has(whole, other)):
+        if other not in before and (other in every or not has_key(whole, other)):
             raise ConfigError(
                 f"{at}.{other}: must be a key of the job, searched above this one if it is searched"
-                f"{nearest(other, [*before, *_flat(whole)])}"
+                f"{nearest(other, [*before, *flatten(whole)])}"
+            )
+        if (
+            "ipc" in every
+            and "ipc" not in before
+            and any(other in of for of in job.by_ipc.values())
+        ):
+            raise ConfigError(
+                f"{at}.{other}: {job.where} sets it by ipc: search ipc above this key"
             )
         if other in before:
             for value in allowed:
@@ -330,7 +361,7 @@ def _check_jobs(space: Space, where: str) -> None:
                 mistakes[f"{where}: points.{place}.{key.name}: {text}"] = None
     for values in [*space.corners(), *(() if mistakes else space.file.points)]:
         try:
-            job = parse_job(with_values(space.tree, {**space.file.trial, **values}), where)
+            job = parse_job(with_values(space.tree(values), {**space.file.trial, **values}), where)
             job.evaluation.architectures(job.method.student_network)
             jobs.append(job)
         except ConfigError as error:
@@ -355,46 +386,3 @@ def _check_scheduler(space: Space, jobs: Sequence[Job], where: str) -> None:
             f"{where}: scheduler: {name} needs accuracies while a trial runs: set evaluation.every under trial, or in"
             " the job"
         )
-
-
-def with_values(tree: Mapping[str, Any], values: Values) -> dict[str, Any]:
-    """Return a job's tree with values set by dotted key; ``method: null`` before other keys of another method."""
-    made: dict[str, Any] = copy.deepcopy(dict(tree))
-    for name, value in values.items():
-        if value == _get(made, name):
-            continue
-        parts, at = name.split("."), made
-        for part in parts[:-1]:
-            if at.get(part) is None:
-                at[part] = {}
-            at = at[part]
-        at[parts[-1]] = value
-    return made
-
-
-_ABSENT = object()
-
-
-def _get(tree: Any, name: str) -> Any:
-    for part in name.split("."):
-        tree = tree.get(part, _ABSENT) if isinstance(tree, Mapping) else _ABSENT
-    return None if tree is _ABSENT else tree
-
-
-def _has(tree: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for key, value in tree.items():
-        names += (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping) and value
-            else [f"{prefix}{key}"]
-        )
-    return names

@@ -91,13 +91,15 @@ def test_they_belong_into_a_file(tmp_path: Path) -> None:
         load_job(written(tmp_path), ["by_ipc.1.method.lr_img=2"])
 
 
-def test_a_sweep_over_ipc_is_refused(tmp_path: Path) -> None:
+def test_a_sweep_over_ipc_says_what_trials_have_by_it(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("keys: {ipc: {choice: [1, 10]}}\nsearch: grid\n")
     asked = ["--config", written(tmp_path), "--space", str(space), "--dry-run"]
     done = CliRunner().invoke(sweep, [*asked, f"output={tmp_path}/out", f"store={tmp_path}/store"])
-    assert done.exit_code == 2
-    assert "settings by ipc, which a sweep does not put in place" in done.output
+    assert done.exit_code == 0, done.output
+    said = done.output[done.output.index("\nby_ipc:") :]
+    for line in ("'1':", "method.batch_real: 5000", "method.iterations: 50", "method.lr_img: 1.0"):
+        assert line in said
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import yaml
 from conftest import Cluster, S3Server
 from driving import CONFIG, Driver, environment, finish, overrides
 
-from raydd.config import load_job
+from raydd.config import read_job
 from raydd.core.storage import Storage
 from raydd.runtime.sweep.sweeping import make_sweep, run_sweep
 from raydd.search.trials import Trial, TrialJournal
@@ -49,7 +49,7 @@ def write_space(folder: Path) -> str:
 def in_process(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The facts of the sweep, run in this process without Ray and undisturbed."""
     folder = tmp_path_factory.mktemp("sweep")
-    job = load_job(CONFIG, overrides(folder, 0, LONGER))
+    job = read_job(CONFIG, overrides(folder, 0, LONGER))
     run_sweep(make_sweep(job, write_space(folder)), lambda line: None)
     found = facts(json.loads((folder / "out/sweep.json").read_text()))
     assert len({row["value"] for row in found[0]}) > 2

@@ -16,12 +16,13 @@ import yaml
 from click.testing import CliRunner
 
 from raydd.cli import main
-from raydd.config import load_job
+from raydd.config import load_job, read_job
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.storage import Storage
 from raydd.runtime.control import Control
 from raydd.runtime.session import Interrupted
 from raydd.runtime.sweep import sweeping
+from raydd.runtime.sweep.final_jobs import final_job
 from raydd.runtime.sweep.sweep_plan import Sweep
 from raydd.runtime.sweep.trial_tracking import tracked_here, tracked_on
 from raydd.search.desk import SweepDesk
@@ -54,7 +55,7 @@ def sweep_of(folder: Path, space: Mapping[str, Any], output: str = "sweep", **jo
     }
     (folder / "job.yaml").write_text(yaml.safe_dump(tree))
     (folder / "space.yaml").write_text(yaml.safe_dump(dict(space)))
-    return sweeping.make_sweep(load_job(str(folder / "job.yaml")), str(folder / "space.yaml"))
+    return sweeping.make_sweep(read_job(str(folder / "job.yaml")), str(folder / "space.yaml"))
 
 
 def quiet(line: str) -> None: ...
@@ -116,7 +117,6 @@ def test_students_of_the_test_are_none_that_selected(tmp_path: Path) -> None:
     trial = sweep.trial(1, {"method.lr_img": 0.1})
     from raydd.runtime.planning import make_plan
     from raydd.runtime.session import described
-    from raydd.runtime.sweep.final_jobs import final_job
 
     final = final_job(sweep, Trial(1, {"method.lr_img": 0.1}, "grid"))
     info = described(trial.dataset, "test").info
@@ -252,6 +252,41 @@ def test_what_no_key_touches_is_computed_once(tmp_path: Path) -> None:
     lent = sorted(tested.glob("*.safetensors"))
     assert [path.read_bytes() for path in lent] == [path.read_bytes() for path in labels]
     assert not Path(sweep.output, sweep.place(1), "distilled", "labels").exists()
+
+
+def test_trials_of_other_images_per_class_have_the_settings_of_theirs(tmp_path: Path) -> None:
+    space = {
+        "search": "grid",
+        "keys": {"ipc": {"grid": [1, 2, 3]}, "method.lr_img": {"grid": [0.1, 5.0]}},
+        "trial": {"evaluation.epochs": 2},
+    }
+    by_ipc = {
+        2: {"method": {"batch_real": 4, "lr_img": 3.0}, "evaluation.epochs": 30},
+        1: {"method.iterations": 3},
+    }
+    sweep = sweep_of(tmp_path, space, by_ipc=by_ipc)
+    for ipc, epochs in ((1, 20), (2, 30), (3, 20)):
+        values = {"ipc": ipc, "method.lr_img": 0.1}
+        asked = [f"{key}={value}" for key, value in values.items()]
+        alone = load_job(str(tmp_path / "job.yaml"), asked)
+        assert sweep.trial(1, values).method == alone.method
+        assert sweep.trial(1, values).evaluation.epochs == 2
+        assert sweep.complete(values, alone.output) == alone
+        final = final_job(sweep, Trial(1, values, "grid"))
+        assert (final.method, final.evaluation.epochs) == (alone.method, epochs)
+    report = sweeping.run_sweep(sweep, quiet).report
+    assert report.trials[0].values == {"ipc": 1, "method.lr_img": 1.0}
+    for trial in report.trials:
+        made = json.loads(Path(sweep.output, sweep.place(trial.number), "report.json").read_text())
+        assert made["ipc"] == trial.values["ipc"]
+    written = yaml.safe_load(Path(sweep.output, "job.yaml").read_text())["by_ipc"]
+    assert written["2"]["method.batch_real"] == 4
+    assert written["3"] == {"method.iterations": 6}
+    again = sweeping.run_sweep(sweep_of(tmp_path, space, by_ipc=by_ipc), quiet).report
+    assert facts(again) == facts(report)
+    by_ipc[2]["method"] = {"batch_real": 5, "lr_img": 3.0}
+    with pytest.raises(ConfigError, match=r"by_ipc\.2\.method\.batch_real: 4 there, 5 now"):
+        sweeping.run_sweep(sweep_of(tmp_path, space, by_ipc=by_ipc), quiet)
 
 
 def test_another_sweep_finds_what_was_made(tmp_path: Path) -> None:

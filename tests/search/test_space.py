@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from raydd.config import parse_job
+from raydd.config import JobFile
+from raydd.core.dotted_keys import with_values
 from raydd.core.errors import ConfigError
 from raydd.core.typed_tree import plain
 from raydd.search.domains import Choice, Integer, Stepped, Uniform, domain, label
-from raydd.search.space import Space, parse_space, with_values
+from raydd.search.space import Space, parse_space
 
 JOB: dict[str, Any] = {
     "name": "job",
@@ -22,12 +24,13 @@ JOB: dict[str, Any] = {
     "output": "/nowhere/output",
     "store": "/nowhere/store",
 }
-TREE = plain(parse_job(JOB))
+GIVEN = JobFile("job.yaml", JOB)
+TREE = plain(GIVEN.job())
 
 
-def space_of(keys: Mapping[str, Any], **more: Any) -> Space:
+def space_of(keys: Mapping[str, Any], job: JobFile = GIVEN, **more: Any) -> Space:
     """Return the space of a tree named ``space.yaml``."""
-    return parse_space({"keys": dict(keys), **more}, TREE, "space.yaml")
+    return parse_space({"keys": dict(keys), **more}, job, "space.yaml")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_nested_keys_of_overrides_are_dotted_ones() -> None:
             },
             "trial": {"method.iterations": 5, "method": {"iterations": 4}},
         },
-        TREE,
+        GIVEN,
         "space.yaml",
     )
     assert found.keys[0].domain == Uniform(0.2, 1.0)
@@ -224,10 +227,8 @@ def test_a_key_that_never_has_an_effect_is_not_tried() -> None:
 def test_what_a_job_leaves_to_its_protocol_is_its_own_value() -> None:
     keys = {"evaluation.lr": {"loguniform": [1e-3, 0.1]}}
     assert space_of(keys).own == {"evaluation.lr": 0.01}
-    augmented = parse_job({**JOB, "evaluation": {"protocol": "dc"}})
-    found = parse_space(
-        {"keys": {"evaluation.epochs": {"choice": [9]}}}, plain(augmented), "s.yaml"
-    )
+    augmented = JobFile("job.yaml", {**JOB, "evaluation": {"protocol": "dc"}})
+    found = space_of({"evaluation.epochs": {"choice": [9]}}, augmented)
     assert found.own == {"evaluation.epochs": None}, "300, or 1000 where augmented: not one number"
 
 
@@ -236,3 +237,57 @@ def test_equal_values_have_equal_labels(one: object, two: object) -> None:
     assert label(one) == label(two)
     assert label(True) != label(1)
     assert label(0.5) == "0.5"
+
+
+BY_IPC = dataclasses.replace(
+    GIVEN,
+    by_ipc={1: {"method.batch_real": 9}, 5: {"method.lr_img": 7.0, "method.batch_real": 8}},
+    overrides=("method.iterations=3",),
+)
+"""At one image per class and at five a job of its own, each with an override."""
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, (9, 0.5, 3)),
+        ({"ipc": 1}, (9, 0.5, 3)),
+        ({"ipc": 5}, (8, 7.0, 3)),
+        ({"ipc": 3}, (256, 0.5, 3)),
+        ({"ipc": 4}, (256, 0.5, 3)),
+    ],
+)
+def test_a_trial_has_what_the_job_sets_for_its_images_per_class(
+    values: Mapping[str, Any], found: tuple[Any, ...]
+) -> None:
+    space = space_of({"ipc": {"choice": [1, 3, 4, 5]}}, BY_IPC)
+    method = space.tree(values)["method"]
+    assert (method["batch_real"], method["lr_img"], method["iterations"]) == found
+    assert space.by_ipc() == {
+        "3": {"method.batch_real": 256},
+        "4": {"method.batch_real": 256},
+        "5": {"method.batch_real": 8, "method.lr_img": 7.0},
+    }
+    assert space_of({"ipc": {"choice": [1, 5]}}).by_ipc() == {}
+
+
+def test_what_a_space_sets_for_all_trials_says_what_the_job_sets_by_it() -> None:
+    space = space_of({"method.lr_img": {"choice": [1, 2]}}, BY_IPC, trial={"ipc": 5})
+    assert space.tree({"method.lr_img": 1})["method"]["batch_real"] == 8
+    assert space.by_ipc() == {"5": {"method.batch_real": 8, "method.lr_img": 7.0}}
+    assert space.tree({"ipc": 1})["method"]["batch_real"] == 9
+
+
+def test_every_number_with_settings_of_its_own_is_tried() -> None:
+    wrong = dataclasses.replace(BY_IPC, by_ipc={5: {"method.batch_real": -8}})
+    assert space_of({"ipc": {"randint": [1, 4]}}, wrong).by_ipc() == {}
+    with pytest.raises(ConfigError, match=r"method\.batch_real: .* not -8"):
+        space_of({"ipc": {"randint": [1, 9]}}, wrong)
+
+
+def test_a_condition_on_what_is_set_by_ipc_is_of_the_trials_ipc() -> None:
+    lr = {"method.lr_img": {"choice": [1.0], "when": {"method.batch_real": 8}}}
+    space = space_of({"ipc": {"grid": [1, 5]}, **lr}, BY_IPC, search="grid")
+    assert space.grid() == [{"ipc": 1}, {"ipc": 5, "method.lr_img": 1.0}]
+    with pytest.raises(ConfigError, match=r"job\.yaml sets it by ipc: search ipc above this key"):
+        space_of({**lr, "ipc": {"grid": [1, 5]}}, BY_IPC, search="grid")

@@ -11,8 +11,7 @@ from click.testing import CliRunner
 
 from raydd.augment.dsa import parse_strategy
 from raydd.cli import main
-from raydd.config import Job, load_job
-from raydd.core.typed_tree import plain
+from raydd.config import JobFile, read_job
 from raydd.methods import METHODS
 from raydd.networks import normalise_name, pool
 from raydd.search.space import Space, load_space
@@ -69,16 +68,16 @@ every_pair = pytest.mark.parametrize(
 
 
 @functools.cache
-def job_of(words: str) -> Job:
+def job_of(words: str) -> JobFile:
     """Return a job by its file's name and overrides."""
     file, *overrides = words.split()
-    return load_job(str(ROOT / "jobs" / f"{file}.yaml"), overrides)
+    return read_job(str(ROOT / "jobs" / f"{file}.yaml"), overrides)
 
 
 @functools.cache
 def space_of(name: str, job: str) -> Space:
     """Return the space of a file for a job: every end and choice has been tried on it."""
-    return load_space(str(FOLDER / f"{name}.yaml"), plain(job_of(job)))
+    return load_space(str(FOLDER / f"{name}.yaml"), job_of(job))
 
 
 def outside(space: Space) -> list[str]:
@@ -112,7 +111,7 @@ def test_a_file_fits_its_jobs(name: str, job: str) -> None:
 
 def test_a_published_value_outside_is_seen() -> None:
     path = str(FOLDER / "dc.yaml")
-    space = load_space(path, plain(job_of("cifar10_dc method.lr_img=2 method.init=real")))
+    space = load_space(path, job_of("cifar10_dc method.lr_img=2 method.init=real"))
     assert outside(space) == ["method.lr_img"]
 
 
@@ -128,18 +127,21 @@ def test_a_file_names_its_jobs_and_jobs_that_exist(name: str) -> None:
 @pytest.mark.parametrize("method", sorted(set(METHODS.names()) - WITHOUT_KEYS))
 def test_every_method_has_a_file_of_its_keys(method: str) -> None:
     (first, *_) = JOBS[method]
-    assert job_of(first).method.name == method
+    assert job_of(first).job().method.name == method
     keys = [key.name for key in space_of(method, first).keys]
     assert any(key.startswith("method.") for key in keys)
-    assert ("method.lr_img" in keys) == hasattr(job_of(first).method, "lr_img")
-    loss = job_of(first).evaluation.resolve().loss
+    assert ("method.lr_img" in keys) == hasattr(job_of(first).job().method, "lr_img")
+    loss = job_of(first).job().evaluation.resolve().loss
     assert ("evaluation.ce_weight" in keys) == (loss == "mse_gt")
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_snapshots_stop_trials_where_there_are_any(name: str) -> None:
     space = space_of(name, JOBS[name][0])
-    snapshots = not job_of(JOBS[name][0]).method.soft_labels and name not in ("herding", "kcenter")
+    snapshots = not job_of(JOBS[name][0]).job().method.soft_labels and name not in (
+        "herding",
+        "kcenter",
+    )
     assert (space.file.scheduler == "asha") == snapshots
 
 

@@ -8,13 +8,12 @@ from raydd.artifacts.rendering import format_bytes
 from raydd.core.errors import DataError
 from raydd.core.numerics import pick_device
 from raydd.core.store import Store, device_kind
-from raydd.core.typed_tree import as_yaml, plain
 from raydd.core.units import Ref
 from raydd.data.datasets import FoundData
 from raydd.runtime.estimate import costs, critical_seconds, duration, measured_rate, stages_of
 from raydd.runtime.output import check_place
 from raydd.runtime.planning import listed, most_workers
-from raydd.runtime.sweep.sweep_claim import check_claim, count_text
+from raydd.runtime.sweep.sweep_claim import check_claim, count_text, whole_text
 from raydd.runtime.sweep.sweep_plan import Sweep, corners
 from raydd.search.domains import label
 from raydd.search.searchers import grid_points
@@ -27,7 +26,7 @@ def dry_run(sweep: Sweep) -> tuple[str, list[str]]:
     check_claim(sweep)
     job, file = sweep.job, sweep.space.file
     first = sweep.trial(0, sweep.space.own)
-    parts = [as_yaml({"sweep": plain(file), "job": job.stated()}).rstrip(), ""]
+    parts = [whole_text(sweep).rstrip(), ""]
     parts += ["searched:", *(f"  {key.name}: {key.domain.text()}" for key in sweep.space.keys)]
     parts += [f"  job's own: {values(sweep.space.own)}", "", f"trials: {count_text(sweep)}"]
     if file.search == "grid":

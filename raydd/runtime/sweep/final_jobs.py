@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from raydd.artifacts.report import Report
 from raydd.config import Job, parse_job
+from raydd.core.dotted_keys import with_values
 from raydd.core.storage import join
 from raydd.runtime.sweep.sweep_plan import Sweep
 from raydd.search.results import SweepReport, Tested, place_of_test
-from raydd.search.space import with_values
 from raydd.search.trials import Trial, number
 
 FRESH = 1_000_003
@@ -25,15 +25,15 @@ _REFIT = (
 
 def final_job(sweep: Sweep, trial: Trial) -> Job:
     """Return a trial's job with the job's own evaluation on the test set, by fresh students."""
-    made = sweep.trial(trial.number, trial.values)
-    own = {key: value for key, value in trial.values.items() if key.startswith("evaluation.")}
+    output = join(sweep.output, place_of_test(trial.number))
+    made, whole = sweep.trial(trial.number, trial.values), sweep.complete(trial.values, output)
     tree = with_values(
         made.resolved(),
-        {"evaluation": sweep.job.resolved()["evaluation"], **own, **sweep.space.file.final},
+        {"evaluation": whole.resolved()["evaluation"], **sweep.space.file.final},
     )
     fixed = {
         "name": f"{made.name}-test",
-        "output": join(sweep.output, place_of_test(trial.number)),
+        "output": output,
         "evaluation.split": "test",
         "evaluation.every": None,
         "evaluation.seed": FRESH + sweep.job.seeds[0],

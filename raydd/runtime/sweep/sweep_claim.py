@@ -7,6 +7,7 @@ from typing import Any
 
 from raydd.config import Job, parse_job
 from raydd.core.errors import ConfigError
+from raydd.core.ipc_settings import KEY
 from raydd.core.storage import Storage
 from raydd.core.typed_tree import as_yaml, build, plain
 from raydd.runtime.output import check_claim_as, check_place, claim_as
@@ -30,30 +31,42 @@ WRITTEN = (
 def check_claim(sweep: Sweep) -> None:
     """Raise ``ConfigError`` if a local output is a file, or another run's; nothing is written."""
     check_place("output", sweep.output)
-    check_claim_as(sweep.output, _claimed(sweep.job, sweep.space.file), _recorded, WRITTEN)
+    check_claim_as(sweep.output, _asked(sweep), _recorded, WRITTEN)
 
 
 def _recorded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         space = build(SpaceFile, tree["sweep"], "job.yaml")
-        return _claimed(parse_job(tree["job"]), space)
+        return _claimed(parse_job(tree["job"]), space, tree.get(KEY, {}))
     except (ConfigError, KeyError, TypeError):
         return tree
 
 
 def claim_sweep(output: Storage, sweep: Sweep) -> bool:
     """Write what is swept, or compare with what is there; return whether the output is new."""
-    text = as_yaml({"sweep": plain(sweep.space.file), "job": sweep.job.stated()})
-    return claim_as(output, text, _claimed(sweep.job, sweep.space.file), _recorded, WRITTEN)
+    return claim_as(output, whole_text(sweep), _asked(sweep), _recorded, WRITTEN)
 
 
-def _claimed(job: Job, file: SpaceFile) -> dict[str, Any]:
+def whole_text(sweep: Sweep) -> str:
+    """Return all that a sweep is asked, as YAML: its space and its job, and what this has for other
+    images per class that trials have.
+    """
+    asked = {"sweep": plain(sweep.space.file), "job": sweep.job.stated()}
+    return as_yaml(asked | ({KEY: settings} if (settings := sweep.space.by_ipc()) else {}))
+
+
+def _asked(sweep: Sweep) -> dict[str, Any]:
+    return _claimed(sweep.job, sweep.space.file, sweep.space.by_ipc())
+
+
+def _claimed(job: Job, file: SpaceFile, by_ipc: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes a sweep another one: a larger budget, and where it runs, do not."""
     space = {key: value for key, value in plain(file).items() if key != "budget"}
     free = ("compute", "tracking", "output", "store")
     return {
         "sweep": space,
         "job": {key: value for key, value in job.resolved().items() if key not in free},
+        KEY: by_ipc,
     }
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydd.config import Job, parse_job
+from raydd.core.dotted_keys import with_values
 from raydd.core.errors import ConfigError
 from raydd.core.storage import join
 from raydd.core.units import Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.runtime.planning import Plan, make_plan
 from raydd.search.domains import label
-from raydd.search.space import Space, Values, with_values
+from raydd.search.space import Space, Values
 
 OWN_CPUS = 0.01
 """What a trial with a Train group of its own reserves for itself: next to nothing."""
@@ -51,7 +52,8 @@ class Sweep:
             fixed |= {"dataset.holdout": self.holdout, "evaluation.split": "holdout"}
             if file.metric not in ("hlr", "ior"):
                 fixed["evaluation.baselines"] = []
-        return parse_job(with_values(self.space.tree, fixed | file.trial | dict(values)), "trial")
+        tree = self.space.tree(values)
+        return parse_job(with_values(tree, fixed | file.trial | dict(values)), "trial")
 
     @property
     def holdout(self) -> float | int:
@@ -65,7 +67,8 @@ class Sweep:
     def complete(self, values: Values, output: str) -> Job:
         """Return the job as it was given, with a trial's values."""
         fixed = {"output": output, "seeds": list(self.job.seeds)}
-        return parse_job(with_values(self.space.tree, {**values, **fixed}), "job")
+        tree = self.space.tree({"ipc": self.job.ipc, **values})
+        return parse_job(with_values(tree, {**values, **fixed}), "job")
 
 
 @dataclass

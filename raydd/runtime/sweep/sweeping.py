@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raydd.artifacts.report import Report
-from raydd.config import Job
+from raydd.config import Job, JobFile
+from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
 from raydd.core.keeping import register_run
 from raydd.core.numerics import tune_allocator
@@ -22,7 +23,6 @@ from raydd.data.datasets import Described
 from raydd.runtime.control import Control
 from raydd.runtime.estimate import unit_table
 from raydd.runtime.lock import Lock
-from raydd.runtime.output import flatten
 from raydd.runtime.pipeline import run_job, store_of
 from raydd.runtime.planning import make_plan, most_workers
 from raydd.runtime.progress import Progress, clock
@@ -76,9 +76,10 @@ class SweepOutcome:
         return "\n".join(["", table(self.report), "", *self.report.notes, shared, "", *lines])
 
 
-def make_sweep(job: Job, space: str, overrides: tuple[str, ...] = ()) -> Sweep:
+def make_sweep(of: JobFile, space: str, overrides: tuple[str, ...] = ()) -> Sweep:
     """Return a job with a space file's keys; ``ConfigError`` for all that is wrong with it."""
-    found = load_space(space, plain(job), overrides)
+    job = of.job()
+    found = load_space(space, of, overrides)
     sweep = Sweep(job, found, job.output)
     if found.file.workers_per_trial and job.compute.workers == 0:
         raise ConfigError(

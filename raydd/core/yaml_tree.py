@@ -47,9 +47,8 @@ def read_tree(path: str) -> dict[str, Any]:
             f"{path}: not a readable YAML file: {' '.join(str(error).split())}"
         ) from error
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: a job is a mapping of keys to values, this is a {type(tree).__name__}"
-        )
+        found = "is empty" if tree is None else f"holds a {type(tree).__name__}"
+        raise ConfigError(f"{path}: {found}; keys and values are needed (key: value)")
     return tree
 
 

@@ -75,7 +75,8 @@ def _is_new(
         old = None
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"output: {output.url}/job.yaml is not readable ({error}); choose another output"
+            f"output: {output.url}/job.yaml is torn, or no YAML: whose folder it is cannot be told; choose another"
+            " output (output=…)"
         ) from error
     if old is not None and not isinstance(old, dict):
         raise ConfigError(

@@ -71,7 +71,7 @@ class SweepDesk:
         self.found = sum(trial.ended for trial in self.trials)
         self.begun = clock()
         self.stopping = False
-        self.trouble = ""
+        self.trouble = trouble_of(space, self.trials)
         self.held: dict[str, tuple[int, int]] = {}
         self.handed: set[int] = set()
         self.running: dict[int, float] = {}
@@ -205,9 +205,7 @@ class SweepDesk:
         trial = self.trials[number]
         trial.state, trial.reason, trial.value = "failed", reason, None
         self._end(trial, work or {})
-        ended = [one for one in self.trials if one.ended and one.same is None]
-        if len(ended) >= self.space.file.give_up and all(one.state == "failed" for one in ended):
-            self.trouble = f"the first {len(ended)} trials all failed; trial {number}: {reason}"
+        self.trouble = trouble_of(self.space, self.trials)
 
     def lost(self, number: int, reason: str) -> None:
         """Note that a trial's processes died; nothing if it has ended."""
@@ -286,3 +284,12 @@ class SweepDesk:
     def snapshot(self) -> Sequence[Trial]:
         """Return the trials as they are."""
         return [dataclasses.replace(trial) for trial in self.trials]
+
+
+def trouble_of(space: Space, trials: Sequence[Trial]) -> str:
+    """Return why a sweep with these trials gives up, empty if it does not: its first ``give_up`` ones all failed."""
+    ended = [trial for trial in trials if trial.ended and trial.same is None]
+    if len(ended) < space.file.give_up or any(trial.state != "failed" for trial in ended):
+        return ""
+    what = f"the first {len(ended)} trials all failed; trial {ended[-1].number}: {ended[-1].reason}"
+    return f"{what} (sweep.give_up={len(ended) + 1} tries another)"

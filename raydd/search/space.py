@@ -221,7 +221,7 @@ def parse_space(given: Mapping[str, Any], of: JobFile, where: str) -> Space:
         raise ConfigError(f"{where}: keys: is empty; name at least one key of the job to search")
     job = of.job()
     whole = plain(job)
-    mistakes: list[str] = []
+    mistakes = _without_effect(file, where)
     keys: list[Key] = []
     for name, entry in file.keys.items():
         try:
@@ -248,6 +248,18 @@ def parse_space(given: Mapping[str, Any], of: JobFile, where: str) -> Space:
     space = dataclasses.replace(space, own=space.without_idle(own))
     _check_jobs(space, where)
     return space
+
+
+def _without_effect(file: SpaceFile, where: str) -> list[str]:
+    """Return a line for each key of ``stopping`` that the scheduler does not read."""
+    idle = {
+        "grace": file.stopping.grace is not None and file.scheduler == "none",
+        "reduction": file.stopping.reduction != Asha.reduction and file.scheduler != "asha",
+    }
+    beside = f"scheduler: {file.scheduler}; choose asha, or drop it (stopping: null)"
+    return [
+        f"{where}: stopping.{key} has no effect with {beside}" for key, bad in idle.items() if bad
+    ]
 
 
 def _own(name: str, whole: Mapping[str, Any], job: Job) -> Any:

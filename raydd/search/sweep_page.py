@@ -91,6 +91,8 @@ def _lead(sweep: SweepFacts) -> Html:
     )
     parts = [element("p", what, class_="lead")]
     parts += [note(line) for line in report.notes]
+    if report.trouble:
+        parts.append(note(f"The sweep gave up: {report.trouble}."))
     if report.select and report.winner is not None and not report.tested:
         parts.append(note("The winner is not tested: the sweep has not come to its end."))
     if not ranked(report.trials, report.mode):

@@ -332,12 +332,31 @@ def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(
 
     monkeypatch.setattr(trial_run, "run_job", breaking)
     space = {"keys": {"method.lr_img": {"loguniform": [0.1, 10]}}, "budget": {"trials": 9}}
-    with pytest.raises(RunFailed, match="first 3 trials all failed; trial 2: NaN in images"):
-        sweeping.run_sweep(sweep_of(tmp_path, space), quiet)
-    assert len(TrialJournal(Storage(str(tmp_path / "sweep"))).read()) == 3
+    for give_up, begun in ((3, 3), (3, 3), (5, 5)):
+        said = f"first {begun} trials all failed; trial {begun - 1}: NaN in images"
+        with pytest.raises(RunFailed, match=said):
+            sweeping.run_sweep(sweep_of(tmp_path, {**space, "give_up": give_up}), quiet)
+        assert len(TrialJournal(Storage(str(tmp_path / "sweep"))).read()) == begun
     told = CliRunner().invoke(main, ["status", str(tmp_path / "sweep")])
     assert told.exit_code == 1, told.output
-    assert "failed: the first 3 trials all failed; trial 2: NaN in images" in told.output
+    assert "failed: the first 5 trials all failed; trial 4: NaN in images" in told.output
+    page = CliRunner().invoke(main, ["report", str(tmp_path / "sweep")])
+    assert "(failed)" in page.output
+    text = Path(tmp_path, "sweep", "report.html").read_text()
+    assert "The sweep gave up: the first 5 trials all failed; trial 4: NaN in images" in text
+
+
+def test_a_torn_job_file_is_said_to_be_torn(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"search": "grid", "keys": LR})
+    Storage(sweep.output).put("job.yaml", b"sweep:\n  keys: {method.lr_img: [0")
+    with pytest.raises(
+        ConfigError, match=r"job\.yaml is torn, or no YAML: whose .* cannot be told"
+    ) as error:
+        sweeping.run_sweep(sweep, quiet)
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=r"empty\.yaml: is empty; keys and values are needed"):
+        sweeping.make_sweep(read_job(str(tmp_path / "job.yaml")), str(tmp_path / "empty.yaml"))
 
 
 def test_a_table_selects_nothing_and_is_of_the_test_set(tmp_path: Path) -> None:

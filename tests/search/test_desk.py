@@ -230,8 +230,17 @@ def test_failures_are_rows_unless_the_first_trials_all_fail(tmp_path: Path) -> N
         bad.begin(number)
         bad.failed(number, "NaN")
     assert bad.next() is None
-    assert "first 2 trials all failed" in bad.trouble
-    assert "NaN" in bad.trouble
+    said = "the first 2 trials all failed; trial 1: NaN (sweep.give_up=3 tries another)"
+    assert bad.trouble == said
+    again = desk_of(space, tmp_path / "b")
+    assert (again.next(), again.trouble) == (None, said)
+    assert len(again.trials) == 2
+    patient = space_of(LR, search="random", budget={"trials": 6}, give_up=3)
+    further = desk_of(patient, tmp_path / "b")
+    assert further.next() == 2
+    further.begin(2)
+    further.finished(2, result(1.0))
+    assert further.next() == 3
 
 
 def test_a_value_that_is_not_finite_is_a_failure(tmp_path: Path) -> None:

@@ -133,6 +133,16 @@ def test_kinds_that_are_none_are_refused(entry: Mapping[str, Any], text: str) ->
             {"points": [{"method.lr_im": 0.2}]},
             "did you mean 'method.lr_img'?",
         ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"stopping": {"grace": 5}},
+            "stopping.grace has no effect with scheduler: none",
+        ),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"stopping": {"reduction": 2}, "scheduler": "median"},
+            "stopping.reduction has no effect with scheduler: median",
+        ),
         ({"method.lr_img": {"uniform": [0.1, 1]}}, {"holdout": 1.5}, "holdout"),
         ({"method.lr_img": {"uniform": [0.1, 1]}}, {"serch": "tpe"}, "did you mean 'search'?"),
         ({"method.lr_img": {"uniform": [0.1, 1], "when": {"ipcc": 1}}}, {}, "did you mean 'ipc'?"),

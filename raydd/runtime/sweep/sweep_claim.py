@@ -60,8 +60,8 @@ def _asked(sweep: Sweep) -> dict[str, Any]:
 
 
 def _claimed(job: Job, file: SpaceFile, by_ipc: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes a sweep another one: a larger budget, and where it runs, do not."""
-    space = {key: value for key, value in plain(file).items() if key != "budget"}
+    """Return what makes a sweep another one: when it ends or gives up, and where it runs, do not."""
+    space = {key: value for key, value in plain(file).items() if key not in ("budget", "give_up")}
     free = ("compute", "tracking", "output", "store")
     return {
         "sweep": space,

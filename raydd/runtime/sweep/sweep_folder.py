@@ -21,7 +21,7 @@ PAGE, BEST = "report.html", "best.yaml"
 
 def sweep_page_of(output: Storage) -> tuple[str, str]:
     """Return the page of the sweep whose files lie in ``output``, and its state: ``running``,
-    ``finished`` or ``unfinished``. ``KeyError``, ``TypeError`` or ``ValueError`` for files that are
+    ``failed``, ``finished`` or ``unfinished``. ``KeyError``, ``TypeError`` or ``ValueError`` for files that are
     torn or another version's.
     """
     found = json.loads(output.get(REPORT))
@@ -32,7 +32,7 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
         report = report.with_trials(TrialJournal(output).read())
     lock = read_lock(output)
     done = report.ended and (bool(report.tested) or not report.select)
-    state = "finished" if done else "unfinished"
+    state = "failed" if report.trouble else "finished" if done else "unfinished"
     if lock is not None and alive(lock, time.time()):
         state = "running"
     tree = _job(output)

@@ -43,7 +43,7 @@ from raydd.runtime.sweep.sweep_status import is_sweep
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
 from raydd.runtime.sweep.trial_tracking import tracked_here, tracked_on
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.search.desk import SweepDesk
+from raydd.search.desk import SweepDesk, trouble_of
 from raydd.search.results import (
     SweepReport,
     Tested,
@@ -199,14 +199,17 @@ class _Run:
         keep = {ref.key for ref in self.corners.shared}
         store = store_of([self.corners.plans[0][1]], Control(labels=labels_place(self.sweep)))
         register_run(store, self.output.url, keep, finished=False)
+        before = TrialJournal(self.output).read()
+        trouble = trouble_of(self.space, before)
         with contextlib.ExitStack() as around:
             around.enter_context(stop_on_signals(self, self.tell))
-            if self.sweep.job.compute.workers != 0:
-                around.enter_context(self._cluster())
             if not is_sweep(self.output):
-                keep_report(self.output, self._report(TrialJournal(self.output).read()))
-            self._shared(store)
-            trouble = self._trials()
+                keep_report(self.output, self._report(before))
+            if not trouble:
+                if self.sweep.job.compute.workers != 0:
+                    around.enter_context(self._cluster())
+                self._shared(store)
+                trouble = self._trials()
             trials = TrialJournal(self.output).read()
             report = self._report(trials, ended=not (self.stopped.is_set() or trouble))
             if not (self.stopped.is_set() or trouble or ranked(report.trials, self.space.mode)):

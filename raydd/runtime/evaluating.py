@@ -16,6 +16,7 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import grid, png
 from raydd.artifacts.reading import Reading
+from raydd.artifacts.rendering import images_per_class
 from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import EvaluationJob, load_evaluation, method_from
 from raydd.core.dotted_keys import flatten
@@ -140,7 +141,7 @@ def plan_stored(
         found,
         own,
         maker_of(distilled.recipe, info, ipc),
-        size=uneven(distilled),
+        size=contents(distilled),
         published=published or distilled.recipe.get("published", {}),
     )
     beside = {"labels": found.digest} if labels is not None and found is not None else {}
@@ -174,8 +175,23 @@ def _readings(
     return readings, held.published
 
 
-def uneven(distilled: DistilledSet) -> str:
-    """Return what a set holds, if that is not equally many images of each class, else nothing."""
+def contents(distilled: DistilledSet) -> str:
+    """Return what a set holds, if that is not equally many images of each class, seen as they are
+    stored, else nothing.
+    """
+    held = _uneven(distilled)
+    if distilled.seen == len(distilled):
+        return held
+    return f"{held or images_per_class(max(distilled.ipc))} stored, {distilled.seen:,} images seen"
+
+
+def _count(distilled: DistilledSet) -> str:
+    stored, seen = len(distilled), distilled.seen
+    return f"{stored} images" + (f", of which students see {seen}," if seen != stored else "")
+
+
+def _uneven(distilled: DistilledSet) -> str:
+    """Return what a set stores, if that is not equally many images of each class, else nothing."""
     counts = distilled.ipc
     present = [count for count in counts if count]
     images = f"{len(distilled):,} image{'s' * (len(distilled) != 1)}"
@@ -293,7 +309,7 @@ def run_stored(
     held, name = subject.data.inventory, f"evaluate {subject.name}"
     with Lock(output, tell):
         _claim(output, job, subject)
-        tell(f"{subject.name}: {len(subject.distilled)} images at {subject.url}")
+        tell(f"{subject.name}: {_count(subject.distilled)} at {subject.url}")
         for line in held.lines() if held is not None else ():
             tell(line)
         params = {**flatten(job.stated()), **protocol_params(plan)}

@@ -294,6 +294,13 @@ def test_students_learn_from_the_tiles_of_a_packed_file(here: Path) -> None:
         0,
     )
     assert "stored  seen" in done.output
+    assert "set: 10 images, of which students see 40, at " in done.output
+    assert report("report")["size"] == "1 image per class stored, 40 images seen"
+    assert "digits, 1 image per class stored, 40 images seen" in done.output
+    assert (
+        "set has 1 image per class stored, 40 images seen, the other sets 1 of each class"
+        in done.output
+    )
     written = CliRunner().invoke(
         main, ["export", "best.pt", "out.pt", "--to", "pt", "--dataset", "digits", *asked[-4:]]
     )

@@ -7,12 +7,16 @@ set were opened, folders listed and the catalogue asked.
 
     python tests/benchmarks/job_walk.py --config jobs/quickstart.yaml [--dry-run] [key=value …]
 
+    python tests/benchmarks/job_walk.py --reads dm edc
+
+The second form counts the files, and their lines, that a method's imports lead to.
 ``--tree FOLDER`` walks another checkout's code; ``--list`` prints the stops.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import io
 import json
@@ -22,6 +26,8 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -73,6 +79,28 @@ class Walk:
             self.asked[f"list {arguments[0]}"] += 1
 
 
+def _imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module
+
+
+def reads(tree: Path, method: str) -> dict[str, int]:
+    """Return how many files, and lines in them, the imports of a method's file lead to."""
+    seen: set[Path] = set()
+    ahead = [f"raydd.methods.{method}"]
+    while ahead:
+        file = tree.joinpath(*ahead.pop().split(".")).with_suffix(".py")
+        if file.exists() and file not in seen:
+            seen.add(file)
+            ahead += _imported(file)
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in seen)
+    return {"files": len(seen), "lines": lines}
+
+
 def _arguments(frame: FrameType) -> int:
     return frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount
 
@@ -85,12 +113,17 @@ def _is_section(value: Any) -> bool:
 def main() -> None:
     """Run a job under the profile and print what was counted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config")
+    parser.add_argument("--reads", nargs="+", default=[], metavar="METHOD")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--tree", default=os.getcwd())
     parser.add_argument("--data", default="", help="count opened files and listed folders below")
     parser.add_argument("--list", action="store_true")
     o, overrides = parser.parse_known_args()
+    for method in o.reads:
+        sys.stdout.write(f"{method} {json.dumps(reads(Path(o.tree).resolve(), method))}\n")
+    if o.config is None:
+        return
     sys.path.insert(0, os.path.abspath(o.tree))
     import raydd
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.decoding import COMMON, Decoder, Decoding, SetSize, Shape
+from raydd.artifacts.seen import batches_of
 from raydd.core.errors import ConfigError, NumericsError
 from raydd.core.rng import KeyedRng
 from raydd.core.tensors import Tensors, digest
@@ -281,15 +282,7 @@ class DistilledSet:
         smaller. What fits one batch comes whole and in its own order. Labels are int64 ``[B]`` or
         soft ``[B, classes]``.
         """
-        if size < 1:
-            raise ConfigError(f"batch size must be at least 1, not {size}")
-        count = self.seen if ids is None else len(ids)
-        if count <= size:
-            yield self.normalised(self.take(ids)), self.targets_of(ids)
-            return
-        order = torch.randperm(count, generator=rng("batches", epoch))
-        for part in (order if ids is None else ids[order]).split(size):
-            yield self.normalised(self.take(part)), self.targets_of(part)
+        return batches_of(self, epoch, size, rng, ids)
 
     def pictures(self) -> Tensor:
         """Return what is shown of the set, pixels or in network space: the stored images, for most decoders."""

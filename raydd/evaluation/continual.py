@@ -35,6 +35,7 @@ from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, 
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.memories import Memory, in_order
 from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.sets_in_turn import SetsInTurn
 from raydd.evaluation.stages import accuracies, into_space, logged, repeat_blocks, repeats_of
 from raydd.methods.method import Method, Problem, check_counts
 from raydd.methods.random_selection import RandomSelection, SelectImages, assemble_images
@@ -149,20 +150,14 @@ class StepSets:
             for name, ref in made.inputs().items()
         }
 
-    def load(self, ctx: Context) -> DistilledSet:
+    def load(self, ctx: Context) -> SetsInTurn:
         """Return the steps' sets as one."""
-        made = []
-        for step, one in enumerate(self.sets):
-            made.append(one.assembled({name: ctx.load(f"{step}/{name}") for name in one.inputs()}))
-        if made[0].extra:
-            raise DataError(
-                f"evaluation.continual: sets of the decoding '{made[0].decoding.name}' cannot be joined, step to step"
+        return SetsInTurn(
+            tuple(
+                one.assembled({name: ctx.load(f"{step}/{name}") for name in one.inputs()})
+                for step, one in enumerate(self.sets)
             )
-        images, labels = (
-            torch.cat([one.images for one in made]),
-            torch.cat([one.labels for one in made]),
         )
-        return replace(made[0], images=images, labels=labels)
 
     @property
     def images(self) -> int:

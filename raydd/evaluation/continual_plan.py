@@ -46,11 +46,10 @@ def memories_of(
         for of in dict.fromkeys([name, *judged])
         for order in range(config.continual_orders)
     ):
-        source, problem = sets[order % len(sets)]
+        whole, problem = sets[order % len(sets)]
         if of != name:
-            source = judged[of].source(problem, sets[0][0].size)
-        if isinstance(source, AssembledSet):
-            source = _memory_source(source, order, steps)
+            whole = judged[of].source(problem, sets[0][0].size)
+        source = _memory_source(whole, order, steps) if isinstance(whole, AssembledSet) else whole
         recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
         kept = kept_images(source, info.classes, order, steps)
         check_batches(
@@ -79,7 +78,7 @@ def memories_of(
     return tuple(entries)
 
 
-def _memory_source(made: AssembledSet, order: int, parts: int) -> SetSource:
+def _memory_source(made: AssembledSet, order: int, parts: int) -> SetSource | StepSets:
     """Return what the memory of one class order is made of: random images are drawn anew, joint
     methods distil every step alone.
     """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raydd.evaluation.continual import class_order
+from raydd.evaluation.continual import StepSets, class_order
 from raydd.evaluation.set_sources import SetSource, StoredSet
 
 
-def kept_images(source: SetSource, classes: int, order: int, parts: int) -> Iterator[int]:
+def kept_images(
+    source: SetSource | StepSets, classes: int, order: int, parts: int
+) -> Iterator[int]:
     """Yield the number of images of the classes that have come, step after step; a stored set is read to count them.
 
     ``order``: seed of the order in which ``classes`` come; ``parts``: the number of steps.

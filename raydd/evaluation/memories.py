@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.seen import Seen, batches_of
 from raydd.core.errors import DataError
 from raydd.core.rng import KeyedRng
 from raydd.training.accuracy import RESIDENT_BYTES
@@ -22,11 +22,11 @@ class Memory:
     """A set's images in the order in which classes come: what is kept after a step is a part at the start.
 
     ``ids``: of the seen images, in that order. ``ends``: where each class of the order ends.
-    ``distilled``: the set, which says how test images are read, too. ``resident``: images and
+    ``distilled``: the set, or several in turn, which says how test images are read, too. ``resident``: images and
     labels in that order, where they stay on a device.
     """
 
-    distilled: DistilledSet
+    distilled: Seen
     ids: Tensor
     ends: tuple[int, ...]
     resident: ResidentSet | None = None
@@ -51,12 +51,12 @@ class Memory:
 class PartOfSet:
     """Some of a set's seen images, decoded as they are asked for: a training set."""
 
-    distilled: DistilledSet
+    distilled: Seen
     ids: Tensor
 
     def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch, see :meth:`DistilledSet.batches`."""
-        return self.distilled.batches(epoch, size, rng, self.ids)
+        return batches_of(self.distilled, epoch, size, rng, self.ids)
 
 
 def check_classes(labels: Tensor, classes: Iterable[int]) -> None:
@@ -66,7 +66,7 @@ def check_classes(labels: Tensor, classes: Iterable[int]) -> None:
         raise DataError(f"evaluation.continual: the set has no image of class {absent[0]}")
 
 
-def in_order(distilled: DistilledSet, order: Sequence[int]) -> Memory:
+def in_order(distilled: Seen, order: Sequence[int]) -> Memory:
     """Return a set in the order in which classes come, as students see it; classes that ``order``
     does not name are left out.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.seen import Seen
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
@@ -224,7 +225,7 @@ def accuracies(
     return torch.tensor(found, dtype=torch.float64)
 
 
-def into_space(distilled: DistilledSet, device: torch.device) -> Callable[[Tensor], Tensor]:
+def into_space(distilled: Seen, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return what brings uint8 test images into the space that a set's students were trained in."""
     if distilled.whitening is None:
         return lambda images: normalise(images, distilled.mean, distilled.std)

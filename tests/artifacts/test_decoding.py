@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shifting import shifted as shifted
 from torch.nn import functional as F
 
 from raydd.artifacts.decoding import (
-    DECODERS,
     Decoder,
     Decoding,
     GridOfTiles,
@@ -22,10 +21,7 @@ from raydd.artifacts.decoding import (
     Partition,
     Resize,
     SetSize,
-    Space,
     Tiles,
-    as_stored,
-    register_decoder,
 )
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import read_set
@@ -188,33 +184,6 @@ def test_tensors_that_nothing_reads_are_refused(make: Make) -> None:
         make(extra={"offsets": torch.zeros(3)})
     with pytest.raises(ConfigError, match="cannot be called 'labels'"):
         make(extra={"labels": torch.zeros(3)})
-
-
-@pytest.fixture
-def shifted() -> Iterator[Decoding]:
-    """A decoding that adds each of the stored ``shifts`` to every image."""
-
-    @register_decoder("test_shifts")
-    @dataclass(frozen=True, kw_only=True)
-    class Shifts(Decoder):
-        def reads(self, name: str) -> bool:
-            return name == "shifts"
-
-        def count(self, tensors: Tensors) -> int:
-            return len(tensors["images"]) * len(tensors["shifts"])
-
-        def rows(self, tensors: Tensors, ids: torch.Tensor) -> torch.Tensor:
-            return ids % len(tensors["images"])
-
-        def take(
-            self, tensors: Tensors, ids: torch.Tensor | None = None, space: Space = as_stored
-        ) -> torch.Tensor:
-            ids = torch.arange(self.count(tensors)) if ids is None else ids
-            images = space(tensors["images"][self.rows(tensors, ids)])
-            return images + tensors["shifts"][ids // len(tensors["images"])].view(-1, 1, 1, 1)
-
-    yield Decoding("test_shifts")
-    DECODERS._items.pop("test_shifts")
 
 
 def test_a_set_of_more_than_images_is_kept_whole(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from groups import run_group
+from shifting import shifted as shifted
 
 from raydd.artifacts.decoding import Decoding
 from raydd.artifacts.distilled_set import DistilledSet
@@ -36,6 +37,7 @@ from raydd.evaluation.continual import (
 )
 from raydd.evaluation.memories import in_order
 from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.sets_in_turn import SetsInTurn
 from raydd.evaluation.stages import Evaluate
 from raydd.methods import METHODS, Problem
 from raydd.runtime.runner import LocalRunner
@@ -218,14 +220,47 @@ def test_the_set_of_every_step_is_distilled_alone_and_put_together_in_order(digi
         expected = alone.load(
             SimpleNamespace(load=lambda name, of=alone: store.load(of.inputs()[name]))
         )
-        assert torch.equal(found.images[4 * step : 4 * step + 4], expected.images)
-        assert found.labels[4 * step : 4 * step + 4].tolist() == [classes[0]] * 2 + [classes[1]] * 2
+        ids = torch.arange(4 * step, 4 * step + 4)
+        assert torch.equal(found.take(ids), expected.images)
+        assert found.labels_of(ids).tolist() == [classes[0]] * 2 + [classes[1]] * 2
     assert StepSets.plan(_dc(), problem, 3, 2).inputs() != source.inputs(), (
         "five classes together are not two"
     )
     for parts in (3, 11):
         with pytest.raises(ConfigError, match=f"{parts} steps do not divide 10 classes"):
             StepSets.plan(_dc(), problem, 3, parts)
+
+
+def test_sets_of_steps_are_learned_as_one_whatever_their_decodings(digits, shifted):
+    data, info = digits
+    order = class_order(10, 4)
+    ids = torch.cat([(data["train"].labels == c).nonzero().reshape(-1)[:2] for c in range(10)])
+    images, labels = data["train"].take(ids), data["train"].labels[ids]
+    own = [torch.isin(labels, torch.tensor(classes)) for classes in (order[:5], order[5:])]
+    tiled = DistilledSet(images=images, labels=labels, info=info, decoding=Decoding("partition"))
+    parts = [replace(tiled, images=images[here], labels=labels[here]) for here in own]
+    whole, joined = (in_order(of, order) for of in (tiled, SetsInTurn(tuple(parts))))
+    assert joined.ends == whole.ends
+    draws = partial(generator, 0)
+    for seen in (1, 5, 7, 10):
+        ways = [memory.on(torch.device("cpu")).of(seen) for memory in (whole, joined)]
+        ways += [memory.of(seen) for memory in (whole, joined)]
+        batches = [list(way.batches(1, 7, draws)) for way in ways]
+        for first, *others in zip(*batches, strict=True):
+            for other in others:
+                assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    more = [
+        replace(part, decoding=shifted, extra={"shifts": torch.linspace(0, 1, 2 + step)})
+        for step, part in enumerate(parts)
+    ]
+    memory = in_order(SetsInTurn(tuple(more)), order)
+    assert memory.ends == (4, 8, 12, 16, 20, 26, 32, 38, 44, 50)
+    kept = memory.on(torch.device("cpu")).of(10)
+    seen = more[1].take()[more[1].labels_of() == order[-1]]
+    assert torch.equal(kept.images[44:], seen)
+    assert kept.labels[44:].tolist() == [order[-1]] * 6
+    with pytest.raises(ConfigError, match="of one size, normalised and whitened alike"):
+        SetsInTurn((parts[0], replace(parts[1], mean=(0.5,))))
 
 
 def test_students_wait_for_the_steps_so_far_alone(digits, tmp_path):

@@ -48,6 +48,31 @@ def as_stored(images: Tensor) -> Tensor:
     return images
 
 
+def enlarged(images: Tensor, height: int, width: int) -> Tensor:
+    """Return images ``[B, C, h, w]`` at ``height`` × ``width``: bilinear, ``align_corners=False``."""
+    if images.device.type == "cpu":
+        return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
+    return enlarged_by_products(images, height, width)
+
+
+def enlarged_by_products(images: Tensor, height: int, width: int) -> Tensor:
+    """Return what :func:`enlarged` does, as the products of images with a matrix for each axis.
+
+    Their derivatives are products, too; those of interpolation on a GPU add by atomics, or sort.
+    """
+    rows, columns = (
+        _weights(small, large, images)
+        for small, large in zip(images.shape[2:], (height, width), strict=True)
+    )
+    return rows.T @ images @ columns
+
+
+def _weights(small: int, large: int, like: Tensor) -> Tensor:
+    """Return how much of each of ``small`` places each of ``large`` ones takes, ``[small, large]``."""
+    units = torch.eye(small, dtype=like.dtype, device=like.device).unsqueeze(0)
+    return F.interpolate(units, size=large, mode="linear", align_corners=False)[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoder(ABC):
     """Base of all decoders; the fields of a subclass are the parameters that a set keeps (JSON values).
@@ -213,7 +238,7 @@ class Tiles(Decoder):
             tiles = full.unflatten(3, (factor, columns)).unflatten(2, (factor, rows))
             cut = tiles.permute(0, 2, 4, 1, 3, 5)[torch.arange(len(full), device=full.device), i, j]
         # What is cut out is brought into network space, not all that it is cut from.
-        return F.interpolate(space(cut), size=(height, width), mode="bilinear", align_corners=False)
+        return enlarged(space(cut), height, width)
 
     def place(self, number: int) -> tuple[int, int]:
         """Return row and column of the tile that comes as number so-and-so."""
@@ -323,9 +348,7 @@ class Resize(Decoder):
     def take(self, tensors: Tensors, ids: Tensor | None = None, space: Space = as_stored) -> Tensor:
         """Return stored images, enlarged."""
         images = tensors["images"] if ids is None else tensors["images"][ids]
-        return F.interpolate(
-            space(images), size=(self.height, self.width), mode="bilinear", align_corners=False
-        )
+        return enlarged(space(images), self.height, self.width)
 
 
 @dataclass(frozen=True)

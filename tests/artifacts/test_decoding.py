@@ -12,6 +12,7 @@ import pytest
 import torch
 from shifting import shifted as shifted
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raydd.artifacts.decoding import (
     Decoder,
@@ -22,6 +23,8 @@ from raydd.artifacts.decoding import (
     Resize,
     SetSize,
     Tiles,
+    enlarged,
+    enlarged_by_products,
 )
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import read_set
@@ -63,6 +66,51 @@ def test_tiles_of_a_partition_are_enlarged_as_by_hand() -> None:
     ):  # top left, bottom left, top right, bottom right
         assert torch.equal(tile[0], first + plus)
     assert Partition().labels(tensors, torch.arange(4)).tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "sizes", [((4, 4), (8, 8)), ((16, 8), (32, 16)), ((10, 7), (32, 31)), ((5, 5), (5, 5))]
+)
+def test_products_enlarge_as_interpolation_does(
+    sizes: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype
+) -> None:
+    small, large = sizes
+    images = torch.randn((3, 2, *small), generator=generator(0, "small"), dtype=dtype)
+    weights = torch.randn((3, 2, *large), generator=generator(0, "large"), dtype=dtype)
+    found = []
+    for way in (enlarged, enlarged_by_products):
+        given = images.clone().requires_grad_(True)
+        seen = way(given, *large)
+        found.append((seen, *torch.autograd.grad((seen * weights).sum(), given)))
+    near = 1e-6 if dtype == torch.float32 else 1e-14
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=10 * near, atol=10 * near)
+
+
+class Operators(TorchDispatchMode):
+    """Keeps the names of what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("decoder", [Partition(), Resize(height=16, width=16)])
+def test_what_is_not_on_a_cpu_is_enlarged_without_atomics(decoder: Decoder, device: str) -> None:
+    images = torch.randn((2, 1, 8, 8), device=device, requires_grad=True)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    with Operators() as seen:
+        torch.autograd.grad(decoder.take({"images": images, "labels": labels}).sum(), images)
+    backward = {name for name in seen.names if "upsample" in name and "backward" in name}
+    assert bool(backward) is (device == "cpu")
 
 
 def test_a_partition_is_that_of_the_published_code() -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from raydd.core.command import (
     EXIT_MISSING,
     command_errors,
-    decoding_option,
-    factor_option,
-    orientation_option,
+    reading_options,
     setup_logging,
-    space_option,
     verbose_option,
 )
 from raydd.core.errors import refusing
@@ -58,10 +55,7 @@ from raydd.core.errors import refusing
     metavar="N|all",
     help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.",
 )
-@space_option
-@orientation_option
-@decoding_option
-@factor_option
+@reading_options
 @click.option(
     "--labels",
     metavar="KIND|URL",
@@ -85,11 +79,7 @@ from raydd.core.errors import refusing
 def main(
     url: str,
     experiment: str | None,
-    space: str | None,
-    decoding: str | None,
-    factor: int | None,
     labels: str | None,
-    orientation: Literal["ignore", "exif"],
     dry_run: bool,
     verbose: bool,
     overrides: tuple[str, ...],
@@ -113,14 +103,8 @@ def main(
             job = load_evaluation(tree, overrides)
             kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
             pooled, number = experiment == "all", _number(experiment)
-            reading = Reading(
-                space=space,
-                decoding=decoding,
-                factor=factor,
-                labels=kind,
-                experiment=number,
-                orientation=orientation,
-            )
+            stated = {key: options[key] for key in ("space", "orientation", "decoding", "factor")}
+            reading = Reading(labels=kind, experiment=number, **stated)
             subject, plan = evaluating.plan_stored(
                 job, url, reading, where, pooled=pooled, anyway=dry_run
             )

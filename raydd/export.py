@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import click
 
 from raydd.core.command import (
     command_errors,
-    decoding_option,
-    factor_option,
-    orientation_option,
-    space_option,
+    reading_options,
 )
 from raydd.core.errors import refusing
 
@@ -35,10 +32,7 @@ from raydd.core.errors import refusing
     type=int,
     help="Repetition to take from a .pt file that lists several (default: -1, the last).",
 )
-@space_option
-@orientation_option
-@decoding_option
-@factor_option
+@reading_options
 @click.option(
     "--labels",
     metavar="KIND",
@@ -49,12 +43,7 @@ def main(
     out: str,
     to: str,
     dataset: str | None,
-    experiment: int | None,
-    space: str | None,
-    orientation: Literal["ignore", "exif"],
-    decoding: str | None,
-    factor: int | None,
-    labels: str | None,
+    **stated: Any,
 ) -> None:
     """Read the distilled set SOURCE and write it to OUT as FORMAT.
 
@@ -70,14 +59,7 @@ def main(
     with command_errors():
         with refusing():
             check_target(out, to)
-            reading = Reading(
-                space=space,
-                decoding=decoding,
-                factor=factor,
-                labels=labels,
-                experiment=experiment,
-                orientation=orientation,
-            )
+            reading = Reading(**stated)
             distilled = whitened(read_set(source, info=dataset, reading=reading, tell=click.echo))
         paths = write_set(distilled, out, to, click.echo)
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"

@@ -92,11 +92,11 @@ def load(
     Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the
     data set it stands for (its name in the catalog, or its facts), where the format does not say.
     ``experiment``: which repetition of a DC/DSA/DM ``.pt`` file, the last by default. ``space`` of
-    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``), their ``decoding`` (``partition``
+    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``, ``zca_per_image``), their ``decoding`` (``partition``
     of IDM and BACON, ``grid`` of IDC, ``resize``), the ``factor`` of several images in one, and
     whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
     :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca``
-    needs the data set's files. ``orientation="exif"`` turns picture files of others as they say
+    and ``zca_per_image`` need the data set's files. ``orientation="exif"`` turns picture files of others as they say
     they are to be shown. Raises ``DataError`` for what is not a set and ``TornFileError``, naming
     the file, for what is broken; ``ConfigError`` for what cannot be.
     """

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 
 from raydd.core.errors import ConfigError, DataError, Missing, RayddError
 
+F = TypeVar("F", bound=Callable[..., Any])
 EXIT_CONFIG, EXIT_FAILED, EXIT_MISSING, EXIT_INTERRUPTED = 2, 1, 3, 130
 
 verbose_option = click.option(
@@ -24,21 +26,33 @@ orientation_option = click.option(
     show_default=True,
     help="exif: turn picture files as they say.",
 )
-space_option = click.option(
-    "--space",
-    metavar="SPACE",
-    help="Space of a foreign set's images: pixels, pixels255, normalised, zca (default: guessed).",
+_READING = (
+    click.option(
+        "--space",
+        metavar="SPACE",
+        help="Space of a foreign set's images: pixels, pixels255, normalised, zca, zca_per_image (default: guessed).",
+    ),
+    orientation_option,
+    click.option(
+        "--decoding",
+        metavar="NAME",
+        help="What students see of a foreign set's images: identity, partition (IDM, BACON), grid (IDC), resize.",
+    ),
+    click.option(
+        "--factor",
+        type=int,
+        help="Rows and columns of images that each stored one holds (default: 2 of a partition or grid).",
+    ),
 )
-decoding_option = click.option(
-    "--decoding",
-    metavar="NAME",
-    help="What students see of a foreign set's images: identity, partition (IDM, BACON), grid (IDC), resize.",
-)
-factor_option = click.option(
-    "--factor",
-    type=int,
-    help="Rows and columns of images that each stored one holds (default: 2 of a partition or grid).",
-)
+
+
+def reading_options(command: F) -> F:
+    """Give a command the options that say how a set of others is read, by the names of
+    :class:`raydd.artifacts.reading.Reading`'s fields.
+    """
+    for option in reversed(_READING):
+        command = option(command)
+    return command
 
 
 @contextmanager

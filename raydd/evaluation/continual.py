@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +28,7 @@ import torch
 from raydd.artifacts.decoding import SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError
-from raydd.core.rng import derive_seed, generator
+from raydd.core.rng import derive_seed
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Numerics, Ref, Stage, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
@@ -41,7 +40,7 @@ from raydd.methods.method import Method, Problem, check_counts
 from raydd.methods.random_selection import RandomSelection, SelectImages, assemble_images
 from raydd.training.accuracy import TEST_BATCH, Batch, resident
 from raydd.training.sgd import Recipe
-from raydd.training.students import StudentTraining
+from raydd.training.students import StudentTraining, training_of
 from raydd.training.training_cost import training_cost
 
 
@@ -325,17 +324,13 @@ class EvaluateMemory(Stage):
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
         seen, repeats = seen_and_repeats(unit)
-
-        def make() -> StudentTraining:
-            return StudentTraining(
-                network=self.network,
-                shape=self.dataset.shape,
-                classes=self.dataset.classes,
-                recipe=self.recipe,
-                numerics=self.numerics,
-                repeats=repeats,
-                rng=partial(generator, derive_seed(self.seed, "continual", self.order, seen)),
-                device=ctx.device,
-            )
-
-        return ctx.cached(("training", stage_digest(self), unit), make)
+        return training_of(
+            self,
+            unit,
+            ctx,
+            network=self.network,
+            dataset=self.dataset,
+            recipe=self.recipe,
+            repeats=repeats,
+            seed=derive_seed(self.seed, "continual", self.order, seen),
+        )

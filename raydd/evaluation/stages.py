@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.seen import Seen
 from raydd.core.errors import ConfigError
-from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage, canonical, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
@@ -23,7 +21,7 @@ from raydd.data.memory import normalise
 from raydd.evaluation.set_sources import StoredSet
 from raydd.training.accuracy import RESIDENT_BYTES, Batch, Examiner, real_batches
 from raydd.training.sgd import Recipe, unstack_state
-from raydd.training.students import ResidentSet, StudentTraining, TrainingSet
+from raydd.training.students import ResidentSet, StudentTraining, TrainingSet, training_of
 from raydd.training.train_network import TrainNetwork
 from raydd.training.training_cost import training_cost
 
@@ -188,19 +186,15 @@ class Evaluate(Stage):
         return ctx.cached(("distilled", which, tuple(inputs)), load)
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
-        def make() -> StudentTraining:
-            return StudentTraining(
-                network=self.network,
-                shape=self.dataset.shape,
-                classes=self.dataset.classes,
-                recipe=self.recipe,
-                numerics=self.numerics,
-                repeats=repeats_of(unit),
-                rng=partial(generator, self.seed),
-                device=ctx.device,
-            )
-
-        return ctx.cached(("training", stage_digest(self), unit), make)
+        return training_of(
+            self,
+            unit,
+            ctx,
+            network=self.network,
+            dataset=self.dataset,
+            recipe=self.recipe,
+            repeats=repeats_of(unit),
+        )
 
 
 def accuracies(

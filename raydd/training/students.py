@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import get_ident
 from typing import Protocol
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from raydd.core.captured import recordable
 from raydd.core.rng import KeyedRng, generator
 from raydd.core.tensors import Tensors
-from raydd.core.units import Numerics
+from raydd.core.units import Context, Numerics, Stage, stage_digest
+from raydd.data.catalog import DatasetInfo
 from raydd.losses.soft import SoftTargets
 from raydd.networks import create_network, is_per_sample
 from raydd.networks.network import Network, Shape
@@ -284,3 +285,35 @@ class StudentTraining:
             hits.append(correct)
             seen += images.shape[1]
         return state, torch.stack(losses).sum(0) / seen, torch.stack(hits).sum(0) / seen
+
+
+def training_of(
+    stage: Stage,
+    unit: str,
+    ctx: Context,
+    *,
+    network: str,
+    dataset: DatasetInfo,
+    recipe: Recipe,
+    repeats: Sequence[int],
+    seed: int | None = None,
+    black: Sequence[float] | None = None,
+) -> StudentTraining:
+    """Return what trains the networks of a stage's unit, made once in a process; draws are keyed by
+    ``seed`` (default: the stage's) and the networks' numbers, ``repeats``.
+    """
+
+    def make() -> StudentTraining:
+        return StudentTraining(
+            network=network,
+            shape=dataset.shape,
+            classes=dataset.classes,
+            recipe=recipe,
+            numerics=stage.numerics,
+            repeats=repeats,
+            rng=partial(generator, stage.seed if seed is None else seed),
+            device=ctx.device,
+            black=black,
+        )
+
+    return ctx.cached(("training", stage_digest(stage), unit), make)

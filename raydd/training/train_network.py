@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import KeyedRng, generator
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Data, Numerics, Stage, stage_digest
+from raydd.core.units import Context, Cost, Data, Numerics, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.data.split import BaseData
@@ -24,7 +23,7 @@ from raydd.networks.fast import fast_embed
 from raydd.networks.network import Network
 from raydd.training.accuracy import load_state, resident
 from raydd.training.sgd import Recipe, weights_for_test
-from raydd.training.students import StudentTraining
+from raydd.training.students import StudentTraining, training_of
 from raydd.training.training_cost import training_cost
 
 Batch = tuple[Tensor, Tensor]
@@ -135,23 +134,17 @@ class TrainNetwork(Stage):
         return weights | counts
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
-        def make() -> StudentTraining:
-            return StudentTraining(
-                network=self.network,
-                shape=self.dataset.shape,
-                classes=self.dataset.classes,
-                recipe=self.recipe,
-                numerics=self.numerics,
-                repeats=[int(unit.removeprefix("network-"))],
-                rng=partial(generator, self.seed),
-                device=ctx.device,
-                black=[
-                    -mean / std
-                    for mean, std in zip(self.dataset.mean, self.dataset.std, strict=True)
-                ],
-            )
-
-        return ctx.cached(("training", stage_digest(self), unit), make)
+        info = self.dataset
+        return training_of(
+            self,
+            unit,
+            ctx,
+            network=self.network,
+            dataset=info,
+            recipe=self.recipe,
+            repeats=[int(unit.removeprefix("network-"))],
+            black=[-mean / std for mean, std in zip(info.mean, info.std, strict=True)],
+        )
 
 
 def restore_network(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from raydd.core.errors import ConfigError
-from raydd.core.rng import KeyedRng, generator
+from raydd.core.rng import KeyedRng
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Data, Stage, stage_digest, unkeyed
+from raydd.core.units import Context, Cost, Data, Stage, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import draw_distinct, normalise
 from raydd.training.accuracy import resident
 from raydd.training.network_queue import Life, QueueConfig
-from raydd.training.students import StudentTraining
+from raydd.training.students import StudentTraining, training_of
 
 Batch = tuple[Tensor, Tensor]
 _KEPT = ("weights", "correct", "known")
@@ -149,16 +148,12 @@ class TrainQueue(Stage):
         return state | kept
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
-        def make() -> StudentTraining:
-            return StudentTraining(
-                network=self.network,
-                shape=self.dataset.shape,
-                classes=self.dataset.classes,
-                recipe=self.queue.recipe,
-                numerics=self.numerics,
-                repeats=[int(unit.removeprefix("network-"))],
-                rng=partial(generator, self.seed),
-                device=ctx.device,
-            )
-
-        return ctx.cached(("training", stage_digest(self), unit), make)
+        return training_of(
+            self,
+            unit,
+            ctx,
+            network=self.network,
+            dataset=self.dataset,
+            recipe=self.queue.recipe,
+            repeats=[int(unit.removeprefix("network-"))],
+        )

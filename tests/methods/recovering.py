@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from stage_context import StageContext
 from torch import Tensor, nn
 
-from raydd.core.rng import generator
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Stage
+from raydd.core.units import Context
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.recovery.recover import MatchStatistics
 from raydd.methods.recovery.recover_config import Matching
@@ -32,37 +31,6 @@ def det(
     """Return a tensor of docs/methods/parity.md, "Tensors of EDC, SRe2L, G-VBSM and RDED"."""
     i = torch.arange(math.prod(shape), dtype=torch.float64)
     return (scale * (torch.sin(a * i + b) + 0.5 * torch.cos(0.013 * i)) + shift).float().view(shape)
-
-
-@dataclass
-class TestContext:
-    """A context in this thread; ``loaded`` answers :meth:`load`."""
-
-    __test__: ClassVar[bool] = False
-
-    stage: Stage
-    data: Mapping[str, Any] = field(default_factory=dict)
-    loaded: Mapping[str, Tensors] = field(default_factory=dict)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rows: list[dict[str, float]] = field(default_factory=list)
-    _cache: dict[Any, Any] = field(default_factory=dict)
-
-    def rng(self, stream: str, *ids: int) -> torch.Generator:
-        return generator(self.stage.seed, stream, *ids)
-
-    def load(self, name: str, rows: slice | None = None) -> Tensors:
-        return {k: v if rows is None else v[rows] for k, v in self.loaded[name].items()}
-
-    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
-
-    def each_lane(self, fn: Any) -> list[Tensors]:
-        raise AssertionError("recovery has no lanes")
-
-    def log(self, t: int, **scalars: float | Tensor) -> None:
-        self.rows.append({name: float(value) for name, value in scalars.items()})
 
 
 class MicroNet(nn.Module):
@@ -164,9 +132,9 @@ def micro_stage(**fields: Any) -> MicroRecovery:
 
 def recovered(
     stage: MatchStatistics, unit: str | None = None, upto: int | None = None
-) -> tuple[Tensors, TestContext]:
+) -> tuple[Tensors, StageContext]:
     """Return the state of a unit (default: the first) after ``upto`` updates (default: all), and its context."""
-    unit, ctx = unit or stage.units()[0], TestContext(stage)
+    unit, ctx = unit or stage.units()[0], StageContext(stage)
     state = stage.init(unit, ctx)
     for t in range(stage.steps(unit) if upto is None else upto):
         state = stage.step(unit, state, t, ctx)
@@ -186,7 +154,6 @@ def group_images(stage: MatchStatistics) -> dict[int, Tensor]:
 __all__ = [
     "Group",
     "MicroRecovery",
-    "TestContext",
     "det",
     "group_images",
     "micro_info",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from recording import recorded
+from stage_context import StageContext
 from torch import Tensor
 from tracing import traced_gradients
 
@@ -33,28 +33,6 @@ from raydd.networks import create_network, reinitialise_
 from raydd.runtime.runner import LocalRunner
 
 Made = tuple[dict[str, ArrayData], DatasetInfo]
-
-
-class Desk:
-    """The least a stage needs: keyed draws, data, a cache, and a place for its scalars."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, data: dict[str, ArrayData], seed: int) -> None:
-        self.data, self.seed = data, seed
-        self.rows: list[dict[str, float]] = []
-        self._cache: dict[Any, Any] = {}
-
-    def rng(self, stream: str, *ids: int) -> torch.Generator:
-        return generator(self.seed, stream, *ids)
-
-    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
-
-    def log(self, t: int, **scalars: float | Tensor) -> None:
-        self.rows.append({name: float(value) for name, value in scalars.items()})
 
 
 def make(
@@ -143,13 +121,13 @@ def test_a_step_is_that_of_the_formula(
     )
     assert isinstance(stage, MatchDistributions)
     (unit,) = stage.units()
-    desk = Desk(data, stage.seed)
-    state = stage.init(unit, desk)
+    ctx = StageContext(stage, data)
+    state = stage.init(unit, ctx)
     for t in range(4):
         loss, gradient = formula(stage, state["images"], t, data)
-        after = stage.step(unit, state, t, desk)
+        after = stage.step(unit, state, t, ctx)
         found = after["momentum"] - 0.5 * state["momentum"]
-        assert desk.rows[-1]["loss"] == pytest.approx(
+        assert ctx.rows[-1]["loss"] == pytest.approx(
             loss / len(classes or range(info.classes)), rel=1e-4
         )
         assert float((found - gradient).norm() / gradient.norm()) < 1e-4
@@ -167,12 +145,12 @@ def test_a_constant_gradient_moves_images_by_1_then_2_5_then_4_25(
         embedding_matching, "fast_embed", lambda network, numerics, *args: lambda x: x.flatten(1)
     )
     monkeypatch.setattr(dm, "distribution_matching_loss", lambda real, features: features.sum())
-    desk = Desk(data, stage.seed)
+    ctx = StageContext(stage, data)
     (unit,) = stage.units()
-    state: Tensors = stage.init(unit, desk)
+    state: Tensors = stage.init(unit, ctx)
     start, moved = state["images"], []
     for t in range(3):
-        state = stage.step(unit, state, t, desk)
+        state = stage.step(unit, state, t, ctx)
         moved.append(start - state["images"])
     for displacement, expected in zip(moved, (1.0, 2.5, 4.25), strict=True):
         assert torch.allclose(displacement, torch.full_like(displacement, expected), atol=1e-5)
@@ -230,14 +208,14 @@ def test_real_init_takes_distinct_images_of_the_class_and_noise_is_normal() -> N
         method(classes_per_unit=3).plan(given),
         method(init="noise", classes_per_unit=3).plan(given),
     )
-    images = real.init(real.units()[0], Desk(data, real.seed))["images"]
+    images = real.init(real.units()[0], StageContext(real, data))["images"]
     pixels = (images * 0.2 + 0.4).mul(255).round().to(torch.uint8)
     for c in range(3):
         own = data["train"].images[data["train"].labels == c]
         assert {bytes(x.numpy()) for x in pixels[c * 40 : (c + 1) * 40]} == {
             bytes(x.numpy()) for x in own
         }
-    drawn = noise.init(noise.units()[0], Desk(data, noise.seed))["images"]
+    drawn = noise.init(noise.units()[0], StageContext(noise, data))["images"]
     assert abs(float(drawn.mean())) < 0.05
     assert float(drawn.std()) == pytest.approx(1.0, abs=0.05)
 
@@ -285,16 +263,16 @@ def two_ways(
     (stage,) = chosen.plan(problem(info))
     found = []
     for whole in (False, True):
-        desk = Desk(data, seed=7)
-        state = {name: value.double() for name, value in stage.init(stage.units()[0], desk).items()}
+        ctx = StageContext(stage, data)
+        state = {name: value.double() for name, value in stage.init(stage.units()[0], ctx).items()}
         shape = (stage.network, info.shape, info.classes)
-        desk.cached(
+        ctx.cached(
             ("matched network", *shape),
             lambda shape=shape: create_network(*shape, generator(7, "network")).double().train(),
         )
         with recorded() if whole else nullcontext([]) as calls:
             for t in range(3):
-                state = stage.step(stage.units()[0], state, t, desk)
+                state = stage.step(stage.units()[0], state, t, ctx)
         found.append(state)
     assert len(calls) == 3
     return found, len(calls[0][1])
@@ -326,16 +304,16 @@ def test_the_operators_of_an_update_do_not_grow_with_the_classes() -> None:
 def test_an_update_in_one_piece_compiles_as_one_graph() -> None:
     data, info = make()
     (stage,) = method(classes_per_unit=3).plan(problem(info))
-    desk, unit = Desk(data, seed=7), stage.units()[0]
-    state, given = stage.init(unit, desk), list[tuple[Tensor, ...]]()
+    ctx, unit = StageContext(stage, data), stage.units()[0]
+    state, given = stage.init(unit, ctx), list[tuple[Tensor, ...]]()
 
     def call(self: captured.Captured, *tensors: Tensor) -> tuple[Tensor, ...]:
         given.append(tensors)
         return tuple(self.function(*tensors))
 
     with recorded(), mock.patch.object(captured.Captured, "__call__", call):
-        stage.step(unit, state, 0, desk)
-        update = stage.update(unit, stage.facts(unit, desk.device), desk)
+        stage.step(unit, state, 0, ctx)
+        update = stage.update(unit, stage.facts(unit, ctx.device), ctx)
         compiled = torch.compile(update, fullgraph=True, backend="aot_eager")
         with traced_gradients():
             for ours, eager in zip(compiled(*given[0]), update(*given[0]), strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from groups import run_group
 from recording import recorded
+from stage_context import StageContext
 from torch import Tensor, nn
 
 from raydd.augment.dsa import draw
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.store import Store
-from raydd.core.tensors import Tensors, digest
+from raydd.core.tensors import digest
 from raydd.core.units import Numerics
 from raydd.data.arrays import ArrayData
 from raydd.data.catalog import DatasetInfo, entry
@@ -54,31 +54,6 @@ Made = tuple[dict[str, ArrayData], DatasetInfo]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-class Desk:
-    """The least a stage needs, with lanes in turn."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, data: dict[str, ArrayData], stage: MatchGradients) -> None:
-        self.data, self.stage = data, stage
-        self.rows: list[dict[str, float]] = []
-        self._cache: dict[Any, Any] = {}
-
-    def rng(self, stream: str, *ids: int) -> torch.Generator:
-        return generator(self.stage.seed, stream, *ids)
-
-    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
-
-    def each_lane(self, fn: Callable[[int], Tensors]) -> list[Tensors]:
-        return [fn(lane) for lane in range(self.stage.lanes)]
-
-    def log(self, t: int, **scalars: float | Tensor) -> None:
-        self.rows.append({name: float(value) for name, value in scalars.items()})
 
 
 def make(
@@ -347,12 +322,12 @@ def check_the_loop(method: Method, network: str, batch_train: int, near: float) 
     data, info = make(3 if batch_train == 4 else 1)
     chosen = replace(method, network=network, batch_train=batch_train, classes_per_unit=2)  # type: ignore[call-arg]
     stage = stage_of(chosen, problem(info))
-    desk = Desk(data, stage)
+    ctx = StageContext(stage, data)
     assert (stage.units(), stage.lanes, stage.steps("all")) == (("all",), 2, 6)
-    state = {name: value.double() for name, value in stage.init("all", desk).items()}
+    state = {name: value.double() for name, value in stage.init("all", ctx).items()}
     for t, (loss, images) in enumerate(published_run(stage, state["images"], data)):
-        state = stage.step("all", state, t, desk)
-        assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=near)
+        state = stage.step("all", state, t, ctx)
+        assert ctx.rows[-1]["loss"] == pytest.approx(loss, rel=near)
         assert float((state["images"] - images).norm() / images.norm()) < near, t
         assert any(name.startswith("network.") for name in state) == (t % 3 < 2)
 
@@ -365,11 +340,11 @@ def test_the_operators_of_an_update_are_few(distance: str) -> None:
         classes_per_unit=10,
     )
     stage = stage_of(chosen, problem(info, ipc=1))
-    desk, unit = Desk(data, stage), stage.units()[0]
-    state = stage.init(unit, desk)
+    ctx, unit = StageContext(stage, data), stage.units()[0]
+    state = stage.init(unit, ctx)
     with recorded() as calls:
         for t in range(2):
-            state = stage.step(unit, state, t, desk)
+            state = stage.step(unit, state, t, ctx)
     assert [name for name, _ in calls] == ["MatchGradients._matched.<locals>.matched"] * 2
     assert len(calls[0][1]) <= (500 if distance == "ours" else 1000)
 
@@ -384,21 +359,21 @@ def test_chosen_classes_are_distilled_as_if_there_were_no_others(
     given = replace(problem(info), classes=(0, 3, 4))
     stage = stage_of(chosen, given)
     assert (stage.units(), stage.lanes, chosen.joint(given)) == (("all",), 2, True)
-    desk = Desk(data, stage)
-    state = {name: value.double() for name, value in stage.init("all", desk).items()}
+    ctx = StageContext(stage, data)
+    state = {name: value.double() for name, value in stage.init("all", ctx).items()}
     for t, (loss, images) in enumerate(published_run(stage, state["images"], data)):
-        state = stage.step("all", state, t, desk)
-        assert desk.rows[-1]["loss"] == pytest.approx(loss, rel=1e-9)
+        state = stage.step("all", state, t, ctx)
+        assert ctx.rows[-1]["loss"] == pytest.approx(loss, rel=1e-9)
         assert float((state["images"] - images).norm() / images.norm()) < 1e-9, t
     seen = {
         block
         for name, _, block in (
-            key for key in desk._cache if isinstance(key, tuple) and key[0] == "images of classes"
+            key for key in ctx._cache if isinstance(key, tuple) and key[0] == "images of classes"
         )
     }
     assert {c for block in seen for c in block} == {0, 3, 4}, "no image of another class is read"
     distilled = chosen.assemble(
-        given, {"all": stage.finish("all", {"images": state["images"].float()}, desk)}
+        given, {"all": stage.finish("all", {"images": state["images"].float()}, ctx)}
     )
     assert distilled.labels.tolist() == [0, 0, 3, 3, 4, 4], "labels stay those of all classes"
 
@@ -434,9 +409,9 @@ def test_lanes_equal_one_joint_backward_in_float64(method: Method) -> None:
     for size in (1, 2, 5):
         stage = stage_of(replace(method, classes_per_unit=size), problem(info))  # type: ignore[call-arg]
         assert stage.lanes == {1: 5, 2: 3, 5: 0}[size]
-        desk = Desk(data, stage)
-        start = {name: value.double() for name, value in stage.init("all", desk).items()}
-        states.append(stage.step("all", start, 0, desk)["momentum"])
+        ctx = StageContext(stage, data)
+        start = {name: value.double() for name, value in stage.init("all", ctx).items()}
+        states.append(stage.step("all", start, 0, ctx)["momentum"])
     ((_, images),) = published_run(
         replace(stage, iterations=1, outer_loop=1), start["images"], data
     )
@@ -540,14 +515,14 @@ def test_the_network_is_in_the_state_only_while_it_is_needed() -> None:
     stage = stage_of(
         Dc(**SMALL | {"network": "convnet2_w8_batchnorm"}, inner_momentum=0.5), problem(info)
     )
-    desk, states = Desk(data, stage), []
-    state = stage.init("all", desk)
+    ctx, states = StageContext(stage, data), []
+    state = stage.init("all", ctx)
     for t in range(6):
-        state = stage.step("all", state, t, desk)
+        state = stage.step("all", state, t, ctx)
         states.append({name for name in state if name.startswith("network.")})
     assert [bool(names) for names in states] == [True, True, False, True, True, False]
     assert {name.split(".")[1] for name in states[0]} == {"params", "momentum", "buffers"}
-    assert sorted(stage.finish("all", state, desk)) == ["images"]
+    assert sorted(stage.finish("all", state, ctx)) == ["images"]
 
 
 def test_buffers_that_a_network_does_not_save_are_not_in_the_state(
@@ -562,10 +537,10 @@ def test_buffers_that_a_network_does_not_save_are_not_in_the_state(
 
     monkeypatch.setattr(gradient_matching, "create_network", with_table)
     stage = stage_of(Dc(**SMALL), problem(info))
-    desk = Desk(data, stage)
-    state = stage.step("all", stage.init("all", desk), 0, desk)
+    ctx = StageContext(stage, data)
+    state = stage.step("all", stage.init("all", ctx), 0, ctx)
     assert "network.buffers.table" not in state
-    assert torch.isfinite(stage.step("all", state, 1, desk)["images"]).all()
+    assert torch.isfinite(stage.step("all", state, 1, ctx)["images"]).all()
 
 
 def test_published_loops_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -594,11 +569,11 @@ def test_published_loops_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> No
     for ipc, wanted in ((1, 0), (10, 450), (30, 1160), (50, 980)):
         stage = stage_of(Dc(network="convnet1_w4", iterations=1), problem(info, ipc))
         assert stage.steps(stage.units()[0]) == loops[ipc][0]
-        desk, calls = Desk(data, stage), 0
+        ctx, calls = StageContext(stage, data), 0
         for unit in stage.units():
-            state = stage.init(unit, desk)
+            state = stage.init(unit, ctx)
             for t in range(stage.steps(unit)):
-                state = stage.step(unit, state, t, desk)
+                state = stage.step(unit, state, t, ctx)
         assert calls == wanted
 
 
@@ -612,11 +587,11 @@ def test_a_constant_gradient_moves_images_by_1_then_2_5_then_4_25(
 
     monkeypatch.setattr(gradient_matching, "match", constant)
     stage = stage_of(Dc(**SMALL | {"lr_img": 1.0}), problem(info))
-    desk = Desk(data, stage)
-    state = stage.init("all", desk)
+    ctx = StageContext(stage, data)
+    state = stage.init("all", ctx)
     start = state["images"]
     for t, moved in enumerate((1.0, 2.5, 4.25)):
-        state = stage.step("all", state, t, desk)
+        state = stage.step("all", state, t, ctx)
         assert torch.allclose(start - state["images"], torch.full_like(start, moved), atol=1e-5)
 
 
@@ -625,8 +600,8 @@ def test_real_gradients_in_bf16_stay_near_those_in_fp32() -> None:
     found = []
     for numerics in (Numerics(), Numerics(precision="bf16")):
         stage = stage_of(Dsa(**SMALL), replace(problem(info), numerics=numerics))
-        desk = Desk(data, stage)
-        found.append(stage.step("all", stage.init("all", desk), 0, desk)["momentum"].flatten())
+        ctx = StageContext(stage, data)
+        found.append(stage.step("all", stage.init("all", ctx), 0, ctx)["momentum"].flatten())
     assert not torch.equal(found[0], found[1]), "the setting has an effect"
     assert float(F.cosine_similarity(found[0], found[1], 0)) > 0.99
 
@@ -649,8 +624,8 @@ def test_a_small_class_bounds_the_batches_of_all() -> None:
     images = []
     for batch in (4, 256):
         stage = stage_of(Dc(**SMALL | {"batch_real": batch}), problem(with_digests(info, few)))
-        desk = Desk(few, stage)
-        images.append(stage.step("all", stage.init("all", desk), 0, desk)["images"])
+        ctx = StageContext(stage, few)
+        images.append(stage.step("all", stage.init("all", ctx), 0, ctx)["images"])
     assert torch.equal(images[0], images[1])
 
 
@@ -667,7 +642,7 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Dsa(dsa="colour_crop").plan(problem(info))
     blind = stage_of(Dsa(**SMALL), problem(replace(info, train_counts=()), 5))
     with pytest.raises(DataError, match="class 0 has 4 training images; init=real needs ipc=5"):
-        blind.init("all", Desk(data, blind))
+        blind.init("all", StageContext(blind, data))
 
     class Vectors(nn.Module):
         def __init__(self, *layers: nn.Module) -> None:
@@ -728,7 +703,7 @@ def test_students_of_distilled_digits_know_them(method: str, tmp_path: Path) -> 
     test = normalise(data["test"].take(torch.arange(len(data["test"]))), info.mean, info.std)
     accuracy = {}
     for name, images in (
-        ("noise", chosen.plan(given)[0].init(ref.unit, Desk(data, ref.stage))),
+        ("noise", chosen.plan(given)[0].init(ref.unit, StageContext(ref.stage, data))),
         ("distilled", store.load(ref)),
     ):  # type: ignore[arg-type]
         net = create_network("convnet2_w8", info.shape, 10, generator(1, "student")).train()

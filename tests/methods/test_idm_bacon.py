@@ -5,7 +5,7 @@ is shared, limits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from recording import recorded
+from stage_context import StageContext
 from torch import Tensor, nn
 from torch.nn import functional as F
 from waves import filled, wave
@@ -315,30 +316,6 @@ def test_a_run_is_the_published_loop(name: str, blocks: int, digits: Any, tmp_pa
     assert found.labels.tolist() == [c for c in range(10) for _ in range(2)]
 
 
-class Desk:
-    """The least a stage needs, with the store's networks."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, stage: MatchUnderQueue, data: Any, store: Store) -> None:
-        self.stage, self.data, self.store = stage, data, store
-        self._cache: dict[Any, Any] = {}
-
-    def rng(self, stream: str, *ids: int) -> torch.Generator:
-        return generator(self.stage.seed, stream, *ids)
-
-    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
-
-    def load(self, name: str, rows: slice) -> Tensors:
-        return self.store.load_rows(self.stage.inputs("")[name], rows)
-
-    def log(self, t: int, **scalars: float | Tensor) -> None:
-        pass
-
-
 @both
 def test_an_update_in_one_piece_is_that_of_class_after_class(
     name: str, digits: Any, tmp_path: Path
@@ -350,16 +327,16 @@ def test_an_update_in_one_piece_is_that_of_class_after_class(
     (unit,) = stage.units()
     found = []
     for whole in (False, True):
-        desk: Any = Desk(stage, data, store)
-        state = {key: value.double() for key, value in stage.init(unit, desk).items()}
+        ctx = StageContext(stage, data, store=store)
+        state = {key: value.double() for key, value in stage.init(unit, ctx).items()}
         shape = (stage.network, info.shape, info.classes)
-        desk.cached(
+        ctx.cached(
             ("matched network", *shape),
             lambda shape=shape: create_network(*shape, generator(7, "network")).double(),
         )
         with recorded() if whole else nullcontext([]) as calls:
             for t in range(6):
-                state = stage.step(unit, state, t, desk)
+                state = stage.step(unit, state, t, ctx)
         found.append(state)
     assert len(calls) == 6
     for key in found[0]:
@@ -371,7 +348,7 @@ def test_the_cross_entropy_is_weighted_by_per_cent(digits: Any, tmp_path: Path) 
     store = Store(str(tmp_path))
     stage = stage_of(small("idm", ce_weight=0.5, meter_reset_period=None), given(info, 1))
     run(list(stage.inputs("").values()), store, data)
-    networks, plan = stage.networks(Desk(stage, data, store)), SMALL_QUEUE.plan  # type: ignore[arg-type]
+    networks, plan = stage.networks(StageContext(stage, data, store=store)), SMALL_QUEUE.plan  # type: ignore[arg-type]
     weights = [float(networks(t)[1]) for t in range(9)]
     assert all(0 <= weight <= 50 for weight in weights)
     assert max(weights) > 5, "digits are learned quickly, in per cent"
@@ -402,8 +379,8 @@ def test_real_images_in_chunks_give_the_same_moments(
 def first_images(digits: Any, **fields: Any) -> tuple[Tensor, Any]:
     data, info = digits
     stage = stage_of(small("idm", classes_per_unit=10, **fields), given(info, 3))
-    desk: Any = Desk(stage, data, Store("memory://nothing"))
-    images = stage.init(stage.units()[0], desk)["images"]
+    ctx = StageContext(stage, data, store=Store("memory://nothing"))
+    images = stage.init(stage.units()[0], ctx)["images"]
     pixels = images * torch.tensor(info.std).view(-1, 1, 1) + torch.tensor(info.mean).view(-1, 1, 1)
     return pixels * 255, data["train"]
 
@@ -436,7 +413,9 @@ def test_a_full_start_is_whole_real_images_and_noise_is_normal(digits: Any) -> N
         assert float(gaps.max()) < 1e-3
     data, info = digits
     stage = stage_of(small("idm", init="noise", classes_per_unit=10), given(info, 30))
-    noise = stage.init(stage.units()[0], Desk(stage, data, Store("memory://nothing")))["images"]  # type: ignore[arg-type]
+    noise = stage.init(
+        stage.units()[0], StageContext(stage, data, store=Store("memory://nothing"))
+    )["images"]  # type: ignore[arg-type]
     assert float(noise.mean()) == pytest.approx(0, abs=0.03)
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
 

@@ -10,7 +10,8 @@ from unittest import mock
 
 import pytest
 import torch
-from test_gradient_matching import Desk, Made, make
+from stage_context import StageContext
+from test_gradient_matching import Made, make
 from torch import Tensor
 
 from raydd.core import captured
@@ -83,15 +84,15 @@ def run(method: Method, made: Made, device: torch.device, steps: int = 4, **give
     numerics = Numerics(precision=given.get("precision", "fp32_strict"))
     *_, stage = method.plan(Problem(dataset=info, ipc=2, seed=7, numerics=numerics))
     apply_numerics(numerics, device)
-    desk: Any = Desk(data, stage)  # type: ignore[arg-type]
-    desk.device, desk.load = device, partial(row_of_a_queue, info)
+    ctx: Any = StageContext(stage, data, device=device)
+    ctx.load = partial(row_of_a_queue, info)
     unit = stage.units()[0]
-    state = given.get("state") or stage.init(unit, desk)
+    state = given.get("state") or stage.init(unit, ctx)
     state = {name: value.to(device) for name, value in state.items()}
     for t in range(given.get("first", 0), steps):
-        state = stage.step(unit, state, t, desk)
+        state = stage.step(unit, state, t, ctx)
     assert all(bool(torch.isfinite(x).all()) for x in state.values())
-    assert desk.rows or steps == given.get("first", 0)
+    assert ctx.rows or steps == given.get("first", 0)
     return {name: value.cpu() for name, value in state.items()}
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from recovering import (
     MicroRecovery,
-    TestContext,
     det,
     group_images,
     micro_info,
@@ -20,6 +19,7 @@ from recovering import (
     micro_teacher,
     recovered,
 )
+from stage_context import StageContext
 from torch import Tensor
 
 from raydd.core.errors import ConfigError
@@ -102,7 +102,7 @@ def test_the_bytes_of_a_group_depend_on_nothing_computed_before() -> None:
     stage = micro_stage(
         ipc=4, grouping=Grouping(group_size=4, groups_per_unit=2), views=AUGMENTED, iterations=3
     )
-    ctx, shared = TestContext(stage), {}
+    ctx, shared = StageContext(stage), {}
     for unit in reversed(stage.units()):
         state = stage.init(unit, ctx)
         for t in range(stage.steps(unit)):
@@ -134,7 +134,7 @@ def test_a_unit_goes_on_from_any_step_with_equal_bytes(matching: dict[str, Any])
     whole = digest(recovered(stage, unit)[0])
     for stop in range(1, stage.steps(unit)):
         state = load_tensors(dump_tensors(recovered(stage, unit, stop)[0]))
-        ctx = TestContext(stage)
+        ctx = StageContext(stage)
         for t in range(stop, stage.steps(unit)):
             state = stage.step(unit, state, t, ctx)
         assert digest(state) == whole, stop
@@ -146,7 +146,7 @@ def test_no_update_changes_the_state_it_was_given() -> None:
         grouping=Grouping(group_size=4, groups_per_unit=2),
         priors=ALL_PRIORS,
     )
-    unit, ctx = stage.units()[0], TestContext(stage)
+    unit, ctx = stage.units()[0], StageContext(stage)
     state = stage.init(unit, ctx)
     before = digest(state)
     stage.step(unit, state, 0, ctx)
@@ -254,12 +254,12 @@ def test_real_images_of_a_group_take_the_place_of_class_tables() -> None:
     stage = micro_stage(
         dataset=info, grouping=Grouping(group_size=2, groups_per_unit=2), matching=matching
     )
-    ctx = TestContext(stage, data={"train": split})
+    ctx = StageContext(stage, data={"train": split})
     unit = stage.units()[0]
     state = stage.init(unit, ctx)
     assert state["local.0"].shape == (2, 2, micro_teacher(0).width)
     assert not torch.equal(state["local.0"][0], state["local.0"][1]), "a group per class"
-    assert digest(stage.init(unit, TestContext(stage, data={"train": split}))) == digest(state)
+    assert digest(stage.init(unit, StageContext(stage, data={"train": split}))) == digest(state)
     assert len(split.taken) == 2 * 12, "13 images for 4 are 3 for each"
     assert all(index < 6 for index in split.taken[:6])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (info.mean, info.std))

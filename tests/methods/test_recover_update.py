@@ -11,7 +11,8 @@ from unittest import mock
 import pytest
 import torch
 from recording import Strict
-from recovering import MicroRecovery, TestContext, micro_stage, micro_teacher
+from recovering import MicroRecovery, micro_stage, micro_teacher
+from stage_context import StageContext
 from torch import Tensor
 from tracing import traced_gradients
 
@@ -54,7 +55,7 @@ def updates(stage: MicroRecovery, count: int) -> list[tuple[Update, dict[str, Te
         calls.append((self.update, {name: value.clone() for name, value in given.items()}))
         return original(self, given)
 
-    unit, ctx = stage.units()[0], TestContext(stage)
+    unit, ctx = stage.units()[0], StageContext(stage)
     state = stage.init(unit, ctx)
     with mock.patch.object(Recorded, "__call__", call):
         for t in range(count):
@@ -127,7 +128,7 @@ def test_a_gpu_repeats_its_recording_and_agrees_with_a_cpu(setting: str) -> None
     stage = OnDevice(**{f.name: getattr(plain, f.name) for f in fields(plain)})
 
     def states(device: str) -> list[Tensors]:
-        unit, ctx = stage.units()[0], TestContext(stage, device=torch.device(device))
+        unit, ctx = stage.units()[0], StageContext(stage, device=torch.device(device))
         found = [stage.init(unit, ctx)]
         for t in range(5):
             found.append(stage.step(unit, found[-1], t, ctx))

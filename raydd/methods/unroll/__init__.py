@@ -1,0 +1,1 @@
+"""Unrolled training: distilled data moved by the gradient of a loss through the training on them (RaT-BPTT and kin)."""

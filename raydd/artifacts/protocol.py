@@ -37,7 +37,12 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
         )
 
     slices = f" in {recipe['accumulate']} slices" if "accumulate" in recipe else ""
-    parts = [f"{recipe['epochs']} epochs of batches of {recipe['batch']}{slices}"]
+    drawn = {"images": "", "classes": ", as many of each class"}
+    if "draw" in recipe:
+        batch = f"a fresh batch of {recipe['batch']} images{drawn[recipe['draw']]}"
+        parts = [f"{recipe['epochs']} steps, each on {batch}{slices}"]
+    else:
+        parts = [f"{recipe['epochs']} epochs of batches of {recipe['batch']}{slices}"]
     decay = " of matrices only" if recipe.get("decay") == "matrices_only" else ""
     parts.append(f"{recipe['optimizer']}{of('lr', 'momentum', 'betas', 'weight_decay')}{decay}")
     falls = [*recipe.get("drops", ()), *recipe.get("milestones", ())]

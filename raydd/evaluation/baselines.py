@@ -14,6 +14,7 @@ from raydd.evaluation.packed_set import PackedSet
 from raydd.evaluation.rivals import Rival
 from raydd.evaluation.rows import LabelledSource, Planned, rows, student_seed
 from raydd.evaluation.set_sources import SetSource
+from raydd.evaluation.spaces import check_space, fit_of
 from raydd.evaluation.stages import EvaluateNetworks
 from raydd.labels.label_sources import Labels
 from raydd.methods.method import Problem
@@ -43,6 +44,7 @@ def baseline_rows(
         for draw, problem in drawn:
             try:
                 source = rival.source(draw, own)
+                check_space(rival.method.made_in, config.resolve(), f"'{baseline}'")
                 given = labels(problem, source) if config.resolve().learns_logits else None
                 check_views(rival, source, given)
             except TooFew as error:
@@ -87,7 +89,8 @@ def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Pla
         config.resolve().learns_logits
     ):  # the batch of the labels, ten images perhaps, is none for all real images
         config = replace(config, batch=None)
-    protocol = config.resolve().override(epochs=config.whole_epochs).with_hard_labels()
+    protocol = config.resolve().override(epochs=config.whole_epochs, draw="epochs")
+    protocol = protocol.with_hard_labels()
     recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
     if info.digests:  # else the numbers of images are estimates
         where = "evaluation.baselines: whole"
@@ -108,6 +111,7 @@ def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Pla
         network=network,
         recipe=recipe,
         count=config.repeats,
+        space=fit_of(protocol, info),
     )
     stage = EvaluateNetworks(
         seed=seed,

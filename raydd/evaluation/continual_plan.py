@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from raydd.core.errors import ConfigError
 from raydd.evaluation.continual import EvaluateMemory, OrderDraw, StepSets
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.kept import kept_images
@@ -39,6 +40,11 @@ def memories_of(
     to repetition k, in turn. ``steps``: the experiment's, of equally many classes.
     """
     protocol, entries = config.resolve(), []
+    if protocol.space != "normalised" or protocol.draw != "epochs":
+        raise ConfigError(
+            f"evaluation.continual: protocol '{protocol.name}' trains on whitened images, or on a fresh batch in each"
+            " step; continual learning needs evaluation.space=normalised and evaluation.draw=epochs"
+        )
     # Students of a memory are all trained for as many epochs.
     judged = {label: rival for label, rival in others.items() if rival.keys.equal != "updates"}
     for of, order in (

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from raydd.core.errors import ConfigError
-from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS, Protocol
+from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS, Protocol, Space
 from raydd.methods.method import DEFAULT_PROTOCOL
 from raydd.networks import normalise_name, pool
 from raydd.networks.names import POOLS
-from raydd.training.recipe import Decay, Loss, Optimizer
+from raydd.training.recipe import Decay, Draw, Loss, Optimizer
 from raydd.training.schedules import Schedule
 
 
@@ -21,7 +21,7 @@ class EvaluationConfig:
     """How a job judges its set; the fields are the YAML keys under ``evaluation:``.
 
     ``protocol``: a published one by name (null: that of the job's method); ``epochs`` to
-    ``strategy``: changes to it, which its printed name then shows; see
+    ``space``: changes to it, which its printed name then shows; see
     :class:`raydd.evaluation.protocols.Protocol` (``ema: 0`` tests the live weights).
 
     ``networks``: architectures, or letters of published pools (empty: the method's own network).
@@ -61,6 +61,8 @@ class EvaluationConfig:
     ema: Annotated[float, Ge(0), Lt(1)] | None = None
     double_norm: bool | None = None
     strategy: str | None = None
+    draw: Draw | None = None
+    space: Space | None = None
     networks: tuple[str, ...] = ()
     repeats: Annotated[int, Ge(1)] = 5
     repeats_per_unit: Annotated[int, Ge(1)] = 5

@@ -21,6 +21,7 @@ from raydd.evaluation.rows import (
     settle,
 )
 from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.spaces import check_space
 from raydd.methods.method import Method, Problem
 
 
@@ -69,6 +70,7 @@ def evaluation_stages(
     problems = [problems] if isinstance(problems, Problem) else list(problems)
     config = replace(config, protocol=config.protocol or method.protocol)
     config, networks = settle(config, problems[0], method.student_network, method.label_config)
+    check_space(method.made_in, config.resolve(), f"the set of '{method.name}'")
     others = rivals(config)
     stated = [rival for rival in map(Rival.of, config.baselines) if rival is not None]
     if any(rival.label == method.name and rival.method != method for rival in stated):

@@ -15,9 +15,10 @@ from raydd.core.errors import ConfigError, unknown
 from raydd.core.registry import Registry
 from raydd.data.catalog import DatasetInfo
 from raydd.networks import normalise_name
-from raydd.training.recipe import NEEDS, Decay, Loss, Optimizer, Recipe, without_effect
+from raydd.training.recipe import NEEDS, Decay, Draw, Loss, Optimizer, Recipe, without_effect
 from raydd.training.schedules import Schedule
 
+Space = Literal["normalised", "zca", "zca_per_image"]
 _OPERATIONS: dict[str, Callable[[str], object]] = {"dsa": parse_strategy, "dc": parse_dc_strategy}
 OVERRIDES = (
     "epochs",
@@ -38,6 +39,8 @@ OVERRIDES = (
     "ema",
     "double_norm",
     "strategy",
+    "draw",
+    "space",
 )
 """Fields of a protocol that a job may change."""
 
@@ -56,6 +59,10 @@ class Protocol:
     ``epochs`` where an augmentation is in use. ``network_strategies``, ``network_rates``: pairs
     ``(network, strategy)`` and ``(network, lr)`` of networks with a published value of their own,
     whatever the data set. The accuracy is that of the last epoch.
+
+    ``space``: of the images that students are trained and tested on, of every set alike, and of all
+    real images: ``normalised`` (a set that was made whitened stays so, with its tests), or whitened
+    (:mod:`raydd.artifacts.whitening`).
     """
 
     name: str
@@ -81,6 +88,8 @@ class Protocol:
     augmented_epochs: int | None = None
     network_strategies: tuple[tuple[str, str], ...] = ()
     network_rates: tuple[tuple[str, float], ...] = ()
+    draw: Draw = "epochs"
+    space: Space = "normalised"
 
     @property
     def learns_logits(self) -> bool:
@@ -206,6 +215,7 @@ class Protocol:
             "st",
             "milestones",
             "drop_factor",
+            "draw",
         )
         learnt = ("loss", "ce_weight", "temperature", "double_norm")
         steps = self.schedule == "steps"
@@ -296,3 +306,17 @@ _publish(
         **_ADAMW,
     )
 )
+
+# Adam without weight decay, by another name. Steps of which each sees a fresh batch: as many images
+# of each class, of all classes (RaT-BPTT), or windows of a poster, whatever their class (PoDD).
+_UNROLLED: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "augmentation": "dsa",
+    "strategy": "flip_rotate",
+    "space": "zca_per_image",
+}
+_publish(Protocol(name="rat_bptt", epochs=3000, draw="classes", **_UNROLLED))
+_publish(Protocol(name="podd", epochs=2000, draw="images", **_UNROLLED))

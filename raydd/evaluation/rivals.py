@@ -121,6 +121,8 @@ class Rival:
         """Return how students of ``images`` images are trained for as many updates as those of ``own`` images."""
         protocol = config.resolve()
         recipe = protocol.recipe(info, network)
+        if recipe.draw != "epochs":  # a step is a step, whatever the number of images
+            return config
         mine, theirs = (-(-count // recipe.batch) for count in (own, images))
         epochs = max(1, round(recipe.epochs * mine / theirs))
         if epochs == recipe.epochs:

@@ -10,6 +10,7 @@ from raydd.core.rng import derive_seed
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.protocols import PROTOCOLS
 from raydd.evaluation.set_sources import AssembledSet, SetSource
+from raydd.evaluation.spaces import fit_of
 from raydd.evaluation.stages import Evaluate, EvaluateNetworks
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import Labels, LabelSource
@@ -151,4 +152,5 @@ def _students(
         test_every=config.test_every,
         repeats=repeats,
         repeats_per_unit=config.repeats_per_unit,
+        space=fit_of(protocol, problem.dataset),
     )

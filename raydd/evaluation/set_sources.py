@@ -16,8 +16,8 @@ from raydd.core.errors import DataError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Ref, added, unkeyed
 from raydd.data.catalog import DatasetInfo
-from raydd.evaluation.fit_whitening import FitWhitening
 from raydd.methods.method import Method, Problem
+from raydd.training.fit_whitening import FitWhitening
 
 
 class SetSource(Protocol):

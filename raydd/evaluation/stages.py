@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,13 +14,15 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.seen import Seen
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Ref, Stage, canonical, stage_digest, unkeyed
+from raydd.core.units import Context, Cost, Ref, Stage, added, canonical, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.evaluation.set_sources import StoredSet
-from raydd.training.accuracy import RESIDENT_BYTES, Batch, Examiner, real_batches
+from raydd.evaluation.spaces import JudgedSpace, as_they_are, inputs_of, whitened_batches
+from raydd.training.accuracy import Batch, Examiner, real_batches
+from raydd.training.fit_whitening import FitWhitening
 from raydd.training.sgd import Recipe, unstack_state
-from raydd.training.students import ResidentSet, StudentTraining, TrainingSet, training_of
+from raydd.training.students import StudentTraining, TrainingSet, training_of
 from raydd.training.train_network import TrainNetwork
 from raydd.training.training_cost import training_cost
 
@@ -58,6 +59,7 @@ class Evaluate(Stage):
 
     ``labels``: where soft labels come from (:class:`raydd.labels.label_sources.LabelSource`), where the
     recipe's loss needs them. ``dataset``: narrowed to ``split`` (``test`` or ``holdout``).
+    ``space``: the whitening that students and tests see (``None``: the set's own space, if any).
     ``test_every``: also test after every so many epochs (0: at the end only). A student's draws are
     keyed by ``(seed, "student/...", repeat)`` and not by the set: students of different sets start
     alike. Output of a unit of R repeats: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy``
@@ -77,6 +79,7 @@ class Evaluate(Stage):
     test_every: int = 0
     repeats: int = unkeyed(default=5)
     repeats_per_unit: int = unkeyed(default=5)
+    space: FitWhitening | None = added(None)
 
     def __post_init__(self) -> None:
         if self.recipe.epochs < 1:
@@ -84,6 +87,11 @@ class Evaluate(Stage):
         if (self.labels is not None) != (self.recipe.loss != "ce"):
             raise ConfigError(
                 f"the loss '{self.recipe.loss}' {'needs' if self.labels is None else 'does not read'} soft labels"
+            )
+        if self.labels is not None and (self.space is not None or self.recipe.draw != "epochs"):
+            raise ConfigError(
+                "soft labels of views are of normalised images and whole epochs; evaluation.space and evaluation.draw"
+                " have no place beside them"
             )
         if self.labels is not None:
             self.labels.fits(self.recipe.batch, self.recipe.epochs, self.recipe.augmentation)
@@ -93,8 +101,9 @@ class Evaluate(Stage):
         return tuple(repeat_blocks(self.repeats, self.repeats_per_unit))
 
     def inputs(self, unit: str) -> Mapping[str, Ref]:
-        """Return what the set is made of, and its soft labels."""
-        return {**self.source.inputs(), **(self.labels.inputs() if self.labels is not None else {})}
+        """Return what the set is made of, its soft labels, and the whitening."""
+        labels = self.labels.inputs() if self.labels is not None else {}
+        return {**self.source.inputs(), **labels, **inputs_of(self.space)}
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of training and testing a block."""
@@ -105,7 +114,7 @@ class Evaluate(Stage):
             info.shape,
             info.classes,
             networks=count,
-            images=self.source.images,
+            images=self.recipe.seen(self.source.images),
             epochs=self.recipe.epochs,
             batch=self.recipe.slice,
             tested=tests * info.test_count,
@@ -167,10 +176,14 @@ class Evaluate(Stage):
         return output | {name: torch.tensor(size) for name, size in sizes.items()} | soft
 
     def _test(self, unit: str, state: Tensors, ctx: Context) -> Tensor:
-        def batches() -> Iterable[Batch]:
-            return real_batches(ctx.data[self.split], ctx)
+        data, space = ctx.data[self.split], self.space
 
-        prepare = into_space(self._set(ctx)[0], ctx.device)
+        def batches() -> Iterable[Batch]:
+            if space is None:
+                return real_batches(data, ctx)
+            return whitened_batches(data, self.dataset, space, ctx)
+
+        prepare = into_space(self._set(ctx)[0], ctx.device) if space is None else as_they_are
         return accuracies(self, self._training(unit, ctx), state, batches, prepare, ctx)
 
     def _set(self, ctx: Context) -> tuple[DistilledSet, TrainingSet]:
@@ -178,11 +191,13 @@ class Evaluate(Stage):
             distilled = self.source.load(ctx)
             if self.labels is not None:
                 return distilled, self.labels.open(distilled, ctx)
-            fits = 4 * distilled.seen * math.prod(distilled.shape) <= RESIDENT_BYTES
-            return distilled, ResidentSet(*distilled.tensors(ctx.device)) if fits else distilled
+            space = JudgedSpace.of(self.space, self.dataset, ctx)
+            return distilled, space.training_set(distilled, self.recipe)
 
         inputs = sorted((name, ref.key, ref.output) for name, ref in self.source.inputs().items())
-        which = json.dumps([canonical(self.source), canonical(self.labels)])
+        which = json.dumps(
+            [canonical(part) for part in (self.source, self.labels, self.space, self.recipe.draw)]
+        )
         return ctx.cached(("distilled", which, tuple(inputs)), load)
 
     def _training(self, unit: str, ctx: Context) -> StudentTraining:
@@ -241,8 +256,8 @@ class EvaluateNetworks(Stage):
         return self.teacher.units()
 
     def inputs(self, unit: str) -> Mapping[str, Ref]:
-        """Return the trained network."""
-        return {"network": Ref(self.teacher, unit)}
+        """Return the trained network, and the whitening of its images."""
+        return {"network": Ref(self.teacher, unit), **inputs_of(self.teacher.space)}
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of one pass over the split."""
@@ -267,12 +282,13 @@ class EvaluateNetworks(Stage):
         from raydd.training.train_network import restore_network
 
         weights, info = ctx.load("network"), self.dataset
+        data, space = ctx.data[self.split], self.teacher.space
         network = restore_network(self.teacher.network, info, weights, ctx.device)
         examiner = Examiner(network, self.numerics)
         found = examiner.accuracy(
             weights,
-            real_batches(ctx.data[self.split], ctx),
-            lambda x: normalise(x, info.mean, info.std),
+            real_batches(data, ctx) if space is None else whitened_batches(data, info, space, ctx),
+            as_they_are if space is not None else lambda x: normalise(x, info.mean, info.std),
         )
         pixels, count = info.channels * info.height * info.width, int(weights["images"])
         return {

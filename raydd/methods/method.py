@@ -74,6 +74,11 @@ class Method:
         return None
 
     @property
+    def made_in(self) -> str:
+        """The space of its sets: ``normalised``, or a whitened one of :mod:`raydd.artifacts.whitening`."""
+        return "normalised"
+
+    @property
     def student_network(self) -> str:
         """The network that students of its sets have by default."""
         return DEFAULT_NETWORK

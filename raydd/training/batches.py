@@ -44,7 +44,7 @@ def check_batches(
     """
     if not recipe.epochs or not network_facts(network, shape, classes).single:
         return
-    known = sorted({count for count in counts if count})
+    known = sorted({recipe.seen(count) for count in counts if count})
     bad = [count for count in known if 1 in sizes(count, recipe.batch, recipe.slice)]
     if not bad:
         return

@@ -7,16 +7,19 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from raydd.core.errors import ConfigError, unknown
+from raydd.core.units import added
 from raydd.training.schedules import Schedule, rate
 
 Optimizer = Literal["sgd", "adamw"]
 Decay = Literal["all", "matrices_only"]
+Draw = Literal["epochs", "images", "classes"]
 Loss = Literal["ce", "mse_gt", "kl"]
 Augmentation = Literal["none", "dsa", "dc", "pad_crop_flip", "resized_crop_flip"]
 
 _CHOICES = {
     "optimizer": get_args(Optimizer),
     "decay": get_args(Decay),
+    "draw": get_args(Draw),
     "schedule": get_args(Schedule),
     "loss": get_args(Loss),
     "augmentation": get_args(Augmentation),
@@ -44,7 +47,7 @@ _REQUIRED = {
 }
 CROP_SCALE = (0.08, 1.0)
 """Of the area, for crops without a ``scale`` of their own."""
-_SWITCHES = ("accumulate", "drops", "ema", "double_norm")
+_SWITCHES = ("accumulate", "drops", "ema", "double_norm", "draw")
 """Fields that do nothing at their default."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v >= 0, "at least 0"),
@@ -68,9 +71,10 @@ class Recipe:
     before one step; batch norms see slices. A smaller last batch has fewer slices of the same size,
     and is divided by as many as the others (published;
     docs/methods/evaluation.md, "Students of soft labels"). ``epochs``: epochs
-    run, all of them. ``optimizer``: ``sgd`` with ``momentum``, or ``adamw`` with ``betas``.
-    ``weight_decay``: on all parameters, or on ``matrices_only`` (those of more than one dimension
-    whose name holds "weight").
+    run, all of them. ``draw``: ``epochs``, as said; ``images`` or ``classes``: an epoch is one step,
+    on a fresh batch (:class:`raydd.training.drawn_batches.DrawnBatches`). ``optimizer``: ``sgd`` with
+    ``momentum``, or ``adamw`` with ``betas``. ``weight_decay``: on all parameters, or on
+    ``matrices_only`` (those of more than one dimension whose name holds "weight").
 
     ``schedule``: of the rate, see :func:`raydd.training.schedules.rate`; ``st``, ``milestones``,
     ``drop_factor``: its numbers. ``steps``: at the epochs ``drops`` (from 0) the rate is multiplied
@@ -110,6 +114,7 @@ class Recipe:
     strategy: str = ""
     pad: int | None = None
     scale: tuple[float, float] | None = None
+    draw: Draw = added("epochs")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -142,6 +147,10 @@ class Recipe:
     def slice(self) -> int:
         """Images that go through the network at once."""
         return -(-self.batch // self.accumulate)
+
+    def seen(self, images: int) -> int:
+        """Return how many of ``images`` an epoch goes through."""
+        return images if self.draw == "epochs" else min(images, self.batch)
 
     @property
     def copies(self) -> int:

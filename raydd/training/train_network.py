@@ -11,10 +11,11 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor
 
+from raydd.artifacts.distilled_set import Whitening
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import KeyedRng, generator
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Data, Numerics, Stage
+from raydd.core.units import Context, Cost, Data, Numerics, Ref, Stage, added
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.data.split import BaseData
@@ -22,6 +23,7 @@ from raydd.networks import create_network
 from raydd.networks.fast import fast_embed
 from raydd.networks.network import Network
 from raydd.training.accuracy import load_state, resident
+from raydd.training.fit_whitening import FitWhitening, network_space
 from raydd.training.sgd import Recipe, weights_for_test
 from raydd.training.students import StudentTraining, training_of
 from raydd.training.training_cost import training_cost
@@ -32,15 +34,17 @@ Batch = tuple[Tensor, Tensor]
 class WholeSplit:
     """A real split as a training set: resident on the device where it fits, else streamed in a shuffled order."""
 
-    def __init__(self, data: Data, info: DatasetInfo, ctx: Context) -> None:
-        self.data, self.info = data, info
+    def __init__(
+        self, data: Data, info: DatasetInfo, ctx: Context, whitening: Whitening | None = None
+    ) -> None:
+        self.data, self.prepare = data, network_space(info, whitening, ctx.device)
         self.kept = resident(data, ctx)
 
     def batches(self, epoch: int, size: int, rng: KeyedRng) -> Iterator[Batch]:
-        """Yield an epoch of normalised images and labels, shuffled by ``rng("batches", epoch)``."""
+        """Yield an epoch of images in network space and labels, shuffled by ``rng("batches", epoch)``."""
         order = rng("batches", epoch)
         for images, labels in self._shuffled(size, order):
-            yield normalise(images, self.info.mean, self.info.std), labels
+            yield self.prepare(images), labels
 
     def _shuffled(self, size: int, order: torch.Generator) -> Iterator[Batch]:
         if self.kept is None:
@@ -66,7 +70,8 @@ class TrainNetwork(Stage):
     """Train ``count`` networks on the training set; each is a unit, each epoch a step.
 
     ``save_epoch``: the epoch (from 0) after which the training ends, its schedule being that of all the recipe's epochs
-    (default: the last). ``start``: weights to start from instead of random ones.
+    (default: the last). ``start``: weights to start from instead of random ones. ``space``: the
+    whitening of the images (``None``: they are normalised).
 
     Output of a unit: ``params.*`` (their moving average where the recipe has one) and ``buffers.*``
     of the network, ``train_accuracy`` of its last epoch, the number of ``images`` it was trained
@@ -81,6 +86,7 @@ class TrainNetwork(Stage):
     count: int = 1
     save_epoch: int | None = None
     start: Start | None = None
+    space: FitWhitening | None = added(None)
 
     def __post_init__(self) -> None:
         if self.save_epoch is not None and not 0 <= self.save_epoch < self.recipe.epochs:
@@ -92,6 +98,10 @@ class TrainNetwork(Stage):
     def units(self) -> Sequence[str]:
         """Return one unit per network, ``network-000``."""
         return tuple(f"network-{i:03d}" for i in range(self.count))
+
+    def inputs(self, unit: str) -> Mapping[str, Ref]:
+        """Return the whitening."""
+        return {} if self.space is None else {"space": self.space.refs()[0]}
 
     def cost(self, unit: str) -> Cost:
         """Return the cost of one network's training."""
@@ -119,7 +129,9 @@ class TrainNetwork(Stage):
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
         """Return the state after epoch ``t``."""
-        data = WholeSplit(ctx.data["train"], self.dataset, ctx)
+        space = self.space
+        whitening = None if space is None else space.whitening(ctx.load("space"))
+        data = WholeSplit(ctx.data["train"], self.dataset, ctx, whitening)
         new, loss, accuracy = self._training(unit, ctx).epoch(state, t, data)
         ctx.log(t, loss=loss[0], train_accuracy=accuracy[0])
         return new | {"train_accuracy": accuracy.double()}

@@ -23,7 +23,7 @@ from raydd.core.errors import ConfigError
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data
-from raydd.evaluation.fit_whitening import FitWhitening
+from raydd.training.fit_whitening import FitWhitening
 
 INFO = entry("digits").info
 FEW = [

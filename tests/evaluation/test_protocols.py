@@ -128,7 +128,7 @@ def test_overrides_that_mean_nothing_are_refused():
         PROTOCOLS.get("dm").override(epoch=3)
     with pytest.raises(
         ConfigError,
-        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, idm, rded, sre2l",
+        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, idm, podd, rat_bptt, rded, sre2l",
     ):
         PROTOCOLS.get("dms")
 

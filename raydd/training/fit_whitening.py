@@ -1,15 +1,20 @@
-"""The whitening of a foreign set as a unit of work: computed once from the training images, and kept in the store."""
+"""A whitening as a unit of work: computed once from the training images, and kept in the store."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from raydd.artifacts.distilled_set import Whitening
 from raydd.artifacts.whitening import check_size, fit
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Stage
 from raydd.data.catalog import DatasetInfo
+from raydd.data.memory import normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +64,21 @@ class FitWhitening(Stage):
         return Whitening(
             matrix=output["matrix"], mean=output["mean"], per_image=self.space == "zca_per_image"
         )
+
+
+def network_space(
+    info: DatasetInfo, whitening: Whitening | None, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return what brings uint8 images ``[B, C, H, W]`` on a device into the space of networks, as float32.
+
+    Normalised; or whitened, of pixels in [0, 1], whatever the normalisation.
+    """
+    if whitening is None:
+        return lambda images: normalise(images, info.mean, info.std)
+    there = Whitening(
+        matrix=whitening.matrix.double().to(device),
+        mean=whitening.mean.double().to(device),
+        per_image=whitening.per_image,
+    )
+    none, one = (0.0,) * info.channels, (1.0,) * info.channels
+    return lambda images: there.apply(normalise(images, none, one))

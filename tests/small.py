@@ -43,6 +43,8 @@ SMALL: dict[str, Any] = {
     "classes_per_unit": 4,
     "outer_loop": 2,
     "inner_loop": 2,
+    "window": 3,
+    "totwindow": 8,
 }
 """Values for the fields of methods, by name; a field that is not here keeps its default."""
 
@@ -57,6 +59,9 @@ OTHER_TEXTS: dict[str, Any] = {
     "init": {"pool": 4},
     "compat": {"ema_carry": "chain"},
     "queue": {"storage": "bf16"},
+    "plateau": {"every": 1},
+    "syn_strategy": "flip",
+    "real_strategy": "flip",
 }
 """Other values for fields that hold any text, or few of a type's values, and inner values of those
 that hold a group of fields.
@@ -71,6 +76,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "flatness_tau": {"flatness_weight": 0.5},
     "dd_tau": {"dd_weight": 0.5},
     "milestone": {"crop_curriculum": "cosine"},
+    "plateau": {"placement": "advance"},
 }
 """Fields without which another value of a field is excluded or has no effect, and what they have to be with it."""
 

@@ -61,7 +61,7 @@ def _space(distilled: DistilledSet) -> str:
     if distilled.images.dtype.is_floating_point:
         text = f"Images are float32, normalised with mean ({mean}) and standard deviation ({std}) of pixels in [0, 1]"
         if distilled.whitening is not None:
-            text += ", then whitened (`whitening_matrix`, `whitening_mean`)"
+            text += ", then whitened (by `whitening.safetensors`)"
         text += ". Values may lie outside the range of pixels; only pictures are clamped."
     else:
         text = (

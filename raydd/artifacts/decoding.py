@@ -32,15 +32,21 @@ COMMON = ("images", "labels", "soft_labels")
 @dataclass(frozen=True)
 class SetSize:
     """How large a set is: images stored and seen by students, bytes of all that is stored (images,
-    labels, whitening, what a decoder reads).
+    labels, whitening, what a decoder reads); ``whitening``: those of them that are a whitening.
     """
 
     stored: int
     seen: int
     bytes: int
+    whitening: int = field(default=0, compare=False)
 
     def __add__(self, other: SetSize) -> SetSize:
-        return SetSize(self.stored + other.stored, self.seen + other.seen, self.bytes + other.bytes)
+        return SetSize(
+            self.stored + other.stored,
+            self.seen + other.seen,
+            self.bytes + other.bytes,
+            self.whitening + other.whitening,
+        )
 
 
 def as_stored(images: Tensor) -> Tensor:

@@ -188,8 +188,9 @@ class DistilledSet:
     @property
     def size(self) -> SetSize:
         """Images stored and seen, bytes of all stored tensors."""
-        held = sum(t.numel() * t.element_size() for t in self.stored().values())
-        return SetSize(len(self), self.seen, held)
+        held = {name: t.numel() * t.element_size() for name, t in self.stored().items()}
+        whitening = sum(held.get(name, 0) for name in WHITENING)
+        return SetSize(len(self), self.seen, sum(held.values()), whitening)
 
     @cached_property
     def digest(self) -> str:

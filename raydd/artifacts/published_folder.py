@@ -2,10 +2,11 @@
 
 Files::
 
-    data.safetensors            images, labels, soft_labels, what else the decoding reads,
-                                whitening_matrix, whitening_mean; the header's metadata holds, under
-                                "raydd", the facts as JSON (data set, normalisation, whitening,
-                                decoding)
+    data.safetensors            images, labels, soft_labels, what else the decoding reads; the
+                                header's metadata holds, under "raydd", the facts as JSON (data set,
+                                normalisation, whitening, decoding)
+    whitening.safetensors       whitening_matrix, whitening_mean, where images are whitened (in data
+                                of version 1: beside the images)
     data-00001-of-00003.safetensors, …, data.safetensors.index.json
                                 instead, above 4 GB: equal names are joined along the first axis, in
                                 the order of the index
@@ -51,9 +52,11 @@ from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo
 
-FORMAT, VERSION = "raydd-distilled-set", 1
+FORMAT, VERSION, APART = "raydd-distilled-set", 1, 2
+"""The word for the format; versions of sets in one file, and of whitened ones in several."""
 PART_BYTES = 4_000_000_000
 MANIFEST, INDEX, DATA = "manifest.json", "data.safetensors.index.json", "data.safetensors"
+WHITENING_FILE = "whitening.safetensors"
 
 
 def to_json(value: Any) -> bytes:
@@ -101,7 +104,13 @@ def data_files(distilled: DistilledSet, limit: int = PART_BYTES) -> Iterator[tup
     and of their index.
     """
     tensors = distilled.stored()
-    metadata = {"raydd": json.dumps(facts(distilled), sort_keys=True)}
+    told = facts(distilled)
+    if distilled.whitening is not None:
+        told["version"] = APART
+    metadata = {"raydd": json.dumps(told, sort_keys=True)}
+    if distilled.whitening is not None:
+        whitening = {name: tensors.pop(name) for name in WHITENING}
+        yield WHITENING_FILE, dump_tensors(whitening, metadata)
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     if sum(sizes.values()) <= limit:
         yield DATA, dump_tensors(tensors, metadata)
@@ -127,7 +136,7 @@ def data_files(distilled: DistilledSet, limit: int = PART_BYTES) -> Iterator[tup
         INDEX,
         to_json(
             {
-                "metadata": {"total_size": sum(sizes.values()), "raydd": facts(distilled)},
+                "metadata": {"total_size": sum(sizes.values()), "raydd": told},
                 "parts": parts,
             }
         ),
@@ -230,7 +239,8 @@ def publish(
         files[path] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     for path in before - set(files):
         storage.delete(path)
-    manifest = {"format": FORMAT, "version": VERSION, "digest": distilled.digest, "files": files}
+    version = VERSION if distilled.whitening is None else APART
+    manifest = {"format": FORMAT, "version": version, "digest": distilled.digest, "files": files}
     storage.put(MANIFEST, to_json(manifest))
     return manifest
 
@@ -254,9 +264,9 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         found, version = manifest["format"], int(manifest["version"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TornFileError(f"{where} is torn or not a manifest: {error!r}") from error
-    if found != FORMAT or version > VERSION:
+    if found != FORMAT or version > APART:
         raise DataError(
-            f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version {VERSION}"
+            f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version {APART}"
         )
     return {**manifest, "files": files}
 
@@ -306,6 +316,7 @@ def read(url: str) -> DistilledSet:
         if INDEX in files
         else [DATA]
     )
+    names += [WHITENING_FILE] * (WHITENING_FILE in files)
     pieces: dict[str, list[torch.Tensor]] = {}
     metadata: dict[str, str] = {}
     for name in names:
@@ -326,12 +337,16 @@ def from_tensors(
     """Return the set of one safetensors file's tensors and header; ``DataError`` naming ``where`` if it is none."""
     try:
         values = json.loads(metadata["raydd"])
-        if values["format"] != FORMAT or int(values["version"]) > VERSION:
+        if values["format"] != FORMAT or int(values["version"]) > APART:
             raise DataError(
                 f"{where} is of format '{values['format']}' version {values['version']}"
             )
         whitening = None
         if values["whitening"] is not None:
+            if not set(WHITENING) <= set(tensors):
+                raise DataError(
+                    f"{where}: its whitening is in {WHITENING_FILE} beside it; name the folder of both"
+                )
             matrix, mean = (tensors[name] for name in WHITENING)
             whitening = Whitening(
                 matrix=matrix, mean=mean, per_image=bool(values["whitening"]["per_image"])

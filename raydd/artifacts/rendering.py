@@ -60,7 +60,7 @@ def rows_table(report: Report) -> Table:
     """Return the report's rows, each beside random images under the same protocol.
 
     Images stored and seen have columns where they differ, and so has what is stored in all where it
-    is more than images and labels.
+    is more than images and labels, and a whitening.
     """
     best = any(row.best_accuracy is not None for row in report.rows)
     published = {(report.rows[0].set, item.network): item for item in report.published}
@@ -83,6 +83,9 @@ def rows_table(report: Report) -> Table:
     if counts:
         header[-3:-3] = ["stored", "seen"]
     further = any(row.further_bytes for row in report.rows)
+    whitened = any(row.whitening_bytes for row in report.rows)
+    if whitened:
+        header.insert(-1, "whitening")
     if further:
         header.insert(-1, "in all")
     lines = []
@@ -108,6 +111,8 @@ def rows_table(report: Report) -> Table:
         ]
         if counts:
             line[-3:-3] = ["–" if n is None else f"{n:,}" for n in (row.stored, row.seen)]
+        if whitened:
+            line.insert(-1, format_bytes(row.whitening_bytes) if row.whitening_bytes else "–")
         if further:
             line.insert(-1, format_bytes(row.bytes))
         if best:

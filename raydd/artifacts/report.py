@@ -34,7 +34,7 @@ class Row:
     it. ``device_seconds``: what making the set cost; ``None`` if not measured. ``stored``,
     ``seen``: images that the set keeps, and that students see (``None`` in the reports of earlier
     versions). ``further_bytes``: what it keeps besides images and labels (a whitening, a decoder's
-    tensors).
+    tensors); ``whitening_bytes``: those of them that are a whitening.
     """
 
     set: str
@@ -51,6 +51,7 @@ class Row:
     stored: int | None = None
     seen: int | None = None
     further_bytes: int = 0
+    whitening_bytes: int = 0
 
     @property
     def bytes(self) -> int:

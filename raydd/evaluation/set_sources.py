@@ -96,8 +96,8 @@ class AssembledSet:
 class StoredSet:
     """A published set, or a foreign one of any format that can be read; ``digest`` is :attr:`DistilledSet.digest`.
 
-    ``count``, ``stored``, ``bytes``: its :class:`SetSize`. ``whitening``: what fits the whitening of
-    a foreign set that was made in a whitened space.
+    ``count``, ``stored``, ``bytes``, ``whitening_bytes``: its :class:`SetSize`. ``whitening``: what
+    fits the whitening of a foreign set that was made in a whitened space.
     """
 
     url: str = unkeyed()
@@ -108,6 +108,7 @@ class StoredSet:
     stored: int = unkeyed(default=0)
     bytes: int = unkeyed(default=0)
     whitening: FitWhitening | None = added(None)
+    whitening_bytes: int = unkeyed(default=0)
 
     @classmethod
     def at(cls, url: str, dataset: DatasetInfo, reading: Reading | None = None) -> StoredSet:
@@ -137,6 +138,7 @@ class StoredSet:
             stored=size.stored,
             bytes=size.bytes,
             whitening=whitening,
+            whitening_bytes=size.whitening,
         )
 
     def inputs(self) -> Mapping[str, Ref]:
@@ -174,7 +176,8 @@ class StoredSet:
     def size(self) -> SetSize:
         """What was found when the set was read; a whitening that is fitted comes on top."""
         fitted = 0 if self.whitening is None else self.whitening.bytes
-        return SetSize(self.stored, self.count, self.bytes + fitted)
+        kept = self.whitening_bytes + fitted
+        return SetSize(self.stored, self.count, self.bytes + fitted, kept)
 
 
 def _unheard(line: str) -> None:

@@ -67,7 +67,12 @@ def test_equal_sets_give_equal_folders(make: Make, report: Report, tmp_path: Pat
     first = snapshot(tmp_path / "a")
     assert first == snapshot(tmp_path / "b")
     assert set(first) == {
-        *("data.safetensors", "shards/train-000000.tar", "shards/dataset.json"),
+        *(
+            "data.safetensors",
+            "whitening.safetensors",
+            "shards/train-000000.tar",
+            "shards/dataset.json",
+        ),
         *("grid.png", "curve.png", "recipe.json", "report.json", "README.md"),
         "manifest.json",
     }
@@ -85,7 +90,7 @@ def test_the_manifest_lists_every_file_with_size_and_checksum(make: Make, tmp_pa
     verify(str(tmp_path))
 
 
-@pytest.mark.parametrize("limit", [700, 5000, 20_000])
+@pytest.mark.parametrize("limit", [700, 2000, 5000])
 def test_large_sets_are_split_and_joined(make: Make, tmp_path: Path, limit: int) -> None:
     made = full(make)
     files = set(publish(made, str(tmp_path), part_bytes=limit)["files"])
@@ -95,8 +100,7 @@ def test_large_sets_are_split_and_joined(make: Make, tmp_path: Path, limit: int)
     assert parts[0] == f"data-00001-of-{len(parts):05d}.safetensors"
     index = json.loads((tmp_path / "data.safetensors.index.json").read_text())
     assert [part["file"] for part in index["parts"]] == parts
-    if limit == 20_000:  # more than the whitening, which is not split
-        assert all((tmp_path / path).stat().st_size <= limit + 2000 for path in parts)
+    assert all((tmp_path / path).stat().st_size <= limit + 2000 for path in parts)
     assert same(read(str(tmp_path)), made)
     torch.testing.assert_close(read(str(tmp_path)).images, made.images, rtol=0, atol=0)
 
@@ -161,8 +165,8 @@ def test_verify_reads_the_views_too(make: Make, tmp_path: Path) -> None:
 
 def test_a_torn_manifest_and_a_newer_version_are_named(make: Make, tmp_path: Path) -> None:
     manifest = publish(make(), str(tmp_path))
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
-    with pytest.raises(DataError, match="version 2; this raydd reads"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 3}))
+    with pytest.raises(DataError, match="version 3; this raydd reads"):
         read(str(tmp_path))
     (tmp_path / "manifest.json").write_text('{"files": ')
     with pytest.raises(TornFileError, match=r"manifest\.json is torn"):
@@ -364,16 +368,18 @@ def test_folders_live_in_object_storage_too(
 
 
 def test_the_header_alone_says_how_to_read(make: Make, tmp_path: Path) -> None:
+    import raydd
+
     publish(full(make), str(tmp_path))
     with safe_open(str(tmp_path / "data.safetensors"), "pt") as file:
         facts = json.loads(file.metadata()["raydd"])
-        assert set(file.keys()) == {
-            "images",
-            "labels",
-            "soft_labels",
-            "whitening_matrix",
-            "whitening_mean",
-        }
+        assert set(file.keys()) == {"images", "labels", "soft_labels"}
+    with safe_open(str(tmp_path / "whitening.safetensors"), "pt") as file:
+        assert set(file.keys()) == {"whitening_matrix", "whitening_mean"}
+        assert json.loads(file.metadata()["raydd"]) == facts
+    assert facts["version"] == 2
+    with pytest.raises(DataError, match=r"its whitening is in whitening\.safetensors beside it"):
+        raydd.load(str(tmp_path / "data.safetensors"))
     assert facts["whitening"] == {"per_image": True}
     assert facts["decoding"] == {"name": "grid", "parameters": {"factor": 1}}
 

@@ -193,7 +193,8 @@ class UnrollMethod(Method):
         batches, whitening = self.batches(problem), self.whitening(problem)
         count = batches.count
         held = 4 * math.prod(batches.shape) + 8 + 4 * batches.classes * batches.learn_labels
-        return SetSize(count, count, count * held + (0 if whitening is None else whitening.bytes))
+        matrix = 0 if whitening is None else whitening.bytes
+        return SetSize(count, count, count * held + matrix, matrix)
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the set, in the space that it was distilled in."""

@@ -49,10 +49,11 @@ def side(
     """Return what answers ``"<window>"`` with the memory that unrolls took so far."""
     shape = (args.channels, args.size, args.size)
     network = create_network(args.network, shape, CLASSES, generator(0, "network"))
-    unroller = Unroller(WeightVector(network), InnerAdam(lr=1e-3), compile=compile)
-    images = torch.randn((args.batch, *shape), generator=generator(0, "images")) / 50
+    vector = WeightVector(network, compile=compile)
+    unroller = Unroller(vector, InnerAdam(lr=1e-3), compile=compile)
+    images = torch.randn((args.batch, *shape), generator=generator(0, "images"))
     targets = torch.arange(args.batch) % CLASSES
-    real = torch.randn((REAL, *shape), generator=generator(0, "real")) / 50
+    real = torch.randn((REAL, *shape), generator=generator(0, "real"))
     labels = torch.arange(REAL) % CLASSES
     weights = unroller.network.fresh(generator(0, "weights"))
     before = peak()

@@ -188,6 +188,17 @@ def test_augmentations_are_differentiated_too() -> None:
     assert distance(plain.of_images, other.of_images) > 0.01
 
 
+@pytest.mark.nightly
+def test_compiled_pieces_give_the_same_meta_gradient() -> None:
+    plain, fused = (tiny_unroller(InnerAdam(lr=1e-3), compile=c) for c in (False, True))
+    expected = separate(plain, "graph", 1, 3, soft=True)
+    found = separate(fused, "adjoint", 1, 3, soft=True)
+    assert expected.of_targets is not None
+    assert found.of_targets is not None
+    assert distance(found.of_images, expected.of_images) < 1e-9
+    assert distance(found.of_targets, expected.of_targets) < 1e-9
+
+
 # -- Adam ------------------------------------------------------------------------------------------
 
 

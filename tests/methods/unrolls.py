@@ -70,7 +70,7 @@ def tiny_unroller(optimizer: InnerOptimizer, *, compile: bool = False) -> Unroll
             s = torch.sin(1.3 * torch.arange(p.numel()).double() + 0.7 * q + 0.1).view(p.shape)
             scale = 0.3 if p.dim() > 1 else 0.1
             p.copy_(1 + 0.1 * s if "norm.weight" in name else scale * s)
-    return Unroller(WeightVector(network), optimizer, compile=compile)
+    return Unroller(WeightVector(network, compile=compile), optimizer, compile=compile)
 
 
 def weights_of(unroller: Unroller) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from raydd.methods.unroll.inner_steps import InnerOptimizer, Moments, StepNumber
 from raydd.methods.unroll.weight_vector import WeightVector
+from raydd.training.sgd import compiled
 
 Engine = Literal["adjoint", "graph"]
 Augmented = Callable[[Tensor], Tensor]
@@ -83,8 +84,8 @@ class Unroller:
         self._gradient: Callable[..., tuple[Tensor, Tensor]] = self._inner_gradient
         self._product: Callable[..., tuple[Tensor, ...]] = self._hessian_product
         if compile:
-            from raydd.training.sgd import compiled
-
+            if network.twin is not network.network:
+                raise TypeError("compiled second derivatives need WeightVector(..., compile=True)")
             self._gradient = compiled(self._func_gradient)
             self._product = compiled(self._func_product)
 

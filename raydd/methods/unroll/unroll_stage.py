@@ -205,8 +205,9 @@ class Unroll(Stage):
             network = create_network(
                 self.network, self.batches.shape, self.batches.classes, ctx.rng("structure")
             )
-            vector = WeightVector(network.to(ctx.device))
-            return Unroller(vector, self.inner, compile=self.numerics.compile)
+            fused = self.numerics.compile
+            vector = WeightVector(network.to(ctx.device), compile=fused)
+            return Unroller(vector, self.inner, compile=fused)
 
         return ctx.cached(("unroller", stage_digest(self)), make)
 

@@ -17,19 +17,24 @@ from raydd.training.precision import cancelled_biases
 class WeightVector:
     """``once(theta, images)`` and ``twice(theta, images)``: logits of a network whose weights are ``theta [P]``.
 
-    ``once`` for first, ``twice`` for second derivatives. Biases that the following norm takes away
-    are no part of the vector: their gradients are zero but for rounding, which Adam would blow up.
+    ``once`` for first, ``twice`` for second derivatives, with norms of few kernels where a GPU runs
+    eager code (on a CPU the library's are faster, and only theirs can be compiled). Biases that the
+    following norm takes away are no part of the vector: their gradients are zero but for rounding,
+    which Adam would blow up.
     ``ConfigError`` for a network that mixes the images of a batch, or draws.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, compile: bool = False) -> None:
         network.train()
         if not is_per_sample(network):
             raise ConfigError(
                 f"method.network={network.name} has batch norm or dropout; an unroll needs a network that neither mixes"
                 " the images of a batch nor draws, such as convnet3"
             )
-        self.network, self.twin = network, twice_differentiable(network)
+        few = next(network.parameters()).device.type != "cpu" and not compile
+        self.network: torch.nn.Module = network
+        self.twin = twice_differentiable(network) if few else network
+        self._fill = network.reinitialise_
         still = set(cancelled_biases(network))
         self.still = {n: p.detach() for n, p in network.named_parameters() if n in still}
         moving = {n: p for n, p in network.named_parameters() if n not in still}
@@ -46,7 +51,7 @@ class WeightVector:
 
     def fresh(self, generator: torch.Generator) -> Tensor:
         """Return the weights ``[P]`` of a new random network."""
-        self.network.reinitialise_(generator)
+        self._fill(generator)
         named = dict(self.network.named_parameters())
         return flatten(named[name] for name in self.names)
 

@@ -28,7 +28,9 @@ class EvaluationConfig:
     ``repeats``: students per set and architecture; ``repeats_per_unit``: of them trained together.
     ``seed``: of what students draw (null: the seed of the set's job).
     ``test_every``: also test after every so many epochs, for the best epoch's accuracy (0: the last
-    epoch alone). ``split``: what accuracies are of. ``baselines``: what else is judged under the
+    epoch alone). ``after``: also report what the same students reach after so many epochs (steps,
+    where each sees a fresh batch), in rows of their own. ``split``: what accuracies are of.
+    ``baselines``: what else is judged under the
     same protocol: sets of the same size by any method with hard labels, by name or, with settings
     of its own, as a mapping (``{name: dm, iterations: 2000}``), which may also hold the keys of
     :class:`raydd.evaluation.rivals.RivalKeys`, and ``whole``, students of all real images trained
@@ -68,6 +70,7 @@ class EvaluationConfig:
     repeats_per_unit: Annotated[int, Ge(1)] = 5
     seed: Annotated[int, Ge(0)] | None = None
     test_every: Annotated[int, Ge(0)] = 0
+    after: tuple[Annotated[int, Ge(1)], ...] = ()
     split: Literal["test", "holdout"] = "test"
     baselines: tuple[Any, ...] = ("random",)
     random_draws: Annotated[int, Ge(3)] = 3

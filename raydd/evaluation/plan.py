@@ -22,6 +22,7 @@ from raydd.evaluation.rows import (
 )
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.spaces import check_space
+from raydd.evaluation.stages import Evaluate
 from raydd.methods.method import Method, Problem
 
 
@@ -55,7 +56,20 @@ class EvaluationPlan:
 
     def targets(self) -> list[Ref]:
         """Return the outputs that ``summarise`` needs."""
-        return list(dict.fromkeys(ref for stage in self.stages for ref in stage.refs()))
+        refs = [ref for stage in self.stages for ref in stage.refs()]
+        refs += [
+            ref
+            for entry in self.entries
+            for epoch in self.early(entry)
+            for ref in entry.stage.refs(snapshot(epoch))
+        ]
+        return list(dict.fromkeys(refs))
+
+    def early(self, entry: Planned) -> list[int]:
+        """Return the epochs before its end after which a finished set's students are reported, too."""
+        if entry.step is not None or not isinstance(entry.stage, Evaluate):
+            return []
+        return [epoch for epoch in self.config.after if epoch < entry.stage.recipe.epochs]
 
 
 def evaluation_stages(

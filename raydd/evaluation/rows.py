@@ -56,6 +56,12 @@ def settle(
         batch = labels.batch if config.batch is None else config.batch
         config = replace(config, batch=batch, epochs=epochs)
     networks = config.architectures(own)
+    epochs = min(config.resolve().recipe(problem.dataset, name).epochs for name in networks)
+    late = [epoch for epoch in config.after if epoch >= epochs]
+    if late:
+        raise ConfigError(
+            f"evaluation.after={late[0]}: students are trained for {epochs} epochs, after which they are tested anyway"
+        )
     for network in networks:
         network_facts(network, problem.dataset.shape, problem.dataset.classes)
     return config, networks

@@ -86,7 +86,7 @@ class JudgedSpace:
         """Return the set as students see it in this space, on the device where it is small enough."""
         moved = self.moved(distilled)
         if 4 * distilled.seen * math.prod(distilled.shape) > RESIDENT_BYTES:
-            whole: TrainingSet = MovedSet(distilled, moved)
+            whole: TrainingSet = distilled if moved is as_they_are else MovedSet(distilled, moved)
 
             def take(ids: Tensor) -> Batch:
                 return moved(distilled.normalised(distilled.take(ids))), distilled.targets_of(ids)

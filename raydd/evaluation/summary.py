@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
-from raydd.core.units import Ref, Stage
+from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.continual_plan import PlannedMemory
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.rows import Planned
@@ -50,6 +50,7 @@ def summarise(
     }
     pooled = {key: _pool(group, outputs) for key, group in groups.items()}
     rows = tuple(_row(key, group, outputs, pooled[key], seconds) for key, group in groups.items())
+    rows += _early(plan, groups, load, seconds)
     network = plan.entries[0].network
     by_set = {name: value for (name, _, of), value in pooled.items() if of == network}
     first = [
@@ -78,6 +79,26 @@ def summarise(
         size=plan.size,
         published=plan.published,
     )
+
+
+def _early(
+    plan: EvaluationPlan,
+    groups: Mapping[tuple[str, str, str], Sequence[Planned]],
+    load: Callable[[Ref], Tensors],
+    seconds: Callable[[Ref], float] | None,
+) -> tuple[Row, ...]:
+    """Return the rows of students before the end of their training."""
+    found = []
+    for epoch in plan.config.after:
+        for (name, protocol, network), group in groups.items():
+            if all(epoch in plan.early(entry) for entry in group):
+                outputs = {
+                    entry.stage: [load(ref) for ref in entry.stage.refs(snapshot(epoch))]
+                    for entry in group
+                }
+                key = (name, f"{protocol} after {epoch}", network)
+                found.append(_row(key, group, outputs, _pool(group, outputs), seconds))
+    return tuple(found)
 
 
 def _accuracies(outputs: Sequence[Tensors], name: str = "accuracy") -> list[float]:
@@ -126,7 +147,7 @@ def _size(stage: Evaluate | EvaluateNetworks, output: Tensors) -> dict[str, int]
         images = int(output["label_bytes"]) // 8  # int64
         return {"stored": images, "seen": images}
     size = stage.source.size
-    found = {"stored": size.stored, "seen": size.seen}
+    found = {"stored": size.stored, "seen": size.seen, "whitening_bytes": size.whitening}
     if "further_bytes" in output:
         return found | {"further_bytes": int(output["further_bytes"])}
     if isinstance(stage.source, StoredSet):

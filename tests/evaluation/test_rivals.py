@@ -299,7 +299,7 @@ def test_a_set_that_does_not_fit_once_decoded_is_decoded_in_batches(
     plan = evaluation_stages(Whitened(), problem(info), replace(SMALL, baselines=()))
     outputs, kinds = [], []
     for room in (4 << 30, 4 * 79 * 64):
-        monkeypatch.setattr("raydd.evaluation.stages.RESIDENT_BYTES", room)
+        monkeypatch.setattr("raydd.evaluation.spaces.RESIDENT_BYTES", room)
         store = Store(str(tmp_path / str(room)))
         training = StudentTraining.epoch
 

@@ -106,6 +106,32 @@ def test_a_set_made_whitened_is_not_judged_in_another_space(info: DatasetInfo) -
         evaluation_stages(method, problem, EvaluationConfig(continual=5))
 
 
+def test_what_students_reach_on_the_way_stands_in_rows_of_its_own(
+    digits: Mapping[str, Data], info: DatasetInfo, tmp_path: Any
+) -> None:
+    problem = Problem(dataset=info, ipc=1, seed=3, numerics=Numerics())
+    config = EvaluationConfig(
+        protocol="podd", networks=("convnet1_w4",), repeats=2, epochs=9, after=(1, 4), baselines=("random",)
+    )  # fmt: skip
+    method = METHODS.get("herding")(network="convnet1_w4", epochs=1)
+    plan = evaluation_stages(method, problem, config)
+    store = Store(str(tmp_path))
+    LocalRunner(lambda: digits, device=CPU).run(plan.targets(), store, lambda event: None)
+    rows = summarise(plan, store.load).rows
+    protocols = ["podd[epochs=9]", "podd[epochs=9] after 1", "podd[epochs=9] after 4"]
+    assert [(row.set, row.protocol) for row in rows] == [
+        (name, protocol) for protocol in protocols for name in ("herding", "random")
+    ]
+    four = evaluation_stages(method, problem, replace(config, epochs=4, after=()))
+    LocalRunner(lambda: digits, device=CPU).run(four.targets(), store, lambda event: None)
+    expected = [row.accuracy_mean for row in summarise(four, store.load).rows]
+    assert [row.accuracy_mean for row in rows[4:]] == expected, (
+        "as if they had been trained so long"
+    )
+    with pytest.raises(ConfigError, match=r"evaluation\.after=9"):
+        evaluation_stages(method, problem, replace(config, after=(9,)))
+
+
 @pytest.mark.slow
 def test_students_and_tests_are_whitened_alike(
     digits: Mapping[str, Data], info: DatasetInfo, tmp_path: Any

@@ -27,6 +27,7 @@ JOBS: dict[str, list[str]] = {
     "dm": ["cifar10_dm", "fashion_mnist_dm ipc=1", "tiny_imagenet_dm"],
     "idm": ["cifar10_idm", "cifar100_idm ipc=1", "tiny_imagenet_idm", "mnist_idm ipc=50"],
     "bacon": ["cifar10_bacon", "cifar10_bacon ipc=50", "tiny_imagenet_bacon ipc=50"],
+    "rat_bptt": ["cifar10_rat_bptt", "fashion_mnist_rat_bptt ipc=50"],
     "sre2l": ["imagenet_sre2l"],
     "gvbsm": ["imagenet_gvbsm"],
     "edc": ["imagenet_edc", "imagenet10_edc", "cifar100_edc"],

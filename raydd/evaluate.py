@@ -94,7 +94,7 @@ def main(
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
-        from raydd.artifacts.reading import LABEL_KINDS, Reading
+        from raydd.artifacts.reading import LABEL_KINDS, Reading, windows_from
         from raydd.config import load_evaluation
         from raydd.runtime import evaluating
 
@@ -104,6 +104,7 @@ def main(
             kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
             pooled, number = experiment == "all", _number(experiment)
             stated = {key: options[key] for key in ("space", "orientation", "decoding", "factor")}
+            stated["windows"] = windows_from(options["windows"])
             reading = Reading(labels=kind, experiment=number, **stated)
             subject, plan = evaluating.plan_stored(
                 job, url, reading, where, pooled=pooled, anyway=dry_run

@@ -52,14 +52,14 @@ def main(
     otherwise; what stands there already is refused, unless it is the same.
     """
     from raydd.artifacts.formats import read_set, write_set
-    from raydd.artifacts.reading import Reading
+    from raydd.artifacts.reading import Reading, windows_from
     from raydd.artifacts.whitening import whitened
     from raydd.artifacts.writing import check_target, written_images
 
     with command_errors():
         with refusing():
             check_target(out, to)
-            reading = Reading(**stated)
+            reading = Reading(**{**stated, "windows": windows_from(stated["windows"])})
             distilled = whitened(read_set(source, info=dataset, reading=reading, tell=click.echo))
         paths = write_set(distilled, out, to, click.echo)
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"

@@ -11,6 +11,8 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.pictures import Range
 from raydd.artifacts.rendering import format_bytes, render_markdown
 from raydd.artifacts.report import Report
+from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, SEMANTIC
+from raydd.artifacts.windows import LABEL_MAP, Windows
 
 SIZES = (
     (1_000, "n<1K"),
@@ -28,11 +30,23 @@ def method_name(recipe: Mapping[str, Any]) -> str:
 
 
 def ipc_text(distilled: DistilledSet) -> str:
-    """Return images per class as text: the recipe's number if it has one, else the stored count, or its range."""
+    """Return images per class as text: the recipe's number if it has one, of a poster those that
+    its pixels make, else the stored count, or its range.
+    """
     if "ipc" in distilled.recipe:
         return f"{distilled.recipe['ipc']:g}"
+    if poster_text(distilled):
+        return f"{distilled.pixel_ipc:.3g}"
     low, high = min(distilled.ipc), max(distilled.ipc)
     return str(low) if low == high else f"{low}-{high}"
+
+
+def poster_text(distilled: DistilledSet) -> str:
+    """Return what a poster is, ``a poster of 153×60 pixels``; empty for other sets."""
+    if not isinstance(distilled.decoder, Windows):
+        return ""
+    height, width = distilled.images.shape[2:]
+    return f"a poster of {width}×{height} pixels"
 
 
 def header(distilled: DistilledSet, license_id: str, *, shards: bool) -> str:
@@ -75,11 +89,13 @@ def _space(distilled: DistilledSet) -> str:
             f"{key} {value}" for key, value in distilled.decoding.parameters.items()
         )
         text += f" ({parameters})." if parameters else "."
+        if LABEL_MAP in distilled.extra:
+            text += f" Their soft labels are pooled from `{LABEL_MAP}`."
     return text
 
 
 def _labels(distilled: DistilledSet, records: int) -> str:
-    kind = "hard labels" if distilled.soft_labels is None else "hard and soft labels"
+    kind = "hard and soft labels" if distilled.soft else "hard labels"
     sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
     if distilled.size.bytes > distilled.image_bytes + distilled.label_bytes:
         sizes += f", {format_bytes(distilled.size.bytes)} in all"
@@ -88,7 +104,8 @@ def _labels(distilled: DistilledSet, records: int) -> str:
         if records
         else ""
     )
-    return f"{len(distilled):,} images, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
+    images = poster_text(distilled) or f"{len(distilled):,} images"
+    return f"{images}, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
 
 
 def _by_hand(parts: Sequence[str]) -> str:
@@ -143,6 +160,8 @@ pixels = png / 255 * view["scale"] + view["offset"]
 
 
 PICTURES = {
+    SEMANTIC: "The class of each area of the poster",
+    LABEL_MAP_PICTURE: "The label map: each cell's likeliest class, and its share",
     "curve.png": "Accuracy during the distillation",
     "networks.png": "Accuracy of every set on every network",
     "continual.png": "Accuracy on the classes seen so far, learnt step by step",
@@ -172,9 +191,9 @@ def card(
     if report is None:
         worth = "This set was published without an evaluation.\n"
     else:
-        worth = without_places(render_markdown(report)) + "".join(
-            f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES
-        )
+        worth = without_places(render_markdown(report))
+    worth += "".join(f"\n![{PICTURES[name]}]({name})\n" for name in charts if name in PICTURES)
+    shown = "The poster" if poster_text(distilled) else "A class per row"
     more = f" to `{parts[-1]}`, to be joined along the first axis" if len(parts) > 1 else ""
     worth_file = "" if report is None else "- `report.json`: what it is worth\n"
     scaled = "" if view is None else ", on the scale that `shards/dataset.json` holds"
@@ -194,7 +213,7 @@ def card(
 A small training set that stands in for {info.name} (images of {shape}, C×H×W), made by dataset distillation with
 raydd. {_labels(distilled, records)}
 
-![A class per row](grid.png)
+![{shown}](grid.png)
 
 ## Load
 

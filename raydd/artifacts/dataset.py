@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from raydd.artifacts.card import method_name
+from raydd.artifacts.card import method_name, poster_text
 from raydd.artifacts.distilled_set import Batch, DistilledSet
 from raydd.artifacts.formats import read_set
 from raydd.artifacts.reading import Reading
@@ -36,6 +36,8 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
         count = f"{len(of)} images of {self.classes} classes" + (
             f" ({low if low == high else f'{low} to {high}'} per class)"
         )
+        if poster := poster_text(of):
+            count = f"{poster} of {self.classes} classes ({of.pixel_ipc:.3g} images per class)"
         count += f", decoded to {len(self)}" if len(self) != len(of) else ""
         space = "whitened" if of.whitening is not None else "normalised"
         stored = (
@@ -43,7 +45,7 @@ class DistilledDataset(Dataset[tuple[Tensor, "int | Tensor"]]):
             if recipe.get("space") not in (None, "normalised")
             else ""
         )
-        labels = "hard" if of.soft_labels is None else "soft"
+        labels = "soft" if of.soft else "hard"
         shape = "×".join(map(str, of.shape))
         return (
             f"DistilledDataset({of.info.name}: {count}, {shape}, {space}{stored}, {labels} labels, "
@@ -84,6 +86,7 @@ def load(
     space: str | None = None,
     decoding: str | None = None,
     factor: int | None = None,
+    windows: tuple[int, int] | None = None,
     labels: str | None = None,
     orientation: Orientation = "ignore",
 ) -> DistilledDataset:
@@ -92,9 +95,10 @@ def load(
     Reads raydd's folders and the formats of others (:mod:`raydd.artifacts.formats`). ``info``: the
     data set it stands for (its name in the catalog, or its facts), where the format does not say.
     ``experiment``: which repetition of a DC/DSA/DM ``.pt`` file, the last by default. ``space`` of
-    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``, ``zca_per_image``), their ``decoding`` (``partition``
-    of IDM and BACON, ``grid`` of IDC, ``resize``), the ``factor`` of several images in one, and
-    whether a table of ``labels`` holds ``logits`` or ``probabilities``: see
+    the images (``pixels``, ``pixels255``, ``normalised``, ``zca``, ``zca_per_image``), their ``decoding``
+    (``partition`` of IDM and BACON, ``grid`` of IDC, ``resize``, ``windows`` of a poster of PoDD), the
+    ``factor`` of several images in one, the columns and rows of ``windows``, and whether a table of
+    ``labels`` holds ``logits`` or ``probabilities``: see
     :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca``
     and ``zca_per_image`` need the data set's files. ``orientation="exif"`` turns picture files of others as they say
     they are to be shown. Raises ``DataError`` for what is not a set and ``TornFileError``, naming
@@ -104,6 +108,7 @@ def load(
         space=space,
         decoding=decoding,
         factor=factor,
+        windows=windows,
         labels=labels,
         experiment=experiment,
         orientation=orientation,

@@ -97,7 +97,14 @@ class Decoder(ABC):
 
     def check(self, tensors: Tensors, info: DatasetInfo) -> None:
         """Raise ``ConfigError`` for stored tensors that cannot be decoded into images of a data set's channels."""
+        self.check_images(tensors, info)
         images, labels = tensors["images"], tensors["labels"]
+        if len(labels) != len(images):
+            raise ConfigError(f"{len(images)} images but {len(labels)} labels")
+
+    def check_images(self, tensors: Tensors, info: DatasetInfo) -> None:
+        """Raise ``ConfigError`` for images of another kind or of other channels, and for tensors that nothing reads."""
+        images = tensors["images"]
         for name in tensors:
             if name not in COMMON and not self.reads(name):
                 raise ConfigError(f"decoding '{self.name}' reads no tensor '{name}'")
@@ -109,8 +116,6 @@ class Decoder(ABC):
             raise ConfigError(
                 f"images have {images.shape[1]} channels; {info.name} has {info.channels}"
             )
-        if len(labels) != len(images):
-            raise ConfigError(f"{len(images)} images but {len(labels)} labels")
 
     def shape(self, tensors: Tensors) -> Shape:
         """Return the channels, height and width of a seen image."""
@@ -144,9 +149,17 @@ class Decoder(ABC):
         soft = tensors.get("soft_labels")
         return self.labels(tensors, ids) if soft is None else soft[self.rows(tensors, ids)]
 
+    def soft(self, tensors: Tensors) -> bool:
+        """Return whether :meth:`targets` are soft labels."""
+        return "soft_labels" in tensors
+
     def pictures(self, tensors: Tensors) -> Tensor:
         """Return what is shown of a set ``[P, C, h, w]``, pixels or in network space: the stored images."""
         return tensors["images"]
+
+    def undone(self, images: Tensor, undo: Space) -> Tensor:
+        """Return stored or seen images of which ``undo``, which takes seen ones, takes something back."""
+        return undo(images)
 
 
 DECODERS: Registry[type[Decoder]] = Registry("decoding")

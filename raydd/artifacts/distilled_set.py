@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raydd.artifacts.decoding import COMMON, Decoder, Decoding, SetSize, Shape
 from raydd.artifacts.seen import batches_of
+from raydd.artifacts.windows import LABEL_MAP
 from raydd.core.errors import ConfigError, NumericsError
 from raydd.core.rng import KeyedRng
 from raydd.core.tensors import Tensors, digest
@@ -174,16 +175,26 @@ class DistilledSet:
         return self.decoder.shape(self.decoded)
 
     @property
+    def soft(self) -> bool:
+        """Whether students learn soft labels of the set's own."""
+        return self.decoder.soft(self.decoded)
+
+    @property
+    def pixel_ipc(self) -> float:
+        """Images per class that have as many pixels as all that is stored."""
+        height, width = self.shape[1:]
+        return math.prod(self.images.shape[2:]) * len(self) / (height * width * self.info.classes)
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of the stored images."""
         return self.images.numel() * self.images.element_size()
 
     @property
     def label_bytes(self) -> int:
-        """Bytes of the stored labels, hard and soft."""
-        return sum(
-            t.numel() * t.element_size() for t in (self.labels, self.soft_labels) if t is not None
-        )
+        """Bytes of the stored labels, hard and soft, and of a map of them."""
+        kept = (self.labels, self.soft_labels, self.extra.get(LABEL_MAP))
+        return sum(t.numel() * t.element_size() for t in kept if t is not None)
 
     @property
     def size(self) -> SetSize:
@@ -306,7 +317,7 @@ class DistilledSet:
             return images.float() / 255
         whitening = self.whitening
         if whitening is not None:
-            images = whitening.undo(images)
+            images = self.decoder.undone(images, whitening.undo)
             if whitening.per_image:
                 flat = images.flatten(1)
                 low, high = flat.amin(1).view(-1, 1, 1, 1), flat.amax(1).view(-1, 1, 1, 1)

@@ -39,7 +39,9 @@ from raydd.artifacts.detection import FoundFiles
 from raydd.artifacts.detection import detect as detect
 from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.artifacts.eight_bit import read_folder, read_tars
+from raydd.artifacts.foreign_posters import one_poster, poster_targets
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
+from raydd.artifacts.poster_geometry import WindowGrid
 from raydd.artifacts.pt import Experiments, experiments_of
 from raydd.artifacts.pt import load_pt as load_pt
 from raydd.artifacts.reading import (
@@ -53,7 +55,7 @@ from raydd.artifacts.reading import (
 from raydd.artifacts.writing import write_set as write_set
 from raydd.core.errors import ConfigError, DataError, RayddError
 from raydd.core.storage import join
-from raydd.core.tensors import load_metadata, load_tensors
+from raydd.core.tensors import Tensors, load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo, entry
 
 log = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ def read_set(
     else:
         distilled = _read_foreign(source, info, reading, tell)
         absent = [label for label, count in enumerate(distilled.ipc) if not count]
-        if absent and distilled.soft_labels is None:
+        if absent and not distilled.soft:
             names = distilled.info.class_names
             shown = ", ".join(names[c] if c < len(names) else str(c) for c in absent[:5]) + (
                 ", …" if len(absent) > 5 else ""
@@ -123,7 +125,7 @@ def _read_foreign(
     if source.chosen:
         tell(f"{source.storage.url}: read {source.chosen}")
     recipe: dict[str, Any] = {"source": source.url, "format": source.format}
-    whitening, soft = None, None
+    whitening, soft, extra = None, None, Tensors()
     if source.format in ("pt", "mtt"):
         value = tuple(
             load_pt(source.storage.get(path), join(source.storage.url, path))
@@ -143,13 +145,18 @@ def _read_foreign(
             )
         info = _needed(info, source)
         images, labels = _pt(value, reading, source, recipe, tell)
+        images = one_poster(images) if reading.poster else images
         _check_shape(images, info, source, reading)
         hint = (source.space, source.why) if source.space is not None else None
         if whitening is None:
             images, recipe["space"] = images_in_space(
                 images, info, reading.space, source.url, tell, hint
             )
-        labels, soft = targets_of(labels, info.classes, reading.labels, source.url, tell)
+        said = (info.classes, reading.labels, source.url, tell)
+        if reading.poster:
+            labels, soft, extra = poster_targets(images, labels, _grid(reading, info), *said)
+        else:
+            labels, soft = targets_of(labels, *said)
     else:
         if reading.labels is not None or reading.space is not None:
             raise ConfigError(
@@ -177,6 +184,7 @@ def _read_foreign(
             images=images.to(images.dtype if images.dtype == torch.uint8 else torch.float32),
             labels=labels,
             soft_labels=soft,
+            extra=extra,
             info=info,
             recipe=recipe,
             whitening=whitening,
@@ -185,6 +193,12 @@ def _read_foreign(
         )
     except RayddError as error:
         raise DataError(f"{source.url}: {error}") from error
+
+
+def _grid(reading: Reading, info: DatasetInfo) -> WindowGrid:
+    """Return the windows that a reading states, which are of the size of the data set's images."""
+    columns, rows = reading.windows or (1, 1)
+    return WindowGrid(height=info.height, width=info.width, columns=columns, rows=rows)
 
 
 def _nothing(line: str) -> None:
@@ -284,7 +298,11 @@ def _own_facts(
 
 
 def _check_shape(images: Tensor, info: DatasetInfo, source: FoundFiles, reading: Reading) -> None:
-    if images.ndim == 4 and reading.decoding == "resize" and images.shape[1] == info.channels:
+    if (
+        images.ndim == 4
+        and (reading.decoding == "resize" or reading.poster)
+        and images.shape[1] == info.channels
+    ):
         return  # the decoder looks at their sides
     if images.ndim != 4 or tuple(images.shape[1:]) != info.shape:
         shape, wanted = ("×".join(map(str, v)) for v in (images.shape[1:], info.shape))

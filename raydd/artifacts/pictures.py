@@ -119,7 +119,7 @@ class SeenPictures:
     def __init__(self, distilled: DistilledSet) -> None:
         self._distilled = distilled
         self.range = Range.of(distilled)
-        self.soft = distilled.soft_labels is not None
+        self.soft = distilled.soft
 
     def __len__(self) -> int:
         return self._distilled.seen

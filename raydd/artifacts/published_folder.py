@@ -13,8 +13,9 @@ Files::
     shards/train-000000.tar     WebDataset view in 8 bits; shards/dataset.json holds its data set's
                                 facts, and, where values leave the range of pixels, what the 8 bits
                                 stand for
-    grid.png, curve.png         pictures: a class per row; accuracy over the distillation, if the
-                                report has it
+    grid.png, curve.png         pictures: a class per row, or the poster; accuracy over the
+                                distillation, if the report has it
+    semantic.png, label_map.png of a poster: the class of each area; its learnt label map
     networks.png, continual.png, continual.csv
                                 sets on several networks, and the continual experiment, if the
                                 report has them
@@ -43,8 +44,9 @@ from raydd.artifacts.charts import report_files
 from raydd.artifacts.decoding import COMMON, Decoding
 from raydd.artifacts.distilled_set import WHITENING, DistilledSet, Whitening
 from raydd.artifacts.eight_bit import SHARD_BYTES, tar_shards
-from raydd.artifacts.grid import MODES, curve, grid, png
+from raydd.artifacts.grid import MODES, curve, png
 from raydd.artifacts.pictures import SIDE_FILE, Range, SeenPictures, side_file
+from raydd.artifacts.poster_pictures import further_pictures, picture_of
 from raydd.artifacts.rendering import format_seconds, size_of
 from raydd.artifacts.report import Report, reference
 from raydd.core.errors import ConfigError, DataError, TornFileError
@@ -180,15 +182,9 @@ def _files(
         for name, data in tar_shards(shown, shard):
             yield f"shards/{name}", data
         yield f"shards/{SIDE_FILE}", side_file(distilled, shown)
-    # A set whose labels are not one per picture (a poster) is shown as one row.
-    shown_as = distilled.to_uint8()
-    labels = (
-        distilled.labels
-        if len(distilled.labels) == len(shown_as)
-        else torch.zeros(len(shown_as), dtype=torch.int64)
-    )
-    names = distilled.info.class_names if labels is distilled.labels else ("images",)
-    yield "grid.png", png(grid(shown_as, labels, names))
+    yield "grid.png", png(picture_of(distilled))
+    further = further_pictures(distilled)
+    yield from further.items()
     chart = None if report is None else _curve(report)
     charts = ({} if chart is None else {"curve.png": chart}) | (
         {} if report is None else report_files(report)
@@ -203,7 +199,7 @@ def _files(
         parts=parts,
         license_id=license_id,
         shards=shards,
-        charts=list(charts),
+        charts=[*further, *charts],
         records=records,
         view=view,
     )

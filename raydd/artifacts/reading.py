@@ -4,6 +4,7 @@ cannot be is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.decoding import Decoding, Tiles
+from raydd.artifacts.windows import Windows
 from raydd.core.errors import ConfigError, DataError, unknown
 from raydd.data.catalog import DatasetInfo
 from raydd.data.images import Orientation
@@ -24,8 +26,9 @@ as in KIP, RaT-BPTT and PoDD (:mod:`raydd.artifacts.whitening`).
 """
 LABEL_KINDS = ("logits", "probabilities")
 WHITENED = ("zca", "zca_per_image")
-TILED, STATED = ("partition", "grid"), ("identity", "partition", "grid", "resize")
-"""Decodings that hold several images in each stored one, and all that a reader can state."""
+TILED = ("partition", "grid")
+STATED = ("identity", *TILED, "resize", Windows.name)
+"""Decodings that a reader can state; of :data:`TILED` each stored image holds several."""
 
 SLACK = 0.05
 """How far, in pixels of [0, 1], values may leave the range before they count as outside."""
@@ -44,7 +47,8 @@ class Reading:
     ``space``: one of :data:`SPACES`; ``None``: guessed from the values. ``decoding``: what students
     see of the stored images, one of :data:`STATED` (:mod:`raydd.artifacts.decoding`); ``None``: the
     images themselves, or, with a ``factor``, ``grid``. ``factor``: how many rows and columns of
-    images each stored one holds; ``None``: 2 where the decoding needs one. ``labels``: what a table
+    images each stored one holds; ``None``: 2 where the decoding needs one. ``windows``: columns and
+    rows of windows of a poster, which the decoding ``windows`` needs. ``labels``: what a table
     ``[N, classes]`` holds, one of :data:`LABEL_KINDS`; ``None``: guessed. ``experiment``: which set
     of a file that lists several; ``None``: the last, or all steps of a file of continual learning.
     ``orientation``: ``exif`` turns picture files as they say. Raises ``ConfigError`` for values that are not allowed.
@@ -53,6 +57,7 @@ class Reading:
     space: str | None = None
     decoding: str | None = None
     factor: int | None = None
+    windows: tuple[int, int] | None = None
     labels: str | None = None
     experiment: int | None = None
     orientation: Orientation = "ignore"
@@ -70,16 +75,30 @@ class Reading:
             )
         if self.decoding is not None and self.decoding not in STATED:
             raise unknown("decoding", self.decoding, STATED)
+        if self.windows is not None and self.decoding not in (None, Windows.name):
+            raise ConfigError(f"windows have no effect with the decoding '{self.decoding}'")
+        if self.windows is None and self.decoding == Windows.name:
+            raise ConfigError(
+                "decoding 'windows': how many columns and rows of windows? Say --windows 16x6, or windows=(16, 6)"
+            )
         if self.factor is not None:
             Tiles.check_factor(self.factor)
-            if self.decoding not in (None, *TILED) and self.factor != 1:
+            if (self.decoding not in (None, *TILED) or self.windows) and self.factor != 1:
                 raise ConfigError(
-                    f"factor={self.factor} has no effect with the decoding '{self.decoding}'; allowed:"
+                    f"factor={self.factor} has no effect with the decoding '{self.decoding or Windows.name}'; allowed:"
                     f" {', '.join(TILED)}"
                 )
 
+    @property
+    def poster(self) -> bool:
+        """Whether what is read is a poster."""
+        return self.windows is not None
+
     def decoding_of(self, info: DatasetInfo, space: str) -> Decoding:
         """Return how images that lie in ``space`` are decoded; those of a ``grid`` are filled up with grey."""
+        if self.windows is not None:
+            size = {"height": info.height, "width": info.width}
+            return Decoding(Windows.name, {**size, "windows": list(self.windows)})
         name = self.decoding or ("identity" if self.factor in (None, 1) else "grid")
         if name == "resize":
             return Decoding(name, {"height": info.height, "width": info.width})
@@ -102,12 +121,23 @@ class Reading:
             "space": self.space,
             "decoding": self.decoding,
             "factor": None if self.factor == 1 else self.factor,
+            "windows": self.windows,
             "labels": self.labels,
         }
         stated |= {"orientation": None if self.orientation == "ignore" else self.orientation}
         for name, value in stated.items():
             if value is not None:
                 raise ConfigError(f"{name}={value} has no effect: {where} {why}")
+
+
+def windows_from(text: str | None) -> tuple[int, int] | None:
+    """Return columns and rows of windows of a text such as ``16x6``; ``ConfigError`` for another text."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,4})[x×,](\d{1,4})", text.strip())
+    if found is None:
+        raise ConfigError(f"windows: '{text}' must be columns and rows of windows, such as 16x6")
+    return int(found[1]), int(found[2])
 
 
 def _span(low: float, high: float) -> str:

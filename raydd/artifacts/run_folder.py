@@ -7,7 +7,7 @@ Files::
     log.jsonl                   what happened (:mod:`raydd.runtime.journal`)
     report.json                 what came out, once it is finished
     report.html                 all of it as a page
-    distilled/, pictures/       the set; pictures over the updates
+    distilled/, pictures/       the set; pictures over the updates, of a poster also as an animation
     lock.json                   who writes here now
 """
 
@@ -24,6 +24,10 @@ from raydd.core.storage import Storage, join
 from raydd.core.urls import absolute, check_url
 
 JOB, PLAN, LOG, REPORT, PAGE = "job.yaml", "plan.json", "log.jsonl", "report.json", "report.html"
+SEMANTIC, LABEL_MAP_PICTURE = "semantic.png", "label_map.png"
+"""Pictures of a poster beside the set's own, in its folder."""
+GROWTH = "pictures/growth.png"
+"""The animation of a poster over the updates."""
 
 
 @dataclass(frozen=True)

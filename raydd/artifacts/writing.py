@@ -40,7 +40,7 @@ def write_set(distilled: DistilledSet, url: str, to: str, tell: Tell = log.warni
         parent, _, name = url.rpartition("/")
         data = _safetensors(distilled) if to == "safetensors" else _pt(distilled)
         return _put_file(Storage(parent or ("/" if url.startswith("/") else ".")), name, data, tell)
-    if to == "folder" and distilled.soft_labels is not None:
+    if to == "folder" and distilled.soft:
         raise ConfigError(
             "an image folder cannot hold soft labels; write pt, webdataset or safetensors instead"
         )

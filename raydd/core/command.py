@@ -36,12 +36,18 @@ _READING = (
     click.option(
         "--decoding",
         metavar="NAME",
-        help="What students see of a foreign set's images: identity, partition (IDM, BACON), grid (IDC), resize.",
+        help="What students see of a foreign set's images: identity, partition (IDM, BACON), grid (IDC), resize,"
+        " windows (PoDD).",
     ),
     click.option(
         "--factor",
         type=int,
         help="Rows and columns of images that each stored one holds (default: 2 of a partition or grid).",
+    ),
+    click.option(
+        "--windows",
+        metavar="COLUMNSxROWS",
+        help="Columns and rows of windows of a foreign poster, 16x6; the decoding is then windows.",
     ),
 )
 

@@ -56,11 +56,7 @@ class PackedSet:
     def load(self, ctx: Context) -> DistilledSet:
         """Return the set; ``DataError`` if its images are decoded or whitened already."""
         whole = self.made.load(ctx)
-        if (
-            whole.decoding.name != "identity"
-            or whole.whitening is not None
-            or whole.soft_labels is not None
-        ):
+        if whole.decoding.name != "identity" or whole.whitening is not None or whole.soft:
             raise DataError(
                 f"decoding '{self.kind}': the images of '{self.made.method.name}' are decoded, whitened, or have soft"
                 " labels of their own"

@@ -168,11 +168,7 @@ class Evaluate(Stage):
         further = distilled.size.bytes - distilled.image_bytes - distilled.label_bytes
         if further and not isinstance(self.source, StoredSet):  # whose source knows
             sizes["further_bytes"] = further
-        soft = {
-            "soft_labels": torch.tensor(
-                distilled.soft_labels is not None or self.labels is not None
-            )
-        }
+        soft = {"soft_labels": torch.tensor(distilled.soft or self.labels is not None)}
         return output | {name: torch.tensor(size) for name, size in sizes.items()} | soft
 
     def _test(self, unit: str, state: Tensors, ctx: Context) -> Tensor:

@@ -114,7 +114,7 @@ def stored_evaluation(
     ] * bool(memories)
     notes += shrunk(entries)
     if config.baselines and size:
-        notes.append(f"{name} has {size}, the other sets {problem.ipc} of each class.")
+        notes.append(f"{name} has {size}, the other sets {problem.ipc:g} of each class.")
     return EvaluationPlan(
         name,
         problem,

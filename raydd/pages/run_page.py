@@ -31,6 +31,7 @@ from raydd.pages.blocks import (
     figure,
     note,
     paragraph,
+    picture,
     section,
     slider,
     subsection,
@@ -46,13 +47,14 @@ from raydd.pages.run_curves import logged_curves
 @dataclass(frozen=True)
 class RunFacts:
     """What a page shows of a run: its folder, how far it is, its pictures (over the updates, the
-    last one the set as published), the published set's recipe, and how it stands in a word:
-    ``finished``, ``running``, ``stopped``, ``failed`` or ``unfinished``.
+    last one the set as published), those beside them, the published set's recipe, and how it stands
+    in a word: ``finished``, ``running``, ``stopped``, ``failed`` or ``unfinished``.
     """
 
     folder: RunFolder
     standing: Standing
     pictures: Sequence[Shown] = ()
+    beside: Sequence[Shown] = ()
     recipe: Mapping[str, Any] | None = None
     state: str = "finished"
     made: str = ""
@@ -196,6 +198,7 @@ def _pictures(run: RunFacts) -> Section | None:
     parts = [slider("Updates", shown)]
     if left_out:
         parts.append(note(left_out))
+    parts += map(picture, run.beside)
     return section("Pictures", *parts)
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
+from raydd.artifacts.card import poster_text
 from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
-from raydd.artifacts.grid import grid, png
+from raydd.artifacts.grid import png
+from raydd.artifacts.poster_pictures import is_poster, picture_of
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.rendering import images_per_class
 from raydd.artifacts.run_folder import PAGE, PLAN
@@ -47,8 +47,8 @@ from raydd.runtime.session import Outcome, Session, check_places, described, run
 from raydd.runtime.tracking.tracker import Tracker
 
 GRID = "grid.png"
-SHOWN, ROWS = 10, 100
-"""Images of each class, and classes, in the picture of an evaluated set."""
+SHOWN = 10
+"""Images of each class in the picture of an evaluated set."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,20 @@ def plan_stored(
     made_by = method if isinstance(method, Mapping) else {}
     name, own = str(made_by.get("name", "set")), made_by.get("network")
     if job.evaluation.continual is not None:
+        if is_poster(distilled):
+            raise ConfigError(
+                f"evaluation.continual: {url} is one poster, whose windows show several classes; it has no part that"
+                " belongs to the classes of a step"
+            )
         check_classes(distilled.labels, range(info.classes))
     stored = [StoredSet.of(one, url, info, of) for one, of in zip(sets, readings, strict=True)]
     given = distilled.recipe.get("ipc")
-    ipc = given if isinstance(given, (int, float)) else max(1, round(len(distilled) / info.classes))
+    if isinstance(given, (int, float)):
+        ipc = given
+    elif is_poster(distilled):
+        ipc = distilled.pixel_ipc
+    else:
+        ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
     found = _labels(url, labels)
     if found is not None:
@@ -179,6 +189,8 @@ def contents(distilled: DistilledSet) -> str:
     """Return what a set holds, if that is not equally many images of each class, seen as they are
     stored, else nothing.
     """
+    if is_poster(distilled):
+        return poster_text(distilled)
     held = _uneven(distilled)
     if distilled.seen == len(distilled):
         return held
@@ -187,7 +199,8 @@ def contents(distilled: DistilledSet) -> str:
 
 def _count(distilled: DistilledSet) -> str:
     stored, seen = len(distilled), distilled.seen
-    return f"{stored} images" + (f", of which students see {seen}," if seen != stored else "")
+    what = poster_text(distilled) or f"{stored} image{'s' * (stored != 1)}"
+    return what + (f", of which students see {seen}," if seen != stored else "")
 
 
 def _uneven(distilled: DistilledSet) -> str:
@@ -332,11 +345,4 @@ def run_stored(
 
 def _picture(distilled: DistilledSet) -> bytes:
     """Return a picture of a set: the first images of its first classes, as a large set would fill the memory."""
-    shown = distilled.pictures()
-    labels, names = distilled.labels, distilled.info.class_names
-    if len(labels) != len(shown):  # pictures of no one class: rows without a name
-        labels, names = torch.arange(len(shown)) // SHOWN, ("",) * (ROWS + 1)
-    keep = torch.cat(
-        [(labels == label).nonzero().flatten()[:SHOWN] for label in labels.unique()[:ROWS]]
-    )
-    return png(grid(distilled.to_rgb(shown[keep]), labels[keep], names))
+    return png(picture_of(distilled, images=SHOWN))

@@ -9,7 +9,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raydd.artifacts.run_folder import PAGE, RunFolder, read_run
+from raydd.artifacts.run_folder import (
+    GROWTH,
+    LABEL_MAP_PICTURE,
+    PAGE,
+    SEMANTIC,
+    RunFolder,
+    read_run,
+)
 from raydd.artifacts.standing import Standing
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.storage import Storage, join
@@ -20,6 +27,8 @@ from raydd.runtime.lock import alive, read_lock
 from raydd.runtime.sweep.sweep_status import REPORT, is_sweep
 
 log = logging.getLogger(__name__)
+BESIDE_BYTES = 3_000_000
+"""What a picture beside the others may take in a page."""
 _STEP = re.compile(r"pictures/step-(\d+)\.png")
 
 
@@ -38,6 +47,7 @@ def page_of(url: str, *, finished: bool = False) -> tuple[str, str]:
         folder=folder,
         standing=standing,
         pictures=_pictures(folder, standing),
+        beside=_beside(folder),
         recipe=_recipe(folder.output),
         state=state,
         made=time.strftime("on %Y-%m-%d at %H:%M UTC", time.gmtime()),
@@ -99,6 +109,27 @@ def _pictures(folder: RunFolder, standing: Standing) -> list[Shown]:
             continue
         alt = f"Distilled images of {name}, a class per row, {caption}"
         found.append(Shown(data, "image/png", alt, f"{caption[:1].upper()}{caption[1:]}"))
+    return found
+
+
+def _beside(folder: RunFolder) -> list[Shown]:
+    """Return the pictures of a poster beside it: its growth, the class of each area, its label map."""
+    output = folder.output
+    seeds = [s for s in output.folders("distilled") if s.startswith("seed-")][:1]
+    place = "/".join(["distilled", *seeds])
+    wanted = {
+        GROWTH: "The poster over the updates, as an animation",
+        f"{place}/{SEMANTIC}": "The class of each area of the poster",
+        f"{place}/{LABEL_MAP_PICTURE}": "The label map: each cell's likeliest class, and its share",
+    }
+    found = []
+    for path, caption in wanted.items():
+        try:
+            data = output.get(path)
+        except (FileNotFoundError, StorageError):
+            continue
+        if len(data) <= BESIDE_BYTES:
+            found.append(Shown(data, "image/png", caption, caption))
     return found
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from raydd.artifacts.curves import Curves
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.grid import curve, grid, png
+from raydd.artifacts.grid import curve, png
+from raydd.artifacts.poster_pictures import animation, is_poster, picture_of
 from raydd.artifacts.published_folder import publish
 from raydd.artifacts.rendering import format_bytes
+from raydd.artifacts.run_folder import GROWTH
 from raydd.config import Job
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import Missing, RayddError, refusing
@@ -229,7 +231,7 @@ class _Distillation(Session):
         path = f"pictures/step-{step:06d}.png"
         try:
             if path not in self.pictured:
-                self.output.put(path, png(_grid(self._assemble(0, snapshot(step)))))
+                self.output.put(path, png(picture_of(self._assemble(0, snapshot(step)))))
             self.tracker.picture("distilled", step, self.output.get(path))
         except (RayddError, OSError) as error:
             log.warning("no picture of step %d: %s", step, error)
@@ -277,7 +279,10 @@ class _Distillation(Session):
             if self.control.copies:
                 self.tracker.artifacts(Storage(join(job.output, folder)), folder)
             if index == 0:
-                self.tracker.picture("distilled", self._last_step(), png(_grid(distilled)))
+                last = png(picture_of(distilled))
+                self.tracker.picture("distilled", self._last_step(), last)
+                if is_poster(distilled):
+                    self._grown(last)
         chart = self._loss_chart()
         places |= self.write(report, {} if chart is None else {"loss.png": chart})
         if chart is not None:
@@ -289,6 +294,13 @@ class _Distillation(Session):
         places["report"] = join(job.output, "report.json")
         self.tracker.report(report, self._last_step(), picture=f"{self.plan.folder(0)}/grid.png")
         return Outcome(report, places | self.tracker.places())
+
+    def _grown(self, last: bytes) -> None:
+        """Write the animation of a poster's pictures over the updates, ``last`` being the last one."""
+        steps = sorted(p for p in self.output.list("pictures") if p != GROWTH)
+        moving = animation([*(self.output.get(path) for path in steps), last])
+        if moving is not None:
+            self.output.put(GROWTH, moving)
 
     def _label_files(self, index: int) -> dict[str, dict[str, Any]]:
         """Write the manifest of a set's label records, which are in place; return size and sha256
@@ -333,10 +345,6 @@ class _Distillation(Session):
         """End pictures, journal and the tracker's run."""
         self.painter.shutdown(wait=False, cancel_futures=True)
         super().end(status)
-
-
-def _grid(distilled: DistilledSet) -> Any:
-    return grid(distilled.to_rgb(), distilled.labels, distilled.info.class_names)
 
 
 def _params(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,190 @@
+"""Pictures of posters: the poster, the class of each of its areas, its label map, how it grew.
+
+Pillow is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.grid import FONT_SIZE, font_for, grid, png, to_image
+from raydd.artifacts.poster_geometry import window_starts
+from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, SEMANTIC
+from raydd.artifacts.windows import LABEL_MAP, Windows
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WIDEST = 1200
+"""Pixels that a picture of a poster is at most wide, unless the poster itself is wider."""
+ANIMATED = 640
+FRAME_MS, LAST_MS = 300, 2500
+"""How long the animation shows a state, and the last one."""
+
+
+def is_poster(distilled: DistilledSet) -> bool:
+    """Return whether a set is windows of a poster."""
+    return isinstance(distilled.decoder, Windows)
+
+
+def picture_of(distilled: DistilledSet, *, images: int | None = None) -> Image:
+    """Return what is shown of a set: a class per row, or, of a poster, the poster.
+
+    ``images``: so many of each class at most, so that a large set need not fill the memory.
+    """
+    shown = distilled.pictures()
+    if isinstance(distilled.decoder, Windows):
+        return _enlarged(distilled.to_uint8(shown)[0])
+    labels, names = distilled.labels, distilled.info.class_names
+    if len(labels) != len(shown):  # pictures of no one class: rows without a name
+        labels = torch.arange(len(shown)) // images if images else torch.zeros(len(shown)).long()
+        names = ("",) * (int(labels.max()) + 1) if images else ("images",)
+    if images is not None:
+        keep = torch.cat(
+            [(labels == c).nonzero().flatten()[:images] for c in labels.unique()[:100]]
+        )
+        shown, labels = shown[keep], labels[keep]
+    return grid(distilled.to_uint8(shown), labels, names)
+
+
+def further_pictures(distilled: DistilledSet) -> dict[str, bytes]:
+    """Return the pictures of a poster beside itself, as PNG by file name; none of other sets.
+
+    The class of each area, its name where it is readable; the label map, where there is one: each
+    cell's likeliest class, the brighter the larger its share.
+    """
+    decoder = distilled.decoder
+    if not isinstance(decoder, Windows):
+        return {}
+    found = {SEMANTIC: png(_semantic(distilled, decoder))}
+    label_map = distilled.extra.get(LABEL_MAP)
+    return (
+        found if label_map is None else found | {LABEL_MAP_PICTURE: png(_map(distilled, label_map))}
+    )
+
+
+def animation(frames: Sequence[bytes]) -> bytes | None:
+    """Return pictures of one size, PNG each, as one animated PNG, at most :data:`ANIMATED` pixels
+    wide; ``None`` for fewer than two.
+    """
+    from PIL import Image
+
+    shown = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
+    shown = [frame for frame in shown if frame.size == shown[-1].size]
+    if shown and shown[-1].width > ANIMATED:
+        height = max(1, round(shown[-1].height * ANIMATED / shown[-1].width))
+        shown = [frame.resize((ANIMATED, height), Image.Resampling.BOX) for frame in shown]
+    if len(shown) < 2:
+        return None
+    out = io.BytesIO()
+    times = [FRAME_MS] * (len(shown) - 1) + [LAST_MS]
+    shown[0].save(
+        out, "PNG", save_all=True, append_images=shown[1:], duration=times, loop=0, optimize=False
+    )
+    return out.getvalue()
+
+
+def _factor(width: int) -> int:
+    return max(1, WIDEST // width)
+
+
+def _enlarged(pixels: Tensor) -> Image:
+    """Return a poster enlarged by a whole factor, so that its pixels stay sharp squares."""
+    from PIL import Image
+
+    image = to_image(pixels).convert("RGB")
+    factor = _factor(image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _colour(label: int, classes: int, light: float) -> tuple[int, int, int]:
+    """Return the colour of a class: hues go round twice or thrice, so that neighbours of the list differ."""
+    hue = (label * 0.618034) % 1.0
+    saturation = 0.45 + 0.4 * (label % 3) / 2 if classes > 10 else 0.65
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, light)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _edges(length: int, size: int, count: int) -> list[int]:
+    """Return where the parts of an axis begin and end that lie nearest to each window's middle."""
+    starts = window_starts(length, size, count)
+    middles = [start + size / 2 for start in starts]
+    between = [round((a + b) / 2) for a, b in itertools.pairwise(middles)]
+    return [0, *between, length]
+
+
+def _semantic(distilled: DistilledSet, decoder: Windows) -> Image:
+    """Return the poster in grey under the colours of its windows' classes."""
+    from PIL import Image
+
+    poster = _enlarged(distilled.to_uint8()[0]).convert("L").convert("RGB")
+    height, width = distilled.images.shape[2:]
+    factor = _factor(width)
+    columns, rows = decoder.windows
+    across, down = _edges(width, decoder.width, columns), _edges(height, decoder.height, rows)
+    classes = distilled.info.classes
+    labels = distilled.targets_of()
+    labels = labels.argmax(1) if labels.is_floating_point() else labels
+    table = labels.view(columns, rows)
+    colours = Image.new("RGB", poster.size)
+    boxes: dict[int, list[tuple[int, int, int, int]]] = {}
+    for i in range(columns):
+        for j in range(rows):
+            label = int(table[i, j])
+            box = (across[i], down[j], across[i + 1], down[j + 1])
+            scaled = (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
+            colours.paste(_colour(label, classes, 0.95), scaled)
+            boxes.setdefault(label, []).append(scaled)
+    picture = Image.blend(poster, colours, 0.6)
+    for label, found in boxes.items():
+        left, top = min(b[0] for b in found), min(b[1] for b in found)
+        right, bottom = max(b[2] for b in found), max(b[3] for b in found)
+        _write(picture, _name(distilled, label), (left, top, right, bottom))
+    return picture
+
+
+def _map(distilled: DistilledSet, label_map: Tensor) -> Image:
+    """Return the cells of a label map, each in the colour of its likeliest class."""
+    from PIL import Image
+
+    classes, rows, columns = label_map.shape
+    side = max(8, min(96, WIDEST // columns))
+    picture = Image.new("RGB", (columns * side, rows * side))
+    share = label_map / label_map.sum(0, keepdim=True).clamp_min(1e-12)
+    best, label = share.max(0)
+    for j in range(rows):
+        for i in range(columns):
+            box = (i * side, j * side, (i + 1) * side, (j + 1) * side)
+            part, likeliest = float(best[j, i]), int(label[j, i])
+            picture.paste(_colour(likeliest, classes, 0.25 + 0.7 * part), box)
+            _write(picture, f"{_name(distilled, likeliest)}\n{part:.0%}", box)
+    return picture
+
+
+def _name(distilled: DistilledSet, label: int) -> str:
+    names = distilled.info.class_names
+    return names[label] if label < len(names) else str(label)
+
+
+def _write(picture: Image, text: str, box: tuple[int, int, int, int]) -> None:
+    """Write a text in the middle of a box, if it is readable there."""
+    from PIL import ImageDraw
+
+    left, top, right, bottom = box
+    lines = text.split("\n")
+    font = font_for(text)
+    if font is None or len(lines) * (FONT_SIZE + 3) > bottom - top:
+        return
+    if max(font.getlength(line) for line in lines) > right - left - 2:
+        return
+    draw = ImageDraw.Draw(picture)
+    middle = ((left + right) / 2, (top + bottom) / 2)
+    draw.multiline_text(middle, text, (0, 0, 0), font, anchor="mm", align="center")

@@ -62,6 +62,7 @@ OTHER_TEXTS: dict[str, Any] = {
     "plateau": {"every": 1},
     "syn_strategy": "flip",
     "real_strategy": "flip",
+    "poster": {"windows": (20, 8)},
 }
 """Other values for fields that hold any text, or few of a type's values, and inner values of those
 that hold a group of fields.

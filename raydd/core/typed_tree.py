@@ -81,7 +81,9 @@ def _model(cls: type, given: Any = None) -> type[BaseModel]:
         for f in dataclasses.fields(cls):
             hint = hints[f.name]
             default = _default(f) if given is None else getattr(given, f.name)
-            if dataclasses.is_dataclass(hint):
+            if (group := _optional_group(hint)) is not None:
+                members[f.name] = (_model(group) | None, default)
+            elif dataclasses.is_dataclass(hint):
                 nested = _model(typing.cast(type, hint), None if default is ... else default)
                 members[f.name] = (
                     nested,
@@ -106,10 +108,16 @@ def _instance(cls: type[T], values: BaseModel) -> T:
     made = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         value = getattr(values, f.name)
-        made[f.name] = (
-            _instance(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
-        )
+        group: Any = _optional_group(hints[f.name]) or hints[f.name]
+        made[f.name] = _instance(group, value) if isinstance(value, BaseModel) else value
     return cls(**made)
+
+
+def _optional_group(hint: Any) -> Any:
+    """Return the dataclass of a type that is it or null, ``None`` for other types."""
+    inner = [part for part in typing.get_args(hint) if part is not type(None)]
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType) and len(inner) == 1
+    return inner[0] if optional and dataclasses.is_dataclass(inner[0]) else None
 
 
 def plain(value: Any) -> Any:
@@ -211,7 +219,7 @@ def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[
         if isinstance(part, int) or part in hints or error["type"] == "extra_forbidden":
             keys.append(str(part))
         if part in hints:
-            inner = hints[part]
+            inner = _optional_group(hints[part]) or hints[part]
             here = inner if dataclasses.is_dataclass(inner) else here
     key = ".".join([*prefix, *keys])
     if error["type"] == "extra_forbidden":

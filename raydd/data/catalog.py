@@ -88,6 +88,15 @@ def _class_names() -> dict[str, tuple[str, ...]]:
     return {name: tuple(names) for name, names in table.items()}
 
 
+def prompt_names(info: DatasetInfo) -> tuple[str, ...]:
+    """Return the names by which PoCO asks a text network for a data set's classes: their own, but for
+    those that the published code calls otherwise.
+    """
+    text = (files("raydd.data") / "prompt_names.json").read_text(encoding="utf-8")
+    other = json.loads(text).get(info.name, {})
+    return tuple(other.get(str(c), name) for c, name in enumerate(info.class_names))
+
+
 def _info(
     name: str,
     shape: tuple[int, int, int],

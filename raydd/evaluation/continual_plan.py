@@ -55,6 +55,11 @@ def memories_of(
         whole, problem = sets[order % len(sets)]
         if of != name:
             whole = judged[of].source(problem, sets[0][0].size)
+        if isinstance(whole, AssembledSet) and whole.method.one_image:
+            raise ConfigError(
+                f"evaluation.continual: a set of '{of}' is one poster, whose windows show several classes; it"
+                " has no part that belongs to the classes of a step"
+            )
         source = _memory_source(whole, order, steps) if isinstance(whole, AssembledSet) else whole
         recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
         kept = kept_images(source, info.classes, order, steps)

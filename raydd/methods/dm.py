@@ -15,17 +15,18 @@ Published (ConvNet, DM protocol): CIFAR-10 26.0 / 48.9 / 63.0 % at 1 / 10 / 50 i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from raydd.artifacts.decoding import SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.augment.dsa import parse_strategy
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Stage
+from raydd.core.units import Context, Stage, added
 from raydd.losses import distribution_matching_loss
 from raydd.methods.matching.class_matching import check_init
 from raydd.methods.matching.embedding_matching import (
@@ -35,7 +36,10 @@ from raydd.methods.matching.embedding_matching import (
     Side,
     probe_network,
 )
+from raydd.methods.matching.poster_matching import PosterMatching
 from raydd.methods.method import Method, Problem, register_method
+from raydd.methods.posters.poster_config import PosterConfig
+from raydd.methods.posters.poster_labels import check_hard_labels
 from raydd.networks import create_network, is_per_sample, normalise_name
 from raydd.networks.flat import FreshWeights
 from raydd.training.batches import check_batches
@@ -63,6 +67,11 @@ class MatchDistributions(EmbeddingMatching):
         return distribution_matching_loss(real[0], features)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MatchPosters(PosterMatching, MatchDistributions):
+    """DM's loop on the windows of one poster."""
+
+
 @register_method("dm")
 @dataclass(frozen=True, kw_only=True)
 class Dm(Method):
@@ -73,7 +82,8 @@ class Dm(Method):
     ``momentum``: of the images' SGD. ``batch_real``: real images per class and update. ``init``:
     start from ``real`` images or ``noise``. ``dsa``: operations joined by ``_``, ``none``, or null
     for those published for the data set. ``classes_per_unit``: classes that one worker moves
-    together.
+    together. ``poster``: the images are windows of one poster, of ``ipc`` images' pixels, which may
+    be a fraction (docs/methods/podd.md, "Posters of other methods"); null: they are images.
     """
 
     network: str = "convnet3"
@@ -84,6 +94,17 @@ class Dm(Method):
     init: Literal["real", "noise"] = "real"
     dsa: str | None = None
     classes_per_unit: Annotated[int, Ge(1)] = 5
+    poster: PosterConfig | None = added(None)
+
+    @property
+    def takes_fractions(self) -> bool:
+        """Whether the set is a poster."""
+        return self.poster is not None
+
+    @property
+    def one_image(self) -> bool:
+        """Whether the set is a poster."""
+        return self.poster is not None
 
     @property
     def student_network(self) -> str:
@@ -97,35 +118,56 @@ class Dm(Method):
         info = problem.dataset
         strategy = info.dsa_strategy if self.dsa is None else self.dsa
         parse_strategy(strategy)
-        check_init(info, problem.ipc, self.init)
+        each = problem if self.poster is None else replace(problem, ipc=1)
+        check_init(info, each.ipc, self.init)
         alone = is_per_sample(probe_network(self.network, info))
-        _check_batch(normalise_name(self.network), problem, self.batch_real)
+        _check_batch(normalise_name(self.network), each, self.batch_real)
+        given: dict[str, Any] = {
+            "seed": problem.seed,
+            "numerics": problem.numerics,
+            "dataset": info.only("train"),
+            "network": normalise_name(self.network),
+            "iterations": self.iterations,
+            "lr_img": self.lr_img,
+            "momentum": self.momentum,
+            "batch_real": self.batch_real,
+            "init_from": self.init,
+            "dsa": strategy or "none",
+        }
+        if self.poster is not None:
+            layout = self.poster.ordered(info, problem.ipc)
+            check_hard_labels(layout, info.classes)
+            return [MatchPosters(**given, ipc=1, layout=layout, classes_per_unit=info.classes)]
+        block = min(self.classes_per_unit, info.classes) if alone else info.classes
         return [
             MatchDistributions(
-                seed=problem.seed,
-                numerics=problem.numerics,
-                dataset=info.only("train"),
-                ipc=problem.ipc,
-                network=normalise_name(self.network),
-                iterations=self.iterations,
-                lr_img=self.lr_img,
-                momentum=self.momentum,
-                batch_real=self.batch_real,
-                init_from=self.init,
-                dsa=strategy or "none",
-                classes_per_unit=min(self.classes_per_unit, info.classes)
-                if alone
-                else info.classes,
-                classes=problem.classes,
+                **given, ipc=problem.ipc, classes_per_unit=block, classes=problem.classes
             )
         ]
+
+    def size(self, problem: Problem) -> SetSize:
+        """Return the size of ``ipc`` images of each class, or of the poster."""
+        if self.poster is None:
+            return super().size(problem)
+        return self.poster.size(problem.dataset, problem.ipc, 0)
+
+    def settled(self, problem: Problem) -> dict[str, dict[str, Any]]:
+        """Return a poster's size and the order of its classes."""
+        return {} if self.poster is None else self.poster.settled(problem.dataset, problem.ipc)
 
     def joint(self, problem: Problem) -> bool:
         """Return whether the network has batch norm, whose statistics are of all classes."""
         return not is_per_sample(probe_network(self.network, problem.dataset))
 
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
-        """Return the blocks' images in class order, with hard labels."""
+        """Return the blocks' images in class order, or the poster, with hard labels."""
+        if self.poster is not None:
+            (made,) = outputs.values()
+            info, ipc = problem.dataset, problem.ipc
+            decoding = self.poster.layout(info, ipc).decoding
+            return DistilledSet(
+                images=made["images"], labels=made["labels"], info=info, decoding=decoding
+            )
         images = torch.cat([outputs[unit]["images"] for unit in sorted(outputs)])
         labels = torch.tensor(problem.present).repeat_interleave(problem.ipc)
         return DistilledSet(images=images, labels=labels, info=problem.dataset)

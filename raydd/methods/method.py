@@ -69,6 +69,16 @@ class Method:
     """Bytes of a value of its images: 4 of floats, 1 of pixels in 8 bits."""
 
     @property
+    def takes_fractions(self) -> bool:
+        """Whether ``ipc`` may be a fraction in these settings."""
+        return self.fractional
+
+    @property
+    def one_image(self) -> bool:
+        """Whether its sets are one stored image of all classes, a poster, which has no part of one class alone."""
+        return False
+
+    @property
     def label_config(self) -> LabelConfig | None:
         """How the set's soft labels are made; ``None`` for methods with hard labels."""
         return None
@@ -120,6 +130,10 @@ class Method:
         pixels = info.channels * info.height * info.width
         return SetSize(images, images, images * (self.value_bytes * pixels + 8))
 
+    def settled(self, problem: Problem) -> dict[str, dict[str, Any]]:
+        """Return what the settings leave open and comes to something, beside fields of the stages, as JSON values."""
+        return {}
+
     def joint(self, problem: Problem) -> bool:
         """Return whether a class's images depend on which other classes are distilled with them,
         and ``problem.classes`` is obeyed.
@@ -156,7 +170,7 @@ class Method:
 
 def check_ipc(method: Method, ipc: float) -> None:
     """Raise ``ConfigError`` for a number of images per class that a method cannot make."""
-    if method.fractional:
+    if method.takes_fractions:
         if ipc <= 0:
             raise ConfigError(f"ipc: Input should be greater than 0, not {ipc:g}")
         return

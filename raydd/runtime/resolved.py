@@ -40,7 +40,7 @@ def settled(method: Method, problem: Problem) -> dict[str, dict[str, Any]]:
             values |= recipe.effective(info.shape[1:])
         if values:
             found.setdefault(key_name(type(stage)), values)
-    return found
+    return found | method.settled(problem)
 
 
 _SAID = ("seed", "ipc", "network", "networks", "count", "_hash")

@@ -84,6 +84,10 @@ class EmbeddingMatching(ClassMatching):
         """Return what is seen, ``[K, expansion * ipc, C, H, W]``, of images ``[K, ipc, C, H, W]``; differentiable."""
         return images
 
+    def seen_of(self, images: Tensor, count: int, facts: Any) -> Tensor:
+        """Return what is seen of ``count`` classes, ``[K, n, C, H, W]``, of all that moves; differentiable."""
+        return self.images_of(images.view(count, self.ipc, *self.dataset.shape))
+
     def moments(self, features: Tensor) -> Moments:
         """Return what :meth:`objective` needs of real features ``[k, B, d]``, each ``[k, d]``: their mean."""
         return (features.mean(1),)
@@ -213,7 +217,7 @@ class EmbeddingMatching(ClassMatching):
         count = len(real[0])
         with torch.enable_grad():
             images = state["images"].detach().requires_grad_(True)
-            seen = augment(self.images_of(images.view(count, self.ipc, *self.dataset.shape)))
+            seen = augment(self.seen_of(images, count, side.facts))
             features = side.embed(seen.flatten(0, 1)).view(count, seen.shape[1], -1)
             loss = self.objective(features, real, side)
             (gradient,) = torch.autograd.grad(loss, images)

@@ -1,0 +1,1 @@
+"""Posters: one image of less than an image per class, whose overlapping windows are learnt from (PoDD)."""

@@ -63,6 +63,8 @@ OTHER_TEXTS: dict[str, Any] = {
     "syn_strategy": "flip",
     "real_strategy": "flip",
     "poster": {"windows": (20, 8)},
+    "batch_windows": 7,
+    "label_map": {"rule": "published"},
 }
 """Other values for fields that hold any text, or few of a type's values, and inner values of those
 that hold a group of fields.
@@ -78,6 +80,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "dd_tau": {"dd_weight": 0.5},
     "milestone": {"crop_curriculum": "cosine"},
     "plateau": {"placement": "advance"},
+    "label_map": {"learn_labels": True},
 }
 """Fields without which another value of a field is excluded or has no effect, and what they have to be with it."""
 

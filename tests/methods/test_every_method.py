@@ -157,7 +157,7 @@ def test_its_cost_is_estimated_and_its_stages_are_in_order(name: str, problem: P
     rows = costs(refs)
     assert {ref.stage for ref in refs} <= set(method.plan(problem))
     size = method.size(problem)
-    assert sum(row.output_bytes for row in rows) >= size.bytes - 8 * size.stored, "the set is kept"
+    assert sum(row.output_bytes for row in rows) >= size.bytes - 8 * size.seen, "the set is kept"
     assert all(row.flop >= 0 and row.peak_bytes > 0 for row in rows)
     assert sum(row.units for row in rows) == len(all_keys(refs))
 

@@ -174,7 +174,7 @@ def test_pixels_of_areas_are_counted() -> None:
 @every_run
 def test_label_maps_of_the_published_rule_leave_classes_without_a_cell(name: str) -> None:
     facts, layout = GOLDEN["geometry"][RUNS[name]], published(name)
-    cells = label_map_cells(layout, "podd", 1)
+    cells = label_map_cells(layout, "published", 1)
     assert list(cells) == facts["label_array_hw"]
     label_map = first_label_map(layout, cells)
     lost = (label_map.sum((1, 2)) == 0).nonzero().flatten().tolist()
@@ -198,10 +198,10 @@ def test_areas_of_a_label_map_are_split_as_published(name: str) -> None:
 
 def test_other_sizes_of_label_maps() -> None:
     def cells(side: int) -> tuple[int, int]:
-        return label_map_cells(layout_of(side, side, (10, 10)), "podd", 1)
+        return label_map_cells(layout_of(side, side, (10, 10)), "published", 1)
 
     assert [cells(side) for side in (202, 286, 303, 319)] == [(10, 10), (10, 9), (10, 9), (11, 11)]
-    assert label_map_cells(layout_of(475, 210, (5, 2)), "podd", 10) == (6, 16)
+    assert label_map_cells(layout_of(475, 210, (5, 2)), "published", 10) == (6, 16)
     # a = 6.65, b = 15.04 of 100 cells: (7, 14.x) does not fit; (6, 16) is the largest that does.
     assert label_map_cells(layout_of(475, 210, (5, 2)), "grid", 10) == (6, 16)
     assert label_map_cells(layout_of(153, 60, (5, 2)), "grid", 1) == (2, 5)

@@ -124,10 +124,10 @@ class LabelMapConfig:
     """The label map of a poster whose labels are learnt.
 
     ``rule``: how many cells it has: ``grid``, one for each class's area, or as many as ``ipc`` allows,
-    and none of the classes without one; ``podd``, as the published code counts them, which leaves
+    and none of the classes without one; ``published``, as the published code counts them, which leaves
     some classes without a cell. ``ipc``: cells are no more than the labels of so many images per
     class.
     """
 
-    rule: Literal["grid", "podd"] = "grid"
+    rule: Literal["grid", "published"] = "grid"
     ipc: Annotated[float, Gt(0)] = 1.0

@@ -59,14 +59,14 @@ def fixed_labels(layout: PosterLayout, classes: int) -> Tensor:
 def label_map_cells(layout: PosterLayout, rule: str, ipc: float) -> tuple[int, int]:
     """Return rows and columns of a poster's label map of at most ``ipc`` labels per class.
 
-    ``rule``: ``grid``, in which every class has a cell; ``podd``, that of the published code, which
+    ``rule``: ``grid``, in which every class has a cell; ``published``, that of the published code, which
     refuses what fits exactly and rounds what is nearly whole (docs/methods/podd.md, "Label maps").
     """
     columns, rows = layout.class_areas.columns, layout.class_areas.rows
     most = layout.class_areas.count * ipc
     factor = 1 / math.sqrt(layout.height * layout.width / most)
     a, b = layout.height * factor, layout.width * factor
-    if rule == "podd":
+    if rule == "published":
         chosen, best = (math.ceil(a), math.ceil(b)), math.inf
         for cells in _around(a, b):
             left = most - cells[0] * cells[1]

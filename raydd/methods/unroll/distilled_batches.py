@@ -74,10 +74,16 @@ class DistilledBatches(ABC):
             return parameters
         return parameters | {LABELS: parameters[LABELS].clamp_min(0)}
 
+    def kept(self) -> Tensors:
+        """Return what an output has beside the parameters, since a set's maker may not know it."""
+        return {}
+
     @abstractmethod
     def stored(self, parameters: Tensors) -> Tensors:
         """Return what a distilled set stores, by the names that its decoder reads: ``images``,
         ``labels`` (hard, int64) and perhaps ``soft_labels`` or others.
+
+        ``parameters``: with what :meth:`kept` returned.
         """
 
     @property
@@ -85,6 +91,11 @@ class DistilledBatches(ABC):
         """Bytes of all parameters, for estimates."""
         floats = self.count * (math.prod(self.shape) + self.classes * self.learn_labels)
         return 4 * floats
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of parameters and of what is kept beside them, for estimates."""
+        return self.parameter_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,5 +48,5 @@ def unroll_cost(stage: Unroll) -> Cost:
         flop=flop,
         peak_bytes=peak,
         state_bytes=3 * batches.parameter_bytes,
-        output_bytes=batches.parameter_bytes,
+        output_bytes=batches.output_bytes,
     )

@@ -196,6 +196,10 @@ class UnrollMethod(Method):
         matrix = 0 if whitening is None else whitening.bytes
         return SetSize(count, count, count * held + matrix, matrix)
 
+    def stored(self, problem: Problem, output: Tensors) -> Tensors:
+        """Return what the set stores of the loop's output."""
+        return self.batches(problem).stored(output)
+
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the set, in the space that it was distilled in."""
         whitening, fit = None, self.whitening(problem)
@@ -203,7 +207,7 @@ class UnrollMethod(Method):
         if fit is not None:
             fitted, made = by_stage(outputs)
             whitening = fit.whitening(fitted["all"])
-        stored = self.batches(problem).stored(made["all"])
+        stored = self.stored(problem, made["all"])
         return distilled_set(problem, stored, self.decoding(problem), whitening)
 
 

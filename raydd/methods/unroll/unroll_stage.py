@@ -145,8 +145,9 @@ class Unroll(Stage):
         return new
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
-        """Return the parameters, and how many meta-gradients were left out."""
-        return {n: v for n, v in state.items() if n in (PIXELS, LABELS, "skipped")}
+        """Return the parameters, what is kept beside them, and how many meta-gradients were left out."""
+        parameters = {n: v for n, v in state.items() if n in (PIXELS, LABELS, "skipped")}
+        return parameters | self.batches.kept()
 
     # -- one unroll --------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ def memories_of(
     to repetition k, in turn. ``steps``: the experiment's, of equally many classes.
     """
     protocol, entries = config.resolve(), []
+    _check_parts(name, sets[0][0])
     if protocol.space != "normalised" or protocol.draw != "epochs":
         raise ConfigError(
             f"evaluation.continual: protocol '{protocol.name}' trains on whitened images, or on a fresh batch in each"
@@ -55,11 +56,7 @@ def memories_of(
         whole, problem = sets[order % len(sets)]
         if of != name:
             whole = judged[of].source(problem, sets[0][0].size)
-        if isinstance(whole, AssembledSet) and whole.method.one_image:
-            raise ConfigError(
-                f"evaluation.continual: a set of '{of}' is one poster, whose windows show several classes; it"
-                " has no part that belongs to the classes of a step"
-            )
+        _check_parts(of, whole)
         source = _memory_source(whole, order, steps) if isinstance(whole, AssembledSet) else whole
         recipe, info = protocol.recipe(problem.dataset, network), problem.dataset
         kept = kept_images(source, info.classes, order, steps)
@@ -87,6 +84,15 @@ def memories_of(
         )
         entries.append(PlannedMemory(of, protocol.label, network, stage))
     return tuple(entries)
+
+
+def _check_parts(of: str, source: SetSource) -> None:
+    """Raise ``ConfigError`` for a set that has no parts of single classes."""
+    if isinstance(source, AssembledSet) and source.method.one_image:
+        raise ConfigError(
+            f"evaluation.continual: a set of '{of}' is one poster, whose windows show several classes; it has no part"
+            " that belongs to the classes of a step"
+        )
 
 
 def _memory_source(made: AssembledSet, order: int, parts: int) -> SetSource | StepSets:

@@ -450,7 +450,7 @@ def test_fractions_are_for_methods_that_make_them(
     assert (job.ipc, job.resolved()["ipc"]) == (0.5, 0.5)
     assert type(load_job(None, [*given, "ipc=2.0"]).ipc) is int
     with pytest.raises(
-        ConfigError, match=r"ipc: .*integer.*not 0\.5: 'dm' makes whole.*by: test_half"
+        ConfigError, match=r"ipc: .*integer.*not 0\.5: 'dm' makes whole.*by: podd, test_half"
     ):
         load_job(None, ["dataset.name=digits", "method.name=dm", "ipc=0.5"])
     config = replace(SMALL, baselines=("random", rival(ipc=1)))

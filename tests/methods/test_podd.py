@@ -219,7 +219,7 @@ def test_what_the_poster_comes_to_is_told(problem: Problem) -> None:
             r"label_map has no effect without .*learn_labels=true",
         ),
         (0.5, "method.poster.order=pocco", r"must be labels, poco, or a .json"),
-        (0.5, "evaluation.continual=5", r"evaluation.continual"),
+        (0.5, "evaluation.continual=5", r"evaluation.continual: a set of 'podd' is one poster"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work(

@@ -431,7 +431,7 @@ def test_posters_are_refused_in_continual_learning(problem: Problem) -> None:
     source = AssembledSet(method=small_method("dm", poster={}), problem=problem)
     config = EvaluationConfig(protocol="dm", continual=5)
     with pytest.raises(ConfigError, match=r"evaluation.continual: a set of 'dm' is one poster"):
-        memories_of("dm", [(source, problem)], "convnet1_w8", config, {})
+        memories_of("dm", [(source, problem)], "convnet1_w8", config, 5, {})
 
 
 def test_a_class_that_no_window_shows_is_refused(problem: Problem) -> None:

@@ -28,6 +28,7 @@ JOBS: dict[str, list[str]] = {
     "idm": ["cifar10_idm", "cifar100_idm ipc=1", "tiny_imagenet_idm", "mnist_idm ipc=50"],
     "bacon": ["cifar10_bacon", "cifar10_bacon ipc=50", "tiny_imagenet_bacon ipc=50"],
     "rat_bptt": ["cifar10_rat_bptt", "fashion_mnist_rat_bptt ipc=50"],
+    "podd": ["cifar10_podd", "cifar100_podd ipc=0.4", "fashion_mnist_podd"],
     "sre2l": ["imagenet_sre2l"],
     "gvbsm": ["imagenet_gvbsm"],
     "edc": ["imagenet_edc", "imagenet10_edc", "cifar100_edc"],

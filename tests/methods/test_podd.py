@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -251,3 +252,60 @@ def test_the_label_map_has_cells_by_its_rule() -> None:
         batches = method.batches(problem)
         assert batches.cells == cells
         assert batches.start(lambda *_: generator(0, "start"))[LABELS].shape == (100, *cells)
+
+
+JOBS = Path(__file__).parents[2] / "jobs"
+EPOCHS = {"cifar10": 10, "cifar100": 25, "cub200": 2, "tiny_imagenet": 200}
+"""Outer updates in an epoch of the published runs."""
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "batch", "real", "window", "rate", "learnt"),
+    [
+        ("cifar10", "cifar10", 96, 5000, (60, 200), 1e-3, False),
+        ("cifar100", "cifar100", 50, 2000, (100, 300), 1e-3, True),
+        ("cub200", "cub-200", 200, 3000, (60, 200), 1e-3, True),
+        ("tiny_imagenet", "tiny-imagenet-200", 30, 500, (100, 300), 5e-4, True),
+    ],
+)
+def test_the_published_jobs_have_the_published_settings(
+    name: str,
+    run: str,
+    batch: int,
+    real: int,
+    window: tuple[int, int],
+    rate: float,
+    learnt: bool,
+) -> None:
+    job, facts = load_job(str(JOBS / f"{name}_podd.yaml")), GOLDEN["geometry"][run]
+    method = job.method
+    assert isinstance(method, Podd)
+    assert job.ipc == 0.9
+    assert (method.batch_windows, method.batch_real, method.learn_labels) == (batch, real, learnt)
+    assert (method.window, method.totwindow, method.minwindow) == (*window, 0)
+    assert method.inner_lr == method.lr_img == rate
+    assert method.iterations == 10_000 * EPOCHS[name]
+    assert (method.placement, method.resample, method.space) == ("random", "epoch", "zca_per_image")
+    problem = Problem(dataset=entry(name).info, ipc=job.ipc, seed=0, numerics=Numerics())
+    batches = method.batches(problem)
+    layout = batches.layout
+    assert (layout.width, layout.height) == (facts["W"], facts["H"])
+    assert (layout.windows.columns, layout.windows.rows) == (facts["nx"], facts["ny"])
+    assert (layout.class_areas.columns, layout.class_areas.rows) == (facts["cx"], facts["cy"])
+    assert layout.class_areas.height == layout.class_areas.width == facts["h"]
+    assert batches.cells == (tuple(facts["label_array_hw"]) if learnt else ())
+    recipe = job.evaluation.resolve().recipe(problem.dataset, method.network)
+    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.draw) == (2000, batch, rate, "images")
+    assert job.evaluation.repeats == 8
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_jobs_whose_poster_follows_from_ipc_take_any_from_three_tenths_to_one(name: str) -> None:
+    for tenths in range(3, 11):
+        job = load_job(str(JOBS / f"{name}_podd.yaml"), [f"ipc={tenths / 10}"])
+        assert isinstance(job.method, Podd)
+        layout = job.method.poster.layout(entry(name).info, job.ipc)
+        assert layout.windows.count == job.method.poster.layout(entry(name).info, 0.9).windows.count
+        made = layout.height * layout.width
+        asked = job.ipc * math.prod(entry(name).info.shape[1:]) * entry(name).info.classes
+        assert 0.95 * asked < made <= asked + 1e-6

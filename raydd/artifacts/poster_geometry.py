@@ -162,13 +162,15 @@ def label_windows(grid: WindowGrid, poster: tuple[int, int], cells: tuple[int, i
     )
 
 
-def pooled_labels(label_map: Tensor, grid: WindowGrid, poster: tuple[int, int]) -> Tensor:
-    """Return the soft labels ``[P, classes]`` of all windows of a poster (height, width): the sum of
-    a label map ``[classes, rows, columns]`` over each window's cells, divided by its own sum.
+def pooled_labels(
+    label_map: Tensor, grid: WindowGrid, poster: tuple[int, int], ids: Tensor | None = None
+) -> Tensor:
+    """Return the soft labels ``[B, classes]`` of windows (``None``: of all) of a poster (height, width):
+    the sum of a label map ``[classes, rows, columns]`` over each window's cells, divided by its own sum.
 
     A window over cells of nothing but zeros has a label of zeros (the published code: NaN).
     """
     cells = label_windows(grid, poster, (label_map.shape[1], label_map.shape[2]))
-    summed = cells.cut(label_map).sum((2, 3))
+    summed = cells.cut(label_map, ids).sum((2, 3))
     total = summed.sum(1, keepdim=True)
     return summed / torch.where(total == 0, torch.ones_like(total), total)

@@ -176,7 +176,7 @@ def _name(distilled: DistilledSet, label: int) -> str:
 
 def _write(picture: Image, text: str, box: tuple[int, int, int, int]) -> None:
     """Write a text in the middle of a box, if it is readable there."""
-    from PIL import ImageDraw
+    from PIL import ImageDraw, ImageStat
 
     left, top, right, bottom = box
     lines = text.split("\n")
@@ -185,6 +185,8 @@ def _write(picture: Image, text: str, box: tuple[int, int, int, int]) -> None:
         return
     if max(font.getlength(line) for line in lines) > right - left - 2:
         return
+    bright = ImageStat.Stat(picture.crop(box).convert("L")).mean[0] > 110
     draw = ImageDraw.Draw(picture)
     middle = ((left + right) / 2, (top + bottom) / 2)
-    draw.multiline_text(middle, text, (0, 0, 0), font, anchor="mm", align="center")
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    draw.multiline_text(middle, text, ink, font, anchor="mm", align="center")

@@ -102,7 +102,7 @@ class Windows(Decoder):
         """Return the windows' soft labels, pooled from the label map where there is one, else hard ones."""
         if LABEL_MAP in tensors:
             height, width = tensors["images"].shape[2:]
-            return pooled_labels(tensors[LABEL_MAP], self.grid, (height, width))[ids]
+            return pooled_labels(tensors[LABEL_MAP], self.grid, (height, width), ids)
         return tensors.get("soft_labels", tensors["labels"])[ids]
 
     def soft(self, tensors: Tensors) -> bool:

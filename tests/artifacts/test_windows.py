@@ -160,6 +160,8 @@ def test_labels_are_pooled_as_published() -> None:
     found = pooled_labels(label_map, grid, (32, 40))
     expected = torch.tensor(GOLDEN["label_pooling"], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    ids = torch.tensor([5, 0, 0, 3])
+    assert torch.equal(pooled_labels(label_map, grid, (32, 40), ids), found[ids])
     assert found[0].tolist() == pytest.approx([0.27609428, 0.37037037, 0.35353535], abs=1e-8)
 
 

@@ -64,6 +64,8 @@ OTHER_TEXTS: dict[str, Any] = {
     "real_strategy": "flip",
     "poster": {"windows": (20, 8)},
     "batch_windows": 7,
+    "batch_per_class": 1,
+    "classes_per_batch": 5,
     "label_map": {"rule": "published"},
 }
 """Other values for fields that hold any text, or few of a type's values, and inner values of those

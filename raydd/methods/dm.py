@@ -149,7 +149,7 @@ class Dm(Method):
         """Return the size of ``ipc`` images of each class, or of the poster."""
         if self.poster is None:
             return super().size(problem)
-        return self.poster.size(problem.dataset, problem.ipc, 0)
+        return self.poster.size(problem.dataset, problem.ipc)
 
     def settled(self, problem: Problem) -> dict[str, dict[str, Any]]:
         """Return a poster's size and the order of its classes."""

@@ -85,8 +85,8 @@ class Podd(UnrollMethod):
         """Return the poster, its windows, and the bytes of labels and whitening with it."""
         batches = self._batches(problem, self.poster.layout(problem.dataset, problem.ipc))
         whitening = self.whitening(problem)
-        further = batches.label_bytes + (0 if whitening is None else whitening.bytes)
-        return self.poster.size(problem.dataset, problem.ipc, further)
+        matrix = 0 if whitening is None else whitening.bytes
+        return self.poster.size(problem.dataset, problem.ipc, batches.label_bytes, matrix)
 
     def stored(self, problem: Problem, output: Tensors) -> Tensors:
         """Return what the set stores; the classes' order, which may need files of another machine, is not asked for."""

@@ -73,13 +73,16 @@ class PosterConfig:
         size = {"width": layout.width, "height": layout.height}
         return {"poster": {**size, "class_order": rows, "class_order_from": found.origin}}
 
-    def size(self, info: DatasetInfo, ipc: float, label_bytes: int) -> SetSize:
+    def size(
+        self, info: DatasetInfo, ipc: float, label_bytes: int = 0, whitening: int = 0
+    ) -> SetSize:
         """Return the size of a set of one float poster and a hard label for each window, beside
-        ``label_bytes`` of others.
+        ``label_bytes`` of others and the bytes of a ``whitening``.
         """
         layout = self.layout(info, ipc)
         poster = 4 * info.channels * layout.height * layout.width
-        return SetSize(1, layout.windows.count, poster + 8 * layout.windows.count + label_bytes)
+        held = poster + 8 * layout.windows.count + label_bytes + whitening
+        return SetSize(1, layout.windows.count, held, whitening)
 
 
 @lru_cache(maxsize=256)

@@ -48,7 +48,7 @@ def read_tree(path: str) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         found = "is empty" if tree is None else f"holds a {type(tree).__name__}"
-        raise ConfigError(f"{path}: {found}; keys and values are needed (key: value)")
+        raise ConfigError(f"{path}: {found}; a mapping of keys to values is needed (key: value)")
     return tree
 
 

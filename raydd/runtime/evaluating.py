@@ -138,7 +138,8 @@ def plan_stored(
         if stored[0].whitening is not None or len(sets) > 1:
             raise ConfigError("soft labels of views need one set, whose images are not whitened")
         found.check(distilled)
-    if stored[0].whitening is not None and job.evaluation.baselines:
+    own_space = job.evaluation.resolve().space == "normalised"
+    if own_space and stored[0].whitening is not None and job.evaluation.baselines:
         notes.setdefault(
             "Test images are whitened as the set is; the sets beside it, and their tests, are not whitened."
         )

@@ -97,7 +97,9 @@ def _reads_train(stage: Stage) -> bool:
 
 def _picture_steps(method: Method, problem: Problem, every: int | None) -> list[int]:
     refs = list(method.targets(problem).values())
-    size = sum(ref.stage.cost(ref.unit).output_bytes for ref in refs)
+    size = sum(
+        ref.stage.cost(ref.unit).output_bytes for ref in refs if ref.stage.steps(ref.unit)
+    )  # what is made at once, a whitening, is kept once
     if size * (PICTURES + 1) > PICTURE_BYTES:
         return []
     total = method.updates(problem)

@@ -261,6 +261,28 @@ def test_test_images_of_a_whitened_set_are_whitened(here: Path, space: str) -> N
         assert torch.equal(back.whitening.matrix, whitening.matrix)  # type: ignore[union-attr]
 
 
+def test_a_whitened_protocol_whitens_what_stands_beside_a_whitened_set(here: Path) -> None:
+    """The set is a random one, whitened by hand: its students are those of the pixels it was made of."""
+    images, labels = real()
+    pixels = images * INFO.std[0] + INFO.mean[0]
+    whitening = fit(open_data(DatasetConfig(name="digits"))["train"], "zca_per_image")
+    torch.save({"images": whitening.apply(pixels), "labels": labels}, "white.pt")
+    torch.save({"images": pixels, "labels": labels}, "plain.pt")
+    found = []
+    for name, space in (("white.pt", "zca_per_image"), ("plain.pt", "pixels")):
+        done = evaluate(
+            name, "--dataset", "digits", "--protocol", "rat_bptt", "--networks", "convnet1_w8", "--epochs", "5",
+            "--repeats", "1", "--space", space, "--output", f"of_{space}",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert done.output.count("init/FitWhitening") >= 1
+        found.append(report(f"of_{space}"))
+        assert not any("not whitened" in note for note in found[-1]["notes"])
+    white, plain = ([row["accuracy_mean"] for row in of["rows"]] for of in found)
+    assert white == pytest.approx(plain, abs=0.6), "rounding may turn one of 359 test images"
+    assert found[0]["rows"][0]["whitening_bytes"] == 4 * 64 * 65
+
+
 def test_a_whitening_that_cannot_be_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"space=zca: the whitening of images of 150,528 values .* at most 20,000"

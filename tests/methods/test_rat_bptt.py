@@ -26,6 +26,7 @@ from raydd.methods.unroll.distilled_batches import LABELS, PIXELS, ImageTable
 from raydd.methods.unroll.placement import Placement
 from raydd.methods.unroll.unroll_stage import PlateauRule, Unroll
 from raydd.runtime.estimate import costs
+from raydd.runtime.planning import make_plan
 from raydd.runtime.runner import LocalRunner
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -278,6 +279,13 @@ def test_a_window_of_200_steps_of_cifar10_is_planned_under_8_gb() -> None:
     assert row.peak_bytes < 8e9
     graph = replace(stage, engine="graph")
     assert graph.cost("all").peak_bytes > 5 * stage.cost("all").peak_bytes
+
+
+def test_a_whitening_is_no_reason_to_leave_pictures_out() -> None:
+    """It is 38 MB, and made once: ten snapshots of a hundred images are small beside it."""
+    job = load_job(str(JOBS / "cifar10_rat_bptt.yaml"))
+    plan = make_plan(job, describe(job.dataset))
+    assert len(plan.picture_steps) == 60
 
 
 @pytest.mark.parametrize("ipc", [1, 10, 50])

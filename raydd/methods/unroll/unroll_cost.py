@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 STEP, GRAPH_STEP, ADJOINT_STEP = 3, 9, 12
 """FLOP of an inner step in the warm-up and in the window of either engine, in forward passes."""
-GRAPH_MAPS, ADJOINT_MAPS, STEP_MAPS = 5, 9, 2
-"""Values kept at once of one image, in outputs of all layers: of a recorded step, of a step of the
-adjoint, of a training step.
+KEPT_MAPS, PRODUCT_MAPS, STEP_MAPS = 1.4, 7, 2
+"""Values in memory of one image, in outputs of all layers: kept of a recorded step, at once for a
+Hessian-vector product, and for a training step (docs/methods/rat_bptt_podd.md, "Memory and speed").
 """
 
 
@@ -37,9 +37,9 @@ def unroll_cost(stage: Unroll) -> Cost:
     pixels = math.prod(batches.shape)
     made = 4 * batches.count * (pixels + batches.classes)
     real = 4 * stage.batch_real * pixels
-    step = 4 * batches.batch * facts.activations * (GRAPH_MAPS if graph else ADJOINT_MAPS)
-    weights = 4 * facts.parameters
-    window = placement.longest * (step + 7 * weights if graph else 4 * weights)
+    maps, weights = 4 * batches.batch * facts.activations, 4 * facts.parameters
+    step = PRODUCT_MAPS * maps
+    window = placement.longest * (int(KEPT_MAPS * maps) + 7 * weights if graph else 4 * weights)
     chunk = 4 * min(REAL_CHUNK, stage.batch_real) * facts.activations * STEP_MAPS
     resident = pixels * sum(stage.dataset.train_counts)
     whitening = 0 if stage.whitening is None else 3 * stage.whitening.bytes

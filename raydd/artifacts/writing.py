@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
+import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from raydd.artifacts import published_folder as folder
+from raydd.artifacts import published_folder
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.eight_bit import folder_files, tar_shards
 from raydd.artifacts.pictures import SIDE_FILE, SeenPictures, outside, side_file
-from raydd.core.errors import ConfigError, unknown
+from raydd.artifacts.rendering import format_bytes
+from raydd.core.errors import ConfigError, StorageError, unknown
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors
 
 log = logging.getLogger(__name__)
 WRITTEN = ("pt", "folder", "webdataset", "safetensors")
+PIECE = 1 << 24
+"""Bytes of a file that are compared at a time."""
+_IMAGES = "images"
 Files = Callable[[], Iterator[tuple[str, bytes]]]
 Tell = Callable[[str], None]
 
@@ -38,8 +47,12 @@ def write_set(distilled: DistilledSet, url: str, to: str, tell: Tell = log.warni
     check_target(url, to)
     if to in ("pt", "safetensors"):
         parent, _, name = url.rpartition("/")
-        data = _safetensors(distilled) if to == "safetensors" else _pt(distilled)
-        return _put_file(Storage(parent or ("/" if url.startswith("/") else ".")), name, data, tell)
+        storage = Storage(parent or ("/" if url.startswith("/") else "."))
+        if to == "pt":
+            _check_room(distilled, storage)
+        with _scratch(storage) as folder:
+            write = _safetensors if to == "safetensors" else _pt
+            return _put_file(storage, name, write(distilled, folder), tell)
     if to == "folder" and distilled.soft:
         raise ConfigError(
             "an image folder cannot hold soft labels; write pt, webdataset or safetensors instead"
@@ -88,38 +101,89 @@ def written_images(distilled: DistilledSet, to: str) -> int:
     return len(distilled) if to == "safetensors" else distilled.seen
 
 
-def _safetensors(distilled: DistilledSet) -> bytes:
-    return dump_tensors(
-        distilled.stored(), {"raydd": json.dumps(folder.facts(distilled), sort_keys=True)}
-    )
+@contextmanager
+def _scratch(storage: Storage) -> Iterator[str]:
+    """Yield an empty folder of this machine, beside a local target."""
+    beside = storage.root if storage.local else None
+    try:
+        if beside is not None:
+            os.makedirs(beside, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".raydd-", suffix=".tmp", dir=beside) as folder:
+            yield folder
+    except OSError as error:
+        raise StorageError(f"could not write to {storage.url}: {error}") from error
 
 
-def _pt(distilled: DistilledSet) -> bytes:
+def _check_room(distilled: DistilledSet, storage: Storage) -> None:
+    """Raise ``ConfigError`` where the disk has no room for a set's images, as students see them, twice."""
+    place = Path(storage.root if storage.local else tempfile.gettempdir())
+    there = next(path for path in (place, *place.parents) if path.exists())
+    needed, free = 8 * distilled.seen * math.prod(distilled.shape), shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"{distilled.seen:,} images as students see them: a pt file needs {format_bytes(needed)} in {there} while"
+            f" it is written, and {format_bytes(free)} are free; safetensors holds what is stored"
+            f" ({format_bytes(distilled.size.bytes)})"
+        )
+
+
+def _safetensors(distilled: DistilledSet, folder: str) -> str:
+    path = os.path.join(folder, "set")
+    facts = {"raydd": json.dumps(published_folder.facts(distilled), sort_keys=True)}
+    Path(path).write_bytes(dump_tensors(distilled.stored(), facts))
+    return path
+
+
+def _pt(distilled: DistilledSet, folder: str) -> str:
     facts = dataclasses.asdict(
         dataclasses.replace(distilled.info, mean=distilled.mean, std=distilled.std)
     )
-    values = {"data": [list(distilled.tensors())], "accs_all_exps": {}}
+    values = {"data": [[_decoded(distilled, folder), distilled.targets]], "accs_all_exps": {}}
     if distilled.whitening is not None:
         facts["per_image"] = distilled.whitening.per_image
         values |= {
             "whitening_matrix": distilled.whitening.matrix,
             "whitening_mean": distilled.whitening.mean,
         }
-    buffer = io.BytesIO()
-    torch.save({**values, "raydd": json.dumps(facts)}, buffer)
-    return buffer.getvalue()
+    path = os.path.join(folder, "set")
+    with open(path, "wb") as file:  # else the path's name would be a part of the file
+        torch.save({**values, "raydd": json.dumps(facts)}, file)
+    os.unlink(os.path.join(folder, _IMAGES))
+    return path
 
 
-def _put_file(storage: Storage, name: str, data: bytes, tell: Tell) -> list[str]:
+def _decoded(distilled: DistilledSet, folder: str) -> Tensor:
+    """Return the images that students see, float32 ``[M, C, H, W]``, in a file instead of memory."""
+    path, shape = os.path.join(folder, _IMAGES), (distilled.seen, *distilled.shape)
+    with open(path, "wb") as file:
+        for ids in distilled.blocks():
+            file.write(distilled.normalised(distilled.take(ids)).contiguous().numpy().data)
+    size = math.prod(shape)
+    return torch.from_file(path, shared=True, size=size, dtype=torch.float32).view(shape)
+
+
+def _put_file(storage: Storage, name: str, path: str, tell: Tell) -> list[str]:
     if storage.exists(name):
-        if storage.size(name) != len(data) or storage.get(name) != data:
+        if not _same(storage, name, path):
             raise ConfigError(
                 f"{join(storage.url, name)} exists and holds something else; name another file, or remove it"
             )
         tell(f"{join(storage.url, name)} is there already, the same")
         return []
-    storage.put(name, data)
+    storage.upload(name, path)
     return [name]
+
+
+def _same(storage: Storage, name: str, path: str) -> bool:
+    """Return whether an object has the bytes of a local file, looked at in pieces."""
+    size = os.path.getsize(path)
+    if storage.size(name) != size:
+        return False
+    with open(path, "rb") as file:
+        return all(
+            storage.get(name, first, min(first + PIECE, size)) == file.read(PIECE)
+            for first in range(0, size, PIECE)
+        )
 
 
 def _put_folder(storage: Storage, files: Files, tell: Tell) -> list[str]:

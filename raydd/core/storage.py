@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import shutil
 import time
 import uuid
 from bisect import bisect_left
@@ -131,6 +132,25 @@ class Storage:
 
     def put(self, path: str, data: bytes) -> None:
         """Write one object whole: a reader sees the old bytes or the new ones, never a part."""
+
+        def write(temporary: str) -> None:
+            with open(temporary, "wb") as file:
+                file.write(data)
+
+        self._put(path, write, lambda target: self.fs.pipe_file(target, data))
+
+    def upload(self, path: str, source: str) -> None:
+        """As :meth:`put`, of a local file, which is never in memory as a whole."""
+        self._put(
+            path,
+            lambda temporary: shutil.copyfile(source, temporary),
+            lambda target: self.fs.put_file(source, target),
+        )
+
+    def _put(
+        self, path: str, locally: Callable[[str], object], afar: Callable[[str], object]
+    ) -> None:
+        """Write one object by ``locally`` to a temporary file that takes its name, or by ``afar``."""
         target = self._path(path)
 
         def local() -> None:
@@ -139,8 +159,7 @@ class Storage:
                 os.path.dirname(target), f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
             )
             try:
-                with open(temporary, "wb") as file:
-                    file.write(data)
+                locally(temporary)
                 os.replace(temporary, target)
             finally:
                 if os.path.exists(temporary):
@@ -150,7 +169,7 @@ class Storage:
             raise StorageError(
                 f"could not write {join(self.url, path)}: {protocol(self.url)} URLs cannot be written"
             )
-        self._call("write", path, local if self.local else lambda: self.fs.pipe_file(target, data))
+        self._call("write", path, local if self.local else lambda: afar(target))
 
     def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return an object's bytes, or bytes ``start:end`` of it; ``FileNotFoundError`` if there is none."""
@@ -297,11 +316,6 @@ class Storage:
                 pass
 
         self._call("delete", path, remove)
-
-    def upload(self, path: str, source: str) -> None:
-        """Copy a local file to ``path``."""
-        with open(source, "rb") as file:
-            self.put(path, file.read())
 
     def check_writable(self, what: str) -> None:
         """Raise ``ConfigError`` now if nothing can be written here (missing bucket, no permission,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ from raydd.artifacts.published_folder import publish, read
 from raydd.artifacts.writing import write_set
 from raydd.core.errors import ConfigError
 from raydd.core.rng import generator
+from raydd.core.storage import Storage
 from raydd.core.tensors import Tensors
 
 Make = Callable[..., DistilledSet]
@@ -276,6 +279,83 @@ def test_views_and_exports_decode_block_after_block(
     )
     assert first == second
     assert len(list((tmp_path / "folder").rglob("*.png"))) == 120
+
+
+def test_a_pt_file_is_decoded_block_after_block(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked, told = make(decoding=Decoding("partition")), list[int | None](), list[str]()
+    images, labels = made.tensors()
+    take = DistilledSet.take
+
+    def counted(self: DistilledSet, ids: Any = None, tensors: Any = None) -> torch.Tensor:
+        asked.append(None if ids is None else len(ids))
+        return take(self, ids, tensors)
+
+    monkeypatch.setattr(DistilledSet, "take", counted)
+    monkeypatch.setattr("raydd.artifacts.distilled_set.BLOCK_VALUES", 7 * 64)
+    monkeypatch.setattr("raydd.artifacts.writing.PIECE", 1000)
+    path = tmp_path / "sets" / "set.pt"
+    assert write_set(made, str(path), "pt", told.append) == ["set.pt"]
+    assert set(asked) == {7, 120 % 7}
+    value, buffer = torch.load(path, weights_only=True), io.BytesIO()
+    assert torch.equal(value["data"][0][0], images)
+    assert torch.equal(value["data"][0][1], labels)
+    torch.save({**value, "data": [[images, labels]]}, buffer)
+    assert path.read_bytes() == buffer.getvalue(), "as if it had been written from memory"
+    assert write_set(made, "memory://exports/set.pt", "pt") == ["set.pt"]
+    assert Storage("memory://exports").get("set.pt") == buffer.getvalue()
+    assert write_set(made, str(path), "pt", told.append) == []
+    assert "is there already, the same" in told[-1]
+    with path.open("r+b") as file:
+        file.seek(-1, io.SEEK_END)
+        file.write(b"!")
+    with pytest.raises(ConfigError, match=r"set\.pt exists and holds something else"):
+        write_set(made, str(path), "pt")
+    assert [one.name for one in path.parent.iterdir()] == ["set.pt"], "nothing is left behind"
+
+
+def test_a_pt_file_for_which_there_is_no_room_is_refused(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(decoding=Decoding("partition"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=61_439))
+    text = f"120 images as students see them: a pt file needs 61.4 kB in {tmp_path} .* 61.4 kB are free"
+    with pytest.raises(ConfigError, match=text):
+        write_set(made, str(tmp_path / "new" / "set.pt"), "pt")
+    assert not (tmp_path / "new").exists()
+
+
+WRITES = """
+import re, resource, sys, torch
+from raydd.artifacts import distilled_set
+from raydd.artifacts.decoding import Decoding
+from raydd.artifacts.writing import write_set
+from raydd.data.catalog import entry
+
+torch.set_num_threads(1)
+info, parts = entry("imagenet").info, Decoding("partition", {"factor": 4})
+images = torch.randint(0, 256, (30, 3, 224, 224), dtype=torch.uint8)
+made = distilled_set.DistilledSet(images=images, labels=torch.arange(30), info=info, decoding=parts)
+distilled_set.BLOCK_VALUES = 1 << 21
+made.take(torch.arange(10))
+data = 1024 * int(re.search(r"VmData:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+resource.setrlimit(resource.RLIMIT_DATA, (data + (120 << 20),) * 2)
+if sys.argv[2] == "whole":
+    made.tensors()
+write_set(made, sys.argv[1], "pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["blocks", "whole"])
+def test_a_pt_file_of_480_large_images_needs_memory_for_few(way: str, tmp_path: Path) -> None:
+    path = tmp_path / "set.pt"  # 289 MB, and 120 MB of memory are allowed
+    done = subprocess.run(
+        [sys.executable, "-c", WRITES, str(path), way], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) is (way == "blocks"), done.stderr
+    assert path.exists() is (way == "blocks")
 
 
 def test_a_packed_file_of_others_is_read(tmp_path: Path) -> None:

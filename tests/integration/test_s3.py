@@ -265,6 +265,18 @@ def test_a_target_that_was_emptied_is_empty(either_s3: Server, tmp_path: Path) -
             target.delete(path)
 
 
+def test_a_local_file_is_uploaded(either_s3: Server, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (5 << 12)
+    (tmp_path / "file").write_bytes(data)
+    for place in (Storage(either_s3.url("uploaded")), Storage(str(tmp_path / "uploaded"))):
+        for _ in range(2):  # over what stands there, too
+            place.upload("a/file", str(tmp_path / "file"))
+        assert place.get("a/file") == data
+        assert place.list() == ["a/file"]
+    with pytest.raises(StorageError, match="could not write .*no-such-bucket"):
+        Storage("s3://no-such-bucket/x").upload("file", str(tmp_path / "file"))
+
+
 def test_two_slashes_in_a_url_are_one(either_s3: Server) -> None:
     bucket = f"s3://{either_s3.bucket}"
     for split in ("train", "test"):

@@ -68,7 +68,6 @@ class SweepDesk:
         self.scheduler, self.clock = scheduler, clock
         self.on_change = on_change or (lambda trial: None)
         self.trials = journal.read()
-        self.found = sum(trial.ended for trial in self.trials)
         self.begun = clock()
         self.stopping = False
         self.trouble = trouble_of(space, self.trials)
@@ -278,12 +277,6 @@ class SweepDesk:
     def _release(self, number: int) -> None:
         for key in [key for key, holder in self.held.items() if holder[0] == number]:
             del self.held[key]
-
-    # -- for a person ------------------------------------------------------------------------------------------------
-
-    def snapshot(self) -> Sequence[Trial]:
-        """Return the trials as they are."""
-        return [dataclasses.replace(trial) for trial in self.trials]
 
 
 def trouble_of(space: Space, trials: Sequence[Trial]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -111,11 +110,6 @@ class TrialJournal:
     def note_elapsed(self, seconds: float) -> None:
         """Note what the sweep's runs took so far."""
         self.output.put(ELAPSED, json.dumps(seconds).encode())
-
-
-def finite(value: float | None) -> float | None:
-    """Return a number that JSON and a ranking can hold, else ``None``."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def ranked(trials: Sequence[Trial], mode: str) -> list[Trial]:

@@ -273,7 +273,7 @@ def test_a_local_file_is_uploaded(either_s3: Server, tmp_path: Path) -> None:
             place.upload("a/file", str(tmp_path / "file"))
         assert place.get("a/file") == data
         assert place.list() == ["a/file"]
-    with pytest.raises(StorageError, match="could not write .*no-such-bucket"):
+    with pytest.raises(StorageError, match=r"could not write .*no-such-bucket"):
         Storage("s3://no-such-bucket/x").upload("file", str(tmp_path / "file"))
 
 

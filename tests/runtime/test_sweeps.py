@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -483,6 +484,33 @@ def test_groups_that_would_wait_for_each_other_are_refused_with_the_arithmetic(
         return
     with pytest.raises(ConfigError, match=refused):
         check_room(sweep, 2)
+
+
+def test_a_desk_that_dies_is_said_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.exceptions import RayActorError
+
+    from raydd.runtime.sweep.tune_trials import TuneTrials
+
+    answers: list[Any] = [([], ""), ([], ""), RayActorError()]
+
+    def get(ref: object) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    over = threading.Event()
+    monkeypatch.setattr(TuneTrials, "_fit", lambda self: over.wait(60))
+    trials = object.__new__(TuneTrials)
+    trials.handle = SimpleNamespace(poll=SimpleNamespace(remote=lambda: None))
+    trials.error = None
+    with pytest.raises(
+        RunFailed, match=r"the desk of the sweep is gone .* the same command goes on"
+    ):
+        trials.run(lambda trial: None, threading.Event())
+    over.set()
 
 
 @pytest.mark.parametrize(

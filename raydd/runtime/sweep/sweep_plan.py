@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydd.config import Job, parse_job
+from raydd.config import WAIT_SECONDS, Job, parse_job
 from raydd.core.dotted_keys import with_values
 from raydd.core.errors import ConfigError
 from raydd.core.storage import join
@@ -47,7 +47,7 @@ class Sweep:
             "tracking.uri": self.job.tracking.uri if self.tracked else "none",
         }
         if not file.workers_per_trial:
-            fixed |= {"compute.gpus_per_worker": 0.0, "compute.wait": 600.0}
+            fixed |= {"compute.gpus_per_worker": 0.0, "compute.wait": WAIT_SECONDS}
         if file.winner:
             fixed |= {"dataset.holdout": self.holdout, "evaluation.split": "holdout"}
             if file.metric not in ("hlr", "ior"):

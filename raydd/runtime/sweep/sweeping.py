@@ -36,6 +36,7 @@ from raydd.runtime.session import (
     stop_on_signals,
 )
 from raydd.runtime.sweep.final_jobs import final_jobs, refit_job, tested, unlike
+from raydd.runtime.sweep.schedulers import scheduler
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
 from raydd.runtime.sweep.sweep_files import keep_report, report_of, write_files
 from raydd.runtime.sweep.sweep_plan import OWN_CPUS, Corners, Sweep, corners, steps_of
@@ -294,12 +295,7 @@ class _Run:
 
     def _here(self, every: int, steps: int) -> str:
         """Run the trials in this process, one after another."""
-        rule = None
-        if self.space.file.scheduler != "none":
-            from raydd.runtime.sweep.schedulers import scheduler
-
-            rule = scheduler(self.space, every, steps)
-        journal = TrialJournal(self.output)
+        rule, journal = scheduler(self.space, every, steps), TrialJournal(self.output)
         desk = SweepDesk(self.space, journal, searcher(self.space), rule, self._changed)
         self.runner = desk
         while not self.stopped.is_set() and (number := desk.next()) is not None:

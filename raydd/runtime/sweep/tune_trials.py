@@ -141,7 +141,24 @@ class TuneTrials:
             ) from error
         thread = threading.Thread(target=self._fit, daemon=True, name="tune")
         thread.start()
-        told, trouble = False, ""
+        try:
+            trouble = self._follow(thread, on_change, stopped)
+        except RayError as error:
+            raise RunFailed(
+                f"the desk of the sweep is gone ({first_line(error)}); the same command goes on"
+            ) from error
+        if self.error is not None and not stopped.is_set():
+            raise RunFailed(f"Ray Tune ended: {first_line(self.error)}") from self.error
+        return trouble
+
+    def _follow(
+        self,
+        thread: threading.Thread,
+        on_change: Callable[[Trial], None],
+        stopped: threading.Event,
+    ) -> str:
+        """Tell of changes until Tune's thread has ended; return why the sweep stopped by itself, or nothing."""
+        told = False
         while True:
             last = not thread.is_alive()
             if stopped.is_set() and not told:
@@ -151,11 +168,8 @@ class TuneTrials:
             for trial in changes:
                 on_change(trial)
             if last:
-                break
+                return str(trouble)
             thread.join(timeout=POLL_SECONDS)
-        if self.error is not None and not stopped.is_set():
-            raise RunFailed(f"Ray Tune ended: {first_line(self.error)}") from self.error
-        return trouble
 
     def end(self) -> None:
         """End the desk."""

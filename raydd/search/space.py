@@ -112,9 +112,7 @@ class Space:
     own: Values
     ipc: float
     mode: str
-    trees: dict[float | None, Mapping[str, Any]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    trees: dict[float | None, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def tree(self, values: Values) -> Mapping[str, Any]:
         """Return the job in which values are set: as its file has it for their images per class."""
@@ -144,8 +142,9 @@ class Space:
 
     def active(self, key: Key, values: Values) -> bool:
         """Return whether a key has an effect beside these values of the keys before it."""
+        given = {**self.file.trial, **values}
         return all(
-            label(values[other] if other in values else value_at(self.tree(values), other))
+            label(given[other] if other in given else value_at(self.tree(values), other))
             in map(label, allowed)
             for other, allowed in key.when.items()
         )

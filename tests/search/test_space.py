@@ -234,6 +234,13 @@ def test_a_key_that_never_has_an_effect_is_not_tried() -> None:
     assert len(space_of({"ipc": {"choice": [1, 10, 50]}, **keys}).corners()) == 6
 
 
+def test_a_condition_is_of_what_trials_have() -> None:
+    keys = {"method.lr_img": {"grid": [1, 2], "when": {"method.iterations": 5}}}
+    assert space_of(keys, search="grid").grid() == [{}]
+    shorter = space_of(keys, search="grid", trial={"method.iterations": 5})
+    assert shorter.grid() == [{"method.lr_img": 1}, {"method.lr_img": 2}]
+
+
 def test_what_a_job_leaves_to_its_protocol_is_its_own_value() -> None:
     keys = {"evaluation.lr": {"loguniform": [1e-3, 0.1]}}
     assert space_of(keys).own == {"evaluation.lr": 0.01}

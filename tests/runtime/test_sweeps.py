@@ -346,6 +346,15 @@ def test_a_sweep_whose_first_trials_all_fail_stops_and_says_why(
     text = Path(tmp_path, "sweep", "report.html").read_text()
     assert "The sweep gave up: the first 5 trials all failed; trial 4: NaN in images" in text
 
+    def killed(*rest: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(trial_run, "run_job", killed)
+    with pytest.raises(Killed):
+        sweeping.run_sweep(sweep_of(tmp_path, {**space, "give_up": 6}), quiet)
+    told = CliRunner().invoke(main, ["status", str(tmp_path / "sweep")])
+    assert told.exit_code == 3, "it goes on"
+
 
 def test_a_torn_job_file_is_said_to_be_torn(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, {"search": "grid", "keys": LR})

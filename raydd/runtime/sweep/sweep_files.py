@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from raydd.core.errors import StorageError
 from raydd.core.storage import Storage, join
@@ -141,12 +142,17 @@ def _track(
             tracker.tag("raydd.winner", wins, run)
 
 
-def _marked(output: Storage) -> int | None:
-    """Return the trial that an earlier run of the sweep has marked as the winner's."""
+def kept(output: Storage, name: str) -> Any:
+    """Return what the report of an earlier run of the sweep says under a name, ``None`` if nothing."""
     try:
-        found = json.loads(output.get(REPORT)).get("marked")
+        return json.loads(output.get(REPORT)).get(name)
     except (FileNotFoundError, StorageError, ValueError, AttributeError):
         return None
+
+
+def _marked(output: Storage) -> int | None:
+    """Return the trial that an earlier run of the sweep has marked as the winner's."""
+    found = kept(output, "marked")
     return found if isinstance(found, int) else None
 
 

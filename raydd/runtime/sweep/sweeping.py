@@ -38,7 +38,7 @@ from raydd.runtime.session import (
 from raydd.runtime.sweep.final_jobs import final_jobs, refit_job, tested, unlike
 from raydd.runtime.sweep.schedulers import scheduler
 from raydd.runtime.sweep.sweep_claim import about, claim_sweep
-from raydd.runtime.sweep.sweep_files import keep_report, report_of, write_files
+from raydd.runtime.sweep.sweep_files import keep_report, kept, report_of, write_files
 from raydd.runtime.sweep.sweep_plan import OWN_CPUS, Corners, Sweep, corners, steps_of
 from raydd.runtime.sweep.sweep_status import is_sweep
 from raydd.runtime.sweep.trial_run import labels_place, run_trial
@@ -204,7 +204,7 @@ class _Run:
         trouble = trouble_of(self.space, before)
         with contextlib.ExitStack() as around:
             around.enter_context(stop_on_signals(self, self.tell))
-            if not is_sweep(self.output):
+            if not is_sweep(self.output) or (kept(self.output, "trouble") and not trouble):
                 keep_report(self.output, self._report(before))
             if not trouble:
                 if self.sweep.job.compute.workers != 0:

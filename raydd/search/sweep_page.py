@@ -42,13 +42,15 @@ _CELL, _REASON = 260.0, 430.0
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What a page shows of a sweep: its report, the space file and the job as plain values, where it
-    lies, the text of ``best.yaml``, the best set's picture, and when the page was ``made``.
+    """What a page shows of a sweep: its report, the space file and the job as plain values (and what
+    this has ``by_ipc``), where it lies, the text of ``best.yaml``, the best set's picture, and when
+    the page was ``made``.
     """
 
     report: SweepReport
     space: Mapping[str, Any] = field(default_factory=dict)
     job: Mapping[str, Any] = field(default_factory=dict)
+    by_ipc: Mapping[str, Any] = field(default_factory=dict)
     output: str = ""
     best_job: str = ""
     picture: Shown | None = None
@@ -212,6 +214,9 @@ def _searched(sweep: SweepFacts) -> Section:
     parts.append(facts(_settings(sweep)))
     if sweep.space:
         parts.append(details("The space file", _code(_as_yaml(sweep.space))))
+    if sweep.by_ipc:
+        other = "What the job has for the images per class of other trials"
+        parts.append(details(other, _code(_as_yaml(sweep.by_ipc))))
     return section("What was searched", *parts)
 
 

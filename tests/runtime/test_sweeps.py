@@ -283,6 +283,9 @@ def test_trials_of_other_images_per_class_have_the_settings_of_theirs(tmp_path: 
     written = yaml.safe_load(Path(sweep.output, "job.yaml").read_text())["by_ipc"]
     assert written["2"]["method.batch_real"] == 4
     assert written["3"] == {"method.iterations": 6}
+    page = Path(sweep.output, "report.html").read_text()
+    assert "What the job has for the images per class of other trials" in page
+    assert "method.batch_real: 4" in page
     again = sweeping.run_sweep(sweep_of(tmp_path, space, by_ipc=by_ipc), quiet).report
     assert facts(again) == facts(report)
     by_ipc[2]["method"] = {"batch_real": 5, "lr_img": 3.0}

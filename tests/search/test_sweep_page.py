@@ -165,6 +165,7 @@ def test_names_of_others_stay_text() -> None:
         SweepFacts(
             replace(report, job=EVIL, notes=[EVIL], environment={EVIL: EVIL}),
             space={"keys": {EVIL: {"when": {EVIL: EVIL}}}, "trial": {EVIL: EVIL}},
+            by_ipc={EVIL: {EVIL: EVIL}},
             output=f"s3://bucket/{EVIL}",
             best_job=EVIL,
             picture=Shown(b"x", "image/png", EVIL, EVIL),

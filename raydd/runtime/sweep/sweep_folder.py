@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydd.core.errors import StorageError
+from raydd.core.ipc_settings import KEY
 from raydd.core.storage import Storage
 from raydd.pages.blocks import Shown
 from raydd.runtime.lock import alive, read_lock
@@ -40,6 +41,7 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
         report=report,
         space=tree.get("sweep") or {},
         job=tree.get("job") or {},
+        by_ipc=tree.get(KEY) or {},
         output=output.url,
         best_job=_text(output, BEST),
         picture=_best_set(output, report) if report.tested else None,

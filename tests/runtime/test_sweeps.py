@@ -368,7 +368,9 @@ def test_a_torn_job_file_is_said_to_be_torn(tmp_path: Path) -> None:
         sweeping.run_sweep(sweep, quiet)
     assert len(str(error.value).splitlines()) == 1
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    with pytest.raises(ConfigError, match=r"empty\.yaml: is empty; a mapping of keys to values is needed"):
+    with pytest.raises(
+        ConfigError, match=r"empty\.yaml: is empty; a mapping of keys to values is needed"
+    ):
         sweeping.make_sweep(read_job(str(tmp_path / "job.yaml")), str(tmp_path / "empty.yaml"))
 
 

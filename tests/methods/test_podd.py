@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from groups import run_group
 from small import small_method, small_overrides
 from unrolls import TinyPoster, outer_of, tiny_plan, tiny_unroller
 
@@ -22,6 +23,7 @@ from raydd.core.errors import ConfigError
 from raydd.core.events import Event
 from raydd.core.rng import generator
 from raydd.core.store import Store
+from raydd.core.tensors import digest
 from raydd.core.units import Data, Numerics
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
@@ -185,6 +187,20 @@ def test_a_poster_of_half_an_image_per_class_is_moved_down_the_real_loss(
         assert not torch.equal(label_map, label_map.round()), "labels were moved"
     else:
         assert torch.equal(distilled.targets.argmax(1), distilled.labels)
+
+
+@pytest.mark.slow
+def test_four_unrolls_of_a_poster_give_the_same_bytes_on_any_number_of_workers(
+    problem: Problem, digits: Mapping[str, Data], tmp_path: Path
+) -> None:
+    fields = {**SETTINGS, "space": "zca_per_image", "network": "convnet1_w8", "learn_labels": True}
+    method = small_method("podd", **fields, iterations=3, unrolls=4)
+    refs, found = list(method.targets(problem).values()), []
+    for world in (1, 2, 3):
+        store = Store(str(tmp_path / str(world)))
+        run_group(refs, store, world, lambda: digits)
+        found.append([digest(store.load(ref)) for ref in refs])
+    assert found[0] == found[1] == found[2]
 
 
 def test_how_large_its_sets_are(problem: Problem) -> None:

@@ -71,7 +71,7 @@ class PosterConfig:
             list(found.order[i : i + areas.columns]) for i in range(0, areas.count, areas.columns)
         ]
         size = {"width": layout.width, "height": layout.height}
-        return {"poster": {**size, "class_order": rows, "class_order_from": found.origin}}
+        return {"poster": {**size, "class_order_from": found.origin, "class_order": rows}}
 
     def size(
         self, info: DatasetInfo, ipc: float, label_bytes: int = 0, whitening: int = 0

@@ -135,20 +135,44 @@ def _semantic(distilled: DistilledSet, decoder: Windows) -> Image:
     labels = labels.argmax(1) if labels.is_floating_point() else labels
     table = labels.view(columns, rows)
     colours = Image.new("RGB", poster.size)
-    boxes: dict[int, list[tuple[int, int, int, int]]] = {}
-    for i in range(columns):
-        for j in range(rows):
-            label = int(table[i, j])
+    areas = _areas(table)
+    boxes = []
+    for cells in areas:
+        label = int(table[cells[0]])
+        for i, j in cells:
             box = (across[i], down[j], across[i + 1], down[j + 1])
-            scaled = (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
-            colours.paste(_colour(label, classes, 0.95), scaled)
-            boxes.setdefault(label, []).append(scaled)
+            colours.paste(_colour(label, classes, 0.95), _scaled(box, factor))
+        left, top = (min(cell[side] for cell in cells) for side in (0, 1))
+        right, bottom = (max(cell[side] for cell in cells) + 1 for side in (0, 1))
+        whole = (across[left], down[top], across[right], down[bottom])
+        boxes.append((label, _scaled(whole, factor)))
     picture = Image.blend(poster, colours, 0.6)
-    for label, found in boxes.items():
-        left, top = min(b[0] for b in found), min(b[1] for b in found)
-        right, bottom = max(b[2] for b in found), max(b[3] for b in found)
-        _write(picture, _name(distilled, label), (left, top, right, bottom))
+    for label, box in boxes:
+        _write(picture, _name(distilled, label), box)
     return picture
+
+
+def _scaled(box: tuple[int, int, int, int], factor: int) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return left * factor, top * factor, right * factor, bottom * factor
+
+
+def _areas(table: Tensor) -> list[list[tuple[int, int]]]:
+    """Return the places of a table ``[columns, rows]``, those together that have one value and touch."""
+    left = {(i, j) for i in range(len(table)) for j in range(table.shape[1])}
+    found = []
+    while left:
+        area, waiting = [], [min(left)]
+        left.remove(waiting[0])
+        while waiting:
+            i, j = waiting.pop()
+            area.append((i, j))
+            for place in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                if place in left and table[place] == table[i, j]:
+                    left.remove(place)
+                    waiting.append(place)
+        found.append(area)
+    return found
 
 
 def _map(distilled: DistilledSet, label_map: Tensor) -> Image:

@@ -448,6 +448,20 @@ def test_pictures_of_a_poster(info: DatasetInfo) -> None:
     assert set(further_pictures(poster_set(info))) == {"semantic.png"}
 
 
+def test_the_classes_of_areas_are_written_into_each_of_them(info: DatasetInfo) -> None:
+    from raydd.artifacts.poster_pictures import _areas
+
+    table = torch.tensor([[0, 0, 1], [2, 0, 1], [2, 1, 0]])
+    areas = [sorted(area) for area in _areas(table)]
+    assert sorted(areas) == [
+        [(0, 0), (0, 1), (1, 1)],
+        [(0, 2), (1, 2)],
+        [(1, 0), (2, 0)],
+        [(2, 1)],
+        [(2, 2)],
+    ]
+
+
 def test_the_growth_of_a_poster_is_an_animation(info: DatasetInfo) -> None:
     import io
 

@@ -393,6 +393,17 @@ def test_dm_moves_a_poster(
     assert float((distilled.images - start.images).abs().min()) > 0, "every pixel moves"
 
 
+def test_a_poster_whose_windows_do_not_overlap_is_dm(
+    problem: Problem, digits: Mapping[str, Data], tmp_path: Path
+) -> None:
+    whole = replace(problem, ipc=1)
+    poster = made(small_method("dm", poster={"windows": (5, 2)}), whole, digits, tmp_path / "a")
+    images = made(small_method("dm", classes_per_unit=10), whole, digits, tmp_path / "b")
+    assert poster.labels.tolist() == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
+    expected = images.images[poster.labels]
+    torch.testing.assert_close(poster.take(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_gradient_of_dms_poster_is_that_of_its_means(
     problem: Problem, digits: Mapping[str, Data]
 ) -> None:

@@ -128,14 +128,15 @@ class Space:
         return {"ipc": self.ipc, **self.file.trial, **values}["ipc"]
 
     def by_ipc(self) -> dict[str, dict[str, Any]]:
-        """Return what trials have for their images per class and the job does not: dotted keys, by ipc."""
+        """Return what trials have for their images per class and the job has not, unless all set it: keys, by ipc."""
         own = flatten(self.tree({"ipc": self.ipc}))
+        theirs = {"ipc", *self.file.trial, *(key.name for key in self.keys if not key.when)}
         found: dict[str, dict[str, Any]] = {}
         for values in [*self.corners(), *self.file.points]:
             found[label(self.ipc_of(values))] = {
                 key: value
                 for key, value in flatten(self.tree(values)).items()
-                if key.split(".")[0] not in (*CLOSED, "ipc")
+                if not (key in theirs or key.split(".")[0] in CLOSED)
                 and (key not in own or own[key] != value)
             }
         return {ipc: settings for ipc, settings in found.items() if settings}

@@ -286,12 +286,21 @@ def test_a_trial_has_what_the_job_sets_for_its_images_per_class(
         "5": {"method.batch_real": 8, "method.lr_img": 7.0},
     }
     assert space_of({"ipc": {"choice": [1, 5]}}).by_ipc() == {}
+    lr = {"choice": [0.5, 1]}
+    searched = space_of({"ipc": {"choice": [1, 5]}, "method.lr_img": lr}, BY_IPC)
+    assert searched.by_ipc() == {"5": {"method.batch_real": 8}}, "the others have what they set"
+    kept = space_of({"ipc": {"choice": [1, 5]}}, BY_IPC, trial={"method.batch_real": 4})
+    assert kept.by_ipc() == {"5": {"method.lr_img": 7.0}}
+    sometimes = {"method.lr_img": lr | {"when": {"ipc": 1}}}
+    assert (
+        "method.lr_img" in space_of({"ipc": {"choice": [1, 5]}, **sometimes}, BY_IPC).by_ipc()["5"]
+    )
 
 
 def test_what_a_space_sets_for_all_trials_says_what_the_job_sets_by_it() -> None:
     space = space_of({"method.lr_img": {"choice": [1, 2]}}, BY_IPC, trial={"ipc": 5})
     assert space.tree({"method.lr_img": 1})["method"]["batch_real"] == 8
-    assert space.by_ipc() == {"5": {"method.batch_real": 8, "method.lr_img": 7.0}}
+    assert space.by_ipc() == {"5": {"method.batch_real": 8}}
     assert space.tree({"ipc": 1})["method"]["batch_real"] == 9
 
 

@@ -184,28 +184,34 @@ class Layout:
 
 
 class _Distances(torch.autograd.Function):
-    """For ``[G, 2, W]`` the sum of each layer's Euclidean norms, ``[G, L]``; the derivative of a
-    norm at zero is zero.
+    """For ``[G, 2, W]`` the sum of each layer's Euclidean norms, ``[G, L]``, those of variances
+    (row 1) times a weight; the derivative of a norm at zero is zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, difference: Tensor, sums: _Sums) -> Tensor:
+    def forward(ctx: Any, difference: Tensor, sums: _Sums, variance_weight: float) -> Tensor:
         parts = pad(difference, (0, 1))[..., sums.blocks].double().square_().sum(-1)
         norms = pad(parts, (0, 1))[..., sums.norms].sum(-1).sqrt_()  # [G, 2, L, 2]
         ctx.save_for_backward(difference, norms.to(difference.dtype))
-        ctx.owners = sums.owners
+        ctx.owners, ctx.variance_weight = sums.owners, variance_weight
+        if variance_weight != 1:
+            norms = torch.stack([norms[:, 0], norms[:, 1] * variance_weight], 1)
         return norms.sum((1, 3)).to(difference.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         difference, norms = ctx.saved_tensors
         scale = torch.where(norms > 0, gradient[:, None, :, None] / norms, 0)
-        return difference * scale.flatten(2)[..., ctx.owners], None
+        if ctx.variance_weight != 1:
+            scale[:, 1] *= ctx.variance_weight
+        return difference * scale.flatten(2)[..., ctx.owners], None, None
 
 
-def layer_distances(values: Tensor, reference: Tensor, layout: Layout) -> Tensor:
+def layer_distances(
+    values: Tensor, reference: Tensor, layout: Layout, variance_weight: float = 1.0
+) -> Tensor:
     """Return ``[G, L]``: per layer the sum of ``||reference - values||`` over its statistics (two
-    for ``bn``, four with patches).
+    for ``bn``, four with patches), those of variances times ``variance_weight``.
 
     ``values``: ``[G, 2, W]``. ``reference``: ``[G, 2, W]`` or ``[2, W]``. Differentiable in
     ``values``, with derivative zero where a norm is zero. Summed in float64, in a fixed order and
@@ -216,7 +222,9 @@ def layer_distances(values: Tensor, reference: Tensor, layout: Layout) -> Tensor
             f"statistics must be [G, 2, {layout.width}] for this network, got {list(values.shape)} and"
             f" {list(reference.shape)}"
         )
-    distances: Tensor = _Distances.apply(values - reference, layout.sums(values.device))
+    distances: Tensor = _Distances.apply(
+        values - reference, layout.sums(values.device), variance_weight
+    )
     return distances
 
 
@@ -268,6 +276,7 @@ def matching_loss(
     momentum: float = 0.0,
     first_multiplier: float = 10.0,
     kept: Tensor | None = None,
+    variance_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum over layers of each group ``[G]``, and the running statistics ``[G, 2, W]`` after it.
 
@@ -277,7 +286,8 @@ def matching_loss(
     ``overall`` plus ``class_weight`` of that to ``classes``; the whole of the one that is given
     where the other is ``None`` (SRe2L and G-VBSM have no classes; EDC's local mode of ImageNet-1k
     nothing but them). The first layer counts ``first_multiplier`` times. ``kept``: ``[G, L]`` or
-    ``[L]``, false for layers that are dropped. ``momentum`` 0: no memory.
+    ``[L]``, false for layers that are dropped. ``momentum`` 0: no memory. ``variance_weight``: of
+    distances of variances (DWA).
     """
     columns = None
     if kept is not None:
@@ -292,7 +302,9 @@ def matching_loss(
     for reference, weight in ((overall, 1 - class_weight), (classes, class_weight)):
         share = weight if overall is not None and classes is not None else 1.0
         if reference is not None and share:
-            distances = distances + share * layer_distances(matched, reference, layout)
+            distances = distances + share * layer_distances(
+                matched, reference, layout, variance_weight
+            )
     if kept is not None:
         distances = distances * kept
     # The plain sum is exact for packed groups; the first layer is one column.

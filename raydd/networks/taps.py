@@ -16,7 +16,7 @@ own take the sums and their gradient in one pass each (:mod:`raydd.networks.tap_
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, cast
@@ -73,8 +73,10 @@ class StatTap:
     ``patch``: side of the patches in pixels. ``kinds``: ``bn``, ``conv`` or both; layers stand in
     ``named_modules()`` order. ``layout``: which columns are whose. The network is called as it is
     (put it in eval mode); calling it directly observes nothing. :meth:`close`, or leaving a
-    ``with`` block, removes the hooks. ``ConfigError`` if no layer is of these kinds, or one of them
-    does not run exactly once or does not read one map of every image.
+    ``with`` block, removes the hooks. ``skip_silent``: names of layers that never run and are left
+    out (names that the network lacks do no harm). ``ConfigError`` if no layer is of these kinds, one
+    of them does not run exactly once or does not read one map of every image, or one of
+    ``skip_silent`` does run.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class StatTap:
         patch: int,
         kinds: Sequence[str] = ("bn", "conv"),
         shape: Shape | None = None,
+        skip_silent: Collection[str] = (),
     ) -> None:
         for kind in kinds:
             if kind not in KINDS:
@@ -97,6 +100,7 @@ class StatTap:
         title = getattr(network, "name", type(network).__name__)
         if not self._modules:
             raise ConfigError(f"network '{title}' has no layer of the kinds {', '.join(kinds)}")
+        self._skip_silent = frozenset(skip_silent)
         self._groups = 0  # 0: not observing
         self._found: list[list[Tensor]] = []
         self._seen: list[
@@ -138,7 +142,7 @@ class StatTap:
             )
         try:
             logits = self._observe(images, groups)
-            raw = torch.cat([found[0] for found in self._found], -1)
+            raw = torch.cat([found[0] for found in self._found if found], -1)
         finally:
             self._found, self._seen = [], []
         if self._inverse.device != raw.device or self._inverse.dtype != raw.dtype:
@@ -249,6 +253,12 @@ class StatTap:
             self._found, self._seen = [], []
         layers, counts = [], []
         for (name, module), times, size in zip(self._modules, found, self._sizes, strict=True):
+            if name in self._skip_silent:
+                if times:
+                    raise ConfigError(
+                        f"layer '{name}' of network '{title}' runs; skip_silent is for layers that never do"
+                    )
+                continue
             if len(times) != 1:
                 raise ConfigError(
                     f"layer '{name}' of network '{title}' runs {len(times)} times in a forward pass; it must run once"

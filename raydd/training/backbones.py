@@ -107,9 +107,10 @@ class Backbone:
         ``DataError`` for a file that is missing or has changed, or for weights that are not finite;
         ``ConfigError`` for weights that do not fit.
         """
-        return ctx.cached(("backbone", self), lambda: self._load(ctx, name))
+        return ctx.cached(("backbone", self), lambda: self.own(ctx, name))
 
-    def _load(self, ctx: Context, name: str) -> Network:
+    def own(self, ctx: Context, name: str) -> Network:
+        """Return such a network that is the caller's alone, as :meth:`load` does."""
         if self.weights is None:
             network = restore_network(self.network, self.dataset, ctx.load(name), ctx.device)
             if not all(

@@ -415,3 +415,30 @@ def test_misfits_are_refused(tap: StatTap) -> None:
     with pytest.raises(ConfigError, match=r"layer '0' .* runs 2 times"):
         StatTap(nn.Sequential(shared, shared), 4, shape=(3, 8, 8))
     assert not shared._forward_pre_hooks
+
+
+class _Silent(nn.Sequential):
+    """Has a batch norm that never runs, as EfficientNet-B0 for small images does."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.unused = nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x))
+
+
+def test_batch_norms_that_never_run_are_left_out_by_name() -> None:
+    network = _Silent().eval()
+    with pytest.raises(ConfigError, match=r"layer 'unused' .* runs 0 times"):
+        StatTap(network, 1, ("bn",), (3, 8, 8))
+    silent = StatTap(network, 1, ("bn",), (3, 8, 8), ("unused", "of another network"))
+    assert [layer.name for layer in silent.layout.layers] == ["1"]
+    images = torch.randn(2, 3, 8, 8, generator=generator(0, "images"))
+    assert torch.equal(
+        silent(images)[1],
+        StatTap(nn.Sequential(network[0], network[1]), 1, ("bn",), (3, 8, 8))(images)[1],
+    )
+    assert silent.running().shape == (2, 4)
+    with pytest.raises(ConfigError, match=r"layer '1' .* runs; skip_silent is for layers"):
+        StatTap(network, 1, ("bn",), (3, 8, 8), ("1", "unused"))

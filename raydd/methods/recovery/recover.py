@@ -7,14 +7,15 @@ A group of images is optimised together by Adam under one view per update and on
 
 What is a group's own (start, views, left-out layers) is keyed by its index and the update, so that
 neither packing nor the number of workers changes it. Methods of the family differ in their
-configuration; one with other parameters than pixels, or with networks of its own, overrides
-:meth:`MatchStatistics.render`, :meth:`MatchStatistics.project` or :meth:`MatchStatistics.teacher`.
+configuration; one with other parameters than pixels overrides :meth:`MatchStatistics.render` and
+:meth:`MatchStatistics.project`, one whose networks change with the images
+:meth:`MatchStatistics.teacher_at`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import ClassVar
@@ -26,7 +27,7 @@ from raydd.artifacts.codec import ImageFormat, stored_as
 from raydd.core.ahead import Ahead
 from raydd.core.captured import pinned
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Ref, Stage, stage_digest
+from raydd.core.units import Context, Cost, Ref, Stage, added, stage_digest
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
 from raydd.losses.statistics_matching import Layout, draw_kept
@@ -35,42 +36,24 @@ from raydd.methods.recovery.recover_config import Matching, Priors
 from raydd.methods.recovery.recover_groups import Group, Grouping
 from raydd.methods.recovery.recover_objective import ObservedTeacher, tap_layout
 from raydd.methods.recovery.recover_start import from_pool, local_statistics, noise
-from raydd.methods.recovery.recover_update import LOGGED, Recorded, Update
+from raydd.methods.recovery.recover_update import (
+    LOGGED,
+    OF_IMAGES,
+    Recorded,
+    UnitUpdates,
+    Update,
+    with_rows,
+)
 from raydd.methods.recovery.recover_views import Views
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone
 from raydd.training.statistics_tables import TableStage, load_tables
 from raydd.training.training_cost import network_facts
 
-_OF_IMAGES = ("images", "first", "second", "average")
-"""What a state holds of every parameter of the images."""
-
 
 def cosine_rate(lr: float, t: int, iterations: int) -> float:
     """Return the learning rate of update ``t``, counted from 0."""
     return lr * 0.5 * (1 + math.cos(math.pi * t / iterations))
-
-
-@dataclass
-class _Unit:
-    """What a unit's updates share: labels of each group on the device, bounds of the pixels, draws,
-    the updates of one turn.
-    """
-
-    labels: list[Tensor]
-    low: Tensor
-    high: Tensor
-    draws: Ahead[Tensors]
-    turn: slice = field(default_factory=lambda: slice(0))
-    updates: dict[int, Recorded] = field(default_factory=dict)
-
-    def update(self, turn: slice, k: int, make: Callable[[], Recorded]) -> Recorded:
-        """Return the update against network ``k``, made once in each turn."""
-        if turn != self.turn:
-            self.turn, self.updates = turn, {}
-        if k not in self.updates:
-            self.updates[k] = make()
-        return self.updates[k]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +62,8 @@ class MatchStatistics(Stage):
 
     ``backbones``: networks that take turns. ``statistics``: their tables, one each; none if batch
     norms' running statistics are all that is matched. ``pool``, ``sampling``: what images start
-    from; no pool: normal noise. ``iterations``: updates of a group. ``betas``: of Adam. State of a
+    from; no pool: normal noise. ``mirror_start``: mirror these at random where views are mirrored.
+    ``iterations``: updates of a group. ``betas``: of Adam. State of a
     unit: ``images`` float32, normalised, with Adam's ``first`` and ``second`` moments;
     ``running.<k>`` ``[G, 2, W]`` where there is a momentum; ``average`` images where there is a
     flatness term; ``local.<k>``.
@@ -104,13 +88,19 @@ class MatchStatistics(Stage):
     matching: Matching
     priors: Priors = field(default_factory=Priors)
     image_format: ImageFormat = "png"
+    mirror_start: bool = added(True)
 
     # -- units -------------------------------------------------------------------------------------------------------
+
+    @property
+    def chained(self) -> bool:
+        """Whether the groups of a unit run one after another."""
+        return self.matching.chained
 
     @cached_property
     def groups_of(self) -> dict[str, tuple[Group, ...]]:
         """The groups of every unit."""
-        return self.grouping.units(self.dataset.classes, self.ipc, mixed=self.matching.chained)
+        return self.grouping.units(self.dataset.classes, self.ipc, mixed=self.chained)
 
     def units(self) -> Sequence[str]:
         """Return the names of the packs or chains of groups."""
@@ -135,7 +125,7 @@ class MatchStatistics(Stage):
 
     def steps(self, unit: str) -> int:
         """Return the number of updates: of all groups at once, or of one after another."""
-        return self.iterations * (len(self.groups_of[unit]) if self.matching.chained else 1)
+        return self.iterations * (len(self.groups_of[unit]) if self.chained else 1)
 
     def cost(self, unit: str) -> Cost:
         """Return the cost: a forward pass and the images' gradient per update; activations of the
@@ -145,7 +135,7 @@ class MatchStatistics(Stage):
         facts = [network_facts(b.network, info.shape, b.dataset.classes) for b in self.backbones]
         layouts = [self._layout(b) for b in self.backbones]
         count = sum(len(g.positions) for g in groups)
-        at_once = max(len(g.positions) for g in groups) if self.matching.chained else count
+        at_once = max(len(g.positions) for g in groups) if self.chained else count
         pixels = info.channels * info.height * info.width
         passes = 3 if self.priors.flatness_weight else 2
         running = 8 * sum(layout.width for layout in layouts) * len(groups)
@@ -178,7 +168,7 @@ class MatchStatistics(Stage):
         }
         if self.priors.flatness_weight:
             state["average"] = images.clone()
-        together = 1 if self.matching.chained else len(groups)
+        together = 1 if self.chained else len(groups)
         for k in range(len(self.backbones)):
             teacher = self.teacher(k, ctx)
             if self.matching.momentum:
@@ -198,7 +188,8 @@ class MatchStatistics(Stage):
         positions = [p for group in groups for p in group.positions]
         if self.pool is None:
             return noise(positions, self.ipc, self.dataset.shape, ctx).to(ctx.device)
-        pictures = from_pool(positions, self.ipc, self.pool, self.sampling, self.views.flip, ctx)
+        flip = self.views.flip and self.mirror_start
+        pictures = from_pool(positions, self.ipc, self.pool, self.sampling, flip, ctx)
         return normalise(pictures.to(ctx.device), self.dataset.mean, self.dataset.std)
 
     def _local_statistics(self, groups: Sequence[Group], ctx: Context) -> Tensors:
@@ -220,17 +211,25 @@ class MatchStatistics(Stage):
 
     def step(self, unit: str, state: Tensors, t: int, ctx: Context) -> Tensors:
         """Return the state after one update of the unit's groups, or of the one whose turn it is."""
-        shared: _Unit = ctx.cached(
+        return self.updated(unit, state, t, ctx)
+
+    def updated(
+        self, unit: str, state: Tensors, t: int, ctx: Context, more: Tensor | None = None
+    ) -> Tensors:
+        """Return the state after an update; ``more`` is added to its gradient, like the images that move."""
+        shared: UnitUpdates = ctx.cached(
             ("recover", stage_digest(self), unit), lambda: self._share(unit, ctx)
         )
-        k, turn = t % len(self.backbones), self._turn(unit, t)
-        rows, optional = self.rows(unit, turn), {f"running.{k}": "running", f"used.{k}": "used"}
-        given = {name: state[name][rows] for name in _OF_IMAGES if name in state}
+        k, turn = self.network_of(t), self._turn(unit, t)
+        rows = self.rows(unit, turn)
+        optional = {f"{name}.{k}": name for name in ("running", "used", "leaked")}
+        given = {name: state[name][rows] for name in OF_IMAGES if name in state}
         given |= {"labels": torch.stack(shared.labels[turn]), **shared.draws(t)}
         given |= {name: state[key] for key, name in optional.items() if key in state}
         if self.matching.local:
             given["targets"] = state[f"local.{k}"][turn]
-        found = shared.update(turn, k, partial(self._update, unit, turn, k, shared, ctx))(given)
+        update = shared.update(turn, k, partial(self._update, unit, turn, k, state, shared, ctx))
+        found = update(given) if more is None else update.once({**given, "more": more})
         ctx.log(
             t,
             **{
@@ -242,17 +241,19 @@ class MatchStatistics(Stage):
         new = {
             **state,
             **{
-                name: _with_rows(state[name], rows, found[name])
-                for name in _OF_IMAGES
+                name: with_rows(state[name], rows, found[name])
+                for name in OF_IMAGES
                 if name in state
             },
         }
         return new | {key: found[name] for key, name in optional.items() if key in state}
 
-    def _update(self, unit: str, turn: slice, k: int, shared: _Unit, ctx: Context) -> Recorded:
+    def _update(
+        self, unit: str, turn: slice, k: int, state: Tensors, shared: UnitUpdates, ctx: Context
+    ) -> Recorded:
         """Return the update of some groups against network ``k``."""
         update = Update(
-            teacher=self.teacher(k, ctx),
+            teacher=self.teacher_at(k, unit, turn, state, ctx),
             matching=self.matching,
             priors=self.priors,
             betas=self.betas,
@@ -261,6 +262,10 @@ class MatchStatistics(Stage):
             project=partial(self.project, low=shared.low, high=shared.high),
         )
         return Recorded(update, ctx.device)
+
+    def network_of(self, t: int) -> int:
+        """Return which network has its turn at a unit's update ``t``."""
+        return t % len(self.backbones)
 
     def rows(self, unit: str, turn: slice) -> slice:
         """Return where the parameters of some of a unit's groups lie: here one row per image."""
@@ -277,14 +282,23 @@ class MatchStatistics(Stage):
 
     def teacher(self, k: int, ctx: Context) -> ObservedTeacher:
         """Return network ``k``, observed, with the statistics that are matched."""
-        return ctx.cached(("recover teacher", stage_digest(self), k), lambda: self._teacher(k, ctx))
+        return ctx.cached(("recover teacher", stage_digest(self), k), lambda: self.observed(k, ctx))
 
-    def _teacher(self, k: int, ctx: Context) -> ObservedTeacher:
+    def teacher_at(
+        self, k: int, unit: str, turn: slice, state: Tensors, ctx: Context
+    ) -> ObservedTeacher:
+        """Return network ``k`` as some groups of a unit see it, ``state`` being the unit's at that time."""
+        return self.teacher(k, ctx)
+
+    def observed(self, k: int, ctx: Context, *, own: bool = False) -> ObservedTeacher:
+        """Return network ``k``, observed anew; ``own``: a copy, whose weights may be changed."""
+        load = self.backbones[k].own if own else self.backbones[k].load
         tap = StatTap(
-            self.backbones[k].load(ctx, f"backbone-{k}"),
+            load(ctx, f"backbone-{k}"),
             self.matching.patch,
             self.matching.kinds,
             self.dataset.shape,
+            self.matching.skip_silent,
         )
         if not self.statistics:
             return ObservedTeacher(tap, tap.running(), None)
@@ -308,11 +322,23 @@ class MatchStatistics(Stage):
         """Return the groups that make update ``t``."""
         return (
             slice(t // self.iterations, t // self.iterations + 1)
-            if self.matching.chained
+            if self.chained
             else slice(0, len(self.groups_of[unit]))
         )
 
-    def _share(self, unit: str, ctx: Context) -> _Unit:
+    def crops(self, groups: Sequence[Group], local: int, ctx: Context) -> Tensors:
+        """Return the matrices of the views that groups have at their update ``local``, on the CPU;
+        nothing where views are the images.
+        """
+        info = self.dataset
+        if self.views.whole:
+            return {}
+        part, size = local / self.iterations, (info.height, info.width)
+        views = [self.views.draw(ctx.rng("view", g.index, local), part, *size) for g in groups]
+        crops = self.views.matrices(views, *size, torch.device("cpu"))
+        return {"rows": crops.rows, "columns": crops.columns}
+
+    def _share(self, unit: str, ctx: Context) -> UnitUpdates:
         info, device = self.dataset, ctx.device
         mean, std = (
             torch.tensor(values, device=device).view(-1, 1, 1) for values in (info.mean, info.std)
@@ -327,17 +353,9 @@ class MatchStatistics(Stage):
 
         def draw(t: int) -> Tensors:
             local, groups = t % self.iterations, self.groups_of[unit][self._turn(unit, t)]
-            drawn = self._rates(local)
-            if not self.views.whole:
-                part = local / self.iterations
-                views = [
-                    self.views.draw(rng("view", g.index, local), part, info.height, info.width)
-                    for g in groups
-                ]
-                crops = self.views.matrices(views, info.height, info.width, torch.device("cpu"))
-                drawn |= {"rows": crops.rows, "columns": crops.columns}
+            drawn = self._rates(local) | self.crops(groups, local, ctx)
             if self.matching.drop_rate:
-                layout = layouts[t % len(layouts)]
+                layout = layouts[self.network_of(t)]
                 drawn["kept"] = torch.stack(
                     [
                         draw_kept(rng("drop", g.index, local), layout, self.matching.drop_rate)
@@ -346,7 +364,7 @@ class MatchStatistics(Stage):
                 )
             return {name: pinned(value, device) for name, value in drawn.items()}
 
-        return _Unit(
+        return UnitUpdates(
             labels, (0 - mean) / std, (1 - mean) / std, Ahead(draw, threaded=device.type == "cuda")
         )
 
@@ -357,6 +375,7 @@ class MatchStatistics(Stage):
             backbone.dataset.classes,
             self.matching.patch,
             self.matching.kinds,
+            self.matching.skip_silent,
         )
 
     # -- output ------------------------------------------------------------------------------------------------------
@@ -375,12 +394,3 @@ class MatchStatistics(Stage):
             "labels": positions // self.ipc,
             "index": positions,
         }
-
-
-def _with_rows(whole: Tensor, rows: slice, values: Tensor) -> Tensor:
-    """Return ``whole`` with some of its rows replaced."""
-    if len(values) == len(whole):
-        return values
-    out = whole.clone()
-    out[rows] = values
-    return out

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raydd.core.errors import ConfigError
+from raydd.core.units import added
 from raydd.methods.recovery.recover_groups import Group
 
 EmaInit = Literal["zero", "first"]
@@ -50,7 +51,9 @@ class Matching:
     """How statistics are matched; a field of the stage.
 
     ``kinds``: layers whose inputs count. ``patch``: side of the patches. ``r_loss``: weight of the
-    whole term. ``first_multiplier``: of the first layer. ``momentum``: of the running statistics, 0
+    whole term. ``first_multiplier``: of the first layer. ``variance_weight``: of distances of
+    variances, those of means having 1. ``skip_silent``: names of batch norms that a network has but
+    never runs, which have no statistics. ``momentum``: of the running statistics, 0
     for none. ``drop_rate``: probability that a convolution is left out of an update.
     ``class_weight``: 0 matches the data set's statistics, 1 the classes' alone. ``category_aware``:
     class statistics from the tables (``global``) or from ``local_images`` real images, shared out
@@ -71,6 +74,8 @@ class Matching:
     ema_init: EmaInit = "zero"
     ema_carry: EmaCarry = "reset"
     swap_class_patch_stats: bool = False
+    variance_weight: float = added(1.0)
+    skip_silent: tuple[str, ...] = added(())
 
     def __post_init__(self) -> None:
         if self.drop_rate and "conv" not in self.kinds:
@@ -88,6 +93,11 @@ class Matching:
         if self.category_aware == "global" and self.local_images not in (0, LOCAL_IMAGES):
             raise ConfigError(
                 f"local_images={self.local_images} has no effect with category_aware=global"
+            )
+        if self.skip_silent and set(self.kinds) != {"bn"}:
+            raise ConfigError(
+                f"skip_silent={list(self.skip_silent)} leaves out batch norms where they alone are matched, not"
+                f" {', '.join(self.kinds)}"
             )
         for name, published in (("ema_init", "zero"), ("ema_carry", "reset")):
             if getattr(self, name) != published and not self.momentum:

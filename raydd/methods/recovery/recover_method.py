@@ -156,7 +156,7 @@ class Recovering(Method):
                 for backbone in backbones
             )
         pool = self.start.pool_stage(problem, self.teachers)
-        recovery = MatchStatistics(
+        recovery = self.recovery(
             seed=problem.seed,
             numerics=problem.numerics.plain,
             dataset=info.only("train") if matching.local else info.only(),
@@ -175,7 +175,7 @@ class Recovering(Method):
             image_format=self.image_format,
         )
         self.priors().check_units(
-            [] if matching.chained else list(recovery.groups_of.values()), problem.ipc
+            [] if recovery.chained else list(recovery.groups_of.values()), problem.ipc
         )
         before = [
             *training_stages(backbones),
@@ -184,6 +184,10 @@ class Recovering(Method):
             *self.start.stages(problem, self.teachers),
         ]
         return [*dict.fromkeys(before), recovery]
+
+    def recovery(self, **fields: Any) -> MatchStatistics:
+        """Return the stage that recovers the images, of the ``fields`` that all methods give it."""
+        return MatchStatistics(**fields)
 
     @property
     def _grouping(self) -> Grouping:
@@ -203,7 +207,14 @@ class Recovering(Method):
         if matching.local:
             matching.expand(info.classes * problem.ipc)
         for backbone in backbones:
-            tap_layout(backbone.network, info.shape, info.classes, matching.patch, matching.kinds)
+            tap_layout(
+                backbone.network,
+                info.shape,
+                info.classes,
+                matching.patch,
+                matching.kinds,
+                matching.skip_silent,
+            )
 
     def keep(self, problem: Problem, load: Callable[[Ref], Tensors], url: str) -> dict[str, str]:
         """Write what was trained and collected, one file per network, for ``teachers.weights`` and

@@ -27,7 +27,12 @@ from raydd.training.statistics_tables import observe
 
 @lru_cache(maxsize=256)
 def tap_layout(
-    network: str, shape: Shape, classes: int, patch: int, kinds: tuple[str, ...]
+    network: str,
+    shape: Shape,
+    classes: int,
+    patch: int,
+    kinds: tuple[str, ...],
+    skip_silent: tuple[str, ...] = (),
 ) -> Layout:
     """Return which statistics of a network are matched; ``ConfigError`` if it has no layer of these kinds."""
     if set(kinds) == set(
@@ -35,7 +40,11 @@ def tap_layout(
     ):  # what tables of statistics hold: the network is built and run once for both
         return observe(network, shape, classes, patch).layout
     with StatTap(
-        create_network(network, shape, classes, generator(0, "facts")), patch, kinds, shape
+        create_network(network, shape, classes, generator(0, "facts")),
+        patch,
+        kinds,
+        shape,
+        skip_silent,
     ) as tap:
         return tap.layout
 
@@ -123,6 +132,7 @@ def recovery_losses(
         momentum=matching.momentum,
         first_multiplier=matching.first_multiplier,
         kept=batch.kept,
+        variance_weight=matching.variance_weight,
     )
     terms = {"ce": entropy, "match": matched}
     total = entropy + matching.r_loss * matched

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from raydd.augment.crop import Crops
+from raydd.core.ahead import Ahead
 from raydd.core.captured import Captured
 from raydd.core.tensors import Tensors
 from raydd.methods.recovery.recover_config import Matching, Priors
@@ -21,6 +22,9 @@ from raydd.methods.recovery.recover_objective import (
 
 EPS = 1e-8
 
+OF_IMAGES = ("images", "first", "second", "average")
+"""What a unit's state holds of every parameter of the images."""
+
 LOGGED = "log "
 """What the names of scalars for the log begin with."""
 
@@ -32,10 +36,12 @@ class Update:
     ``given``: ``images``, ``first`` and ``second``, the parameters and Adam's moments;
     ``labels [G, s]``; ``rate`` and ``root``, scalars: Adam's rate and the root of its second
     correction. Where they have a part: ``rows``, ``columns`` of the views, ``kept [G, L]``,
-    ``running [G, 2, W]``, ``used [G, L]``, ``targets [G, 2, W]``, and ``average`` like ``images``.
+    ``running [G, 2, W]``, ``used [G, L]``, ``targets [G, 2, W]``, ``average`` and ``more`` (added
+    to the gradient) like ``images``, and ``leaked``, a vector that gains the gradient of the
+    network's parameters.
 
-    ``found``: ``images``, ``first``, ``second``, ``running``, ``used`` and ``average`` after the
-    update, and ``log <name>``, scalars. ``classes``: the labels as numbers. ``render``: parameters
+    ``found``: ``images``, ``first``, ``second``, ``running``, ``used``, ``leaked`` and ``average``
+    after the update, and ``log <name>``, scalars. ``classes``: the labels as numbers. ``render``: parameters
     to images; ``project``: moved parameters to those allowed.
     """
 
@@ -66,8 +72,15 @@ class Update:
         losses = recovery_losses(
             self.teacher, batch, running, targets, self.matching, self.priors, used
         )
-        (gradient,) = torch.autograd.grad(losses.total.sum(), parameters)
+        leaking = tuple(self.teacher.tap.network.parameters()) if "leaked" in given else ()
+        gradient, *others = torch.autograd.grad(
+            losses.total.sum(), (parameters, *leaking), materialize_grads=True
+        )
+        if "more" in given:
+            gradient = gradient + given["more"]
         found = self._adam(given, gradient)
+        if leaking:
+            found["leaked"] = given["leaked"] + torch.cat([other.flatten() for other in others])
         found |= {
             f"{LOGGED}{name}": value
             for name, value in {"loss": losses.total.detach().mean(), **losses.terms}.items()
@@ -105,16 +118,51 @@ class Recorded:
     def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
         """Return what the update finds; tensors may be on the CPU, in pinned memory."""
         if self._captured is None:
-            return self.update(
-                {name: value.to(self.device, non_blocking=True) for name, value in given.items()}
-            )
+            return self.once(given)
         self._given = tuple(given)
         values = self._captured(
             *given.values()
         )  # the names that it finds are those of the call that was recorded
         return dict(zip(self._found, values, strict=True))
 
+    def once(self, given: Mapping[str, Tensor]) -> Tensors:
+        """Return what an update finds that is not recorded."""
+        return self.update(
+            {name: value.to(self.device, non_blocking=True) for name, value in given.items()}
+        )
+
     def _call(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         found = self.update(dict(zip(self._given, tensors, strict=True)))
         self._found = tuple(found)
         return tuple(found.values())
+
+
+@dataclass
+class UnitUpdates:
+    """What a unit's updates share: labels of each group on the device, bounds of the pixels, draws,
+    the updates of one turn.
+    """
+
+    labels: list[Tensor]
+    low: Tensor
+    high: Tensor
+    draws: Ahead[Tensors]
+    turn: slice = field(default_factory=lambda: slice(0))
+    updates: dict[int, Recorded] = field(default_factory=dict)
+
+    def update(self, turn: slice, k: int, make: Callable[[], Recorded]) -> Recorded:
+        """Return the update against network ``k``, made once in each turn."""
+        if turn != self.turn:
+            self.turn, self.updates = turn, {}
+        if k not in self.updates:
+            self.updates[k] = make()
+        return self.updates[k]
+
+
+def with_rows(whole: Tensor, rows: slice, values: Tensor) -> Tensor:
+    """Return ``whole`` with some of its rows replaced."""
+    if len(values) == len(whole):
+        return values
+    out = whole.clone()
+    out[rows] = values
+    return out

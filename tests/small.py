@@ -57,7 +57,7 @@ OTHER_TEXTS: dict[str, Any] = {
     "teachers": {"epochs": 3},
     "statistics": {"patch": 2},
     "init": {"pool": 4},
-    "compat": {"ema_carry": "chain"},
+    "compat": {"ema_carry": "chain", "leak_image_grad": True},
     "queue": {"storage": "bf16"},
     "plateau": {"every": 1},
     "syn_strategy": "flip",
@@ -140,7 +140,11 @@ def _as_tree(value: Any) -> Any:
 def _others(field: str, value: Any, hint: Any) -> Iterator[Any]:
     if field in OTHER_TEXTS:
         other = OTHER_TEXTS[field]
-        yield {**value, **other} if isinstance(value, dict) else other
+        yield (
+            {**value, **{key: of for key, of in other.items() if key in value}}
+            if isinstance(value, dict)
+            else other
+        )
     for part in (hint, *typing.get_args(hint)):
         if typing.get_origin(part) is Literal:
             yield from (choice for choice in typing.get_args(part) if choice != value)

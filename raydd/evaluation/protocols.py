@@ -276,6 +276,7 @@ _publish(
         **_ADAMW,
     )
 )
+_publish(Protocol(name="dwa", batch=128, schedule="cosine", loss="kl", temperature=20.0, **_ADAMW))
 _publish(
     Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW)
 )

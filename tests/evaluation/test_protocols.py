@@ -128,7 +128,7 @@ def test_overrides_that_mean_nothing_are_refused():
         PROTOCOLS.get("dm").override(epoch=3)
     with pytest.raises(
         ConfigError,
-        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, edc, gvbsm, idm, podd, rat_bptt, rded, sre2l",
+        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, podd, rat_bptt, rded, sre2l",
     ):
         PROTOCOLS.get("dms")
 
@@ -160,6 +160,7 @@ PUBLISHED = {
         "loss": "kl",
         "temperature": 20.0,
     },
+    "dwa": {"batch": 128, "schedule": "cosine", "loss": "kl", "temperature": 20.0},
     "gvbsm": {"batch": 1024, "schedule": "cosine", "loss": "mse_gt", "ce_weight": 0.1},
     "rded": {
         "batch": 100,

@@ -51,8 +51,8 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
         if falls
         else ""
     )
-    parts.append(f"schedule {recipe['schedule']}{drops}{of('st')}")
-    parts.append(f"loss {recipe['loss']}{of('ce_weight', 'temperature')}")
+    parts.append(f"schedule {recipe['schedule']}{drops}{of('st', 'warmup')}")
+    parts.append(f"loss {recipe['loss']}{of('ce_weight', 'temperature', 'kl_scale')}")
     if "ema" in recipe:
         parts.append(f"tested with a moving average of {recipe['ema']:g}")
     if recipe.get("double_norm"):

@@ -12,7 +12,7 @@ from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS, Protocol, Space
 from raydd.methods.method import DEFAULT_PROTOCOL
 from raydd.networks import normalise_name, pool
 from raydd.networks.names import POOLS
-from raydd.training.recipe import Decay, Draw, Loss, Optimizer
+from raydd.training.recipe import Decay, Draw, KlScale, Loss, Optimizer
 from raydd.training.schedules import Schedule
 
 
@@ -54,12 +54,14 @@ class EvaluationConfig:
     weight_decay: Annotated[float, Ge(0)] | None = None
     decay: Decay | None = None
     schedule: Schedule | None = None
+    warmup: Annotated[int, Ge(0)] | None = None
     st: Annotated[float, Ge(1)] | None = None
     milestones: tuple[Annotated[int, Ge(1)], ...] | None = None
     drop_factor: Annotated[float, Gt(0), Lt(1)] | None = None
     loss: Loss | None = None
     ce_weight: Annotated[float, Ge(0)] | None = None
     temperature: Annotated[float, Gt(0)] | None = None
+    kl_scale: KlScale | None = None
     ema: Annotated[float, Ge(0), Lt(1)] | None = None
     double_norm: bool | None = None
     strategy: str | None = None

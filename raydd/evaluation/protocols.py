@@ -15,7 +15,17 @@ from raydd.core.errors import ConfigError, unknown
 from raydd.core.registry import Registry
 from raydd.data.catalog import DatasetInfo
 from raydd.networks import normalise_name
-from raydd.training.recipe import NEEDS, Decay, Draw, Loss, Optimizer, Recipe, without_effect
+from raydd.training.recipe import (
+    NEEDS,
+    SWITCHES,
+    Decay,
+    Draw,
+    KlScale,
+    Loss,
+    Optimizer,
+    Recipe,
+    without_effect,
+)
 from raydd.training.schedules import Schedule
 
 Space = Literal["normalised", "zca", "zca_per_image"]
@@ -30,12 +40,14 @@ OVERRIDES = (
     "weight_decay",
     "decay",
     "schedule",
+    "warmup",
     "st",
     "milestones",
     "drop_factor",
     "loss",
     "ce_weight",
     "temperature",
+    "kl_scale",
     "ema",
     "double_norm",
     "strategy",
@@ -75,12 +87,14 @@ class Protocol:
     weight_decay: float = 5e-4
     decay: Decay = "all"
     schedule: Schedule = "steps"
+    warmup: int = 0
     st: float | None = None
     milestones: tuple[int, ...] = ()
     drop_factor: float = 0.1
     loss: Loss = "ce"
     ce_weight: float | None = None
     temperature: float | None = None
+    kl_scale: KlScale = "one"
     ema: float = 0.0
     double_norm: bool = False
     augmentation: Literal["none", "dsa", "dc"] = "none"
@@ -163,7 +177,7 @@ class Protocol:
         parts: dict[str, str] = {}
         for name in OVERRIDES:
             value, owner = getattr(self, name), NEEDS[name][0] if name in NEEDS else None
-            same = value == getattr(published, name) and owner not in parts
+            same = value == getattr(published, name) and (owner not in parts or name in SWITCHES)
             if name == "epochs":
                 same = same and self.augmented_epochs == published.augmented_epochs
             if name == "lr":
@@ -212,12 +226,13 @@ class Protocol:
             "weight_decay",
             "decay",
             "schedule",
+            "warmup",
             "st",
             "milestones",
             "drop_factor",
             "draw",
         )
-        learnt = ("loss", "ce_weight", "temperature", "double_norm")
+        learnt = ("loss", "ce_weight", "temperature", "kl_scale", "double_norm")
         steps = self.schedule == "steps"
         return Recipe(
             epochs=epochs + 1 if steps else epochs,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -102,17 +103,35 @@ def combine(logits: Sequence[Tensor], ensemble: Literal["mean", "rescaled"]) -> 
     return stacked.mean(0)
 
 
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Let the batch norms of a network in eval mode take a batch's own statistics; their running ones stay."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm, was in zip(norms, tracked, strict=True):
+            norm.training, norm.track_running_stats = False, was
+
+
 @torch.no_grad()
 def predict(
-    networks: Sequence[nn.Module], images: Tensor, ensemble: Literal["mean", "rescaled"]
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    ensemble: Literal["mean", "rescaled"],
+    mode: Literal["eval", "batch"] = "eval",
 ) -> Tensor:
     """Return the combined logits float32 ``[B, classes]`` of images in network space, :data:`CHUNK`
-    images at a time.
+    images at a time; in the ``mode`` of batch statistics all at once.
     """
-    return combine(
-        [
-            torch.cat([network(part).float() for part in images.split(CHUNK)])
-            for network in networks
-        ],
-        ensemble,
-    )
+    logits = []
+    for network in networks:
+        if mode == "batch":
+            with batch_statistics(network):
+                logits.append(network(images).float())
+        else:
+            logits.append(torch.cat([network(part).float() for part in images.split(CHUNK)]))
+    return combine(logits, ensemble)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from raydd.core.errors import ConfigError, unknown
-from raydd.core.units import unkeyed
+from raydd.core.units import added, unkeyed
 from raydd.labels.codecs import CODECS
 
 COMPUTED = ("online", "recipe")
@@ -35,6 +35,8 @@ class LabelConfig:
     that of equal probability ``mass``, for ``kl``) are stored. ``recipe`` stores nothing and
     computes the same labels while students train; ``online`` too, with new views for every student.
     Installed packages may add codecs (docs/plugins.md).
+    ``teacher_mode``: batch norms of teachers take their running statistics (``eval``), or those of
+    the batch that is labelled (``batch``; published for CIFAR by SRe2L and DWA).
     ``sampler_seed``: of the images' order, except for ``online``.
     """
 
@@ -52,6 +54,7 @@ class LabelConfig:
     top: Annotated[int, Ge(1)] | None = None
     tail: Literal["mean", "mass"] = "mean"
     sampler_seed: Annotated[int, Ge(0)] = 42
+    teacher_mode: Literal["eval", "batch"] = added("eval")
 
     def __post_init__(self) -> None:
         if self.codec not in COMPUTED and self.codec not in CODECS:
@@ -123,6 +126,11 @@ class LabelConfig:
         if images and self.batch > images:
             raise ConfigError(
                 f"labels.batch={self.batch} is more than the set's {images} images; at most {images} is allowed"
+            )
+        if self.teacher_mode == "batch" and (self.batch == 1 or images % self.batch == 1):
+            raise ConfigError(
+                f"labels.teacher_mode=batch takes statistics of batches, and of {images} images in batches of"
+                f" {self.batch} one is alone; change labels.batch"
             )
         if self.top is not None and self.top > classes:
             raise ConfigError(f"labels.top={self.top} is more than the {classes} classes")

@@ -197,7 +197,7 @@ class Labels:
             return DrawnEpoch(
                 batches_of(config, count),
                 draw,
-                lambda images: predict(networks, images, config.ensemble),
+                lambda images: predict(networks, images, config.ensemble, config.teacher_mode),
             )
 
         return LabelledSet(

@@ -155,7 +155,9 @@ class Relabel(Stage):
         images = make_views(
             config, distilled.take(index).to(ctx.device), views, distilled.mean, distilled.std
         )
-        logits = predict(load_teachers(self.teachers, ctx), images, config.ensemble)
+        logits = predict(
+            load_teachers(self.teachers, ctx), images, config.ensemble, config.teacher_mode
+        )
         write_batch(state, config, t, views, size, encode(config, logits))
         ctx.log(t, agreement=(logits.argmax(1).cpu() == distilled.labels_of(index)).double().mean())
         return state

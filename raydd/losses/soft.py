@@ -43,13 +43,16 @@ def mse_gt(logits: Tensor, targets: SoftTargets, ce_weight: float) -> Tensor:
     return squares + ce_weight * cross_entropy(logits, targets.hard)
 
 
-def distillation_kl(logits: Tensor, targets: SoftTargets, temperature: float) -> Tensor:
+def distillation_kl(
+    logits: Tensor, targets: SoftTargets, temperature: float, *, squared: bool = False
+) -> Tensor:
     """Return KL(softmax(targets / T) || softmax(logits / T)), summed over classes and averaged over
-    images, without a factor T².
+    images; without a factor T² unless ``squared`` (DWA on Tiny-ImageNet).
 
     ``logits``: ``[B, classes]`` or ``[M, B, classes]``, as of :func:`cross_entropy`. SRe2L and RDED
     (docs/methods/soft_labels.md, "What students minimise").
     """
     log_p = F.log_softmax(targets.logits.to(logits.dtype) / temperature, -1)
     log_q = F.log_softmax(logits / temperature, -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean(-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).mean(-1)
+    return divergence * temperature**2 if squared else divergence

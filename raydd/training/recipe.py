@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.units import added
-from raydd.training.schedules import Schedule, rate
+from raydd.training.schedules import Schedule, rate, warmed_up
 
 Optimizer = Literal["sgd", "adamw"]
 Decay = Literal["all", "matrices_only"]
 Draw = Literal["epochs", "images", "classes"]
 Loss = Literal["ce", "mse_gt", "kl"]
+KlScale = Literal["one", "tau2"]
 Augmentation = Literal["none", "dsa", "dc", "pad_crop_flip", "resized_crop_flip"]
 
 _CHOICES = {
@@ -22,6 +23,7 @@ _CHOICES = {
     "draw": get_args(Draw),
     "schedule": get_args(Schedule),
     "loss": get_args(Loss),
+    "kl_scale": get_args(KlScale),
     "augmentation": get_args(Augmentation),
 }
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -33,6 +35,8 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "st": ("schedule", ("linear_st", "cos_st", "cos2_st")),
     "ce_weight": ("loss", ("mse_gt",)),
     "temperature": ("loss", ("kl",)),
+    "kl_scale": ("loss", ("kl",)),
+    "warmup": ("schedule", ("constant", "cosine", "linear_st", "cos_st", "cos2_st")),
     "strategy": ("augmentation", ("dsa", "dc")),
     "pad": ("augmentation", ("pad_crop_flip",)),
     "scale": ("augmentation", ("resized_crop_flip",)),
@@ -47,13 +51,14 @@ _REQUIRED = {
 }
 CROP_SCALE = (0.08, 1.0)
 """Of the area, for crops without a ``scale`` of their own."""
-_SWITCHES = ("accumulate", "drops", "ema", "double_norm", "draw")
+SWITCHES = ("accumulate", "drops", "ema", "double_norm", "draw", "kl_scale", "warmup")
 """Fields that do nothing at their default."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v >= 0, "at least 0"),
     "batch": (lambda v: v >= 1, "at least 1"),
     "accumulate": (lambda v: v >= 1, "at least 1"),
     "st": (lambda v: v >= 1, "at least 1"),
+    "warmup": (lambda v: v >= 0, "at least 0"),
     "ce_weight": (lambda v: v >= 0, "at least 0"),
     "temperature": (lambda v: v > 0, "above 0"),
     "ema": (lambda v: 0 < v < 1, "between 0 and 1"),
@@ -79,12 +84,14 @@ class Recipe:
     ``schedule``: of the rate, see :func:`raydd.training.schedules.rate`; ``st``, ``milestones``,
     ``drop_factor``: its numbers. ``steps``: at the epochs ``drops`` (from 0) the rate is multiplied
     by ``drop_factor`` and the optimiser's memory is set back to zero
-    (docs/methods/evaluation.md, "Students of hard labels").
+    (docs/methods/evaluation.md, "Students of hard labels"). ``warmup``: in so many epochs the rate
+    first rises along a line, and the schedule is that of the epochs after them.
 
     ``loss``: ``ce``, cross entropy with the set's labels; ``mse_gt`` (with ``ce_weight``) and
-    ``kl`` (with ``temperature``) learn teachers' logits (:class:`~raydd.losses.soft.SoftTargets`).
-    ``ema``: tests use a moving average of the parameters with this decay. ``double_norm``: every
-    batch updates the running statistics of batch norms twice, as RDED's loop does.
+    ``kl`` (with ``temperature``, times its square where ``kl_scale`` is ``tau2``) learn teachers'
+    logits (:class:`~raydd.losses.soft.SoftTargets`). ``ema``: tests use a
+    moving average of the parameters with this decay. ``double_norm``: every batch updates the
+    running statistics of batch norms twice, as RDED's loop does.
 
     ``augmentation``: the family; ``strategy``: its operations, separated by ``_``; ``pad``: pixels
     around the images that are cropped (default: an eighth of their size); ``scale``: of the area
@@ -115,6 +122,8 @@ class Recipe:
     pad: int | None = None
     scale: tuple[float, float] | None = None
     draw: Draw = added("epochs")
+    kl_scale: KlScale = added("one")
+    warmup: int = added(0)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -134,6 +143,8 @@ class Recipe:
                     )
             elif value != field.default:
                 raise without_effect(field.name, value, getattr(self, owner))
+        if self.warmup and self.warmup >= self.epochs > 0:
+            raise ConfigError(f"warmup={self.warmup} must be below the {self.epochs} epochs")
         if self.accumulate > self.batch:
             raise ConfigError(
                 f"accumulate={self.accumulate} slices are more than the {self.batch} images of a batch"
@@ -161,10 +172,11 @@ class Recipe:
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""
+        if epoch < self.warmup:
+            return warmed_up(self.lr, epoch, self.warmup)
         milestones = self.drops if self.schedule == "steps" else self.milestones
-        return rate(
-            self.schedule, self.lr, epoch, self.epochs, self.st, milestones, self.drop_factor
-        )
+        left, epochs = epoch - self.warmup, self.epochs - self.warmup
+        return rate(self.schedule, self.lr, left, epochs, self.st, milestones, self.drop_factor)
 
     def effective(self, size: tuple[int, int]) -> dict[str, Any]:
         """Return what counts for images of ``size`` ``(H, W)`` as plain values, by field: nothing
@@ -175,7 +187,7 @@ class Recipe:
             owner, kinds = NEEDS.get(field.name, (None, ()))
             value = getattr(self, field.name)
             if (owner is None or getattr(self, owner) in kinds) and not (
-                field.name in _SWITCHES and value == field.default
+                field.name in SWITCHES and value == field.default
             ):
                 values[field.name] = list(value) if isinstance(value, tuple) else value
         if values.get("pad", 0) is None:
@@ -197,6 +209,7 @@ class Recipe:
             "loss",
             "ce_weight",
             "temperature",
+            "kl_scale",
             "ema",
             "double_norm",
         )

@@ -13,6 +13,9 @@ Schedule = Literal[
     "steps", "constant", "cosine", "linear_st", "cos_st", "cos2_st", "multistep", "alrs"
 ]
 
+WARMUP_START = 0.01
+"""Share of the rate that a warm-up begins with."""
+
 ALRS_FACTOR, ALRS_CHANGE = 0.9975, 0.02
 
 
@@ -42,6 +45,13 @@ def rate(
     if name == "cos2_st" and 6 * epoch > 5 * epochs:
         return lr * 0.5 * (1 + math.cos(5 * math.pi / (6 * stretch))) * (1 - part)
     return lr * 0.5 * (1 + math.cos(math.pi * part / stretch))
+
+
+def warmed_up(lr: float, epoch: int, warmup: int) -> float:
+    """Return the rate of an ``epoch`` (from 0) below ``warmup``: a line from 0.01 ``lr`` that would
+    reach ``lr`` at ``warmup``.
+    """
+    return lr * (WARMUP_START + (1 - WARMUP_START) * epoch / warmup)
 
 
 def alrs_factor(factor: Tensor, last: Tensor, loss: Tensor) -> Tensor:

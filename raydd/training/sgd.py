@@ -187,7 +187,12 @@ class TrainingStep:
             return F.cross_entropy(logits, labels)
         if self.recipe.loss == "mse_gt":
             return mse_gt(logits, labels, self.recipe.ce_weight or 0.0)
-        return distillation_kl(logits, labels, self.recipe.temperature or 1.0)
+        return distillation_kl(
+            logits,
+            labels,
+            self.recipe.temperature or 1.0,
+            squared=self.recipe.kl_scale == "tau2",
+        )
 
     def _loss(
         self, moving: Tensors, still: Tensors, buffers: Tensors, images: Tensor, labels: Labels

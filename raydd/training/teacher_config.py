@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt
 
 from raydd.core.errors import ConfigError, DataError, TornFileError, nearest
 from raydd.core.storage import check_url, join
-from raydd.core.units import Numerics, unkeyed
+from raydd.core.units import Numerics, added, unkeyed
 from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.networks import normalise_name
 from raydd.networks.names import spellings
@@ -43,6 +43,7 @@ _TRAINING: dict[str, Any] = {
     "momentum": 0.9,
     "weight_decay": 0.0,
     "schedule": "constant",
+    "warmup": None,
     "st": None,
     "augmentation": "pad_crop_flip",
 }
@@ -77,7 +78,7 @@ class TeacherConfig:
     ``IMAGENET1K_V1`` weights with a new last layer. ``epochs``: the schedule's length.
     ``save_epoch``: the epoch (from 0) whose weights are used, by default the last; published are 40
     of 50, and 0 of 5 for CIFAR-10. ``batch``, ``lr``, ``momentum``, ``weight_decay``, ``schedule``
-    with its ``st``, ``augmentation``: see :class:`raydd.training.recipe.Recipe`. Defaults are
+    with its ``st`` and ``warmup``, ``augmentation``: see :class:`raydd.training.recipe.Recipe`. Defaults are
     CIFAR-100's (docs/methods/recovery.md, "Teachers"): 50 epochs of batches of 64, rate 0.05, momentum 0.9, no decay,
     ``constant``, ``pad_crop_flip``.
     """
@@ -96,6 +97,7 @@ class TeacherConfig:
     schedule: Literal["constant", "cosine", "linear_st", "cos_st", "cos2_st"] | None = None
     st: Annotated[float, Ge(1)] | None = None
     augmentation: Literal["none", "pad_crop_flip", "resized_crop_flip"] | None = None
+    warmup: Annotated[int, Ge(0)] | None = added(None)
 
     def __post_init__(self) -> None:
         trained, files = self.weights == "train", self.weights not in ("train", "torchvision")

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,15 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from raydd.augment.crop import Box
+from raydd.config import load_job
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors, digest, dump_tensors, load_tensors
 from raydd.core.units import Context, canonical, unkeyed
 from raydd.data.catalog import DatasetInfo
+from raydd.data.datasets import describe
 from raydd.data.memory import normalise
 from raydd.losses.statistics_matching import layer_distances, matching_loss
+from raydd.methods import Problem
 from raydd.methods.pools.image_pool import RealPool
 from raydd.methods.recovery.displaced import DwaCompat, MatchDisplaced, climb
 from raydd.methods.recovery.recover import MatchStatistics
@@ -33,6 +37,7 @@ from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone
 from raydd.training.weights import Weights
 
+JOBS = Path(__file__).parents[2] / "jobs"
 EXACT = 1e-9
 IMAGE_LEAK = DwaCompat(leak_image_grad=True)
 QUIRKS = DwaCompat(leak_image_grad=True, carry_theta=True, leak_param_grad=True)
@@ -387,3 +392,58 @@ def test_what_was_not_there_before_is_in_no_key_of_what_was() -> None:
     assert {"variance_weight", "skip_silent"} <= set(canonical(other))
     with pytest.raises(ConfigError, match=r"skip_silent=.*they alone are matched, not bn, conv"):
         Matching(r_loss=0.01, skip_silent=("layers.0.bn1",))
+
+
+SHARED = {"r_loss": 0.01, "rho": 0.015, "first_multiplier": 10.0, "compat": DwaCompat()}
+CIFAR_JOB = {
+    **SHARED,
+    "iterations": 1000,
+    "lr_img": 0.25,
+    "variance_weight": 11.0,
+    "ascent_steps": 12,
+    "jitter": (0, 4),
+    "crop": None,
+    "flip": False,
+}
+TINY_JOB = {**CIFAR_JOB, "iterations": 2000, "lr_img": 0.1, "crop": (0.08, 1.0), "flip": True}
+IMAGENET_JOB = {
+    **TINY_JOB,
+    "lr_img": 0.25,
+    "variance_weight": 2.0,
+    "ascent_steps": 15,
+    "jitter": (0, 32),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "classes", "student"),
+    [
+        ("cifar10", CIFAR_JOB, 10, (400, 128, "adamw", 1e-3, "all", 30.0, 0, "one", "batch")),
+        ("cifar100", CIFAR_JOB, 100, (400, 128, "adamw", 1e-3, "all", 30.0, 0, "one", "batch")),
+        ("tiny_imagenet", TINY_JOB, 200, (200, 64, "sgd", 0.2, "all", 20.0, 5, "tau2", "eval")),
+        (
+            "imagenet",
+            IMAGENET_JOB,
+            100,
+            (300, 128, "adamw", 1e-3, "matrices_only", 20.0, 0, "one", "eval"),
+        ),
+    ],
+)
+def test_the_jobs_have_the_published_settings(
+    name: str, fields: dict[str, Any], classes: int, student: tuple[Any, ...]
+) -> None:
+    job = load_job(str(JOBS / f"{name}_dwa.yaml"), [])
+    method, info = job.method, describe(job.dataset)
+    assert {key: getattr(method, key) for key in fields} == fields
+    assert (method.group_size, method.start.kind, job.ipc) == (classes, "real", 50)
+    recipe = job.evaluation.resolve().recipe(info, method.student_network)
+    labels = method.label_config
+    assert labels is not None
+    found = (recipe.epochs, recipe.batch, recipe.optimizer, recipe.lr, recipe.decay)
+    found += (recipe.temperature, recipe.warmup, recipe.kl_scale, labels.teacher_mode)
+    assert found == student
+    assert (labels.batch, labels.codec) == (recipe.batch, "online")
+    stage = method.plan(Problem(dataset=info, ipc=50, seed=0, numerics=job.numerics))[-1]
+    assert isinstance(stage, MatchDisplaced)
+    assert not stage.mirror_start
+    assert len(stage.units()) == 50 * info.classes // classes

@@ -32,7 +32,7 @@ JOBS: dict[str, list[str]] = {
     "sre2l": ["imagenet_sre2l"],
     "gvbsm": ["imagenet_gvbsm"],
     "edc": ["imagenet_edc", "imagenet10_edc", "cifar100_edc"],
-    "dwa": ["imagenet_dwa", "cifar10_dwa ipc=10", "cifar100_dwa"],
+    "dwa": ["imagenet_dwa", "cifar10_dwa ipc=10", "cifar100_dwa", "tiny_imagenet_dwa"],
     "rded": ["imagenet_rded"],
     "herding": [HERDING],
     "kcenter": [HERDING.replace("herding", "kcenter")],

@@ -46,6 +46,22 @@ def test_the_cosines_are_the_published_ones():
     assert _factors("constant", 20, (0, 19)) == [1, 1]
 
 
+def test_a_warm_up_rises_to_the_rate_before_the_schedule_begins():
+    recipe = Recipe(epochs=200, lr=0.2, schedule="cosine", warmup=5)
+    rising = [0.002, 0.0416, 0.0812, 0.1208, 0.1604]
+    assert [recipe.rate(epoch) for epoch in range(5)] == pytest.approx(rising)
+    assert [recipe.rate(e) for e in (5, 6, 99)] == pytest.approx(
+        [0.2, 0.199987, 0.105636], abs=5e-7
+    )
+    assert recipe.rate(199) == pytest.approx(1.298e-5, rel=1e-3)
+    assert recipe.effective((32, 32))["warmup"] == 5
+    assert "warmup" not in Recipe(epochs=2, schedule="cosine").effective((32, 32))
+    with pytest.raises(ConfigError, match="warmup=5 must be below the 5 epochs"):
+        Recipe(epochs=5, schedule="cosine", warmup=5)
+    with pytest.raises(ConfigError, match="warmup=5 has no effect with schedule 'steps'"):
+        Recipe(epochs=10, warmup=5)
+
+
 @pytest.mark.parametrize("name", ["cosine", "multistep"])
 def test_schedules_are_those_of_torch(name):
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)

@@ -55,6 +55,12 @@ from raydd.core.errors import refusing
     metavar="N|all",
     help="Which experiment of a DC/DSA/DM result file (default: the last), or all, pooled.",
 )
+@click.option(
+    "--ipc",
+    type=int,
+    metavar="N",
+    help="Only the first N images of each class; soft labels are then computed by the set's teachers.",
+)
 @reading_options
 @click.option(
     "--labels",
@@ -103,7 +109,8 @@ def main(
             job = load_evaluation(tree, overrides)
             kind, where = (labels, None) if labels in LABEL_KINDS else (None, labels)
             pooled, number = experiment == "all", _number(experiment)
-            stated = {key: options[key] for key in ("space", "orientation", "decoding", "factor")}
+            given = ("space", "orientation", "decoding", "factor", "ipc")
+            stated = {key: options[key] for key in given}
             stated["windows"] = windows_from(options["windows"])
             reading = Reading(labels=kind, experiment=number, **stated)
             subject, plan = evaluating.plan_stored(

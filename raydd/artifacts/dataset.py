@@ -89,6 +89,7 @@ def load(
     windows: tuple[int, int] | None = None,
     labels: str | None = None,
     orientation: Orientation = "ignore",
+    ipc: int | None = None,
 ) -> DistilledDataset:
     """Return the distilled set at a path or URL (``s3://…``) as a dataset.
 
@@ -101,8 +102,9 @@ def load(
     ``labels`` holds ``logits`` or ``probabilities``: see
     :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca``
     and ``zca_per_image`` need the data set's files. ``orientation="exif"`` turns picture files of others as they say
-    they are to be shown. Raises ``DataError`` for what is not a set and ``TornFileError``, naming
-    the file, for what is broken; ``ConfigError`` for what cannot be.
+    they are to be shown. ``ipc``: only the first so many images of
+    each class. Raises ``DataError`` for what is not a set and ``TornFileError``, naming the file,
+    for what is broken; ``ConfigError`` for what cannot be.
     """
     reading = Reading(
         space=space,
@@ -112,5 +114,6 @@ def load(
         labels=labels,
         experiment=experiment,
         orientation=orientation,
+        ipc=ipc,
     )
     return DistilledDataset(whitened(read_set(url, info=info, reading=reading)))

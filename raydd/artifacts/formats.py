@@ -39,6 +39,7 @@ from raydd.artifacts.detection import FoundFiles
 from raydd.artifacts.detection import detect as detect
 from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.artifacts.eight_bit import read_folder, read_tars
+from raydd.artifacts.first_images import first_images
 from raydd.artifacts.foreign_posters import one_poster, poster_targets
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.poster_geometry import WindowGrid
@@ -112,7 +113,11 @@ def read_set(
         info.channels,
     ):
         raise DataError(f"{source.url} has {_kind(distilled.info)}; {info.name} has {_kind(info)}")
-    return distilled
+    return (
+        distilled
+        if reading.ipc is None
+        else first_images(distilled, reading.ipc, source.storage.url)
+    )
 
 
 def _kind(info: DatasetInfo) -> str:

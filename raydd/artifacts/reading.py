@@ -51,7 +51,9 @@ class Reading:
     rows of windows of a poster, which the decoding ``windows`` needs. ``labels``: what a table
     ``[N, classes]`` holds, one of :data:`LABEL_KINDS`; ``None``: guessed. ``experiment``: which set
     of a file that lists several; ``None``: the last, or all steps of a file of continual learning.
-    ``orientation``: ``exif`` turns picture files as they say. Raises ``ConfigError`` for values that are not allowed.
+    ``orientation``: ``exif`` turns picture files as they say. ``ipc``: only the first so many images
+    of each class, of our own sets, too (:mod:`raydd.artifacts.first_images`). Raises
+    ``ConfigError`` for values that are not allowed.
     """
 
     space: str | None = None
@@ -61,8 +63,11 @@ class Reading:
     labels: str | None = None
     experiment: int | None = None
     orientation: Orientation = "ignore"
+    ipc: int | None = None
 
     def __post_init__(self) -> None:
+        if self.ipc is not None and self.ipc < 1:
+            raise ConfigError(f"ipc={self.ipc}: at least the first image of each class is needed")
         if self.orientation not in ("ignore", "exif"):
             raise unknown("orientation", self.orientation, ("ignore", "exif"))
         if self.space is not None and self.space not in SPACES:

@@ -67,11 +67,17 @@ def settle(
     return config, networks
 
 
-def labels_of(method: Method, problem: Problem, source: SetSource | None = None) -> Labels | None:
+def labels_of(
+    method: Method,
+    problem: Problem,
+    source: SetSource | None = None,
+    batch: int | None = None,
+) -> Labels | None:
     """Return the soft labels of a method's set, or, given the ``source`` of another set, the same
     teachers' labels of that one.
 
-    The latter are computed while students train. ``None`` for methods with hard labels.
+    The latter are computed while students train. ``batch``: of the labels, where it is not the
+    method's. ``None`` for methods with hard labels.
     """
     config = method.label_config
     teachers = method.label_teachers(problem)
@@ -79,6 +85,8 @@ def labels_of(method: Method, problem: Problem, source: SetSource | None = None)
         return None
     if source is not None and config.stored:
         config = replace(config, codec="recipe", top=None, tail="mean")
+    if batch is not None:
+        config = replace(config, batch=batch)
     source = source or AssembledSet(method=method, problem=problem)
     return Labels(
         source=source,

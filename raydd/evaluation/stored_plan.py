@@ -50,9 +50,11 @@ def _need_teachers(maker: Maker | None, why: str) -> None:
         raise Missing("\n  ".join([f"{why} by teachers that are missing; {way}:", *absent]))
 
 
-def _labels_by(maker: Maker | None, problem: Problem, source: SetSource) -> Labels | None:
+def _labels_by(
+    maker: Maker | None, batch: int | None, problem: Problem, source: SetSource
+) -> Labels | None:
     """Return the labels that a stored set's teachers give to the set of a rival."""
-    return None if maker is None else labels_of(maker.method, maker.problem, source)
+    return None if maker is None else labels_of(maker.method, maker.problem, source, batch)
 
 
 def stored_evaluation(
@@ -71,9 +73,9 @@ def stored_evaluation(
     ``stored``: the set, or the experiments of a file, whose students are pooled as those of
     repetitions are. ``labels``: the soft labels that lie beside it, if any do. ``own``: the network
     that made it. ``maker``: what made it, if that is known and has teachers: they label the other
-    sets, and this one if its labels are not stored. ``size``: what the set holds, where that is not
-    ``problem.ipc`` images of each class. ``published``: accuracies in percent by network, as its
-    file has them.
+    sets, and this one if its labels are not stored or it is a part of a larger one. ``size``: what the
+    set holds, where that is not ``problem.ipc`` images of each class. ``published``: accuracies in
+    percent by network, as its file has them.
     """
     if config.every is not None:
         raise ConfigError("evaluation.every: a stored set has no snapshots")
@@ -81,17 +83,20 @@ def stored_evaluation(
     name = f"stored {name}" if name in others else name
     sets = [stored] if isinstance(stored, StoredSet) else list(stored)
     found: LabelSource | None = labels
+    reduced, batch = sets[0].reading.ipc is not None, None
+    if reduced and maker is not None:
+        batch = min(maker.config.batch, sets[0].images)
     if (
         found is None
         and maker is not None
         and len(sets) == 1
-        and not maker.config.stored
+        and (reduced or not maker.config.stored)
         and config.resolve().learns_logits
     ):
         protocol, codec = config.resolve().name, maker.config.codec
         why = f"evaluation.protocol: '{protocol}' needs the set's soft labels, computed ({codec})"
         _need_teachers(maker, why)
-        found = labels_of(maker.method, maker.problem, sets[0])
+        found = labels_of(maker.method, maker.problem, sets[0], batch)
     config, networks = settle(config, problem, own, None if found is None else found.config)
     if found is not None and config.resolve().learns_logits and config.baselines:
         _need_teachers(
@@ -103,7 +108,7 @@ def stored_evaluation(
     for network in networks:
         entries += rows(name, [(one, problem, found) for one in sets], network, config)
         entries += baseline_rows(
-            name, [problem], network, config, others, partial(_labels_by, maker), size_of
+            name, [problem], network, config, others, partial(_labels_by, maker, batch), size_of
         )
     memories: tuple[PlannedMemory, ...] = ()
     if config.continual is not None:

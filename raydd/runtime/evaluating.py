@@ -133,7 +133,12 @@ def plan_stored(
     else:
         ipc = max(1, round(len(distilled) / info.classes))
     problem = Problem(dataset=info, ipc=ipc, seed=job.seed, numerics=job.numerics)
-    found = _labels(url, labels)
+    part = readings[0].ipc
+    if part is not None and labels is not None:
+        raise ConfigError(
+            f"ipc={part}: the labels at {labels} are of views of the whole set; leave out one of the two"
+        )
+    found = None if part is not None else _labels(url, labels)
     if found is not None:
         if stored[0].whitening is not None or len(sets) > 1:
             raise ConfigError("soft labels of views need one set, whose images are not whitened")

@@ -33,6 +33,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "gvbsm": {k: EDC[k] for k in (*SHARED, "networks", "statistics")}
     | {"name": "gvbsm", "jitter": [0, 2]},
     "sre2l": {k: EDC[k] for k in (*SHARED, "networks")} | {"name": "sre2l", "jitter": [0, 2]},
+    "dwa": {k: EDC[k] for k in (*SHARED, "networks", "init")}
+    | {"name": "dwa", "jitter": [0, 2], "labels": {"batch": 5, "epochs": 2, "codec": "online"}},
     "rded": {
         "name": "rded",
         "teacher": NETWORKS[0],

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from raydd.augment.crop import Crops
@@ -19,6 +20,7 @@ from raydd.core.units import Context, Cost
 from raydd.methods.recovery.recover import MatchStatistics
 from raydd.methods.recovery.recover_groups import Group
 from raydd.methods.recovery.recover_objective import ObservedTeacher
+from raydd.methods.recovery.recover_parts import parts_of
 from raydd.training.training_cost import network_facts
 
 EPS = 1e-12
@@ -54,20 +56,26 @@ def climb(
     steps: int,
     see: Callable[[Tensor], Tensor],
     leaked: Tensor | None = None,
+    parts: int = 1,
 ) -> Tensor:
     """Move a network's parameters, in place, by ``rho`` uphill in the mean cross entropy of images, in ``steps`` equal
     steps along the normalised gradient; return the sum of the images' gradients ``[N, C, H, W]`` on the way.
 
     ``see``: images to their view. ``leaked``: a vector that is added to the first step's gradient.
+    ``parts``: that images go through the network in.
     """
     parameters = list(network.parameters())
     shown = images.detach().requires_grad_(True)
     total = torch.zeros_like(images)
     for step in range(steps):
-        loss = torch.nn.functional.cross_entropy(network(see(shown)), labels)
-        own, *gradients = torch.autograd.grad(loss, (shown, *parameters), materialize_grads=True)
-        total = total + own
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = torch.zeros(())
+        for share, at in parts_of(len(images), parts):
+            loss = share * cross_entropy(network(see(shown[at])), labels[at])
+            own, *gradients = torch.autograd.grad(
+                loss, (shown, *parameters), materialize_grads=True
+            )
+            total = total + own
+            flat = flat.to(own) + torch.cat([gradient.flatten() for gradient in gradients])
         if step == 0 and leaked is not None:
             flat = flat + leaked
         moved = parameters_to_vector(parameters).detach() + flat * (
@@ -209,4 +217,5 @@ class MatchDisplaced(MatchStatistics):
             steps=self.ascent_steps,
             see=crops.apply if crops is not None else lambda images: images,
             leaked=leaked,
+            parts=self.parts,
         )

@@ -63,6 +63,7 @@ class MatchStatistics(Stage):
     ``backbones``: networks that take turns. ``statistics``: their tables, one each; none if batch
     norms' running statistics are all that is matched. ``pool``, ``sampling``: what images start
     from; no pool: normal noise. ``mirror_start``: mirror these at random where views are mirrored.
+    ``parts``: every group's batch goes through networks in so many.
     ``iterations``: updates of a group. ``betas``: of Adam. State of a
     unit: ``images`` float32, normalised, with Adam's ``first`` and ``second`` moments;
     ``running.<k>`` ``[G, 2, W]`` where there is a momentum; ``average`` images where there is a
@@ -89,6 +90,7 @@ class MatchStatistics(Stage):
     priors: Priors = field(default_factory=Priors)
     image_format: ImageFormat = "png"
     mirror_start: bool = added(True)
+    parts: int = added(1)
 
     # -- units -------------------------------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class MatchStatistics(Stage):
         count = sum(len(g.positions) for g in groups)
         at_once = max(len(g.positions) for g in groups) if self.chained else count
         pixels = info.channels * info.height * info.width
-        passes = 3 if self.priors.flatness_weight else 2
+        passes = 2 + bool(self.priors.flatness_weight) + (self.parts > 1)
         running = 8 * sum(layout.width for layout in layouts) * len(groups)
         state = 4 * count * pixels * (4 if self.priors.flatness_weight else 3)
         state += running * (bool(self.matching.momentum) + self.matching.local)
@@ -148,7 +150,7 @@ class MatchStatistics(Stage):
             flop=self.iterations * count * passes * sum(f.flop for f in facts) / len(facts),
             # Values kept for the gradient, and a quarter more for those on the way.
             peak_bytes=2 * state
-            + 5 * at_once * max(f.activations for f in facts)
+            + 5 * -(-at_once // self.parts) * max(f.activations for f in facts)
             + 4 * sum(f.parameters for f in facts)
             + tables,
             state_bytes=state,
@@ -260,6 +262,7 @@ class MatchStatistics(Stage):
             classes=[group.labels(self.ipc) for group in self.groups_of[unit][turn]],
             render=partial(self.render, unit=unit, turn=turn, ctx=ctx),
             project=partial(self.project, low=shared.low, high=shared.high),
+            parts=self.parts,
         )
         return Recorded(update, ctx.device)
 

@@ -152,6 +152,11 @@ class Priors:
             if getattr(self, name) != getattr(Priors, name) and not getattr(self, weight):
                 raise ConfigError(f"{name}={getattr(self, name)} has no effect with {weight}=0")
 
+    @property
+    def of_pictures(self) -> bool:
+        """Whether a term is of the images alone, without a network."""
+        return bool(self.tv or self.l2 or self.dd_weight)
+
     def check_units(self, units: Sequence[Sequence[Group]], ipc: int) -> None:
         """Raise ``ConfigError`` where data densification compares the images of a class that packed groups split."""
         if not self.dd_weight:

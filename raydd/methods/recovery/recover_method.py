@@ -17,7 +17,7 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError
 from raydd.core.storage import join
 from raydd.core.tensors import Tensors, dump_tensors
-from raydd.core.units import Ref, Stage, unkeyed
+from raydd.core.units import Ref, Stage, added, unkeyed
 from raydd.labels.label_config import LabelConfig
 from raydd.methods.method import Method, Problem
 from raydd.methods.pools.init_config import InitConfig
@@ -47,7 +47,9 @@ class Recovering(Method):
     statistics; ``first_multiplier``: of those of the first layer. ``crop``: range of the area of a
     random resized crop per update, or ``pad``: a crop of the image with so many zeros around (one
     of the two; ``null`` and 0 for none); ``flip``; ``jitter``: range of a circular shift in pixels.
-    ``image_format``: how images are stored, ``jpeg75`` or ``png``.
+    ``image_format``: how images are stored, ``jpeg75`` or ``png``. ``parts``: each group's batch goes
+    through networks in so many parts, which need less memory and half as much time again
+    (docs/methods/recovery.md, "Parts of a batch").
     """
 
     soft_labels: ClassVar[bool] = True
@@ -70,6 +72,7 @@ class Recovering(Method):
     flip: bool = True
     jitter: tuple[int, int] = (0, 0)
     image_format: ImageFormat = "jpeg75"
+    parts: Annotated[int, Ge(1)] = added(1)
 
     def __post_init__(self) -> None:
         if not self.networks:
@@ -173,6 +176,7 @@ class Recovering(Method):
             matching=matching,
             priors=self.priors(),
             image_format=self.image_format,
+            parts=self.parts,
         )
         self.priors().check_units(
             [] if recovery.chained else list(recovery.groups_of.values()), problem.ipc
@@ -199,6 +203,10 @@ class Recovering(Method):
         self, problem: Problem, backbones: Sequence[Backbone], matching: Matching, views: Views
     ) -> None:
         info = problem.dataset
+        if self.parts > self.group_size:
+            raise ConfigError(
+                f"parts={self.parts}: a group has {self.group_size} images; allowed: up to {self.group_size}"
+            )
         views.check(info.height, info.width)
         if self.image_format == "jpeg75" and info.channels not in (1, 3):
             raise ConfigError(

@@ -136,17 +136,7 @@ def recovery_losses(
     )
     terms = {"ce": entropy, "match": matched}
     total = entropy + matching.r_loss * matched
-    pictures = seen.unflatten(0, (groups, size))
-    if priors.tv:
-        terms["tv"] = total_variation(pictures)
-        total = total + priors.tv * terms["tv"]
-    if priors.l2:
-        terms["l2"] = image_norm(pictures)
-        total = total + priors.l2 * terms["l2"]
-    if priors.dd_weight:
-        each = zip(pictures, batch.classes, strict=True)
-        terms["dd"] = torch.stack([density(own, classes, priors.dd_tau) for own, classes in each])
-        total = total + priors.dd_weight * terms["dd"]
+    total = with_pictures(total, seen, batch, priors, terms)
     if priors.flatness_weight:
         assert batch.average is not None
         with torch.no_grad():  # the network itself: nothing is observed, so running statistics stay
@@ -158,6 +148,26 @@ def recovery_losses(
         )
         total = total + priors.flatness_weight * terms["flatness"]
     return Losses(total, {name: value.detach().mean() for name, value in terms.items()}, moved)
+
+
+def with_pictures(
+    total: Tensor, seen: Tensor, batch: Batch, priors: Priors, terms: dict[str, Tensor]
+) -> Tensor:
+    """Return the losses ``total [G]`` with the priors that need the views ``seen`` alone, and no
+    network, added; ``terms`` gains them.
+    """
+    pictures = seen.unflatten(0, batch.labels.shape)
+    if priors.tv:
+        terms["tv"] = total_variation(pictures)
+        total = total + priors.tv * terms["tv"]
+    if priors.l2:
+        terms["l2"] = image_norm(pictures)
+        total = total + priors.l2 * terms["l2"]
+    if priors.dd_weight:
+        each = zip(pictures, batch.classes, strict=True)
+        terms["dd"] = torch.stack([density(own, classes, priors.dd_tau) for own, classes in each])
+        total = total + priors.dd_weight * terms["dd"]
+    return total
 
 
 def group_targets(teacher: ObservedTeacher, labels: Tensor) -> Tensor | None:

@@ -19,6 +19,7 @@ from raydd.methods.recovery.recover_objective import (
     group_targets,
     recovery_losses,
 )
+from raydd.methods.recovery.recover_parts import gradient_in_parts
 
 EPS = 1e-8
 
@@ -42,7 +43,8 @@ class Update:
 
     ``found``: ``images``, ``first``, ``second``, ``running``, ``used``, ``leaked`` and ``average``
     after the update, and ``log <name>``, scalars. ``classes``: the labels as numbers. ``render``: parameters
-    to images; ``project``: moved parameters to those allowed.
+    to images; ``project``: moved parameters to those allowed. ``parts``: that every group is cut in
+    for the passes through the network.
     """
 
     teacher: ObservedTeacher
@@ -52,6 +54,7 @@ class Update:
     classes: Sequence[Sequence[int]]
     render: Callable[[Tensor], Tensor]
     project: Callable[[Tensor], Tensor]
+    parts: int = 1
 
     def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
         """Return what is new, for tensors on one device."""
@@ -69,13 +72,15 @@ class Update:
             "running", torch.zeros(len(labels), 2, self.teacher.width, device=labels.device)
         )
         targets = given["targets"] if "targets" in given else group_targets(self.teacher, labels)
-        losses = recovery_losses(
-            self.teacher, batch, running, targets, self.matching, self.priors, used
-        )
         leaking = tuple(self.teacher.tap.network.parameters()) if "leaked" in given else ()
-        gradient, *others = torch.autograd.grad(
-            losses.total.sum(), (parameters, *leaking), materialize_grads=True
-        )
+        of = (self.teacher, batch, running, targets, self.matching, self.priors, used)
+        if self.parts > 1:
+            (gradient, *others), losses = gradient_in_parts(*of, (parameters, *leaking), self.parts)
+        else:
+            losses = recovery_losses(*of)
+            gradient, *others = torch.autograd.grad(
+                losses.total.sum(), (parameters, *leaking), materialize_grads=True
+            )
         if "more" in given:
             gradient = gradient + given["more"]
         found = self._adam(given, gradient)

@@ -100,7 +100,8 @@ def main(
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
-        from raydd.artifacts.reading import LABEL_KINDS, Reading, windows_from
+        from raydd.artifacts.foreign_posters import windows_from
+        from raydd.artifacts.reading import LABEL_KINDS, Reading
         from raydd.config import load_evaluation
         from raydd.runtime import evaluating
 

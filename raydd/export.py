@@ -51,8 +51,9 @@ def main(
     or a folder of class folders or tar shards. OUT is a file for pt and safetensors, a folder
     otherwise; what stands there already is refused, unless it is the same.
     """
+    from raydd.artifacts.foreign_posters import windows_from
     from raydd.artifacts.formats import read_set, write_set
-    from raydd.artifacts.reading import Reading, windows_from
+    from raydd.artifacts.reading import Reading
     from raydd.artifacts.whitening import whitened
     from raydd.artifacts.writing import check_target, written_images
 

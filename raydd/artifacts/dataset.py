@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from raydd.artifacts.card import method_name, poster_text
 from raydd.artifacts.distilled_set import Batch, DistilledSet
+from raydd.artifacts.foreign_posters import windows_from
 from raydd.artifacts.formats import read_set
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.whitening import whitened
@@ -86,7 +89,7 @@ def load(
     space: str | None = None,
     decoding: str | None = None,
     factor: int | None = None,
-    windows: tuple[int, int] | None = None,
+    windows: str | Sequence[int] | None = None,
     labels: str | None = None,
     orientation: Orientation = "ignore",
     ipc: int | None = None,
@@ -110,7 +113,7 @@ def load(
         space=space,
         decoding=decoding,
         factor=factor,
-        windows=windows,
+        windows=windows_from(windows),
         labels=labels,
         experiment=experiment,
         orientation=orientation,

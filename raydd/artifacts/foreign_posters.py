@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from raydd.artifacts.poster_geometry import WindowGrid, pooled_labels
 from raydd.artifacts.reading import Tell, targets_of
 from raydd.artifacts.windows import LABEL_MAP
-from raydd.core.errors import DataError
+from raydd.core.errors import ConfigError, DataError
 from raydd.core.tensors import Tensors
+
+
+def windows_from(value: str | Sequence[int] | None) -> tuple[int, int] | None:
+    """Return columns and rows of windows of a text such as ``16x6``, or of two numbers; ``ConfigError``
+    for anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d{1,4})[x×,](\d{1,4})", value.strip())
+        sides = [int(side) for side in found.groups()] if found else []
+    else:
+        sides = [*value] if isinstance(value, (list, tuple)) else []
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ConfigError(
+            f"windows: {value!r} must be columns and rows of windows, such as 16x6 or (16, 6)"
+        )
+    return sides[0], sides[1]
 
 
 def one_poster(images: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ cannot be is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -133,16 +132,6 @@ class Reading:
         for name, value in stated.items():
             if value is not None:
                 raise ConfigError(f"{name}={value} has no effect: {where} {why}")
-
-
-def windows_from(text: str | None) -> tuple[int, int] | None:
-    """Return columns and rows of windows of a text such as ``16x6``; ``ConfigError`` for another text."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,4})[x×,](\d{1,4})", text.strip())
-    if found is None:
-        raise ConfigError(f"windows: '{text}' must be columns and rows of windows, such as 16x6")
-    return int(found[1]), int(found[2])
 
 
 def _span(low: float, high: float) -> str:

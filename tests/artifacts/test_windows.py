@@ -13,6 +13,7 @@ from torch import Tensor
 from raydd import load
 from raydd.artifacts.decoding import Decoding, SetSize
 from raydd.artifacts.distilled_set import DistilledSet, Whitening
+from raydd.artifacts.foreign_posters import windows_from
 from raydd.artifacts.formats import read_set
 from raydd.artifacts.poster_geometry import (
     WindowGrid,
@@ -23,7 +24,7 @@ from raydd.artifacts.poster_geometry import (
 )
 from raydd.artifacts.poster_pictures import animation, further_pictures, picture_of
 from raydd.artifacts.published_folder import publish, read
-from raydd.artifacts.reading import Reading, windows_from
+from raydd.artifacts.reading import Reading
 from raydd.artifacts.windows import Windows
 from raydd.artifacts.writing import write_set
 from raydd.core.errors import ConfigError, DataError
@@ -430,8 +431,10 @@ def test_posters_of_others_that_cannot_be_are_refused(info: DatasetInfo, tmp_pat
         told(path, (made.images, cells - 1), space="normalised")
     assert windows_from("16x6") == (16, 6)
     assert windows_from(None) is None
-    with pytest.raises(ConfigError, match="windows: '16by6' must be columns and rows"):
-        windows_from("16by6")
+    assert windows_from([16, 6]) == (16, 6)
+    for wrong in ("16by6", "16", "0x6", (16,), (16, 6, 1), (16, 0), (16.0, 6.0), 16):
+        with pytest.raises(ConfigError, match=r"windows: .* must be columns and rows"):
+            windows_from(wrong)  # type: ignore[arg-type]
 
 
 # -- pictures --------------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def test_a_poster_of_others_is_evaluated(here: Path) -> None:
         assert image.size == (29 * 41, 11 * 41)
     dataset = raydd.load("poster.pt", info="digits", space="normalised", windows=(15, 6))
     assert torch.equal(dataset.tensors()[0], GRID.cut(poster[0]))
+    dataset = raydd.load("poster.pt", info="digits", space="normalised", windows="15x6")
+    assert torch.equal(dataset.tensors()[0], GRID.cut(poster[0]))
     done = run("export", "poster.pt", "tars", *FEW[:2], *given[:4], "--to", "webdataset")
     assert done.exit_code == 0, done.output
     assert len(raydd.load("tars")) == 90

@@ -66,8 +66,8 @@ from raydd.core.errors import refusing
     "--labels",
     metavar="KIND|URL",
     help=(
-        "logits or probabilities: what a foreign set's table of labels holds (default: guessed). Anything else: URL of"
-        " soft labels (ours, or FKD's epoch folders) that do not lie beside the set."
+        "logits, probabilities or targets: what a foreign set's table of labels holds (default: guessed). Anything"
+        " else: URL of soft labels (ours, or FKD's epoch folders) that do not lie beside the set."
     ),
 )
 @click.option(

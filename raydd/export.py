@@ -36,7 +36,7 @@ from raydd.core.errors import refusing
 @click.option(
     "--labels",
     metavar="KIND",
-    help="What a foreign set's table of labels holds: logits or probabilities (default: guessed).",
+    help="What a foreign set's table of labels holds: logits, probabilities or targets (default: guessed).",
 )
 def main(
     source: str,

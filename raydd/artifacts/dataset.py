@@ -102,7 +102,7 @@ def load(
     the images (``pixels``, ``pixels255``, ``normalised``, ``zca``, ``zca_per_image``), their ``decoding``
     (``partition`` of IDM and BACON, ``grid`` of IDC, ``resize``, ``windows`` of a poster of PoDD), the
     ``factor`` of several images in one, the columns and rows of ``windows``, and whether a table of
-    ``labels`` holds ``logits`` or ``probabilities``: see
+    ``labels`` holds ``logits``, ``probabilities`` or ``targets``: see
     :class:`raydd.artifacts.reading.Reading`; what is not stated is guessed, with a warning. ``zca``
     and ``zca_per_image`` need the data set's files. ``orientation="exif"`` turns picture files of others as they say
     they are to be shown. ``ipc``: only the first so many images of

@@ -137,10 +137,11 @@ def _read_foreign(
             for path in source.paths
         )
         value = value[0] if source.format == "pt" else value
-        if isinstance(value, Mapping) and isinstance(value.get("raydd"), str):
+        ours = value if isinstance(value, Mapping) and isinstance(value.get("raydd"), str) else None
+        if ours is not None:
             reading.refuse(source.url, "was written by raydd and says itself how it is read")
             info, whitening = _own_facts(
-                value, source
+                ours, source
             )  # the images are in its space, whatever the given one's
             reading = replace(reading, space="normalised")
             tell = _nothing
@@ -157,7 +158,9 @@ def _read_foreign(
             images, recipe["space"] = images_in_space(
                 images, info, reading.space, source.url, tell, hint
             )
-        said = (info.classes, reading.labels, source.url, tell)
+        # Ours are learnt as they were, whatever their rows sum to.
+        kind = "targets" if ours is not None and labels.ndim == 2 else reading.labels
+        said = (info.classes, kind, source.url, tell)
         if reading.poster:
             labels, soft, extra = poster_targets(images, labels, _grid(reading, info), *said)
         else:

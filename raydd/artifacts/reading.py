@@ -23,7 +23,10 @@ SPACES = ("pixels", "pixels255", "normalised", "zca", "zca_per_image")
 deviation. Whitened by the training images: ``zca`` as in MTT and its descendants, ``zca_per_image``
 as in KIP, RaT-BPTT and PoDD (:mod:`raydd.artifacts.whitening`).
 """
-LABEL_KINDS = ("logits", "probabilities")
+LABEL_KINDS = ("logits", "probabilities", "targets")
+"""What a table of labels holds: logits, whose softmax students learn; probabilities, whose rows sum
+to 1; targets, rows that students learn as they are, as RaT-BPTT's learnt labels.
+"""
 WHITENED = ("zca", "zca_per_image")
 TILED = ("partition", "grid")
 STATED = ("identity", *TILED, "resize", Windows.name)
@@ -308,7 +311,7 @@ class _Values:
 def targets_of(
     labels: Any, classes: int, kind: str | None, where: str, tell: Tell
 ) -> tuple[Tensor, Tensor | None]:
-    """Return hard labels int64 ``[N]`` and, of a table, probabilities float32 ``[N, classes]``; of
+    """Return hard labels int64 ``[N]`` and, of a table, what students learn, float32 ``[N, classes]``; of
     logits, their softmax.
 
     ``kind``: what a table holds, stated, or ``None``; then it is guessed, and a guess told. Raises
@@ -368,13 +371,17 @@ def _table(
         if not sums_to_one and low >= 0 and high <= 1:
             raise DataError(
                 f"{where}: labels are neither probabilities nor, it seems, logits: {rows}; say --labels logits if"
-                " they are"
+                " they are, --labels targets to learn them as they are"
             )
         kind = "probabilities" if sums_to_one else "logits"
         if kind == "logits":
+            other = ", --labels targets to learn them as they are" if low >= 0 else ""
             tell(
-                f"labels: logits, of which students learn the softmax (guessed: {rows}; say --labels logits to be sure)"
+                f"labels: logits, of which students learn the softmax (guessed: {rows}; say --labels logits to be"
+                f" sure{other})"
             )
+    if kind == "targets" and low < 0:
+        raise ConfigError(f"labels=targets cannot be: {where}: {rows}, and none may be below 0")
     if kind == "probabilities" and not sums_to_one:
         raise ConfigError(f"labels=probabilities cannot be: {where}: {rows}, not to 1")
     if kind == "logits" and sums_to_one:

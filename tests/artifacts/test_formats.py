@@ -391,6 +391,16 @@ def test_floats_survive_exactly(make: Make, tmp_path: Path, to: str, name: str) 
     assert read_set(str(tmp_path / name)).digest == made.digest
 
 
+@pytest.mark.parametrize("scale", [2.0, 0.5])
+def test_learnt_labels_survive_whatever_their_rows_sum_to(
+    make: Make, tmp_path: Path, scale: float
+) -> None:
+    made = make(soft_labels=SOFT * scale)
+    write_set(made, str(tmp_path / "set.pt"), "pt")
+    assert torch.equal(read_set(str(tmp_path / "set.pt")).targets, SOFT * scale)
+    assert read_set(str(tmp_path / "set.pt")).digest == made.digest
+
+
 def test_soft_labels_survive_tars_but_not_folders(make: Make, tmp_path: Path) -> None:
     made = make(soft_labels=SOFT)
     write_set(made, str(tmp_path / "tars"), "webdataset")

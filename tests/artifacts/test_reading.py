@@ -205,6 +205,17 @@ def test_probabilities_stay_as_they_are(tmp_path: Path, dtype: torch.dtype) -> N
         assert told == []
 
 
+def test_targets_are_learnt_as_they_are(tmp_path: Path) -> None:
+    images, learnt = normalised(pixels()), LOGITS.softmax(1) * 1.5
+    path = saved(tmp_path, images, learnt)
+    got, told = read(path, labels="targets", space="normalised")
+    assert torch.equal(got.targets, learnt)
+    assert told == []
+    assert "--labels targets to learn them as they are" in read(path, space="normalised")[1][0]
+    with pytest.raises(ConfigError, match=r"labels=targets cannot be: .*none may be below 0"):
+        read(saved(tmp_path, images, LOGITS), labels="targets")
+
+
 def test_tables_that_are_neither_are_refused(tmp_path: Path) -> None:
     images, half = normalised(pixels()), LOGITS.softmax(1) / 2
     with pytest.raises(

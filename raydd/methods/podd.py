@@ -52,6 +52,7 @@ class Podd(UnrollMethod):
         super().__post_init__()
         if not self.learn_labels and self.label_map != LabelMapConfig():
             raise ConfigError("method.label_map has no effect without method.learn_labels=true")
+        self._refuse("label_lr_scale", 1.0, not self.learn_labels, "learn_labels=false")
 
     @property
     def one_image(self) -> bool:

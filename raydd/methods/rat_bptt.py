@@ -40,6 +40,10 @@ class RatBptt(UnrollMethod):
     learn_labels: bool = False
     start_norm: Annotated[float, Gt(0)] = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse("label_lr_scale", 1.0, not self.learn_labels, "learn_labels=false")
+
     def batches(self, problem: Problem) -> ImageTable:
         """Return the table of images; ``ConfigError`` for batches that it cannot give."""
         present, ipc = tuple(problem.present), problem.ipc

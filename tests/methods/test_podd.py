@@ -235,6 +235,11 @@ def test_what_the_poster_comes_to_is_told(problem: Problem) -> None:
             "method.label_map.rule=published",
             r"label_map has no effect without .*learn_labels=true",
         ),
+        (
+            0.5,
+            "method.label_lr_scale=3",
+            "label_lr_scale=3.0 has no effect with .*learn_labels=false",
+        ),
         (0.5, "method.poster.order=pocco", r"must be labels, poco, or a .json"),
         (0.5, "evaluation.continual=5", r"evaluation.continual: a set of 'podd' is one poster"),
     ],

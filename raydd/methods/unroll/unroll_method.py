@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -85,13 +85,13 @@ class UnrollMethod(Method):
             raise ConfigError(
                 "method.placement=advance needs method.plateau, the rule that moves the window on; {} for its defaults"
             )
-        self._refuse("resample", "epoch", not self._placed().drawn, f"placement={self.placement}")
         self._refuse(
             "minwindow",
             0,
             self.placement in ("start", "end", "random_length"),
             f"placement={self.placement}",
         )
+        self._refuse("resample", "epoch", not self._placed().drawn, f"placement={self.placement}")
         sgd = self.inner_optimizer == "sgd"
         self._refuse("adam_window_eps", "higher", sgd, "inner_optimizer=sgd")
         self._refuse("adam_bias_correction", "float64", sgd, "inner_optimizer=sgd")
@@ -101,7 +101,8 @@ class UnrollMethod(Method):
     def _refuse(self, name: str, default: object, useless: bool, beside: str) -> None:
         value = getattr(self, name)
         if useless and value != default:
-            raise ConfigError(f"method.{name}={value} has no effect with method.{beside}")
+            said = name if is_dataclass(value) else f"{name}={value}"
+            raise ConfigError(f"method.{said} has no effect with method.{beside}")
 
     def _placed(self) -> Placement:
         return Placement(

@@ -91,6 +91,10 @@ class EvaluationConfig:
                     f"evaluation.{name}={value} has no effect without evaluation.continual, the number of steps"
                 )
 
+        twice = [epoch for epoch in self.after if self.after.count(epoch) > 1]
+        if twice:
+            raise ConfigError(f"evaluation.after: {twice[0]} stands there more than once")
+
     def resolve(self) -> Protocol:
         """Return the protocol with its changes; ``ConfigError`` for an unknown name or a change without effect."""
         fields = {name: getattr(self, name) for name in OVERRIDES}

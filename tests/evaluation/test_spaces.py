@@ -128,6 +128,8 @@ def test_what_students_reach_on_the_way_stands_in_rows_of_its_own(
     assert [row.accuracy_mean for row in rows[4:]] == expected, (
         "as if they had been trained so long"
     )
+    with pytest.raises(ConfigError, match=r"evaluation\.after: 4 stands there more than once"):
+        replace(config, after=(4, 1, 4))
     with pytest.raises(ConfigError, match=r"evaluation\.after=9"):
         evaluation_stages(method, problem, replace(config, after=(9,)))
 

@@ -316,6 +316,11 @@ def _check_shape(images: Tensor, info: DatasetInfo, source: FoundFiles, reading:
         shape, wanted = ("×".join(map(str, v)) for v in (images.shape[1:], info.shape))
         turned = images.ndim == 4 and (images.shape[3], *images.shape[1:3]) == info.shape
         hint = "; bring the channels to the front: images.permute(0, 3, 1, 2)" if turned else ""
+        sides = (
+            images.shape[2:] if images.ndim == 4 and images.shape[:2] == (1, info.channels) else ()
+        )
+        if sides and sides[0] >= info.height and sides[1] >= info.width:
+            hint = "; if it is a poster, say how many columns and rows of windows it has: --windows 16x6"
         raise DataError(
             f"{source.url}: images are {shape}; those of {info.name} are {wanted} (C×H×W){hint}"
         )

@@ -76,7 +76,7 @@ def test_a_poster_of_others_is_evaluated(here: Path) -> None:
         (["--windows", "3x2"], "do not tile"),
         (["--windows", "15x6", "--decoding", "partition"], "windows have no effect"),
         (["--windows", "15x6", "--continual", "5"], "is one poster, whose windows show several"),
-        ([], "images are 1×11×29; those of digits are 1×8×8"),
+        ([], "images are 1×11×29; those of digits are 1×8×8 (C×H×W); if it is a poster, say"),
     ],
 )
 def test_posters_of_others_that_cannot_be_are_refused(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -82,8 +82,9 @@ class Dm(Method):
     ``momentum``: of the images' SGD. ``batch_real``: real images per class and update. ``init``:
     start from ``real`` images or ``noise``. ``dsa``: operations joined by ``_``, ``none``, or null
     for those published for the data set. ``classes_per_unit``: classes that one worker moves
-    together. ``poster``: the images are windows of one poster, of ``ipc`` images' pixels, which may
-    be a fraction (docs/methods/podd.md, "Posters of other methods"); null: they are images.
+    together (all, of a network with batch norm and of a poster). ``poster``: the images are windows
+    of one poster, of ``ipc`` images' pixels, which may be a fraction (docs/methods/podd.md, "Posters
+    of other methods"); null: they are images.
     """
 
     network: str = "convnet3"
@@ -95,6 +96,8 @@ class Dm(Method):
     dsa: str | None = None
     classes_per_unit: Annotated[int, Ge(1)] = 5
     poster: PosterConfig | None = added(None)
+
+    fractions_with: ClassVar[str] = "method.poster"
 
     @property
     def takes_fractions(self) -> bool:

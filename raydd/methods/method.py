@@ -61,6 +61,8 @@ class Method:
     """Whether its sets come with soft labels of their own; then :attr:`label_config` says how they are made."""
     fractional: ClassVar[bool] = False
     """Whether ``ipc`` may be a fraction: its sets are measured in pixels, not in whole images of each class."""
+    fractions_with: ClassVar[str] = ""
+    """The setting with which ``ipc`` may be a fraction, where it is not one without."""
     drawn_at_random: ClassVar[bool] = False
     """Whether its sets are random subsets: the baseline, of which several draws are judged."""
     protocol: ClassVar[str] = DEFAULT_PROTOCOL
@@ -176,6 +178,11 @@ def check_ipc(method: Method, ipc: float) -> None:
         return
     if ipc < 1 or ipc != int(ipc):
         parts = sorted(name for name, known in METHODS.items() if known.fractional)
+        parts += sorted(
+            f"{name} with {known.fractions_with}"
+            for name, known in METHODS.items()
+            if known.fractions_with
+        )
         able = f"; fractions are made by: {', '.join(parts)}" if parts else ""
         raise ConfigError(
             f"ipc: Input should be an integer greater than or equal to 1, not {ipc:g}: '{method.name}' makes whole"

@@ -276,6 +276,21 @@ def test_orders_of_files(tmp_path: Path) -> None:
         ("x.txt", b"", "must be labels, poco, or a .json"),
         ("x.safetensors", dump_tensors({"a": toy(9)}), "embeddings of 10 classes are needed"),
         ("x.safetensors", dump_tensors({"a": toy(9), "b": toy(9)}), "holds 2 tensors"),
+        (
+            "x.safetensors",
+            dump_tensors({"a": torch.tensor(1.0)}),
+            "embeddings of 10 classes are needed",
+        ),
+        (
+            "x.safetensors",
+            dump_tensors({"a": toy(10) * float("nan")}),
+            r"class 0 is .* NaN .*\(10 classes",
+        ),
+        (
+            "x.safetensors",
+            dump_tensors({"a": torch.eye(11)[:10, 1:]}),
+            r"class 0 is all zeros.*\(1 classes",
+        ),
     ],
 )
 def test_orders_that_cannot_be_are_refused(
@@ -459,6 +474,8 @@ def test_keys_of_a_poster_that_are_wrong_are_named() -> None:
         load_job(None, [*job, "method.poster.window=[3,3]"])
     with pytest.raises(ConfigError, match=r"method.poster.width: .* not 0"):
         load_job(None, [*job, "method.poster.width=0"])
+    with pytest.raises(ConfigError, match=r"fractions are made by: podd, dm with method\.poster"):
+        load_job(None, job)
     made = load_job(None, [*job, "method.poster.windows=[15,6]"])
     assert made.method.poster == PosterConfig(windows=(15, 6))  # type: ignore[attr-defined]
     assert made.stated()["method"]["poster"] == {"windows": [15, 6], "order": "labels"}

@@ -138,9 +138,16 @@ def _of_file(url: str, info: DatasetInfo, columns: int, rows: int) -> ClassOrder
     if len(tensors) != 1:
         raise ConfigError(f"{where} holds {len(tensors)} tensors; one of embeddings is needed")
     (embeddings,) = tensors.values()
-    if len(embeddings) != info.classes or embeddings.ndim < 2:
+    if embeddings.ndim < 2 or len(embeddings) != info.classes:
         raise ConfigError(
             f"{where} holds {list(embeddings.shape)}; embeddings of {info.classes} classes are needed"
+        )
+    norms = embeddings.double().flatten(1).norm(dim=1)
+    bad = (~(torch.isfinite(norms) & (norms > 0))).nonzero().flatten().tolist()
+    if bad:
+        raise ConfigError(
+            f"{where}: the embedding of class {bad[0]} is all zeros, or holds NaN or infinity ({len(bad)} classes are"
+            " so)"
         )
     return ClassOrder(
         poco(cosine_distances(embeddings), columns, rows), f"PoCO, embeddings of {name}"

@@ -105,6 +105,7 @@ def _labels(distilled: DistilledSet, records: int) -> str:
         else ""
     )
     images = poster_text(distilled) or f"{len(distilled):,} images"
+    images = images[0].upper() + images[1:]
     return f"{images}, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
 
 

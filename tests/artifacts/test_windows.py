@@ -280,7 +280,7 @@ def test_a_poster_is_published_and_students_see_its_windows(
     files = {path.name for path in (tmp_path / "set").iterdir()}
     assert {"grid.png", "semantic.png", "label_map.png"} <= files
     card = (tmp_path / "set" / "README.md").read_text()
-    assert "a poster of 40×16 pixels, 10 classes, hard and soft labels" in card
+    assert "raydd. A poster of 40×16 pixels, 10 classes, hard and soft labels" in card
     assert "![The poster](grid.png)" in card
     assert "pooled from `label_map`" in card
 

@@ -83,6 +83,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "milestone": {"crop_curriculum": "cosine"},
     "plateau": {"placement": "advance"},
     "label_map": {"learn_labels": True},
+    "label_lr_scale": {"learn_labels": True},
 }
 """Fields without which another value of a field is excluded or has no effect, and what they have to be with it."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAYDD_STORAGE_RETRY_S", "60")
@@ -24,7 +26,19 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from raydd.core.units import Data
+
 pytest_plugins = ["rooms"]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Mapping[str, Data]:
+    """Handwritten digits, open."""
+    from raydd.data.config import DatasetConfig
+    from raydd.data.datasets import open_data
+
+    return open_data(DatasetConfig(name="digits"))
 
 
 @pytest.fixture(autouse=True)

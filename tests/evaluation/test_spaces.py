@@ -15,8 +15,7 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.store import Store
 from raydd.core.units import Data, Numerics, Ref
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
-from raydd.data.datasets import open_data, with_digests
+from raydd.data.datasets import with_digests
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import evaluation_stages
 from raydd.evaluation.spaces import JudgedSpace
@@ -29,11 +28,6 @@ from raydd.training.fit_whitening import FitWhitening, network_space
 from raydd.training.recipe import Recipe
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Mapping[str, Data]:
-    return open_data(DatasetConfig(name="digits"))
 
 
 @pytest.fixture(scope="module")

@@ -310,15 +310,19 @@ def test_a_unit_goes_on_from_any_step_with_equal_bytes(compat: DwaCompat) -> Non
         assert digest(state) == whole, stop
 
 
-def test_groups_of_their_own_do_not_depend_on_those_of_their_unit() -> None:
-    stage, together = small_stage(groups_per_unit=1), small_stage(groups_per_unit=4)
-    ctx = StageContext(stage)
-    each = []
+def images_of_units(stage: MatchDisplaced) -> list[Tensor]:
+    ctx, each = StageContext(stage), []
     for unit in stage.units():
         state = stage.init(unit, ctx)
         for t in range(stage.steps(unit)):
             state = stage.step(unit, state, t, ctx)
         each.append(state["images"])
+    return each
+
+
+def test_groups_of_their_own_do_not_depend_on_those_of_their_unit() -> None:
+    stage, together = small_stage(groups_per_unit=1), small_stage(groups_per_unit=4)
+    each = images_of_units(stage)
     assert torch.equal(run(together)[0]["images"], torch.cat(each))
 
 
@@ -328,13 +332,7 @@ def test_every_group_starts_from_the_trained_weights_where_its_number_begins() -
         small_stage(compat=QUIRKS, groups_per_unit=2),
         small_stage(compat=QUIRKS, groups_per_unit=4),
     )
-    ctx = StageContext(stage)
-    each = []
-    for unit in stage.units():
-        state = stage.init(unit, ctx)
-        for t in range(stage.steps(unit)):
-            state = stage.step(unit, state, t, ctx)
-        each.append(state["images"])
+    each = images_of_units(stage)
     assert len(each) == 2
     assert torch.equal(run(together)[0]["images"], torch.cat(each))
 

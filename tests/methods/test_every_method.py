@@ -21,8 +21,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Data, Numerics, Ref
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
-from raydd.data.datasets import open_data, with_digests
+from raydd.data.datasets import with_digests
 from raydd.methods import METHODS, Method, Problem
 from raydd.runtime.estimate import costs, stages_of
 from raydd.runtime.planning import make_plan
@@ -58,11 +57,6 @@ class Beats:
         if event.kind == "output" and not event.cached:
             self.computed.append(event)
         self.beat()
-
-
-@pytest.fixture(scope="module")
-def digits() -> Mapping[str, Data]:
-    return open_data(DatasetConfig(name="digits"))
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Data, Numerics
 from raydd.data.catalog import entry
-from raydd.data.config import DatasetConfig
-from raydd.data.datasets import open_data, with_digests
+from raydd.data.datasets import with_digests
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.methods.method import Problem
 from raydd.methods.podd import Podd
@@ -122,11 +121,6 @@ def test_a_learnt_label_map_starts_with_the_areas_classes_and_stays_at_least_zer
     stored = batches.stored(moved)
     assert torch.equal(stored["label_map"], moved[LABELS])
     assert stored["labels"].tolist() == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.fixture(scope="module")
-def digits() -> Mapping[str, Data]:
-    return open_data(DatasetConfig(name="digits"))
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import dump_tensors
 from raydd.core.units import Data, Numerics, unit_key
 from raydd.data.catalog import entry, prompt_names
-from raydd.data.config import DatasetConfig
-from raydd.data.datasets import open_data, with_digests
+from raydd.data.datasets import with_digests
 from raydd.evaluation.continual_plan import memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.set_sources import AssembledSet
@@ -360,11 +359,6 @@ def test_embeddings_are_all_hidden_states_of_names_filled_up(
 
 
 # -- DM on a poster --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def digits() -> Mapping[str, Data]:
-    return open_data(DatasetConfig(name="digits"))
 
 
 @pytest.fixture(scope="module")

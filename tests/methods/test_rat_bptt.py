@@ -17,8 +17,7 @@ from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Data, Numerics, Ref, snapshot
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.config import DatasetConfig
-from raydd.data.datasets import describe, open_data, with_digests
+from raydd.data.datasets import describe, with_digests
 from raydd.methods import Problem
 from raydd.methods.rat_bptt import RatBptt
 from raydd.methods.unroll import unroll_stage
@@ -36,11 +35,6 @@ SMALL: dict[str, Any] = {
     "lr_img": 0.03,
 }  # fmt: skip
 """Four batches of real images are an epoch, so that a run of six updates ends in the middle of one."""
-
-
-@pytest.fixture(scope="module")
-def digits() -> Mapping[str, Data]:
-    return open_data(DatasetConfig(name="digits"))
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,36 @@ class Losses:
     running: Tensor
 
 
+def matched_statistics(
+    values: Tensor,
+    running: Tensor,
+    teacher: ObservedTeacher,
+    batch: Batch,
+    targets: Tensor | None,
+    matching: Matching,
+    used: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the distances ``[G]`` of the groups' observed statistics ``values`` ``[G, 2, W]``, and the
+    running ones after them; the other arguments: :func:`recovery_losses`.
+    """
+    layout = teacher.tap.layout
+    if used is not None:
+        known = used[:, layout.layer_of(values.device)].unsqueeze(1)
+        running = torch.where(known, running, values.detach())
+    return matching_loss(
+        values,
+        running,
+        layout,
+        overall=teacher.overall,
+        classes=targets,
+        class_weight=matching.class_weight,
+        momentum=matching.momentum,
+        first_multiplier=matching.first_multiplier,
+        kept=batch.kept,
+        variance_weight=matching.variance_weight,
+    )
+
+
 def recovery_losses(
     teacher: ObservedTeacher,
     batch: Batch,
@@ -114,26 +144,12 @@ def recovery_losses(
     groups, size = batch.labels.shape
     seen = batch.seen(batch.images)
     logits, values = teacher.tap(seen, groups)
-    if used is not None:
-        known = used[:, teacher.tap.layout.layer_of(values.device)].unsqueeze(1)
-        running = torch.where(known, running, values.detach())
     entropy = (
         torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
         .view(groups, size)
         .mean(1)
     )
-    matched, moved = matching_loss(
-        values,
-        running,
-        teacher.tap.layout,
-        overall=teacher.overall,
-        classes=targets,
-        class_weight=matching.class_weight,
-        momentum=matching.momentum,
-        first_multiplier=matching.first_multiplier,
-        kept=batch.kept,
-        variance_weight=matching.variance_weight,
-    )
+    matched, moved = matched_statistics(values, running, teacher, batch, targets, matching, used)
     terms = {"ce": entropy, "match": matched}
     total = entropy + matching.r_loss * matched
     total = with_pictures(total, seen, batch, priors, terms)

@@ -12,9 +12,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from raydd.losses.priors import flatness
-from raydd.losses.statistics_matching import matching_loss
 from raydd.methods.recovery.recover_config import Matching, Priors
-from raydd.methods.recovery.recover_objective import Batch, Losses, ObservedTeacher, with_pictures
+from raydd.methods.recovery.recover_objective import (
+    Batch,
+    Losses,
+    ObservedTeacher,
+    matched_statistics,
+    with_pictures,
+)
 
 
 def parts_of(size: int, parts: int) -> Iterator[tuple[float, slice]]:
@@ -58,21 +63,7 @@ def gradient_in_parts(
         for (share, _), own in zip(shares, found, strict=True)
     )
     whole = torch.stack([mean, variance], 1).requires_grad_(True)
-    if used is not None:
-        known = used[:, teacher.tap.layout.layer_of(whole.device)].unsqueeze(1)
-        running = torch.where(known, running, whole.detach())
-    matched, moved = matching_loss(
-        whole,
-        running,
-        teacher.tap.layout,
-        overall=teacher.overall,
-        classes=targets,
-        class_weight=matching.class_weight,
-        momentum=matching.momentum,
-        first_multiplier=matching.first_multiplier,
-        kept=batch.kept,
-        variance_weight=matching.variance_weight,
-    )
+    matched, moved = matched_statistics(whole, running, teacher, batch, targets, matching, used)
     (pull,) = torch.autograd.grad(matching.r_loss * matched.sum(), whole)
     terms: dict[str, Tensor] = {"ce": matched.new_zeros(groups), "match": matched.detach()}
     total = matching.r_loss * matched.detach()

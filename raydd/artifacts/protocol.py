@@ -43,6 +43,8 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
         parts = [f"{recipe['epochs']} steps, each on {batch}{slices}"]
     else:
         parts = [f"{recipe['epochs']} epochs of batches of {recipe['batch']}{slices}"]
+    if recipe.get("drop_last"):
+        parts[0] += ", without a last, smaller one"
     decay = " of matrices only" if recipe.get("decay") == "matrices_only" else ""
     parts.append(f"{recipe['optimizer']}{of('lr', 'momentum', 'betas', 'weight_decay')}{decay}")
     falls = [*recipe.get("drops", ()), *recipe.get("milestones", ())]

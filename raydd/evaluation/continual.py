@@ -254,7 +254,7 @@ class EvaluateMemory(Stage):
             info.shape,
             info.classes,
             networks=len(repeats),
-            images=self.source.images * seen // info.classes,
+            images=self.recipe.seen(self.source.images * seen // info.classes),
             epochs=self.recipe.epochs,
             batch=self.recipe.slice,
             tested=info.test_count * seen // info.classes,

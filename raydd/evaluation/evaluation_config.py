@@ -57,6 +57,7 @@ class EvaluationConfig:
     warmup: Annotated[int, Ge(0)] | None = None
     st: Annotated[float, Ge(1)] | None = None
     milestones: tuple[Annotated[int, Ge(1)], ...] | None = None
+    drops: tuple[Annotated[int, Ge(1)], ...] | None = None
     drop_factor: Annotated[float, Gt(0), Lt(1)] | None = None
     loss: Loss | None = None
     ce_weight: Annotated[float, Ge(0)] | None = None
@@ -66,6 +67,7 @@ class EvaluationConfig:
     double_norm: bool | None = None
     strategy: str | None = None
     draw: Draw | None = None
+    drop_last: bool | None = None
     space: Space | None = None
     networks: tuple[str, ...] = ()
     repeats: Annotated[int, Ge(1)] = 5

@@ -43,6 +43,7 @@ OVERRIDES = (
     "warmup",
     "st",
     "milestones",
+    "drops",
     "drop_factor",
     "loss",
     "ce_weight",
@@ -52,6 +53,7 @@ OVERRIDES = (
     "double_norm",
     "strategy",
     "draw",
+    "drop_last",
     "space",
 )
 """Fields of a protocol that a job may change."""
@@ -64,7 +66,8 @@ class Protocol:
     ``accumulate``, ``optimizer`` to ``double_norm``: as of :class:`~raydd.training.recipe.Recipe`,
     but ``ema=0`` is none. With the schedule ``steps`` ``epochs`` is E of DC's papers: their loops
     run ``E + 1`` epochs, and after the epoch with index ``E // 2 + 1`` they divide the rate by ten
-    and make a new optimiser, whose momentum is zero. With any other, ``epochs`` are run.
+    and make a new optimiser, whose momentum is zero; or at the epochs ``drops`` (from 0), where
+    these are stated. With any other, ``epochs`` are run.
 
     ``augmentation``: the family; ``strategy``: its operations (``None``: those published for the
     data set and the network; ``none``: no augmentation). ``augmented_epochs``: E instead of
@@ -90,6 +93,7 @@ class Protocol:
     warmup: int = 0
     st: float | None = None
     milestones: tuple[int, ...] = ()
+    drops: tuple[int, ...] | None = None
     drop_factor: float = 0.1
     loss: Loss = "ce"
     ce_weight: float | None = None
@@ -103,6 +107,7 @@ class Protocol:
     network_strategies: tuple[tuple[str, str], ...] = ()
     network_rates: tuple[tuple[str, float], ...] = ()
     draw: Draw = "epochs"
+    drop_last: bool = False
     space: Space = "normalised"
 
     @property
@@ -143,15 +148,16 @@ class Protocol:
         if "lr" in changes:
             dropped["network_rates"] = ()
         changed = replace(self, **{**dropped, **changes})
-        late = [epoch for epoch in changes.get("milestones", ()) if epoch >= changed.epochs]
-        if late:
-            raise ConfigError(
-                f"protocol '{self.name}': milestones={late[0]} has no effect, there are {changed.epochs} epochs"
-            )
         try:
-            changed._recipe(changed.epochs, changed.lr)
+            recipe = changed._recipe(max(changed.epochs, changed.augmented_epochs or 0), changed.lr)
         except ConfigError as error:
             raise ConfigError(f"protocol '{self.name}': {error}") from error
+        for name in ("milestones", "drops"):
+            late = [at for at in changes.get(name, ()) if at >= recipe.epochs]
+            if late:
+                raise ConfigError(
+                    f"protocol '{self.name}': {name}={late[0]} has no effect, there are {recipe.epochs} epochs"
+                )
         return changed
 
     def with_hard_labels(self) -> Protocol:
@@ -216,6 +222,9 @@ class Protocol:
             else recipe
         )
 
+    def _drops(self, epochs: int) -> tuple[int, ...]:
+        return (epochs // 2 + 2,) if self.drops is None else self.drops
+
     def _recipe(self, epochs: int, lr: float) -> Recipe:
         """Return the recipe without augmentation."""
         shared = (
@@ -231,13 +240,14 @@ class Protocol:
             "milestones",
             "drop_factor",
             "draw",
+            "drop_last",
         )
         learnt = ("loss", "ce_weight", "temperature", "kl_scale", "double_norm")
         steps = self.schedule == "steps"
         return Recipe(
             epochs=epochs + 1 if steps else epochs,
             lr=lr,
-            drops=(epochs // 2 + 2,) if steps else (),
+            drops=self._drops(epochs) if steps else (),
             ema=self.ema or None,
             **{name: getattr(self, name) for name in (*shared, *learnt)},
         )

@@ -123,14 +123,18 @@ class Rival:
         recipe = protocol.recipe(info, network)
         if recipe.draw != "epochs":  # a step is a step, whatever the number of images
             return config
-        mine, theirs = (-(-count // recipe.batch) for count in (own, images))
+        mine, theirs = (recipe.updates(count) for count in (own, images))
         epochs = max(1, round(recipe.epochs * mine / theirs))
         if epochs == recipe.epochs:
             return config
-        changes: dict[str, Any] = {"epochs": max(1, epochs - len(recipe.drops))}
-        if protocol.milestones:
-            late = (round(epoch * epochs / recipe.epochs) for epoch in protocol.milestones)
-            changes["milestones"] = tuple(dict.fromkeys(max(1, epoch) for epoch in late))
+        one_more = protocol.schedule == "steps"
+        changes: dict[str, Any] = {"epochs": max(1, epochs - one_more)}
+        for name in ("milestones", "drops"):
+            moved = [round(at * epochs / recipe.epochs) for at in getattr(protocol, name) or ()]
+            if moved:
+                last = changes["epochs"] + one_more - 1
+                kept = (max(1, min(at, last)) for at in moved)
+                changes[name] = tuple(dict.fromkeys(kept))
         return replace(config, **changes)
 
 

@@ -224,7 +224,7 @@ def _of_students(evaluation: EvaluationPlan) -> Iterator[_Size]:
     if not stages:
         return
     stage = max(stages, key=lambda stage: stage.cost(stage.units()[0]).peak_bytes)
-    info, batches = stage.dataset, -(-stage.source.images // stage.recipe.batch)
+    info, batches = stage.dataset, stage.recipe.updates(stage.source.images)
     if not stackable(
         create_network(stage.network, info.shape, info.classes, generator(0, "structure"))
     ):

@@ -37,6 +37,7 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "temperature": ("loss", ("kl",)),
     "kl_scale": ("loss", ("kl",)),
     "warmup": ("schedule", ("constant", "cosine", "linear_st", "cos_st", "cos2_st")),
+    "drop_last": ("draw", ("epochs",)),
     "strategy": ("augmentation", ("dsa", "dc")),
     "pad": ("augmentation", ("pad_crop_flip",)),
     "scale": ("augmentation", ("resized_crop_flip",)),
@@ -51,7 +52,16 @@ _REQUIRED = {
 }
 CROP_SCALE = (0.08, 1.0)
 """Of the area, for crops without a ``scale`` of their own."""
-SWITCHES = ("accumulate", "drops", "ema", "double_norm", "draw", "kl_scale", "warmup")
+SWITCHES = (
+    "accumulate",
+    "drops",
+    "drop_last",
+    "ema",
+    "double_norm",
+    "draw",
+    "kl_scale",
+    "warmup",
+)
 """Fields that do nothing at their default."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda v: v >= 0, "at least 0"),
@@ -70,7 +80,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained: shuffled batches, with the last, smaller batch kept.
+    """How a network is trained: shuffled batches, with the last, smaller batch kept, or left out
+    where ``drop_last`` is set and there is a whole one.
 
     ``accumulate``: a batch goes through the network in so many slices, whose gradients are averaged
     before one step; batch norms see slices. A smaller last batch has fewer slices of the same size,
@@ -124,6 +135,7 @@ class Recipe:
     draw: Draw = added("epochs")
     kl_scale: KlScale = added("one")
     warmup: int = added(0)
+    drop_last: bool = added(False)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -161,7 +173,14 @@ class Recipe:
 
     def seen(self, images: int) -> int:
         """Return how many of ``images`` an epoch goes through."""
-        return images if self.draw == "epochs" else min(images, self.batch)
+        if self.draw != "epochs":
+            return min(images, self.batch)
+        left_out = images % self.batch if self.drop_last and images > self.batch else 0
+        return images - left_out
+
+    def updates(self, images: int) -> int:
+        """Return how many steps an epoch of ``images`` has."""
+        return -(-self.seen(images) // self.batch)
 
     @property
     def copies(self) -> int:

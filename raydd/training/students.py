@@ -227,6 +227,13 @@ class StudentTraining:
             state["alrs.loss"] = loss
         return state, loss, accuracy
 
+    def _batches(self, data: TrainingSet, epoch: int, rng: KeyedRng) -> Iterator[Batch]:
+        """Yield the batches of an epoch that are trained on: all, or without a last, smaller one."""
+        size = self.recipe.batch
+        for number, (images, labels) in enumerate(data.batches(epoch, size, rng)):
+            if not (self.recipe.drop_last and number and len(images) < size):
+                yield images, labels
+
     def _to_device(self, images: Tensor, labels: Labels) -> Batch:
         images = images.to(self.device, self.dtype, non_blocking=True)
         if isinstance(labels, SoftTargets):
@@ -257,7 +264,7 @@ class StudentTraining:
         draws = rng("augment", epoch)
         seen, losses, hits = 0, [], []
         with global_draws(rng("dropout", epoch)):
-            for images, labels in data.batches(epoch, self.recipe.batch, rng):
+            for images, labels in self._batches(data, epoch, rng):
                 images, labels = self._to_device(images, labels)
                 state, loss, correct = self._batch(
                     state, images.unsqueeze(0), labels, rate, [draws]
@@ -272,9 +279,7 @@ class StudentTraining:
     ) -> tuple[Tensors, Tensor, Tensor]:
         draws = [rng("augment", epoch) for rng in self.rngs]
         seen, losses, hits = 0, [], []
-        for batches in zip(
-            *(data.batches(epoch, self.recipe.batch, rng) for rng in self.rngs), strict=True
-        ):
+        for batches in zip(*(self._batches(data, epoch, rng) for rng in self.rngs), strict=True):
             ready = [self._to_device(images, labels) for images, labels in batches]
             images, labels = (
                 torch.stack([images for images, _ in ready]),

@@ -320,6 +320,24 @@ def test_a_jobs_wrong_values_are_named(key, value, message):
         )
 
 
+def test_drops_may_be_fixed():
+    """201 epochs, a new optimiser at the one of index 100, a last partial batch left out."""
+    fixed = PROTOCOLS.get("dm").override(epochs=200, drops=(100,), drop_last=True)
+    recipe = fixed.recipe(INFO, "ConvNet")
+    assert (recipe.epochs, recipe.drops, recipe.drop_last) == (201, (100,), True)
+    assert [recipe.rate(epoch) for epoch in (0, 99, 100, 200)] == pytest.approx(
+        [0.01, 0.01, 0.001, 0.001]
+    )
+    assert fixed.label == "dm[epochs=200,drops=100,drop_last=True]"
+    assert PROTOCOLS.get("dm").override(epochs=200).recipe(INFO, "ConvNet").drops == (102,)
+    assert fixed.override(schedule="cosine").recipe(INFO, "ConvNet").drops == ()
+    assert fixed.override(epochs=50).recipe(INFO, "ConvNet").rate(50) == 0.01
+    with pytest.raises(ConfigError, match=r"drops=201 has no effect, there are 201 epochs$"):
+        fixed.override(drops=(201,))
+    with pytest.raises(ConfigError, match=r"drops=\(1,\) has no effect with schedule 'cosine'"):
+        PROTOCOLS.get("sre2l").override(drops=(1,))
+
+
 def test_every_change_is_a_field_of_protocols_and_of_jobs():
     assert set(OVERRIDES) <= set(EvaluationConfig.__dataclass_fields__)
     assert set(OVERRIDES) <= set(type(PROTOCOLS.get("dm")).__dataclass_fields__)

@@ -235,6 +235,10 @@ def test_students_make_as_many_updates(info: DatasetInfo) -> None:
     stepped = replace(SMALL, schedule="multistep", milestones=(1, 2), baselines=(few,))
     recipe = of(evaluation_stages(dm(), problem(info, 5), stepped), few.label)[0].recipe
     assert (recipe.epochs, recipe.milestones) == (12, (4, 8))
+    # Of 10 images in batches of 8 one batch is left, of 50 six: 24 updates are 24 epochs of one.
+    fixed = replace(SMALL, batch=8, drops=(1,), drop_last=True, baselines=(few,))
+    recipe = of(evaluation_stages(dm(), problem(info, 5), fixed), few.label)[0].recipe
+    assert (recipe.epochs, recipe.drops, recipe.drop_last) == (24, (6,), True)
 
 
 def test_rows_that_could_not_be_told_apart_are_refused(info: DatasetInfo) -> None:

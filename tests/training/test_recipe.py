@@ -134,6 +134,10 @@ def test_alrs_shrinks_where_the_loss_stands_still():
         ({"schedule": "cosine", "drop_factor": 0.5}, "drop_factor=0.5 has no effect"),
         ({"schedule": "multistep"}, "needs milestones"),
         (
+            {"draw": "images", "drop_last": True},
+            "drop_last=True has no effect with draw 'images'; it needs draw epochs",
+        ),
+        (
             {"optimizer": "adamw", "momentum": 0.8},
             "momentum=0.8 has no effect with optimizer 'adamw'",
         ),
@@ -174,6 +178,16 @@ def test_trainings_that_differ_in_rate_and_length_share_a_step():
         != Recipe(epochs=3, optimizer="adamw", loss="kl", temperature=4.0, ema=0.9).of_step()
     )
     assert (Recipe(epochs=1).copies, one.copies) == (2, 4)
+
+
+def test_a_last_smaller_batch_is_left_out_where_there_is_a_whole_one() -> None:
+    kept, left_out = Recipe(epochs=1, batch=256), Recipe(epochs=1, batch=256, drop_last=True)
+    counts = (100, 256, 257, 512, 50_000)
+    assert [kept.updates(count) for count in counts] == [1, 1, 2, 2, 196]
+    assert [left_out.updates(count) for count in counts] == [1, 1, 1, 2, 195]
+    assert [left_out.seen(count) for count in counts] == [100, 256, 256, 512, 49_920]
+    drawn = Recipe(epochs=1, batch=256, draw="images")
+    assert (drawn.seen(1000), drawn.updates(1000)) == (256, 1)
 
 
 def test_what_counts_of_a_recipe_is_told_alone() -> None:

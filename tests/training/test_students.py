@@ -110,6 +110,28 @@ def test_momentum_is_forgotten_where_the_rate_drops():
     assert digest(training.epoch(state, 1, data)[0]) != digest(training.epoch(noisy, 1, data)[0])
 
 
+@pytest.mark.parametrize(("images", "trained_on"), [(20, 16), (7, 7)])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_last_smaller_batch_is_not_trained_on(images, trained_on, stacked):
+    """Twenty images in batches of eight: the training of the first sixteen in the order drawn."""
+    data = _data()
+    data = ResidentSet(data.images[:images], data.labels[:images])
+    recipe = Recipe(epochs=1, batch=8, lr=0.1, drop_last=True)
+    state, _, _ = _train(_training([3], recipe, stacked=stacked), data)
+
+    class Shortened:
+        def batches(self, epoch, size, rng):
+            batches = list(data.batches(epoch, size, rng))
+            yield from batches[: max(1, trained_on // size)]
+
+    expected, _, _ = _train(
+        _training([3], replace(recipe, drop_last=False), stacked=stacked), Shortened()
+    )
+    whole, _, _ = _train(_training([3], replace(recipe, drop_last=False), stacked=stacked), data)
+    assert digest(state) == digest(expected)
+    assert (digest(state) == digest(whole)) == (images == trained_on)
+
+
 def test_students_learn():
     data = _data()
     _, loss, accuracy = _train(_training([0, 1], Recipe(epochs=25, batch=8, lr=0.02)), data)

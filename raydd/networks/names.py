@@ -11,7 +11,8 @@ A zoo name is a family followed by options in any order, joined with ``_``:
   ``avgpool``: poolings in place of strides, and ``kaiming``: convolutions initialised as
   N(0, 2 / fan_out)];
 - ``wrn_<depth>_<width>`` (``wrn_16_2``), ``mobilenetv2_cifar`` and ``shufflenetv2_cifar`` (both of
-  width 0.5), with batch norm.
+  width 0.5), ``mobilenetv2x1_cifar`` (of width 1), ``efficientnetb0_cifar`` and
+  ``shufflenetg2_cifar``, with batch norm.
 
 ``timm/<name>`` and ``torchvision/<name>`` are those libraries' models (timm's former names stand
 for what it calls them now); a bare name that is none of the above is looked up in torchvision, then
@@ -62,8 +63,13 @@ ALIASES = {
     "MobileNetV2": "mobilenetv2_cifar",
     "WRN_16_2": "wrn_16_2",
     "ShuffleNetV2_0_5": "shufflenetv2_cifar",
+    **dict.fromkeys(("EfficientNetB0", "efficientnet"), "efficientnetb0_cifar"),
+    **dict.fromkeys(("ShuffleNetG2", "shufflenet"), "shufflenetg2_cifar"),
+    "mobilenetV2": "mobilenetv2x1_cifar",
 }
-"""Names in the code of DC, DSA and DM, then of EDC and G-VBSM (see ``EDC_RESNET18``), and what they are called here."""
+"""Names in the code of DC, DSA and DM, then of EDC and G-VBSM (see ``EDC_RESNET18``), then of DWA and INFER, and
+what they are called here.
+"""
 
 EDC_RESNET18 = "resnet18_cifar_batchnorm_kaiming"
 """What EDC and G-VBSM call ``ResNet18``, which in DC's code is a network with instance norm."""
@@ -80,7 +86,9 @@ _POOLS = {
 POOLS = ("S", "SS", *_POOLS)
 """Letters that :func:`pool` knows."""
 
-_FAMILY = re.compile(r"(convnet|vgg|resnet)(\d*)|mlp|lenet|alexnet|wrn|mobilenetv2|shufflenetv2")
+_FAMILY = re.compile(
+    r"(convnet|vgg|resnet)(\d*)|mlp|lenet|alexnet|wrn|mobilenetv2(x1)?|shufflenet(v2|g2)|efficientnetb0"
+)
 _LIBRARIES = ("timm", "torchvision")
 
 
@@ -275,10 +283,12 @@ def spellings(name: str) -> list[str]:
 
     canonical = normalise_name(name)
     theirs = [alias for alias, network in ALIASES.items() if network == canonical]
+    small = re.fullmatch(r"(resnet\d+)_cifar_batchnorm(_kaiming)?", canonical)
     return [
         canonical.split("/", 1)[-1],
         *theirs,
         *(["ResNet18"] if canonical == EDC_RESNET18 else []),
+        *([small.group(1)] if small else []),  # DWA and INFER, of ResNets for small images
         *former_names(canonical),
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,11 @@ class Network(nn.Module):
     """A classifier of images ``[B, C, H, W]``: ``classifier(embed(x))``.
 
     ``name``: canonical name. ``shape``: image shape. ``embed_dim``: length of the features that :meth:`embed` returns.
+    ``silent``: names of layers that never run, and are there for the files that hold them.
     """
 
     classifier: nn.Module
+    silent: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, name: str, shape: Shape, classes: int) -> None:
         super().__init__()

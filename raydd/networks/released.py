@@ -11,6 +11,7 @@ from functools import partial
 
 from raydd.networks.convnet import ConvNet
 from raydd.networks.external import ExternalNetwork
+from raydd.networks.mobile import EfficientNetB0, ProjectedMobileNetV2, ShuffleNetG2
 from raydd.networks.network import Network
 from raydd.networks.resnet import ResNet
 from raydd.networks.small_teachers import MobileNetV2, ShuffleNetV2, WideResNet
@@ -50,13 +51,19 @@ _MOBILENET = (
     (r"^norm(\d)", r"conv\1.1"),
 )
 
+_BLOCKS: _Substitution = (r"^blocks\b", "layers")
+_GATED = (_BLOCKS, _NORMS, (r"gate\.conv(\d)", r"se.se\1"), _LINEAR)
+
 _PUBLISHED: dict[type[Network], tuple[tuple[_Substitution, ...], ...]] = {
     ResNet: ((*_RESNET, _LINEAR), (*_TORCH_RESNET, _FC), _RESNET),
     WideResNet: ((_stages("block#.layer"), _NORMS, (r"\bshortcut\b", "convShortcut"), _FC),),
     MobileNetV2: ((*_MOBILENET, (r"^classifier\b", "classifier.0")), _MOBILENET),
     ShuffleNetV2: ((_stages("layer#"), _NORMS, _LINEAR),),
+    ProjectedMobileNetV2: ((_BLOCKS, *_RESNET[1:], _LINEAR),),
+    EfficientNetB0: (_GATED,),
+    ShuffleNetG2: ((_stages("layer#"), _NORMS, _LINEAR),),
 }
-"""By architecture: the names of EDC and G-VBSM first; of ResNets then torchvision's, and DC's."""
+"""By architecture: the names of EDC, G-VBSM, DWA and INFER first; of ResNets then torchvision's, and DC's."""
 
 
 def _substitute(substitutions: tuple[_Substitution, ...], name: str) -> str:

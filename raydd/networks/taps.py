@@ -74,9 +74,9 @@ class StatTap:
     ``named_modules()`` order. ``layout``: which columns are whose. The network is called as it is
     (put it in eval mode); calling it directly observes nothing. :meth:`close`, or leaving a
     ``with`` block, removes the hooks. ``skip_silent``: names of layers that never run and are left
-    out (names that the network lacks do no harm). ``ConfigError`` if no layer is of these kinds, one
-    of them does not run exactly once or does not read one map of every image, or one of
-    ``skip_silent`` does run.
+    out, beside those that the network says itself (``silent``; names that it lacks do no harm).
+    ``ConfigError`` if no layer is of these kinds, one of them does not run exactly once or does not
+    read one map of every image, or one that is left out does run.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class StatTap:
         title = getattr(network, "name", type(network).__name__)
         if not self._modules:
             raise ConfigError(f"network '{title}' has no layer of the kinds {', '.join(kinds)}")
-        self._skip_silent = frozenset(skip_silent)
+        self._skip_silent = {*skip_silent, *getattr(network, "silent", ())}
         self._groups = 0  # 0: not observing
         self._found: list[list[Tensor]] = []
         self._seen: list[

@@ -7,10 +7,22 @@ import torch
 from raydd.core.errors import ConfigError
 from raydd.networks.classic import AlexNet, LeNet, Mlp, Vgg
 from raydd.networks.convnet import ConvNet
+from raydd.networks.mobile import EfficientNetB0, ProjectedMobileNetV2, ShuffleNetG2
 from raydd.networks.names import ZooName, normalise_name, parse_zoo_name
 from raydd.networks.network import Network, Shape
 from raydd.networks.resnet import ResNet
 from raydd.networks.small_teachers import MobileNetV2, ShuffleNetV2, WideResNet
+
+_PLAIN: dict[str, type[Network]] = {
+    "mlp": Mlp,
+    "lenet": LeNet,
+    "mobilenetv2": MobileNetV2,
+    "shufflenetv2": ShuffleNetV2,
+    "mobilenetv2x1": ProjectedMobileNetV2,
+    "efficientnetb0": EfficientNetB0,
+    "shufflenetg2": ShuffleNetG2,
+}
+"""Families without options."""
 
 
 def create_network(name: str, shape: Shape, classes: int, generator: torch.Generator) -> Network:
@@ -39,20 +51,14 @@ def _build(zoo: ZooName, shape: Shape, classes: int) -> Network:
     name = str(zoo)
     if zoo.family == "convnet":
         return ConvNet(name, shape, classes, zoo.convnet)
-    if zoo.family == "mlp":
-        return Mlp(name, shape, classes)
-    if zoo.family == "lenet":
-        return LeNet(name, shape, classes)
     if zoo.family == "alexnet":
         return AlexNet(name, shape, classes, zoo.norm)
     if zoo.family == "vgg":
         return Vgg(name, shape, classes, zoo.layers, zoo.norm)
     if zoo.family == "wrn":
         return WideResNet(name, shape, classes, zoo.layers, zoo.width)
-    if zoo.family == "mobilenetv2":
-        return MobileNetV2(name, shape, classes)
-    if zoo.family == "shufflenetv2":
-        return ShuffleNetV2(name, shape, classes)
+    if zoo.family in _PLAIN:
+        return _PLAIN[zoo.family](name, shape, classes)
     return ResNet(name, shape, classes, zoo.layers, zoo.norm, zoo.pooled, zoo.kaiming)
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from family_jobs import INFO, NETWORKS, job, raydd
 from test_family_refusals import weights
 
 from raydd.artifacts.published_folder import verify
 from raydd.core.errors import ConfigError
+from raydd.core.rng import generator
 from raydd.core.tensors import load_metadata, load_tensors
 from raydd.core.units import Numerics
 from raydd.data.config import DatasetConfig
@@ -24,6 +26,8 @@ from raydd.evaluation.stored_plan import Maker, stored_evaluation
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.published import PublishedLabels
 from raydd.methods import Problem
+from raydd.networks import create_network, normalise_name
+from raydd.networks.released import published_name
 from raydd.runtime.evaluating import maker_of
 
 VARIANTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
@@ -74,6 +78,27 @@ def test_variants_run(
     assert len(report["curve"]) == (3 if any("every=" in o for o in overrides) else 0), (
         "snapshots are evaluated with soft labels too"
     )
+
+
+@pytest.mark.slow
+def test_networks_of_infer_match_label_and_judge(tmp_path: Path) -> None:
+    names = {x: normalise_name(x) for x in ("mobilenetV2", "efficientnet", "shufflenet")}
+    for name, network in names.items():
+        made = create_network(network, INFO.shape, INFO.classes, generator(0, name))
+        state = {f"module.{published_name(made, k)}": v for k, v in made.state_dict().items()}
+        (tmp_path / f"{name}_E200").mkdir()
+        torch.save({"state_dict": state, "epoch": 199}, tmp_path / f"{name}_E200" / "ckpt.pth")
+    fields = {
+        "networks": list(names),
+        "teachers": {"weights": str(tmp_path / "{network}_E200" / "ckpt.pth")},
+        "group_size": 10,
+        "iterations": 3,
+        "ascent_steps": 2,
+    }
+    result = job(tmp_path, "dwa", fields, (f"evaluation.networks=[{','.join(names)}]",))
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["network"] for row in report["rows"]] == list(names.values())
 
 
 @pytest.mark.slow

@@ -349,7 +349,7 @@ def test_names() -> None:
     assert normalise_name("mobilenetv2_100") == "timm/mobilenetv2_100"
     assert set(TEACHERS) <= set(list_networks())
     assert [strip_batchnorm(name) for name in TEACHERS] == ["resnet18_cifar_kaiming", *TEACHERS[1:]]
-    assert spellings(EDC_RESNET18) == [EDC_RESNET18, "ResNet18"]
+    assert spellings(EDC_RESNET18) == [EDC_RESNET18, "ResNet18", "resnet18"]
     assert spellings("torchvision/resnet18") == ["resnet18"]
     assert (
         parameter_count(make("wrn_10_1"))

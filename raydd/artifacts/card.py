@@ -100,7 +100,7 @@ def _labels(distilled: DistilledSet, records: int) -> str:
     if distilled.size.bytes > distilled.image_bytes + distilled.label_bytes:
         sizes += f", {format_bytes(distilled.size.bytes)} in all"
     views = (
-        f" Soft labels of views of the images are in `labels/` ({format_bytes(records)})."
+        f" Soft labels are in `labels/` ({format_bytes(records)})."
         if records
         else ""
     )
@@ -205,8 +205,8 @@ def card(
     )
     per_class = f"{ipc_text(distilled)} image{'s' * (ipc_text(distilled) != '1')} per class"
     soft = (
-        "- `labels/`: the teachers' soft labels, a file for each epoch of views; `labels/manifest.json` says how views"
-        " are drawn\n"
+        "- `labels/`: the teachers' soft labels, a file for each epoch of views, or one of a row for each image;"
+        " `labels/manifest.json` says how views are drawn\n"
     )
     return f"""{header(distilled, license_id, shards=shards)}
 # {info.name}, {per_class}, distilled by {method_name(recipe)}

@@ -76,14 +76,15 @@ def labels_of(
     """Return the soft labels of a method's set, or, given the ``source`` of another set, the same
     teachers' labels of that one.
 
-    The latter are computed while students train. ``batch``: of the labels, where it is not the
-    method's. ``None`` for methods with hard labels.
+    The latter are computed while students train; of static labels by each worker, before.
+    ``batch``: of the labels, where it is not the method's. ``None`` for methods with hard labels.
     """
     config = method.label_config
     teachers = method.label_teachers(problem)
     if config is None or not teachers:
         return None
-    if source is not None and config.stored:
+    kept = source is None or not config.static
+    if source is not None and config.stored and not config.static:
         config = replace(config, codec="recipe", top=None, tail="mean")
     if batch is not None:
         config = replace(config, batch=batch)
@@ -94,6 +95,7 @@ def labels_of(
         config=config,
         seed=problem.seed,
         numerics=problem.numerics.plain,
+        kept=kept,
     )
 
 

@@ -1,4 +1,4 @@
-"""How logits are kept: fp16, int8 with a scale per row, or the largest of each row.
+"""How logits are kept: fp16, int8 with a scale per row, the largest of each row, or float32.
 
 Worked out in docs/methods/soft_labels.md, "What is stored".
 
@@ -26,6 +26,8 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Tensors by name: their type, and the shape of one row."""
 
 FP16_MAX = 65_504.0
+STATIC = "static"
+"""The codec of one row of logits for each image, whatever its views."""
 
 
 class Codec:
@@ -113,6 +115,19 @@ class Largest(Codec):
         return full.scatter_(1, stored["top"].long(), stored["logits"].float())
 
 
+class Whole(Codec):
+    """All logits as they are, float32."""
+
+    def layout(self, config: LabelConfig, classes: int) -> Layout:
+        return {"logits": (torch.float32, (classes,))}
+
+    def encode(self, config: LabelConfig, logits: Tensor) -> Tensors:
+        return {"logits": logits.float()}
+
+    def decode(self, config: LabelConfig, stored: Mapping[str, Tensor], classes: int) -> Tensor:
+        return stored["logits"].float()
+
+
 def _top(config: LabelConfig) -> int:
     if config.top is None:
         raise ConfigError(f"labels.codec={config.codec} needs labels.top")
@@ -140,6 +155,7 @@ CODECS: Registry[Codec] = Registry("label codec", "raydd.label_codecs", _admit)
 CODECS.register("fp16")(Half())
 CODECS.register("int8")(EightBits())
 CODECS.register("topk")(Largest())
+CODECS.register(STATIC)(Whole())
 
 
 def layout(config: LabelConfig, classes: int) -> Layout:

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt
 
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.units import added, unkeyed
-from raydd.labels.codecs import CODECS
+from raydd.labels.codecs import CODECS, STATIC
 
 COMPUTED = ("online", "recipe")
 """What may stand in place of a codec: nothing is kept, the teachers run while students train."""
@@ -21,7 +21,7 @@ class LabelConfig:
 
     ``batch``: images per batch, of labelling and of training alike, since mixed pairs lie within a
     batch. ``epochs``: of the students, unless the evaluation names its own; as many are stored (of
-    labels that are not, there is no end).
+    labels that are not, and of ``static`` ones, there is no end).
 
     Views, in the order in which they are made: ``randaugment`` (two random operations per image, of
     8-bit images only); ``shuffle``: RDED's grid of so many rows and columns of patches, each
@@ -32,12 +32,15 @@ class LabelConfig:
     ``ensemble``: ``mean`` of the teachers' logits, or ``rescaled`` first to equal norms over the
     batch (G-VBSM). ``codec``: ``fp16``, ``int8`` (per row) or ``topk`` (the ``top`` largest; the
     other classes share one value, their ``tail``: the ``mean`` of their logits, for ``mse_gt``, or
-    that of equal probability ``mass``, for ``kl``) are stored. ``recipe`` stores nothing and
+    that of equal probability ``mass``, for ``kl``) are stored. ``static`` stores one float32 row
+    for each image as it is, whose views all have it; mixed images have the rows' mean, weighted as
+    the images are. ``recipe`` stores nothing and
     computes the same labels while students train; ``online`` too, with new views for every student.
     Installed packages may add codecs (docs/plugins.md).
     ``teacher_mode``: batch norms of teachers take their running statistics (``eval``), or those of
     the batch that is labelled (``batch``; published for CIFAR by SRe2L and DWA).
-    ``sampler_seed``: of the images' order, except for ``online``.
+    ``sampler_seed``: of the images' order, except for ``online`` and ``static``, where every student
+    has an order of its own.
     """
 
     batch: Annotated[int, Ge(1)] = 100
@@ -77,10 +80,16 @@ class LabelConfig:
             raise ConfigError(
                 f"labels.top and labels.tail belong to labels.codec=topk, not {self.codec}"
             )
-        if self.online and self.sampler_seed != LabelConfig.sampler_seed:
+        if (self.online or self.static) and self.sampler_seed != LabelConfig.sampler_seed:
             raise ConfigError(
-                f"labels.sampler_seed={self.sampler_seed} has no effect with labels.codec=online"
+                f"labels.sampler_seed={self.sampler_seed} has no effect with labels.codec={self.codec}"
             )
+        for name, needed in (("teacher_mode", "eval"), ("ensemble", "mean")):
+            if self.static and getattr(self, name) != needed:
+                raise ConfigError(
+                    f"labels.{name}={getattr(self, name)} is of batches of views, and labels.codec=static labels images"
+                    f" one by one; allowed: {needed}"
+                )
         if self.mix == "none" and self.alpha != LabelConfig.alpha:
             raise ConfigError(f"labels.alpha={self.alpha} has no effect with labels.mix=none")
         if self.batch > 65_536:
@@ -97,6 +106,16 @@ class LabelConfig:
     def online(self) -> bool:
         """Whether every student has views of its own."""
         return self.codec == "online"
+
+    @property
+    def static(self) -> bool:
+        """Whether an image has one row of logits, whatever its views."""
+        return self.codec == STATIC
+
+    @property
+    def epochs_kept(self) -> int | None:
+        """How many epochs of students labels are kept for; ``None``: there is no end."""
+        return self.epochs if self.stored and not self.static else None
 
     def check_loss(self, loss: str) -> None:
         """Raise ``ConfigError`` if what is kept of logits is not what a student's ``loss`` is made of."""

@@ -15,13 +15,14 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import KeyedRng
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Numerics, Ref, Stage
+from raydd.core.units import Context, Numerics, Ref, Stage, added
 from raydd.labels.ensemble import Teacher, classes_of, load_teachers, predict, teacher_inputs
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_views import DrawnViews, Orders, draw_views
 from raydd.labels.labelled_set import DrawnEpoch, Epoch, LabelledSet, fits
 from raydd.labels.records import RecordedEpoch, batches_of, label_bytes
 from raydd.labels.relabel import Relabel, check_set, views_of
+from raydd.labels.static import LabelImages, static_set, stored_rows
 from raydd.training.training_cost import network_facts
 
 
@@ -105,6 +106,8 @@ class Labels:
     """Labels that teachers give to the set of ``source``: stored beforehand, or computed while students train.
 
     ``seed`` and ``numerics``: those of the :class:`Relabel` stage, whose labels ``recipe`` computes again.
+    ``kept``: whether labels that can be stored are; else, of ``static`` ones, every worker computes
+    the rows for itself.
     """
 
     source: Any
@@ -112,6 +115,7 @@ class Labels:
     config: LabelConfig
     seed: int
     numerics: Numerics
+    kept: bool = added(True)
 
     def __post_init__(self) -> None:
         self.config.check(
@@ -119,9 +123,15 @@ class Labels:
         )
 
     @property
+    def stored(self) -> bool:
+        """Whether a stage makes the labels beforehand and keeps them."""
+        return self.kept and self.config.stored
+
+    @property
     def relabel(self) -> Relabel:
         """The stage that stores the labels; ``ConfigError`` if they are not stored."""
-        return Relabel(
+        kind = LabelImages if self.config.static else Relabel
+        return kind(
             source=self.source,
             teachers=self.teachers,
             config=self.config,
@@ -135,27 +145,31 @@ class Labels:
         return label_bytes(self.config, self.source.images, classes_of(self.teachers))
 
     def inputs(self) -> Mapping[str, Ref]:
-        """Return the stored epochs, ``labels/epoch-000``, or what the teachers are made of."""
-        if not self.config.stored:
+        """Return the stored epochs, ``labels/epoch-000``, or rows, ``labels/static``, or what the
+        teachers are made of.
+        """
+        if not self.stored:
             return teacher_inputs(self.teachers)
         stage = self.relabel
         return {f"labels/{unit}": Ref(stage, unit) for unit in stage.units()}
 
     def stages(self) -> list[Stage]:
         """Return the stage that stores the labels, if they are stored."""
-        return [self.relabel] if self.config.stored else []
+        return [self.relabel] if self.stored else []
 
     def fits(self, batch: int, epochs: int, augmentation: str = "none") -> None:
         """Raise ``ConfigError`` unless students can be trained with batches of ``batch`` for ``epochs`` epochs."""
         refuse_augmentation(augmentation)
-        fits(self.config, batch, epochs, self.config.epochs if self.config.stored else None)
+        fits(self.config, batch, epochs, self.config.epochs_kept)
 
     def flop(self, epochs: int, students: int) -> float:
         """Return the FLOP of teachers that run while so many students train: for each of them only
-        if labels are ``online``.
+        if labels are ``online``, and once over the images if they are ``static`` and not kept.
         """
-        if self.config.stored:
+        if self.stored:
             return 0.0
+        if self.config.static:
+            epochs, students = 1, 1
         shape, classes = self.teachers[0].dataset.shape, classes_of(self.teachers)
         each = sum(network_facts(teacher.network, shape, classes).flop for teacher in self.teachers)
         return each * self.source.images * epochs * (students if self.config.online else 1)
@@ -163,9 +177,12 @@ class Labels:
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set of ``distilled``, the set of ``source``."""
         check_set(distilled, self.teachers)
-        if not self.config.stored:
+        classes = classes_of(self.teachers)
+        if self.config.static:
+            return static_set(distilled, self.config, self._rows(distilled, ctx), ctx.device)
+        if not self.stored:
             return self._computed(distilled, ctx)
-        size, classes = distilled.shape[1:], classes_of(self.teachers)
+        size = distilled.shape[1:]
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
             name = f"labels/epoch-{epoch:03d}"
@@ -174,8 +191,18 @@ class Labels:
             return RecordedEpoch(record, self.config, classes, size)
 
         return LabelledSet(
-            distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs
+            distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs_kept
         )
+
+    def _rows(self, distilled: DistilledSet, ctx: Context) -> torch.Tensor:
+        """Return the static rows of logits ``[N, classes]``, stored or computed."""
+        stage = self.relabel
+        if not self.stored and isinstance(stage, LabelImages):
+            return stage.rows(distilled, ctx)
+        (name,) = self.inputs()
+        record = ctx.load(name)
+        check_digest(record, distilled, name)
+        return stored_rows(self.config, record, classes_of(self.teachers))
 
     def _computed(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         networks, config = load_teachers(self.teachers, ctx), self.config

@@ -14,12 +14,13 @@ from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
 from raydd.core.units import Context, unkeyed
-from raydd.labels.codecs import CODECS
+from raydd.labels.codecs import CODECS, STATIC
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import FoundLabels, check_digest, refuse_augmentation
 from raydd.labels.labelled_set import Epoch, LabelledSet, fits
 from raydd.labels.records import RecordedEpoch, label_bytes
 from raydd.labels.relabel import FORMAT, VERSION, Relabel
+from raydd.labels.static import static_set, stored_rows
 
 FOLDER, MANIFEST = "labels", "manifest.json"
 
@@ -100,7 +101,7 @@ class PublishedLabels(FoundLabels):
     def fits(self, batch: int, epochs: int, augmentation: str = "none") -> None:
         """Raise ``ConfigError`` unless students can be trained with batches of ``batch`` for ``epochs`` epochs."""
         refuse_augmentation(augmentation)
-        fits(self.config, batch, epochs, self.config.epochs)
+        fits(self.config, batch, epochs, self.config.epochs_kept)
 
     def check(self, distilled: DistilledSet) -> None:
         """Raise ``DataError`` unless these are labels of ``distilled``; ``TornFileError`` if the
@@ -111,7 +112,7 @@ class PublishedLabels(FoundLabels):
             raise DataError(
                 f"{self.url} labels {self.images} images of {self.classes} classes; the set has {found}"
             )
-        self._read(0, distilled)
+        self._read(STATIC if self.config.static else _epoch(0), distilled)
         sizes = dict(Storage(self.url).sizes(""))
         for name, size, _ in self.files:
             where = join(self.url, name)
@@ -123,23 +124,27 @@ class PublishedLabels(FoundLabels):
     def open(self, distilled: DistilledSet, ctx: Context) -> LabelledSet:
         """Return the training set of ``distilled``; ``DataError`` if the labels are of other images."""
         self.check(distilled)
-        size = distilled.shape[1:]
+        size, config = distilled.shape[1:], self.config
+        if config.static:
+            rows = stored_rows(config, self._read(STATIC, distilled), self.classes)
+            return static_set(distilled, config, rows, ctx.device)
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
-            return RecordedEpoch(self._read(epoch, distilled), self.config, self.classes, size)
+            return RecordedEpoch(self._read(_epoch(epoch), distilled), config, self.classes, size)
 
         return LabelledSet(
-            distilled, self.config, ctx.device, stored, shared=True, epochs=self.config.epochs
+            distilled, config, ctx.device, stored, shared=True, epochs=config.epochs_kept
         )
 
-    def _read(self, epoch: int, distilled: DistilledSet) -> Tensors:
-        name = f"epoch-{epoch:03d}.safetensors"
+    def _read(self, unit: str, distilled: DistilledSet) -> Tensors:
+        name = f"{unit}.safetensors"
         where = join(self.url, name)
         try:
             data = Storage(self.url).get(name)
         except FileNotFoundError as error:
             raise TornFileError(
-                f"{where} is missing although {MANIFEST} says that there are {self.config.epochs} epochs"
+                f"{where} is missing although {MANIFEST} says that there "
+                + ("is one" if self.config.static else f"are {self.config.epochs} epochs")
             ) from error
         facts = {file: (size, digest) for file, size, digest in self.files}.get(name)
         if facts is not None and facts != (len(data), hashlib.sha256(data).hexdigest()):
@@ -149,3 +154,7 @@ class PublishedLabels(FoundLabels):
         record = load_tensors(data, where)
         check_digest(record, distilled, where)
         return record
+
+
+def _epoch(number: int) -> str:
+    return f"epoch-{number:03d}"

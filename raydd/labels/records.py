@@ -64,8 +64,11 @@ def epoch_bytes(config: LabelConfig, images: int, classes: int) -> int:
 
 def label_bytes(config: LabelConfig, images: int, classes: int) -> int:
     """Return the bytes of all stored epochs: 6.07e9 for 10,000 images of 1,000 classes, 300 epochs
-    and fp16; 0 for what is computed while students train.
+    and fp16; of static labels those of one row for each image; 0 for what is computed while students
+    train.
     """
+    if config.static:
+        return images * row_bytes(layout(config, classes)) + DIGEST_BYTES
     return config.epochs * epoch_bytes(config, images, classes) if config.stored else 0
 
 

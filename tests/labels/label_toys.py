@@ -127,7 +127,7 @@ def labels_of(config: LabelConfig, source: ToySource, teachers: int = 2, seed: i
 
 def run_epoch(stage: Relabel, epoch: int, interrupted: bool = False) -> Tensors:
     """Return the record of an epoch; ``interrupted``: every step in a fresh context, its state read from bytes."""
-    unit, ctx = f"epoch-{epoch:03d}", ToyContext()
+    unit, ctx = stage.units()[epoch], ToyContext()
     state = stage.init(unit, ctx)
     for t in range(stage.steps(unit)):
         state = stage.step(unit, state, t, ctx)
@@ -141,5 +141,5 @@ def context_of(labels: Labels) -> ToyContext:
     if not labels.config.stored:
         return ToyContext()
     return ToyContext(
-        {f"labels/epoch-{e:03d}": run_epoch(labels.relabel, e) for e in range(labels.config.epochs)}
+        {name: run_epoch(labels.relabel, e) for e, name in enumerate(labels.inputs())}
     )

@@ -96,7 +96,7 @@ KINDS: dict[str, type[Item]] = {cls.kind: cls for cls in (Metric, Tag, Input, Pi
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")
 _LEFT_OUT = re.compile(
-    r"lock\.json|plan\.json|log\.jsonl|report\.html|labels/epoch-\d+\.(safetensors|json)|tracking(\.json|/.*)"
+    r"lock\.json|plan\.json|log\.jsonl|report\.html|labels/(epoch-\d+|static)\.(safetensors|json)|tracking(\.json|/.*)"
 )
 """Soft labels are not copied: they are gigabytes, and their manifest, which is, says what they are.
 Nor is what is still to be sent, nor the lock, the log and the page, which change until the end.

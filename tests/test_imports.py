@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def steps(
         timeout=300,
         check=False,
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # seconds as users have them
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -92,3 +94,12 @@ def test_a_plan_takes_little_more_than_torch_and_no_verb_needs_more(tmp_path: Pa
         ("shard", set()),
     ]
     assert found[1][1] < 3.0
+
+
+def test_what_computes_nothing_on_ray_imports_no_torch() -> None:
+    """The controller of a group, which has handles of both."""
+    code = "import sys, raydd.runtime.ray.ray_controller, raydd.runtime.ray.ray_ledger; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["False"]

@@ -19,9 +19,10 @@ from raydd.artifacts.reading import Reading
 from raydd.artifacts.rendering import images_per_class
 from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import EvaluationJob, load_evaluation, method_from
+from raydd.core.allocator import tune_allocator
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError, refusing
-from raydd.core.numerics import pick_device, tune_allocator
+from raydd.core.numerics import pick_device
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
 from raydd.core.typed_tree import as_yaml, build

@@ -17,11 +17,11 @@ from raydd.artifacts.published_folder import publish
 from raydd.artifacts.rendering import format_bytes
 from raydd.artifacts.run_folder import GROWTH
 from raydd.config import Job
+from raydd.core.allocator import tune_allocator
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import Missing, RayddError, refusing
 from raydd.core.events import Event
 from raydd.core.keeping import register_run
-from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store, versions
 from raydd.core.units import Ref, snapshot, unit_key

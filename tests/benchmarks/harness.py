@@ -108,7 +108,7 @@ def serve(make: Callable[[], Callable[[str], dict[str, float] | None]]) -> None:
     """
     torch.set_num_threads(1)
     if os.environ.get("BENCH_TUNED"):
-        from raydd.core.numerics import tune_allocator
+        from raydd.core.allocator import tune_allocator
 
         tune_allocator()
     step = make()

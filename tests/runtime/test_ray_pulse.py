@@ -227,9 +227,13 @@ def test_what_is_wrong_in_the_ledger_is_raised(
 
 def test_a_driver_owns_nothing_in_the_store_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray ends a driver that does without a word, together with that machine."""
+    from ray._private.worker import SCRIPT_MODE, WORKER_MODE, global_worker
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
 
-    from raydd.runtime.ray import ray_group
+    from raydd.runtime.ray import ray_controller, ray_group
 
     class Put:
         _ref: object | None = "the only reference"
@@ -248,9 +252,15 @@ def test_a_driver_owns_nothing_in_the_store_of_its_machine(monkeypatch: pytest.M
         trainer, "scaling_config", ray.train.ScalingConfig(num_workers=1), raising=False
     )
     needless = object.__new__(DatasetsCallback)
-    trainer._initialize_and_run_controller(train_fn_ref=put, callbacks=[needless, "another"])
-    assert given["callbacks"] == ["another"], "no actor for Ray's own data sets"
+    cleaner = object.__new__(PlacementGroupCleanerCallback)
+    callbacks = [needless, cleaner, "another"]
+    for mode, left in ((SCRIPT_MODE, ["another"]), (WORKER_MODE, [cleaner, "another"])):
+        monkeypatch.setattr(global_worker, "mode", mode)
+        trainer._initialize_and_run_controller(train_fn_ref=put, callbacks=callbacks)
+        assert given["callbacks"] == left, (
+            "no actor for Ray's own data sets; one that cleans up after a controller where no driver's end does"
+        )
     carried = given["train_fn_ref"]
-    assert isinstance(carried, ray_group._Carried)
+    assert isinstance(carried, ray_controller.Carried)
     assert pickle.loads(pickle.dumps(carried)).get() is never
     assert put._ref is None

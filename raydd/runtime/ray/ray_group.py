@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
+from ray import cloudpickle
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ReschedulingState
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from raydd.core.store import Store
-from raydd.core.tensors import Tensors
-from raydd.runtime.capacity import Need, room
-from raydd.runtime.ray.ray_session import worker_environment
-from raydd.runtime.ray.ray_supply import machines
+from raydd.runtime.ray.ray_controller import (
+    Carried,
+    FreePolicy,
+    GlooConfig,
+    LocalFreePolicy,
+    LocalPolicy,
+    Tell,
+    TrainLoop,
+)
+from raydd.runtime.ray.ray_session import is_own, worker_environment
 
 log = logging.getLogger(__name__)
 MAX_GROUP_RESTARTS = 200
@@ -32,116 +34,34 @@ ABORT_SECONDS = 3.0
 Work = Callable[[dict[str, Any], str, int, int, Any], None]
 
 
-class GlooLanes:
-    """The Train group's process group: lanes travel as CPU tensors, in lane order."""
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-
-    def gather(self, mine: dict[int, Tensors]) -> dict[int, Tensors]:
-        """Return every lane's tensors, on every worker."""
-        boxes: list[Any] = [None] * self.world
-        dist.all_gather_object(
-            boxes, {lane: {k: v.detach().cpu() for k, v in t.items()} for lane, t in mine.items()}
-        )
-        return {lane: tensors for box in boxes for lane, tensors in box.items()}
-
-    def agree(self, value: int) -> int:
-        """Return rank 0's ``value``, on every worker."""
-        box = torch.tensor([value], dtype=torch.int64)
-        dist.broadcast(box, src=0)
-        return int(box.item())
-
-    def same(self, text: str) -> bool:
-        """Return whether every worker passed the same text."""
-        boxes: list[Any] = [None] * self.world
-        dist.all_gather_object(boxes, text)
-        return len(set(boxes)) == 1
-
-
-class FreePolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """Counts what nobody else uses, where Ray counts what machines have: a group sized for that
-    would wait for other jobs' ends.
-    """
-
-    def __init__(self, scaling_config: Any) -> None:
-        super().__init__(scaling_config)
-        self._held = 0
-
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
-        each = self.scaling_config.resources_per_worker
-        need = Need(self.scaling_config.min_workers, cpus=each["CPU"], gpus=each.get("GPU", 0.0))
-        return min(
-            super()._count_possible_workers(reserved_resources),
-            self._held + room(machines(), need, free=True),
-        )
-
-    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Note what the group is about to hold."""
-        self._held = resize_decision.num_workers
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """A group that could not be started holds nothing; one that failed does, until its successor is started."""
-        if isinstance(current_state, ReschedulingState):
-            self._held = 0
-
-
-class _Tell(ControllerCallback):  # type: ignore[misc]
-    """Tells the ledger what the group's controller does, and who it is."""
-
-    def __init__(self, ledger: Any) -> None:
-        self.ledger = ledger
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._tell("InitializingState")
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        self._tell(type(current_state).__name__)
-
-    def _tell(self, state: str) -> None:
-        self.ledger.attend.remote(state, ray.get_runtime_context().current_actor)
-
-
-class _Carried:
-    """What every worker runs, sent with the calls.
-
-    Ray Train puts it into its object store. A driver that owns an object there is ended by Ray without
-    a word (exit code 1) as soon as the machine that it is connected to ends.
-    """
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
-
-    def get(self) -> Callable[[], None]:
-        """Return it; Ray Train's name for this."""
-        return self._work
-
-
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         put = settings["train_fn_ref"]
-        settings["train_fn_ref"] = _Carried(put.get())
+        settings["train_fn_ref"] = Carried(put.get())
         put._ref = None  # that was the only reference
-        # The actor that hands out shards of Ray's own data sets, of which there are none.
         settings["callbacks"] = [
-            callback
-            for callback in settings["callbacks"]
-            if not isinstance(callback, DatasetsCallback)
+            callback for callback in settings["callbacks"] if not isinstance(callback, _needless())
         ]
-        if self.scaling_config.elasticity_enabled:
+        if is_own():
+            elastic = self.scaling_config.elasticity_enabled
+            settings["scaling_policy"] = (LocalFreePolicy if elastic else LocalPolicy)(
+                self.scaling_config
+            )
+        elif self.scaling_config.elasticity_enabled:
             settings["scaling_policy"] = FreePolicy(self.scaling_config)
         return super()._initialize_and_run_controller(**settings)
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """Body of every worker of the group; reports once, at the end (a report is a barrier)."""
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    box = [time.time_ns()]
-    if world > 1:
-        dist.broadcast_object_list(box, src=0)
-    config["work"](config, f"rank-{rank}", box[0], world, GlooLanes(rank, world))
-    ray.train.report({"rank": rank})
+def _needless() -> tuple[type, ...]:
+    """Return what Ray Train would start an actor for that has nothing to do here.
+
+    One hands out shards of Ray's own data sets, of which there are none. The other removes the group's placement
+    group where the controller ends before it: where a driver runs the group Ray does so itself, as that ends, too.
+    """
+    from ray._private.worker import SCRIPT_MODE, global_worker
+
+    drives = global_worker.mode == SCRIPT_MODE
+    return (DatasetsCallback, PlacementGroupCleanerCallback) if drives else (DatasetsCallback,)
 
 
 class TrainGroup:
@@ -159,17 +79,16 @@ class TrainGroup:
         self.name, self.store = f"train-{uuid.uuid4().hex[:8]}", store
         self.error: BaseException | None = None
         self._trainer = _Trainer(
-            train_loop,
-            train_loop_config=config,
+            TrainLoop(config),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu="GPU" in bundle, resources_per_worker=bundle
             ),
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=GlooConfig(),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_GROUP_RESTARTS),
                 worker_runtime_env={"env_vars": worker_environment()},
-                callbacks=[_Tell(config["ledger"])],
+                callbacks=[Tell(config["ledger"])],
                 **_train_storage(store),
             ),
         )
@@ -183,9 +102,10 @@ class TrainGroup:
         finally:
             _remove_train_files(self.store, self.name)
 
-    def abort(self, controller: Any) -> None:
+    def abort(self, pickled: bytes) -> None:
         """End the group at once, also while it waits for machines; what it asked the autoscaler for is taken back."""
-        if controller is not None:
+        if pickled:
+            controller = cloudpickle.loads(pickled)
             with contextlib.suppress(RayError):  # that is how it ends, or its cluster does
                 try:
                     ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)

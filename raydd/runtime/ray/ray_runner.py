@@ -20,7 +20,8 @@ from raydd.runtime.capacity import Need
 from raydd.runtime.leases import Lease
 from raydd.runtime.ledger import Ledger
 from raydd.runtime.ray.ray_address import Cancelled, waiting_for
-from raydd.runtime.ray.ray_metrics import LedgerMetrics, WorkerMetrics
+from raydd.runtime.ray.ray_ledger import LedgerActor
+from raydd.runtime.ray.ray_metrics import WorkerMetrics
 from raydd.runtime.ray.ray_pulse import cluster_answers, failed, is_outage, told_if_gone
 from raydd.runtime.ray.ray_session import ray_session, worker_environment
 from raydd.runtime.ray.ray_supply import wait_for_room
@@ -34,38 +35,6 @@ END_SECONDS = 10.0
 """For ending what is left on a cluster: a head that ends meanwhile answers no more, and after 60 s
 of that Ray ends this process.
 """
-
-
-class LedgerActor:
-    """The ledger as a Ray actor; when it is restarted it lists the store again."""
-
-    def __init__(
-        self, targets: Sequence[Ref], store: Store, evaluators: int, device: str = ""
-    ) -> None:
-        self.ledger = Ledger(targets, store, evaluators, device)
-        self.metrics = LedgerMetrics(self.ledger)
-        self.identity = uuid.uuid4().hex
-        self.group: tuple[str, Any] = ("", None)
-
-    def attend(self, state: str, controller: Any) -> None:
-        """Note what the Train group's controller does."""
-        self.group = (state, controller)
-
-    def call(self, method: str, args: tuple[Any, ...]) -> Any:
-        """Call a method of the ledger."""
-        return getattr(self.ledger, method)(*args)
-
-    def note(self, text: str) -> None:
-        """Pass a line for a person on to the driver."""
-        self.ledger.events.append(Event(kind="message", text=text))
-
-    def poll(self, since: int, identity: str) -> tuple[list[Event], int, str | None, str, str, Any]:
-        """Return events after ``since`` (all of them to a driver that knew another incarnation),
-        and the run's and the group's state.
-        """
-        self.metrics.tell()
-        events, _, failure = self.ledger.poll(since if identity == self.identity else 0)
-        return events, len(self.ledger.events), failure, self.identity, *self.group
 
 
 class _Forward(logging.Handler):
@@ -122,7 +91,8 @@ class RayDesk:
 
 
 def _work(config: dict[str, Any], worker: str, generation: int, world: int, lanes: Any) -> None:
-    from raydd.core.numerics import pick_device, tune_allocator
+    from raydd.core.allocator import tune_allocator
+    from raydd.core.numerics import pick_device
     from raydd.runtime.worker import Worker
 
     tune_allocator()

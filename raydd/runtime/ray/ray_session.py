@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from raydd.core.allocator import ALLOCATOR_ENV
 from raydd.core.errors import ConfigError, RunFailed, first_line
-from raydd.core.numerics import ALLOCATOR_ENV
 from raydd.runtime.ray.ray_address import Cancelled, check_head, find_address, waiting_for
 from raydd.runtime.ray.ray_pulse import cluster_answers
 
@@ -116,6 +116,17 @@ def _check_gpus(least: int, gpus: float) -> None:
             f"compute.gpus_per_worker={gpus:g}: this machine has {found} GPUs, enough for {places:g} of at least"
             f" {least} workers and evaluators; for a cluster set RAY_ADDRESS"
         )
+
+
+_own = False
+"""Whether this process has started the cluster that it is connected to."""
+
+
+def is_own() -> bool:
+    """Whether the connected cluster is one that ``ray_session`` has started in this process: of this machine alone,
+    and without another job.
+    """
+    return _own
 
 
 def remote_address() -> str | None:
@@ -244,11 +255,14 @@ def ray_session(
     if unwatched:
         os.environ[_WATCHER] = "0"
     context = _start(cpus, least, gpus) if own else _connect(cancelled)
+    global _own
+    _own = own
     try:
         if cancelled():
             raise Cancelled("ray.init")
         yield context.dashboard_url or "none"
     finally:
+        _own = False
         _shutdown()
         if unwatched:
             os.environ.pop(_WATCHER, None)

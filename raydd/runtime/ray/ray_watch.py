@@ -28,7 +28,7 @@ class Post:
     def __init__(self, ledger: Any) -> None:
         self.ledger = ledger
         self.failure: str | None = None
-        self.state, self.controller = "", None
+        self.state, self.controller = "", b""
         self._seen, self._identity, self._heard = 0, "", time.monotonic()
 
     @property

@@ -11,10 +11,10 @@ from typing import Any
 
 from raydd.artifacts.report import Report
 from raydd.config import Job, JobFile
+from raydd.core.allocator import tune_allocator
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError, Missing, RunFailed, refusing
 from raydd.core.keeping import register_run
-from raydd.core.numerics import tune_allocator
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store
 from raydd.core.typed_tree import plain

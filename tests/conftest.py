@@ -18,7 +18,7 @@ os.environ.setdefault("RAYDD_RAY_DASHBOARD", "0")
 # Under `uv run` each of Ray's workers would build an environment of its own, a minute each.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 sys.path.insert(0, str(Path(__file__).parent))
-# Ray's workers unpickle the tests' toy stages.
+# Ray's workers unpickle the tests' toy stages; `sitecustomize.py` is for all processes.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
 ).rstrip(os.pathsep)

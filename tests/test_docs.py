@@ -16,7 +16,7 @@ from test_layers import LEVELS, TOP
 from raydd.cli import main
 from raydd.config import load_job, read_job
 from raydd.core.errors import ConfigError
-from raydd.search.space import load_space
+from raydd.search.space_reading import load_space
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(

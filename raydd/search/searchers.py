@@ -4,7 +4,7 @@ known of the trials before it, so that a sweep that goes on proposes what it wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from raydd.core.rng import derive_seed, generator
@@ -39,35 +39,57 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     return [values for values in space.grid() if signature(values) not in tried]
 
 
+MOST_DRAWS = 100
+"""So many draws for one trial, of which none can be, are the end: the last one is tried, and fails."""
+
+
+def possible(space: Space, draw: Callable[[tuple[int, ...]], dict[str, Any]]) -> dict[str, Any]:
+    """Return the first draw that some job can have; ``draw`` is given nothing, then 1, 2, …."""
+    for attempt in range(MOST_DRAWS):
+        values = draw((attempt,) if attempt else ())
+        if space.refusal(values) is None:
+            break
+    return values
+
+
 class RandomSearch:
-    """Independent draws, keyed by the space's seed and the trial's number."""
+    """Independent draws, keyed by the space's seed and the trial's number; what cannot be is drawn again."""
 
     def __init__(self, space: Space) -> None:
         self.space = space
 
     def propose(self, number: int, trials: Sequence[Trial]) -> dict[str, Any]:
+        return possible(self.space, lambda again: self._drawn(number, *again))
+
+    def _drawn(self, number: int, *again: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for place, key in enumerate(self.space.keys):
-            value = key.domain.draw(generator(self.space.file.seed, "sweep", number, place))
+            draws = generator(self.space.file.seed, "sweep", number, place, *again)
+            value = key.domain.draw(draws)
             if self.space.active(key, values):
                 values[key.name] = value
         return values
 
 
 class TpeSearch:
-    """Optuna's tree-structured Parzen estimator, told of all trials anew for each proposal."""
+    """Optuna's tree-structured Parzen estimator, told of all trials anew for each proposal; asked
+    again for what cannot be.
+    """
 
     def __init__(self, space: Space) -> None:
         self.space = space
 
     def propose(self, number: int, trials: Sequence[Trial]) -> dict[str, Any]:
+        return possible(self.space, lambda again: self._asked(number, trials, *again))
+
+    def _asked(self, number: int, trials: Sequence[Trial], *again: int) -> dict[str, Any]:
         from optuna.samplers import TPESampler
 
         sampler = TPESampler(
             n_startup_trials=self.space.file.startup,
             multivariate=False,
             constant_liar=True,
-            seed=derive_seed(self.space.file.seed, "tpe", number) % 2**32,
+            seed=derive_seed(self.space.file.seed, "tpe", number, *again) % 2**32,
         )
         study = study_of(self.space, trials, sampler=sampler)
         asked = {key.name: key.domain.distribution() for key in self.space.keys}

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from raydd.config import Job, JobFile, parse_job
-from raydd.core.dotted_keys import flatten, has_key, is_empty, value_at, with_values
-from raydd.core.errors import ConfigError, nearest
-from raydd.core.typed_tree import build, plain
-from raydd.core.yaml_tree import apply_override, read_tree
-from raydd.evaluation.protocols import OVERRIDES
-from raydd.search.domains import Choice, Domain, domain, label
-from raydd.search.metrics import check_metric, lower_is_better
+from raydd.core.dotted_keys import flatten, value_at, with_values
+from raydd.core.errors import ConfigError
+from raydd.core.typed_tree import plain
+from raydd.search.domains import Domain, label
 
 Values = Mapping[str, Any]
 """What a trial sets: values by dotted key of the job."""
@@ -103,6 +98,7 @@ class Space:
 
     ``own``: the job's values of the keys; ``ipc``: its images per class. ``trees``: the job as a
     plain tree, with all defaults, by number of images per class, made when they are asked for.
+    ``where``: the file, for messages. ``refused``: what :meth:`refusal` found, by signature.
     """
 
     name: str
@@ -112,7 +108,9 @@ class Space:
     own: Values
     ipc: float
     mode: str
+    where: str = ""
     trees: dict[float | None, Any] = field(default_factory=dict, compare=False, repr=False)
+    refused: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     def tree(self, values: Values) -> Mapping[str, Any]:
         """Return the job in which values are set: as its file has it for their images per class."""
@@ -159,25 +157,52 @@ class Space:
         return kept
 
     def grid(self) -> list[dict[str, Any]]:
-        """Return all combinations, the last key's values changing fastest; keys without effect left out."""
+        """Return all combinations that can be, the last key's values changing fastest; keys without effect left out."""
+        return [values for values in self.combinations() if self.refusal(values) is None]
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Return all combinations, also those that no job can have."""
         names = [key.name for key in self.keys]
         every = itertools.product(*(key.domain.corners() for key in self.keys))
         found = [self.without_idle(dict(zip(names, values, strict=True))) for values in every]
         return list({signature(values): values for values in found}.values())
 
-    def corners(self) -> list[dict[str, Any]]:
-        """Return the job's own values, and these with each key at its ends and between: what is checked and planned.
+    def ends(self) -> list[dict[str, Any]]:
+        """Return each key's ends and what lies between, and what other keys must be for it to have an effect.
 
         A key that never has an effect, whatever else is searched, has none.
         """
-        found, searched = [dict(self.own)], {key.name for key in self.keys}
+        found, searched = [], {key.name for key in self.keys}
         for key in self.keys:
             beside = {name: values[0] for name, values in key.when.items() if name in searched}
             if self.active(key, beside):
-                found += [{**self.own, **beside, key.name: one} for one in self._tried(key)]
+                found += [{**beside, key.name: one} for one in self.tried(key)]
+        return found
+
+    def corners(self) -> list[dict[str, Any]]:
+        """Return the job's own values, and these with each key at its ends and between."""
+        found = [dict(self.own), *({**self.own, **end} for end in self.ends())]
         return list({signature(values): values for values in found}.values())
 
-    def _tried(self, key: Key) -> list[Any]:
+    def refusal(self, values: Values) -> str | None:
+        """Return why no job can have these values together; ``None`` where one can."""
+        known = signature(values)
+        if known not in self.refused:
+            try:
+                job = self.trial_job(values)
+                job.evaluation.architectures(job.method.student_network)
+                self.refused[known] = None
+            except ConfigError as error:
+                self.refused[known] = str(error)
+        return self.refused[known]
+
+    def trial_job(self, values: Values) -> Job:
+        """Return the job of a trial with these values; ``ConfigError`` where none can have them."""
+        tree = with_values(self.tree(values), {**self.file.trial, **values})
+        return parse_job(tree, self.where)
+
+    def tried(self, key: Key) -> list[Any]:
+        """Return a key's values that are checked before a search, the job's own ipc among them."""
         own_settings = [
             ipc for ipc in self.job.by_ipc if key.name == "ipc" and key.domain.holds(ipc)
         ]
@@ -191,210 +216,3 @@ class Space:
 def signature(values: Values) -> str:
     """Return a text that two trials share if they set the same."""
     return label({key: values[key] for key in sorted(values)})
-
-
-def load_space(path: str, job: JobFile, overrides: Sequence[str] = ()) -> Space:
-    """Return the space of a YAML file for a job; ``ConfigError`` listing all that is wrong.
-
-    Every end of a range and every choice is tried on the job. ``overrides``: ``key.sub=value`` of
-    the space file itself.
-    """
-    given = read_tree(path)
-    for override in overrides:
-        apply_override(given, override)
-    return parse_space(given, job, path)
-
-
-def _is_spec(value: Any) -> bool:
-    return not value or any(not isinstance(inner, Mapping) for inner in value.values())
-
-
-def parse_space(given: Mapping[str, Any], of: JobFile, where: str) -> Space:
-    """Return the space that a plain tree describes; see :func:`load_space`."""
-    given = dict(given)
-    for group in ("keys", "trial", "final"):  # nested where overrides have set them
-        if isinstance(given.get(group), Mapping):
-            leaf = _is_spec if group == "keys" else is_empty
-            given[group] = flatten(given[group], leaf)
-    file = build(SpaceFile, given, where)
-    if not file.keys:
-        raise ConfigError(f"{where}: keys: is empty; name at least one key of the job to search")
-    job = of.job()
-    whole = plain(job)
-    mistakes = _without_effect(file, where)
-    keys: list[Key] = []
-    for name, entry in file.keys.items():
-        try:
-            _check_key(name, file, whole, f"{where}: keys.{name}")
-            if not isinstance(entry, Mapping):
-                raise ConfigError(f"{where}: keys.{name}: {entry!r}; write a kind and its values")
-            found = Key(name, domain(name, entry, where), _when(name, file, keys, of, whole, where))
-            if file.search == "grid" and not isinstance(found.domain, Choice):
-                raise ConfigError(
-                    f"{where}: keys.{name}: a grid needs choice or grid; for ranges use search: random or tpe"
-                )
-            keys.append(found)
-        except ConfigError as error:
-            mistakes.append(str(error))
-    for group in ("trial", "final"):
-        for name in getattr(file, group):
-            _collect(mistakes, lambda n=name, g=group: _check_set(n, g, file, whole, where))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    own = {key.name: _own(key.name, whole, job) for key in keys}
-    mode = file.mode or ("min" if lower_is_better(file.metric) else "max")
-    stem = os.path.splitext(os.path.basename(where))[0]
-    space = Space(stem, file, tuple(keys), of, own, job.ipc, mode, {job.ipc: whole})
-    space = dataclasses.replace(space, own=space.without_idle(own))
-    _check_jobs(space, where)
-    return space
-
-
-def _without_effect(file: SpaceFile, where: str) -> list[str]:
-    """Return a line for each key of ``stopping`` that the scheduler does not read."""
-    idle = {
-        "grace": file.stopping.grace is not None and file.scheduler == "none",
-        "reduction": file.stopping.reduction != Asha.reduction and file.scheduler != "asha",
-    }
-    beside = f"scheduler: {file.scheduler}; choose asha, or drop it (stopping: null)"
-    return [
-        f"{where}: stopping.{key} has no effect with {beside}" for key, bad in idle.items() if bad
-    ]
-
-
-def _own(name: str, whole: Mapping[str, Any], job: Job) -> Any:
-    """Return a job's value of a key; of one that it leaves to its protocol, the protocol's."""
-    value, (group, _, key) = value_at(whole, name), name.partition(".")
-    if value is not None or group != "evaluation" or key not in OVERRIDES:
-        return value
-    protocol = job.evaluation.resolve()
-    published = getattr(protocol, key)
-    if published is None:
-        return None
-    try:
-        same = protocol.override(**{key: published}) == protocol
-    except ConfigError:  # a number that has no effect with the protocol's loss or schedule
-        return None
-    return published if same else None
-
-
-def _collect(mistakes: list[str], check: Any) -> None:
-    try:
-        check()
-    except ConfigError as error:
-        mistakes.append(str(error))
-
-
-def _check_key(name: str, file: SpaceFile, whole: Mapping[str, Any], at: str) -> None:
-    top = name.split(".")[0]
-    if top in CLOSED or name in OWN:
-        why = (
-            "is the sweep's own"
-            if name in OWN or top in ("name", "seed", "seeds")
-            else ("changes nothing of a set")
-        )
-        raise ConfigError(f"{at}: {top if top in CLOSED else name} {why}, and cannot be searched")
-    if name in file.trial:
-        raise ConfigError(f"{at}: stands under trial, too; a searched key has no other value")
-    known = flatten(whole)
-    if not has_key(whole, name):
-        raise ConfigError(f"{at}: the job has no such key{nearest(name, known)}")
-    if isinstance(value_at(whole, name), Mapping) and name != "method":
-        inner = ", ".join(f"{name}.{key}" for key in value_at(whole, name))
-        raise ConfigError(f"{at}: is a group of keys; search one of them: {inner}")
-
-
-def _check_set(
-    name: str, group: str, file: SpaceFile, whole: Mapping[str, Any], where: str
-) -> None:
-    at, top = f"{where}: {group}.{name}", name.split(".")[0]
-    allowed = "evaluation." if group == "final" else ""
-    if top in CLOSED or name in ("dataset.holdout", "evaluation.split"):
-        raise ConfigError(f"{at}: is set by the sweep or changes nothing of a set")
-    if allowed and not name.startswith(allowed):
-        raise ConfigError(f"{at}: the test of finished sets has keys of evaluation only")
-    if not has_key(whole, name):
-        raise ConfigError(f"{at}: the job has no such key{nearest(name, flatten(whole))}")
-
-
-def _when(
-    name: str,
-    file: SpaceFile,
-    keys: Sequence[Key],
-    job: JobFile,
-    whole: Mapping[str, Any],
-    where: str,
-) -> dict[str, tuple[Any, ...]]:
-    every, at = file.keys, f"{where}: keys.{name}.when"
-    given = every[name].get("when", {})
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{at}: {given!r}; write a mapping of keys to values")
-    before = {key.name: key for key in keys}
-    found: dict[str, tuple[Any, ...]] = {}
-    for other, values in given.items():
-        allowed = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-        if other not in before and (other in every or not has_key(whole, other)):
-            raise ConfigError(
-                f"{at}.{other}: must be a key of the job, searched above this one if it is searched"
-                f"{nearest(other, [*before, *flatten(whole)])}"
-            )
-        if (
-            "ipc" in every
-            and "ipc" not in before
-            and any(other in of for of in job.by_ipc.values())
-        ):
-            raise ConfigError(
-                f"{at}.{other}: {job.where} sets it by ipc: search ipc above this key"
-            )
-        if other in before:
-            for value in allowed:
-                if not before[other].domain.holds(value):
-                    raise ConfigError(
-                        f"{at}.{other}: {label(value)} is none of its values: {before[other].domain.text()}"
-                    )
-        found[other] = allowed
-    return found
-
-
-def _check_jobs(space: Space, where: str) -> None:
-    """Try every end and choice on the job, the points too; ``ConfigError`` with all that is refused."""
-    mistakes: dict[str, None] = {}
-    jobs: list[Job] = []
-    names = {key.name for key in space.keys}
-    for place, point in enumerate(space.file.points):
-        for name in point:
-            if name not in names:
-                mistakes[
-                    f"{where}: points.{place}.{name}: is not searched{nearest(name, names)}"
-                ] = None
-        for key in space.keys:
-            if key.name in point and not key.domain.holds(point[key.name]):
-                text = f"{label(point[key.name])} is outside {key.domain.text()}"
-                mistakes[f"{where}: points.{place}.{key.name}: {text}"] = None
-    for values in [*space.corners(), *(() if mistakes else space.file.points)]:
-        try:
-            job = parse_job(with_values(space.tree(values), {**space.file.trial, **values}), where)
-            job.evaluation.architectures(job.method.student_network)
-            jobs.append(job)
-        except ConfigError as error:
-            for line in str(error).splitlines():
-                mistakes[line] = None
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    for job in jobs:
-        check_metric(space.file.metric, job.evaluation, where)
-    if space.file.scheduler != "none":
-        _check_scheduler(space, jobs, where)
-
-
-def _check_scheduler(space: Space, jobs: Sequence[Job], where: str) -> None:
-    name = space.file.scheduler
-    if space.file.metric.partition("/")[0] != "accuracy":
-        raise ConfigError(
-            f"{where}: scheduler: {name} compares accuracies of snapshots; metric is {space.file.metric}"
-        )
-    if any(job.evaluation.every is None for job in jobs):
-        raise ConfigError(
-            f"{where}: scheduler: {name} needs accuracies while a trial runs: set evaluation.every under trial, or in"
-            " the job"
-        )

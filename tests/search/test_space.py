@@ -11,9 +11,13 @@ import pytest
 from raydd.config import JobFile
 from raydd.core.dotted_keys import with_values
 from raydd.core.errors import ConfigError
+from raydd.core.rng import generator
 from raydd.core.typed_tree import plain
 from raydd.search.domains import Choice, Integer, Stepped, Uniform, domain, label
-from raydd.search.space import Space, parse_space
+from raydd.search.searchers import searcher
+from raydd.search.space import Space
+from raydd.search.space_reading import parse_space
+from raydd.search.whole_settings import whole_settings
 
 JOB: dict[str, Any] = {
     "name": "job",
@@ -317,3 +321,81 @@ def test_a_condition_on_what_is_set_by_ipc_is_of_the_trials_ipc() -> None:
     assert space.grid() == [{"ipc": 1}, {"ipc": 5, "method.lr_img": 1.0}]
     with pytest.raises(ConfigError, match=r"job\.yaml sets it by ipc: search ipc above this key"):
         space_of({**lr, "ipc": {"grid": [1, 5]}}, BY_IPC, search="grid")
+
+
+WINDOWS = JobFile(
+    "job.yaml",
+    {
+        **JOB,
+        "method": {
+            **{
+                "name": "rat_bptt",
+                "network": "convnet1_w8",
+                "iterations": 6,
+                "space": "normalised",
+            },
+            **{"window": 10, "totwindow": 20},
+        },
+        "evaluation": {"protocol": "rat_bptt", "space": "normalised", "epochs": 2, "repeats": 2},
+    },
+)
+LONGER = {"method.window": {"randint": [5, 100]}, "method.totwindow": {"randint": [30, 400]}}
+
+
+def test_an_end_that_goes_with_other_values_than_the_jobs_own_is_none_too_many() -> None:
+    """A window of 100 does not fit the job's 20 steps, but the 400 that are searched, too."""
+    found = space_of(LONGER, WINDOWS)
+    settings, mistakes = whole_settings(found, found.refusal)
+    assert mistakes == []
+    assert {"method.window": 100, "method.totwindow": 400} in settings
+    assert settings[0] == {"method.window": 10, "method.totwindow": 20}
+    assert all(found.refusal(values) is None for values in settings)
+
+
+def test_two_keys_are_moved_where_one_does_not_do() -> None:
+    """Steps before a window of 100 are at least 50: only with 400 in all, and such a window."""
+    keys = {**LONGER, "method.minwindow": {"choice": [0, 300]}}
+    settings, mistakes = whole_settings(space_of(keys, WINDOWS), space_of(keys, WINDOWS).refusal)
+    assert mistakes == []
+    assert all(
+        values["method.totwindow"] == 400 for values in settings if values["method.minwindow"]
+    )
+
+
+def test_an_end_that_goes_with_nothing_is_named_with_what_it_hangs_on() -> None:
+    keys = {**LONGER, "method.totwindow": {"choice": [20, 50]}}
+    with pytest.raises(ConfigError) as error:
+        space_of(keys, WINDOWS)
+    text = str(error.value)
+    assert "method.window=100 goes with no value of method.totwindow that is tried" in text
+    assert "method.window=100, method.totwindow=20: " in text
+    assert "totwindow=20 is shorter than the window of 100" in text
+    assert "method.lr_img" not in text
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_what_cannot_be_is_drawn_again(search: str) -> None:
+    keys = {"method.window": {"randint": [5, 100]}, "method.totwindow": {"randint": [20, 110]}}
+    found = space_of(keys, WINDOWS, search=search, budget={"trials": 30})
+    proposals = [searcher(found).propose(number, []) for number in range(30)]
+    assert all(values["method.window"] <= values["method.totwindow"] for values in proposals)
+    assert proposals == [searcher(found).propose(number, []) for number in range(30)]
+    if search == "tpe":
+        return
+    first = [
+        {
+            key: domain(key, keys[key], "").draw(generator(0, "sweep", number, place))
+            for place, key in enumerate(keys)
+        }
+        for number in range(30)
+    ]
+    kept = [one for one in first if one["method.window"] <= one["method.totwindow"]]
+    assert 5 < len(kept) < 30
+    assert [one for one in proposals if one in first] == kept, "what can be stays as it is drawn"
+
+
+def test_a_grid_leaves_out_what_cannot_be() -> None:
+    keys = {"method.window": {"grid": [10, 100]}, "method.totwindow": {"grid": [20, 400]}}
+    found = space_of(keys, WINDOWS, search="grid")
+    assert [tuple(values.values()) for values in found.grid()] == [(10, 20), (10, 400), (100, 400)]
+    assert len(found.combinations()) == 4

@@ -14,7 +14,8 @@ from raydd.cli import main
 from raydd.config import JobFile, read_job
 from raydd.methods import METHODS
 from raydd.networks import normalise_name, pool
-from raydd.search.space import Space, load_space
+from raydd.search.space import Space
+from raydd.search.space_reading import load_space
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tune_spaces"
@@ -27,8 +28,14 @@ JOBS: dict[str, list[str]] = {
     "dm": ["cifar10_dm", "fashion_mnist_dm ipc=1", "tiny_imagenet_dm"],
     "idm": ["cifar10_idm", "cifar100_idm ipc=1", "tiny_imagenet_idm", "mnist_idm ipc=50"],
     "bacon": ["cifar10_bacon", "cifar10_bacon ipc=50", "tiny_imagenet_bacon ipc=50"],
-    "rat_bptt": ["cifar10_rat_bptt", "fashion_mnist_rat_bptt ipc=50"],
-    "podd": ["cifar10_podd", "cifar100_podd ipc=0.4", "fashion_mnist_podd"],
+    "rat_bptt": [
+        *("cifar10_rat_bptt", "cifar100_rat_bptt", "cifar100_rat_bptt ipc=1"),
+        *("fashion_mnist_rat_bptt ipc=50", "fashion_mnist_rat_bptt_small", "digits_rat_bptt"),
+    ],
+    "podd": [
+        *("cifar10_podd", "cifar100_podd ipc=0.4", "cub200_podd", "tiny_imagenet_podd"),
+        *("fashion_mnist_podd", "fashion_mnist_podd_small", "digits_podd"),
+    ],
     "sre2l": ["imagenet_sre2l"],
     "gvbsm": ["imagenet_gvbsm"],
     "edc": ["imagenet_edc", "imagenet10_edc", "cifar100_edc"],
@@ -63,6 +70,8 @@ POOLS = {
 }
 SEARCHES = [name for name in JOBS if not name.startswith("ablations/")]
 ABLATIONS = [name for name in JOBS if name.startswith("ablations/")]
+NOBODYS = ("lr_img=0.01", "rat_bptt_small", "podd_small", "digits_")
+"""Jobs whose settings are not published ones: they may lie outside of what is searched."""
 WITHOUT_KEYS = {"random"}
 """Methods of which nothing is to be searched."""
 every_pair = pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_every_file_is_tried() -> None:
 def test_a_file_fits_its_jobs(name: str, job: str) -> None:
     space = space_of(name, job)
     assert space.file.search == "grid" or space.file.budget.trials
-    if name in SEARCHES and "lr_img=0.01" not in job:
+    if name in SEARCHES and not any(word in job for word in NOBODYS):
         assert outside(space) == [], "what is published lies inside"
 
 

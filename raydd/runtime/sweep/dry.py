@@ -32,6 +32,7 @@ def dry_run(sweep: Sweep) -> tuple[str, list[str]]:
     if file.search == "grid":
         after_own = [*file.points, *grid_points(sweep.space)][: (_count(sweep) or 1) - 1]
         parts += [f"  {values(point)}" for point in after_own[:20]]
+        parts += _left_out(sweep)
     found = FoundData(first.dataset)
     try:
         data = found.look(plan=True)
@@ -83,6 +84,16 @@ def dry_run(sweep: Sweep) -> tuple[str, list[str]]:
 def values(given: Values) -> str:
     """Return a trial's values for a person."""
     return ", ".join(f"{key}={label(value)}" for key, value in given.items()) or "none"
+
+
+def _left_out(sweep: Sweep) -> list[str]:
+    """Return a line on the combinations of a grid that no job can have."""
+    every = sweep.space.combinations()
+    refused = [(point, why) for point in every if (why := sweep.space.refusal(point)) is not None]
+    if not refused:
+        return []
+    (point, why), *_ = refused
+    return [f"  left out: {len(refused)} of {len(every)} combinations, as {values(point)}: {why}"]
 
 
 def _count(sweep: Sweep) -> int | None:

@@ -13,8 +13,8 @@ from raydd.core.storage import join
 from raydd.core.units import Ref
 from raydd.data.catalog import DatasetInfo
 from raydd.runtime.planning import Plan, make_plan
-from raydd.search.domains import label
-from raydd.search.space import Space, Values
+from raydd.search.space import Space, Values, signature
+from raydd.search.whole_settings import whole_settings
 
 OWN_CPUS = 0.01
 """What a trial with a Train group of its own reserves for itself: next to nothing."""
@@ -85,17 +85,25 @@ MOST_CORNERS = 24
 
 def corners(sweep: Sweep, info: DatasetInfo) -> Corners:
     """Plan the job's own trial and those at the ends of the space; ``ConfigError`` with all that cannot be."""
-    plans: list[tuple[Values, Plan]] = []
-    failed: list[str] = []
-    for values in sweep.space.corners()[:MOST_CORNERS]:
-        try:
-            plans.append((values, make_plan(sweep.trial(len(plans), values), info)))
-        except ConfigError as error:
-            said = ", ".join(f"{key}={label(value)}" for key, value in values.items())
-            failed.append(f"{sweep.space.name}: with {said}: {error}")
-    if failed:
-        raise ConfigError("\n".join(failed))
-    return Corners(plans, common([plan.targets for _, plan in plans]))
+    plans: dict[str, tuple[Values, Plan]] = {}
+
+    def refusal(values: Values) -> str | None:
+        if len(plans) >= MOST_CORNERS:
+            return None
+        refused = sweep.space.refusal(values)
+        if refused is None:
+            try:
+                plan = make_plan(sweep.trial(len(plans), values), info)
+                plans.setdefault(signature(values), (values, plan))
+            except ConfigError as error:
+                refused = str(error)
+        return refused
+
+    _, mistakes = whole_settings(sweep.space, refusal, named=True)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    found = list(plans.values())
+    return Corners(found, common([plan.targets for _, plan in found]))
 
 
 def common(plans: Sequence[Sequence[Ref]]) -> list[Ref]:

@@ -54,7 +54,8 @@ from raydd.search.results import (
     table,
 )
 from raydd.search.searchers import searcher
-from raydd.search.space import Space, load_space
+from raydd.search.space import Space
+from raydd.search.space_reading import load_space
 from raydd.search.trials import Trial, TrialJournal, number, ranked
 
 LINE_SECONDS = 15.0

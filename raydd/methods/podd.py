@@ -35,8 +35,9 @@ from raydd.methods.unroll.unroll_method import UnrollMethod
 class Podd(UnrollMethod):
     """Distillation into one poster; the other fields are those of :class:`UnrollMethod`.
 
-    ``poster``: see :class:`raydd.methods.posters.poster_config.PosterConfig`. ``batch_windows``: windows
-    in a distilled batch (null: all). ``learn_labels``: a label map is moved, too; ``label_map``: see
+    ``poster``: see :class:`raydd.methods.posters.poster_config.PosterConfig`. ``batch_windows``: the
+    most windows in a distilled batch; all, if there are no more (null: all). ``learn_labels``: a
+    label map is moved, too; ``label_map``: see
     :class:`raydd.methods.posters.poster_config.LabelMapConfig`.
     """
 
@@ -74,7 +75,7 @@ class Podd(UnrollMethod):
             classes=problem.dataset.classes,
             learn_labels=self.learn_labels,
             layout=layout,
-            batch_windows=self.batch_windows or layout.windows.count,
+            batch_windows=min(self.batch_windows or layout.windows.count, layout.windows.count),
             cells=cells,
         )
 
@@ -95,5 +96,11 @@ class Podd(UnrollMethod):
         return self._batches(problem, layout).stored(output)
 
     def settled(self, problem: Problem) -> dict[str, dict[str, Any]]:
-        """Return the poster's size and the order of its classes."""
-        return self.poster.settled(problem.dataset, problem.ipc)
+        """Return the poster's size, the order of its classes, and the windows in a batch."""
+        found = self.poster.settled(problem.dataset, problem.ipc)
+        layout = self.poster.layout(problem.dataset, problem.ipc)
+        windows = {
+            "windows": layout.windows.count,
+            "batch_windows": self._batches(problem, layout).batch,
+        }
+        return {"poster": {**found["poster"], **windows}}

@@ -215,7 +215,13 @@ def test_what_the_poster_comes_to_is_told(problem: Problem) -> None:
         "height": 11,
         "class_order": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]],
         "class_order_from": "label order",
+        "windows": 40,
+        "batch_windows": 20,
     }
+    more = small_method("podd", **{**SETTINGS, "batch_windows": 96})
+    assert settled(more, problem)["poster"]["batch_windows"] == 40, "a batch of all there are"
+    every = small_method("podd", **{**SETTINGS, "batch_windows": 40})
+    assert more.plan(problem)[-1].refs()[0].key == every.plan(problem)[-1].refs()[0].key
 
 
 @pytest.mark.parametrize(
@@ -229,6 +235,7 @@ def test_what_the_poster_comes_to_is_told(problem: Problem) -> None:
             "method.label_map.rule=published",
             r"label_map has no effect without .*learn_labels=true",
         ),
+        (0.5, "method.label_map.ipc=0.5", r"label_map.ipc=0.5 has no effect with rule=grid"),
         (
             0.5,
             "method.label_lr_scale=3",

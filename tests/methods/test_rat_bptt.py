@@ -193,6 +193,7 @@ def test_the_loss_of_the_rule_is_that_of_networks_trained_on_the_images(
         ({"placement": "end", "resample": "step"}, "resample=step has no effect"),
         ({"placement": "advance"}, "needs method.plateau"),
         ({"placement": "start", "minwindow": 1}, "minwindow=1 has no effect with method.placement=start"),
+        ({"placement": "start", "totwindow": 40}, "totwindow=40 has no effect with method.placement=start"),
         ({"plateau": PlateauRule()}, "method.plateau has no effect with method.placement=random"),
         ({"label_lr_scale": 3.0}, "label_lr_scale=3.0 has no effect with method.learn_labels=false"),
         ({"inner_optimizer": "sgd", "adam_window_eps": "torch"}, "adam_window_eps=torch has no effect"),

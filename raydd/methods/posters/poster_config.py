@@ -134,3 +134,10 @@ class LabelMapConfig:
 
     rule: Literal["grid", "published"] = "grid"
     ipc: Annotated[float, Gt(0)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rule == "grid" and self.ipc < 1:
+            raise ConfigError(
+                f"label_map.ipc={self.ipc:g} has no effect with rule=grid, which gives every class a cell; 1 or more is"
+                " possible, or rule=published"
+            )

@@ -91,6 +91,8 @@ class UnrollMethod(Method):
             self.placement in ("start", "end", "random_length"),
             f"placement={self.placement}",
         )
+        start = self.placement == "start"
+        self._refuse("totwindow", UnrollMethod.totwindow, start, "placement=start")
         self._refuse("resample", "epoch", not self._placed().drawn, f"placement={self.placement}")
         sgd = self.inner_optimizer == "sgd"
         self._refuse("adam_window_eps", "higher", sgd, "inner_optimizer=sgd")

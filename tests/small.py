@@ -57,7 +57,7 @@ OTHER_TEXTS: dict[str, Any] = {
     "teachers": {"epochs": 3},
     "statistics": {"patch": 2},
     "init": {"pool": 4},
-    "compat": {"ema_carry": "chain", "leak_image_grad": True},
+    "compat": {"ema_carry": "chain", "leak_image_grad": True, "before_last": True},
     "queue": {"storage": "bf16"},
     "plateau": {"every": 1},
     "syn_strategy": "flip",

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.offsets import OFFSETS
 from raydd.artifacts.pictures import Range
 from raydd.artifacts.rendering import format_bytes, render_markdown
 from raydd.artifacts.report import Report
-from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, SEMANTIC
+from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, OFFSETS_PICTURE, SEMANTIC
 from raydd.artifacts.windows import LABEL_MAP, Windows
 
 SIZES = (
@@ -91,6 +92,11 @@ def _space(distilled: DistilledSet) -> str:
         text += f" ({parameters})." if parameters else "."
         if LABEL_MAP in distilled.extra:
             text += f" Their soft labels are pooled from `{LABEL_MAP}`."
+        if OFFSETS in distilled.extra:
+            text += (
+                f" Each image is seen as it is, and with each of the `{OFFSETS}` of its slice and block of classes"
+                f" added: `{OFFSETS}[m, k, c // group_size]` to the k-th image of class c."
+            )
     return text
 
 
@@ -99,11 +105,7 @@ def _labels(distilled: DistilledSet, records: int) -> str:
     sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
     if distilled.size.bytes > distilled.image_bytes + distilled.label_bytes:
         sizes += f", {format_bytes(distilled.size.bytes)} in all"
-    views = (
-        f" Soft labels are in `labels/` ({format_bytes(records)})."
-        if records
-        else ""
-    )
+    views = f" Soft labels are in `labels/` ({format_bytes(records)})." if records else ""
     images = poster_text(distilled) or f"{len(distilled):,} images"
     images = images[0].upper() + images[1:]
     return f"{images}, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
@@ -162,6 +164,7 @@ pixels = png / 255 * view["scale"] + view["offset"]
 
 PICTURES = {
     SEMANTIC: "The class of each area of the poster",
+    OFFSETS_PICTURE: "Offsets that all classes share, about grey",
     LABEL_MAP_PICTURE: "The label map: each cell's likeliest class, and its share",
     "curve.png": "Accuracy during the distillation",
     "networks.png": "Accuracy of every set on every network",

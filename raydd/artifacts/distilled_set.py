@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import raydd.artifacts.offsets  # noqa: F401 - registers its decoder
 from raydd.artifacts.decoding import COMMON, Decoder, Decoding, SetSize, Shape
 from raydd.artifacts.seen import batches_of
 from raydd.artifacts.windows import LABEL_MAP

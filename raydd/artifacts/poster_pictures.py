@@ -1,4 +1,5 @@
-"""Pictures of posters: the poster, the class of each of its areas, its label map, how it grew.
+"""Pictures of posters: the poster, the class of each of its areas, its label map, how it grew; of images with
+offsets: the offsets.
 
 Pillow is imported where it is used.
 """
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.grid import FONT_SIZE, font_for, grid, png, to_image
+from raydd.artifacts.offsets import OFFSETS, Offsets
 from raydd.artifacts.poster_geometry import window_starts
-from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, SEMANTIC
+from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, OFFSETS_PICTURE, SEMANTIC
 from raydd.artifacts.windows import LABEL_MAP, Windows
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 WIDEST = 1200
 """Pixels that a picture of a poster is at most wide, unless the poster itself is wider."""
+SHOWN_SLICES = 20
+"""Slices whose offsets are pictured."""
 ANIMATED = 640
 FRAME_MS, LAST_MS = 300, 2500
 """How long the animation shows a state, and the last one."""
@@ -56,12 +60,15 @@ def picture_of(distilled: DistilledSet, *, images: int | None = None) -> Image:
 
 
 def further_pictures(distilled: DistilledSet) -> dict[str, bytes]:
-    """Return the pictures of a poster beside itself, as PNG by file name; none of other sets.
+    """Return the pictures beside a set's own, as PNG by file name: of a poster and of offsets; none of
+    other sets.
 
-    The class of each area, its name where it is readable; the label map, where there is one: each
+    Of a poster the class of each area, its name where it is readable; the label map, where there is one: each
     cell's likeliest class, the brighter the larger its share.
     """
     decoder = distilled.decoder
+    if isinstance(decoder, Offsets):
+        return {OFFSETS_PICTURE: png(_offsets(distilled))}
     if not isinstance(decoder, Windows):
         return {}
     found = {SEMANTIC: png(_semantic(distilled, decoder))}
@@ -69,6 +76,18 @@ def further_pictures(distilled: DistilledSet) -> dict[str, bytes]:
     return (
         found if label_map is None else found | {LABEL_MAP_PICTURE: png(_map(distilled, label_map))}
     )
+
+
+def _offsets(distilled: DistilledSet) -> Image:
+    """Return offsets about grey, half as strong, a row for each of a slice's M, slice after slice."""
+    offsets = distilled.extra[OFFSETS][:, :SHOWN_SLICES].flatten(1, 2)
+    if offsets.is_floating_point():
+        spread = torch.tensor(distilled.std).view(-1, 1, 1)
+        offsets = offsets * spread * 255
+    shown = (128 + offsets.float() / 2).round().clamp(0, 255).to(torch.uint8)
+    count, each = shown.shape[:2]
+    names = tuple(f"offset {number + 1}" for number in range(count))
+    return grid(shown.flatten(0, 1), torch.arange(count).repeat_interleave(each), names)
 
 
 def animation(frames: Sequence[bytes]) -> bytes | None:

@@ -26,6 +26,8 @@ from raydd.core.urls import absolute, check_url
 JOB, PLAN, LOG, REPORT, PAGE = "job.yaml", "plan.json", "log.jsonl", "report.json", "report.html"
 SEMANTIC, LABEL_MAP_PICTURE = "semantic.png", "label_map.png"
 """Pictures of a poster beside the set's own, in its folder."""
+OFFSETS_PICTURE = "offsets.png"
+"""The picture of offsets beside that of their images."""
 GROWTH = "pictures/growth.png"
 """The animation of a poster over the updates."""
 

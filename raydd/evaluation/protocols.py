@@ -302,6 +302,17 @@ _publish(
     )
 )
 _publish(Protocol(name="dwa", batch=128, schedule="cosine", loss="kl", temperature=20.0, **_ADAMW))
+# CIFAR-10 and CIFAR-100, static labels: dynamic ones have 80 epochs, 400 / (M + 1).
+_publish(
+    Protocol(
+        name="infer",
+        batch=64,
+        schedule="cosine",
+        loss="kl",
+        temperature=30.0,
+        **{**_ADAMW, "epochs": 400, "decay": "all"},
+    )
+)
 _publish(
     Protocol(name="gvbsm", batch=1024, schedule="cosine", loss="mse_gt", ce_weight=0.1, **_ADAMW)
 )

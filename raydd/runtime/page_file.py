@@ -12,6 +12,7 @@ from typing import Any
 from raydd.artifacts.run_folder import (
     GROWTH,
     LABEL_MAP_PICTURE,
+    OFFSETS_PICTURE,
     PAGE,
     SEMANTIC,
     RunFolder,
@@ -113,7 +114,9 @@ def _pictures(folder: RunFolder, standing: Standing) -> list[Shown]:
 
 
 def _beside(folder: RunFolder) -> list[Shown]:
-    """Return the pictures of a poster beside it: its growth, the class of each area, its label map."""
+    """Return the pictures beside the set's own: of a poster its growth, the class of each area, its
+    label map; offsets.
+    """
     output = folder.output
     seeds = [s for s in output.folders("distilled") if s.startswith("seed-")][:1]
     place = "/".join(["distilled", *seeds])
@@ -121,6 +124,7 @@ def _beside(folder: RunFolder) -> list[Shown]:
         GROWTH: "The poster over the updates, as an animation",
         f"{place}/{SEMANTIC}": "The class of each area of the poster",
         f"{place}/{LABEL_MAP_PICTURE}": "The label map: each cell's likeliest class, and its share",
+        f"{place}/{OFFSETS_PICTURE}": "Offsets that all classes share, about grey",
     }
     found = []
     for path, caption in wanted.items():

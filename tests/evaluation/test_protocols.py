@@ -128,7 +128,7 @@ def test_overrides_that_mean_nothing_are_refused():
         PROTOCOLS.get("dm").override(epoch=3)
     with pytest.raises(
         ConfigError,
-        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, podd, rat_bptt, rded, sre2l",
+        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, infer, podd, rat_bptt, rded, sre2l",
     ):
         PROTOCOLS.get("dms")
 
@@ -179,6 +179,14 @@ def test_recipes_of_imagenet_are_the_published_ones(name):
     protocol = PROTOCOLS.get(name)
     assert protocol.recipe(IMAGENET, "resnet18") == Recipe(**ADAMW, **PUBLISHED[name])
     assert protocol.label == name
+    assert protocol.learns_logits
+
+
+def test_infer_is_judged_as_published_for_cifar():
+    protocol = PROTOCOLS.get("infer")
+    changes = {"epochs": 400, "decay": "all", "batch": 64, "schedule": "cosine"}
+    wanted = Recipe(**{**ADAMW, **changes}, loss="kl", temperature=30.0)
+    assert protocol.recipe(IMAGENET, "resnet18_cifar_batchnorm") == wanted
     assert protocol.learns_logits
 
 

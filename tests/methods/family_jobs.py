@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sre2l": {k: EDC[k] for k in (*SHARED, "networks")} | {"name": "sre2l", "jitter": [0, 2]},
     "dwa": {k: EDC[k] for k in (*SHARED, "networks", "init")}
     | {"name": "dwa", "jitter": [0, 2], "labels": {"batch": 5, "epochs": 2, "codec": "online"}},
+    "infer": {k: EDC[k] for k in ("network", "teachers", "iterations", "networks")}
+    | {"name": "infer", "jitter": [0, 2], "labels": {"batch": 5, "epochs": 2, "codec": "static"}},
     "rded": {
         "name": "rded",
         "teacher": NETWORKS[0],

@@ -236,7 +236,7 @@ def test_where_it_runs_and_what_it_is_called_is_in_no_key(
         "tracking.experiment=other",
     ]
     jobs = [
-        load_job(None, ["dataset.name=digits", "ipc=1", *small_overrides(name), *places])
+        load_job(None, ["dataset.name=digits", "ipc=2", *small_overrides(name), *places])
         for places in (here, there)
     ]
     one, other = (all_keys(make_plan(job, info).targets) for job in jobs)

@@ -49,6 +49,26 @@ VARIANTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         },
         ("evaluation.every=3", "evaluation.kl_scale=tau2", "evaluation.epochs=2"),
     ),
+    ("infer", {}, ("evaluation.every=1", "ipc=3")),
+    (
+        "infer",
+        {
+            "image_format": "jpeg75",
+            "compat": {"before_last": True},
+            "groups_per_unit": 2,
+            "labels": {"batch": 5, "epochs": 2, "codec": "online", "mix": "mixup", "crop": None},
+        },
+        ("ipc=3",),
+    ),
+    (
+        "infer",
+        {
+            "group_size": 4,
+            "parts": 3,
+            "labels": {"batch": 5, "epochs": 2, "codec": "fp16", "randaugment": True},
+        },
+        ("ipc=4",),
+    ),
     ("rded", {"factor": 1}, ("evaluation.epochs=2",)),
     (
         "rded",
@@ -159,6 +179,7 @@ def units_called(store: Path, prefix: str) -> set[str]:
 
 
 CODECS: list[tuple[str, dict[str, Any]]] = [
+    ("infer", {}),
     ("edc", {"labels": {"batch": 5, "epochs": 2}}),
     ("edc", {"labels": {"batch": 5, "epochs": 2, "codec": "recipe"}}),
     ("rded", {"labels": {"batch": 5, "epochs": 3}}),
@@ -166,7 +187,7 @@ CODECS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "fields"), CODECS, ids=["stored", "recipe", "online"])
+@pytest.mark.parametrize(("method", "fields"), CODECS, ids=["static", "stored", "recipe", "online"])
 def test_a_published_set_is_evaluated_beside_others_with_the_labels_of_its_teachers(
     method: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:

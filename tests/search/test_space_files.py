@@ -40,6 +40,7 @@ JOBS: dict[str, list[str]] = {
     "gvbsm": ["imagenet_gvbsm"],
     "edc": ["imagenet_edc", "imagenet10_edc", "cifar100_edc"],
     "dwa": ["imagenet_dwa", "cifar10_dwa ipc=10", "cifar100_dwa", "tiny_imagenet_dwa"],
+    "infer": ["imagenet_infer", "cifar10_infer ipc=10", "cifar100_infer", "tiny_imagenet_infer"],
     "rded": ["imagenet_rded"],
     "herding": [HERDING],
     "kcenter": [HERDING.replace("herding", "kcenter")],

@@ -1,5 +1,5 @@
 """What recovery starts from, as jobs ask for it: noise, real images, patches of them, or a folder
-of others (docs/methods/recovery.md, "Start images").
+or tensors of others (docs/methods/recovery.md, "Start images").
 
 The stages are in :mod:`raydd.methods.pools.image_pool` and
 :mod:`raydd.methods.pools.patches`.
@@ -8,7 +8,7 @@ The stages are in :mod:`raydd.methods.pools.image_pool` and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
@@ -16,8 +16,8 @@ from annotated_types import Ge
 from raydd.artifacts.codec import ImageFormat
 from raydd.core.errors import ConfigError
 from raydd.core.storage import absolute
-from raydd.core.units import Stage
-from raydd.data.catalog import DatasetInfo
+from raydd.core.units import Stage, added
+from raydd.data.catalog import DatasetInfo, check_normalisation
 from raydd.methods.method import Problem, check_counts
 from raydd.methods.pools.image_pool import (
     FolderPool,
@@ -29,6 +29,7 @@ from raydd.methods.pools.image_pool import (
 )
 from raydd.methods.pools.patches import EdcPool, RdedPool, check_rded
 from raydd.methods.pools.scoring import ScoreImages
+from raydd.methods.pools.tensor_pool import TensorPool
 from raydd.training.backbones import Backbone, training_stages
 from raydd.training.teacher_config import TeacherConfig
 
@@ -44,15 +45,17 @@ __all__ = [
 ]
 
 _READ_BY: Mapping[str, tuple[str, ...]] = {
-    "folder": ("folder",),
+    "folder": ("folder", "tensors"),
+    "mean": ("tensors",),
+    "std": ("tensors",),
     "networks": ("rded", "edc"),
     "factor": ("rded", "edc"),
     "candidates": ("rded", "edc"),
     "num_crop": ("rded", "edc"),
     "image_format": ("rded", "edc"),
-    "pool": ("real", "rded", "edc", "folder"),
-    "sampling": ("real", "rded", "edc", "folder"),
-    "classes_per_unit": ("real", "rded", "edc", "folder"),
+    "pool": ("real", "rded", "edc", "folder", "tensors"),
+    "sampling": ("real", "rded", "edc", "folder", "tensors"),
+    "classes_per_unit": ("real", "rded", "edc", "folder", "tensors"),
 }
 """The kinds that read a field; elsewhere it must be left at its default."""
 
@@ -87,10 +90,12 @@ class InitConfig:
 
     ``kind``: ``noise``; ``real``, random training images; ``rded``, the crops a teacher is surest
     of, tiled (RDED); ``edc``, EDC's variant, the best images and then the best of crops shared by
-    many; ``folder``, an image folder with a subfolder per class, such as RDED's published output.
-    ``folder``: its URL. ``pool``: images per class to start from (null: ipc; of a folder, as many
-    as its smallest class has). ``sampling``: which of them become which start images:
-    ``without_replacement`` (image k for the k-th), ``with_replacement`` (published),
+    many; ``folder``, an image folder with a subfolder per class, such as RDED's published output;
+    ``tensors``, a folder of files ``tensor_<k>.pt`` with image k of every class, as DWA and INFER
+    publish them. ``folder``: its URL. ``mean``, ``std``: what ``tensors`` are normalised by, of
+    pixels in [0, 1] (null: as the data set). ``pool``: images per class to start from (null: ipc;
+    of an image folder, as many as its smallest class has). ``sampling``: which of them become which
+    start images: ``without_replacement`` (image k for the k-th), ``with_replacement`` (published),
     ``softmax_count`` (published for ImageNet-10). ``networks``: teachers that judge crops (null:
     those published for ImageNet-1k, of RDED ResNet-18, of EDC four). ``factor``: crops along a side
     of an image (null: 2; published for CIFAR and Tiny-ImageNet: 1). ``candidates``: images per
@@ -99,8 +104,10 @@ class InitConfig:
     one worker makes together.
     """
 
-    kind: Literal["noise", "real", "rded", "edc", "folder"] = "rded"
+    kind: Literal["noise", "real", "rded", "edc", "folder", "tensors"] = "rded"
     folder: str | None = None
+    mean: tuple[float, ...] | None = added(None)
+    std: tuple[float, ...] | None = added(None)
     pool: Annotated[int, Ge(1)] | None = None
     sampling: Sampling = "without_replacement"
     networks: tuple[str, ...] | None = None
@@ -121,6 +128,15 @@ class InitConfig:
             raise ConfigError(
                 "init.kind=folder needs init.folder, the URL of an image folder with a subfolder per class"
             )
+        if self.kind == "tensors" and not self.folder:
+            raise ConfigError(
+                "init.kind=tensors needs init.folder, the URL of a folder with tensor_0.pt, tensor_1.pt, …"
+            )
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ConfigError(
+                f"init.mean is {self.mean} and init.std {self.std}: both are needed, equally many numbers"
+            )
+        check_normalisation(self.mean, self.std, "init")
         if self.networks is not None and not self.networks:
             raise ConfigError("init.networks: at least one teacher must judge the crops")
 
@@ -157,6 +173,8 @@ class InitConfig:
         stage: ImagePool
         if self.kind == "folder":
             stage = FolderPool.at(self._url, info, pool=self.pool, fallback=ipc, **common)
+        elif self.kind == "tensors":
+            stage = TensorPool.at(self._url, self._normalised(info), pool=pool, **common)
         elif self.kind == "real":
             check_counts(info, pool, "ipc" if self.pool is None else "init.pool")
             stage = RealPool(dataset=info.only("train"), pool=pool, **common)
@@ -167,6 +185,16 @@ class InitConfig:
                 f"init.pool={stage.pool} is below ipc={ipc}: raise it, or set init.sampling=with_replacement"
             )
         return stage
+
+    def _normalised(self, info: DatasetInfo) -> DatasetInfo:
+        """Return the data set with the normalisation of the tensors."""
+        if self.mean is None or self.std is None:
+            return info
+        if len(self.mean) != info.channels:
+            raise ConfigError(
+                f"init.mean and init.std have {len(self.mean)} numbers, images {info.channels} channels"
+            )
+        return replace(info, mean=self.mean, std=self.std)
 
     def _patches(
         self, problem: Problem, backbones: tuple[Backbone, ...], pool: int, common: dict[str, Any]
@@ -192,13 +220,18 @@ class InitConfig:
         return [*training_stages(self.backbones(problem, teachers)), *scores, pool]
 
     def missing(self, problem: Problem, teachers: TeacherConfig) -> list[str]:
-        """Return a sentence for each thing that is not there: the folder, the weights of the teachers that judge."""
+        """Return a sentence for each thing that is not there or does not fit: the folder, tensors, the
+        weights of the teachers that judge.
+        """
         if self.kind == "folder":
             if open_folder(self._url, problem.dataset) is None:
                 return [
                     f"init.folder: no images in {self._url}; put <class>/<image> there, such as RDED's published output"
                 ]
             return []
+        if self.kind == "tensors":
+            pool = self.pool_stage(problem, teachers)
+            return pool.faults() if isinstance(pool, TensorPool) else []
         return (
             list(teachers.missing(self.scoring_networks, problem.dataset))
             if self.scoring_networks

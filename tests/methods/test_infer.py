@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from raydd.artifacts.codec import jpeg_round_trip
 from raydd.artifacts.first_images import first_images
 from raydd.artifacts.offsets import OFFSETS, Offsets, levels
+from raydd.artifacts.rendering import format_bytes
 from raydd.config import load_job
 from raydd.core.errors import ConfigError, TooFew
 from raydd.core.store import Store
@@ -29,6 +30,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Data, Numerics
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import describe, with_digests
+from raydd.labels.records import label_bytes
 from raydd.methods import Problem
 from raydd.methods.infer import Infer, InferCompat
 from raydd.methods.recovery.compensate import Compensate
@@ -42,6 +44,7 @@ from raydd.training.backbones import Backbone
 from raydd.training.weights import Weights
 
 JOBS = Path(__file__).parents[2] / "jobs"
+PAGE = Path(__file__).parents[2] / "docs" / "methods" / "dwa_infer.md"
 EXACT = 1e-9
 
 
@@ -523,3 +526,26 @@ def test_dynamic_labels_have_the_epochs_that_their_larger_set_leaves() -> None:
     job = load_job(str(JOBS / "cifar100_infer.yaml"), dynamic)
     labels = job.method.label_config
     assert (labels.codec, labels.epochs) == ("online", 400 // (len(job.method.networks) + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "ipc"),
+    [
+        (name, title, ipc)
+        for name, title in (
+            ("cifar10", "CIFAR-10"),
+            ("cifar100", "CIFAR-100"),
+            ("imagenet", "ImageNet-1k"),
+        )
+        for ipc in (10, 50)
+    ],
+)
+def test_the_page_has_the_bytes_of_the_jobs(name: str, title: str, ipc: int) -> None:
+    job = load_job(str(JOBS / f"{name}_infer.yaml"), [f"ipc={ipc}"])
+    info, labels = describe(job.dataset), job.method.label_config
+    assert labels is not None
+    size = job.method.size(Problem(dataset=info, ipc=ipc, seed=0, numerics=job.numerics))
+    seen = size.seen * info.channels * info.height * info.width
+    rows = label_bytes(labels, size.seen, info.classes)
+    row = f"| {title}, {ipc} | {format_bytes(size.bytes)} | {format_bytes(rows)} | {format_bytes(seen)} |"
+    assert f"{row} {100 * size.bytes / seen:.1f} % |" in PAGE.read_text(encoding="utf-8")

@@ -17,10 +17,11 @@ from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.core.typed_tree import build
-from raydd.core.units import Numerics
+from raydd.core.units import Numerics, Stage
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.memory import normalise
 from raydd.methods import METHODS, Problem
+from raydd.methods.dwa import Dwa
 from raydd.methods.pools.init_config import InitConfig
 from raydd.methods.pools.tensor_pool import TensorPool, as_pixels
 from raydd.training.teacher_config import TeacherConfig
@@ -92,6 +93,29 @@ def test_image_k_of_a_class_starts_as_the_one_in_file_k(tmp_path: Path) -> None:
         found = stage.start(stage.groups_of[unit], StageContext(stage, loaded=loaded))
         published = torch.load(tmp_path / "x" / f"tensor_{number}.pt", weights_only=True)
         assert (found - published).abs().max() <= 2**-21, "the values of the file, but for rounding"
+
+
+class Fewer(Dwa):
+    """Recovers one image of each class less than are asked for, as a method with a budget of its own may."""
+
+    def plan(self, problem: Problem) -> list[Stage]:
+        return super().plan(replace(problem, ipc=problem.ipc - 1))
+
+
+def test_as_many_files_are_asked_for_as_images_are_recovered(tmp_path: Path) -> None:
+    init = InitConfig(kind="tensors", folder=publish(tmp_path / "x", 2))
+    few, all_of_them = (
+        kind(
+            networks=("convnet1_w8_batchnorm",),
+            teachers=TEACHERS,
+            init=init,
+            crop=None,
+            jitter=(0, 4),
+        )
+        for kind in (Fewer, Dwa)
+    )
+    assert few.missing(problem()) == []
+    assert "tensor_2.pt of 3 files are not in" in all_of_them.missing(problem())[0]
 
 
 def test_files_of_another_normalisation_need_it_said(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -145,6 +145,9 @@ class Recovering(Method):
             classes = bool(matching.class_weight) and not matching.local
             networks = [b.network for b in self.teachers.backbones(self.networks, problem)]
             lines += self.tables.missing(networks, problem.dataset, classes=classes)
+        recovery = self.plan(problem)[-1]
+        if isinstance(recovery, MatchStatistics):  # of fewer images than ipc, for some methods
+            problem = replace(problem, ipc=recovery.ipc)
         return list(dict.fromkeys([*lines, *self.start.missing(problem, self.teachers)]))
 
     def plan(self, problem: Problem) -> list[Stage]:

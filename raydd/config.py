@@ -124,7 +124,7 @@ class _Tree:
     seed: Annotated[int, annotated_types.Ge(0)] | None = None
     seeds: tuple[Annotated[int, annotated_types.Ge(0)], ...] | None = None
     dataset: DatasetConfig
-    ipc: Annotated[int, annotated_types.Ge(1)] | Annotated[float, annotated_types.Gt(0)] = 10
+    ipc: float = 10  # what the method allows: check_ipc
     method: dict[str, Any] = field(default_factory=dict)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     numerics: Numerics = field(default_factory=Numerics)
@@ -303,11 +303,12 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     try:
         top = build(_Tree, tree, where)
         own = DEFAULT_PROTOCOL if method is None else method.protocol
-        if method is not None:
-            mistakes += _mistake(check_ipc, method, top.ipc, where)
         evaluation = _with_baselines(top.evaluation, own, where)
     except ConfigError as error:
         mistakes.insert(0, str(error))
+    ipc = tree.get("ipc", _Tree.ipc) if top is None else top.ipc
+    if isinstance(ipc, (int, float)) and not isinstance(ipc, bool):
+        mistakes += _mistake(check_ipc, method, ipc, where)
     if top is None or method is None or evaluation is None or mistakes:
         raise ConfigError("\n".join(mistakes))
     shared = {f.name: getattr(top, f.name) for f in dataclasses.fields(Job) if hasattr(top, f.name)}
@@ -330,7 +331,7 @@ def method_from(
 
 
 def _mistake(
-    check: Callable[[Method, float], None], method: Method, ipc: float, where: str
+    check: Callable[[Method | None, float], None], method: Method | None, ipc: float, where: str
 ) -> list[str]:
     try:
         check(method, ipc)

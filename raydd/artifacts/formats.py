@@ -162,7 +162,9 @@ def _read_foreign(
         kind = "targets" if ours is not None and labels.ndim == 2 else reading.labels
         said = (info.classes, kind, source.url, tell)
         if reading.poster:
-            labels, soft, extra = poster_targets(images, labels, _grid(reading, info), *said)
+            labels, soft, extra = poster_targets(
+                images, labels, _grid(reading, info, images, source.url), *said
+            )
         else:
             labels, soft = targets_of(labels, *said)
     else:
@@ -200,13 +202,21 @@ def _read_foreign(
             **plain,
         )
     except RayddError as error:
-        raise DataError(f"{source.url}: {error}") from error
+        stated = "--windows {}x{}: ".format(*reading.windows) if reading.windows else ""
+        raise DataError(f"{source.url}: {stated}{error}") from error
 
 
-def _grid(reading: Reading, info: DatasetInfo) -> WindowGrid:
-    """Return the windows that a reading states, which are of the size of the data set's images."""
+def _grid(reading: Reading, info: DatasetInfo, images: Tensor, where: str) -> WindowGrid:
+    """Return the windows that a reading states, which are of the size of the data set's images;
+    ``ConfigError`` where they do not tile the poster.
+    """
     columns, rows = reading.windows or (1, 1)
-    return WindowGrid(height=info.height, width=info.width, columns=columns, rows=rows)
+    grid = WindowGrid(height=info.height, width=info.width, columns=columns, rows=rows)
+    try:
+        grid.check(*images.shape[2:])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: --windows {columns}x{rows}: {error}") from error
+    return grid
 
 
 def _nothing(line: str) -> None:

@@ -39,7 +39,7 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     slices = f" in {recipe['accumulate']} slices" if "accumulate" in recipe else ""
     drawn = {"images": "", "classes": ", as many of each class"}
     if "draw" in recipe:
-        batch = f"a fresh batch of {recipe['batch']} images{drawn[recipe['draw']]}"
+        batch = f"a fresh batch of up to {recipe['batch']} images{drawn[recipe['draw']]}"
         parts = [f"{recipe['epochs']} steps, each on {batch}{slices}"]
     else:
         parts = [f"{recipe['epochs']} epochs of batches of {recipe['batch']}{slices}"]

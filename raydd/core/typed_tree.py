@@ -189,7 +189,7 @@ def _explain(cls: type, prefix: tuple[str, ...], errors: Sequence[dict[str, Any]
 
     A key that may be of several kinds has an error for each: told are those of the kind that was given.
     """
-    found: dict[str, list[tuple[dict[str, Any], str, str]]] = {}
+    found: dict[str, list[_Reason]] = {}
     for error in errors:
         key, message, end = _reason(cls, prefix, error)
         found.setdefault(key, []).append((error, message, end))
@@ -200,12 +200,28 @@ def _explain(cls: type, prefix: tuple[str, ...], errors: Sequence[dict[str, Any]
         judged = [
             reason for reason in reasons if not reason[0]["type"].endswith("_type")
         ] or reasons
+        judged = _loosest(judged)
         messages = list(dict.fromkeys(message for _, message, _ in judged))
         text = " or ".join(
             [messages[0], *(message.removeprefix("Input should be ") for message in messages[1:])]
         )
         lines.append(f"{key}: {text}{judged[0][2]}")
     return lines
+
+
+_Reason = tuple[dict[str, Any], str, str]
+_LOWER = {"greater_than": "gt", "greater_than_equal": "ge"}
+_UPPER = {"less_than": "lt", "less_than_equal": "le"}
+
+
+def _loosest(reasons: list[_Reason]) -> list[_Reason]:
+    """Return, of bounds on one side that a value of several kinds breaks (a whole number of at least
+    1, or any above 0), the loosest: it allows what the others do.
+    """
+    for bounds, loosest in ((_LOWER, min), (_UPPER, max)):
+        if all(error["type"] in bounds for error, _, _ in reasons):
+            return [loosest(reasons, key=lambda one: one[0]["ctx"][bounds[one[0]["type"]]])]
+    return reasons
 
 
 def _reason(cls: type, prefix: tuple[str, ...], error: dict[str, Any]) -> tuple[str, str, str]:

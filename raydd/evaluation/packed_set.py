@@ -153,10 +153,21 @@ def sized_set(
             method=method, problem=replace(problem, ipc=int(ipc) if ipc == int(ipc) else ipc)
         )
     count, (_, height, width) = math.ceil(ipc), problem.dataset.shape
-    share = math.sqrt(ipc / count)
+    sides = _smaller(height, width, ipc / count)
+    if not all(sides):
+        raise ConfigError(f"ipc={ipc:g} is not a pixel of each class, of {height * width}")
     return PackedSet(
         made=AssembledSet(method=method, problem=replace(problem, ipc=count)),
         kind="resize",
-        height=max(1, round(height * share)),
-        width=max(1, round(width * share)),
+        height=sides[0],
+        width=sides[1],
     )
+
+
+def _smaller(height: int, width: int, share: float) -> tuple[int, int]:
+    """Return the sides of an image of at most a ``share`` of the pixels, as posters have them: the
+    height by its square root, rounded down, and as wide as the pixels suffice for.
+    """
+    pixels = math.floor(share * height * width + 1e-6)
+    rows = max(1, math.floor(height * math.sqrt(share) + 1e-9))
+    return rows, min(width, pixels // rows)

@@ -170,9 +170,11 @@ class Method:
         raise TypeError(f"{type(self).__name__} does not define assemble()")
 
 
-def check_ipc(method: Method, ipc: float) -> None:
-    """Raise ``ConfigError`` for a number of images per class that a method cannot make."""
-    if method.takes_fractions:
+def check_ipc(method: Method | None, ipc: float) -> None:
+    """Raise ``ConfigError`` for a number of images per class that a method cannot make, or, where it is
+    not known, none.
+    """
+    if method is None or method.takes_fractions:
         if ipc <= 0:
             raise ConfigError(f"ipc: Input should be greater than 0, not {ipc:g}")
         return

@@ -56,7 +56,7 @@ def test_a_poster_of_others_is_evaluated(here: Path) -> None:
     assert report("out")["size"] == "a poster of 29×11 pixels"
     assert report("out")["ipc"] == pytest.approx(319 / 640)
     assert random["seen"] == 10, "random images, each shrunk to as many pixels"
-    assert random["image_bytes"] == 10 * 6 * 6
+    assert random["image_bytes"] == 10 * 5 * 6, "at most the 319 pixels of the poster"
     with Image.open("out/grid.png") as image:
         assert image.size == (29 * 41, 11 * 41)
     dataset = raydd.load("poster.pt", info="digits", space="normalised", windows=(15, 6))
@@ -73,7 +73,10 @@ def test_a_poster_of_others_is_evaluated(here: Path) -> None:
     [
         (["--decoding", "windows"], "Say --windows 16x6"),
         (["--windows", "15by6"], "windows: '15by6' must be columns and rows"),
-        (["--windows", "3x2"], "do not tile"),
+        (
+            ["--windows", "3x2"],
+            "poster.pt: --windows 3x2: columns=3: windows of 8 pixels do not tile",
+        ),
         (["--windows", "15x6", "--decoding", "partition"], "windows have no effect"),
         (["--windows", "15x6", "--continual", "5"], "is one poster, whose windows show several"),
         ([], "images are 1×11×29; those of digits are 1×8×8 (C×H×W); if it is a poster, say"),
@@ -86,6 +89,14 @@ def test_posters_of_others_that_cannot_be_are_refused(
     refused = run("evaluate", "poster.pt", *FEW, "--space", "normalised", *args)
     assert refused.exit_code == 2
     assert message in refused.output
+
+
+def test_a_poster_with_labels_of_other_windows_is_refused(here: Path) -> None:
+    poster, _ = save()
+    torch.save((poster, torch.arange(90) % 10), "poster.pt")
+    refused = run("evaluate", "poster.pt", *FEW, "--space", "normalised", "--windows", "15x5")
+    assert refused.exit_code == 2
+    assert "poster.pt: --windows 15x5: 15×5 windows but 90 labels" in refused.output
 
 
 JOB = """

@@ -125,21 +125,35 @@ def test_a_grid_that_does_not_divide_the_images_is_cut_off_and_filled_up_again(
     torch.testing.assert_close(seen[inner], enlarged[inner])
 
 
-@pytest.mark.parametrize(("ipc", "count", "side"), [(0.25, 1, 4), (0.5, 1, 6), (1.5, 2, 7)])
+@pytest.mark.parametrize(
+    ("ipc", "count", "height", "width"), [(0.25, 1, 4, 4), (0.5, 1, 5, 6), (1.5, 2, 6, 8)]
+)
 def test_a_fraction_of_random_images_is_smaller_ones(
-    ipc: float, count: int, side: int, data: Mapping[str, Data], info: DatasetInfo, tmp_path: Path
+    ipc: float,
+    count: int,
+    height: int,
+    width: int,
+    data: Mapping[str, Data],
+    info: DatasetInfo,
+    tmp_path: Path,
 ) -> None:
     source = sized_set(RANDOM, problem(info, ipc), ipc)
     assert isinstance(source, PackedSet)
     found = made(source, data, tmp_path)
-    assert found.images.shape == (10 * count, 1, side, side)
-    assert abs(side**2 * count - 64 * ipc) < 64 * 0.07, "as many pixels as can be"
+    pixels = height * width
+    assert found.images.shape == (10 * count, 1, height, width)
+    assert 0 <= 64 * ipc - pixels * count < 64 * 0.07, "as many pixels as can be, and no more"
     assert found.take().shape == (10 * count, 1, 8, 8)
-    assert found.size == source.size == SetSize(10 * count, 10 * count, 10 * count * (side**2 + 8))
+    assert found.size == source.size == SetSize(10 * count, 10 * count, 10 * count * (pixels + 8))
     whole = made(AssembledSet(method=RANDOM, problem=problem(info, count)), data, tmp_path)
     assert torch.equal(found.labels, whole.labels)
     agreement = F.cosine_similarity(found.take().flatten(1), whole.tensors()[0].flatten(1))
     assert float(agreement.min()) > 0.6, "the same images, blurred"
+
+
+def test_less_than_a_pixel_of_each_class_is_refused(info: DatasetInfo) -> None:
+    with pytest.raises(ConfigError, match=r"ipc=0\.01 is not a pixel of each class, of 64"):
+        sized_set(RANDOM, problem(info, 0.01), 0.01)
 
 
 def test_images_are_not_sampled_but_shrunk(
@@ -465,7 +479,7 @@ def test_fractions_are_for_methods_that_make_them(
         method=RANDOM, problem=problem(info, 1)
     )
     assert plan.notes == (
-        "random: 1 image of each class, shrunk to 6×6 pixels and enlarged again.",
+        "random: 1 image of each class, shrunk to 5×6 pixels and enlarged again.",
     )
     with pytest.raises(ConfigError, match=r"baselines: dm: ipc: .*not 0\.5"):
         evaluation_stages(half, problem(info, 0.5), replace(SMALL, baselines=("dm",)))
@@ -474,7 +488,7 @@ def test_fractions_are_for_methods_that_make_them(
     report = summarise(plan, store.load)
     assert [(row.stored, row.image_bytes) for row in report.rows] == [
         (5, 5 * 64),
-        (10, 10 * 36),
+        (10, 10 * 30),
         (10, 640),
     ]
     assert "0.5 images per class" in render_table(report)

@@ -228,6 +228,7 @@ def test_what_the_poster_comes_to_is_told(problem: Problem) -> None:
     ("ipc", "override", "message"),
     [
         (0.2, "method.batch_windows=4", "ipc=0.2: the poster would have .* at least ipc=0.2[0-9]"),
+        (0, "method.batch_windows=4", "ipc: Input should be greater than 0, not 0$"),
         (0.5, "method.poster.windows=[3,2]", r"method.poster.windows: columns=3: .* do not tile"),
         (0.5, "method.batch_windows=0", r"method.batch_windows: .* greater than or equal to 1"),
         (

@@ -148,6 +148,11 @@ def test_kinds_that_are_none_are_refused(entry: Mapping[str, Any], text: str) ->
             "stopping.reduction has no effect with scheduler: median",
         ),
         ({"method.lr_img": {"uniform": [0.1, 1]}}, {"holdout": 1.5}, "holdout"),
+        (
+            {"method.lr_img": {"uniform": [0.1, 1]}},
+            {"holdout": 0},
+            "holdout: Input should be greater than 0, not 0",
+        ),
         ({"method.lr_img": {"uniform": [0.1, 1]}}, {"serch": "tpe"}, "did you mean 'search'?"),
         ({"method.lr_img": {"uniform": [0.1, 1], "when": {"ipcc": 1}}}, {}, "did you mean 'ipc'?"),
         (

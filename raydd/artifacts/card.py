@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.generated import Generated
 from raydd.artifacts.offsets import OFFSETS
 from raydd.artifacts.pictures import Range
 from raydd.artifacts.rendering import format_bytes, render_markdown
@@ -73,7 +76,14 @@ def header(distilled: DistilledSet, license_id: str, *, shards: bool) -> str:
 
 def _space(distilled: DistilledSet) -> str:
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (distilled.mean, distilled.std))
-    if distilled.images.dtype.is_floating_point:
+    if isinstance(distilled.decoder, Generated):
+        precision = "float16" if distilled.images.dtype == torch.float16 else "float32"
+        text = (
+            f"`images` are latent vectors of {distilled.decoder.dim_z} numbers in {precision}, `generator.*` is the"
+            " generator that makes images of them and of their labels. What it makes, x in (-1, 1), is read as pixels"
+            f" (x + 1) / 2, normalised with mean ({mean}) and standard deviation ({std})."
+        )
+    elif distilled.images.dtype.is_floating_point:
         text = f"Images are float32, normalised with mean ({mean}) and standard deviation ({std}) of pixels in [0, 1]"
         if distilled.whitening is not None:
             text += ", then whitened (by `whitening.safetensors`)"
@@ -102,11 +112,12 @@ def _space(distilled: DistilledSet) -> str:
 
 def _labels(distilled: DistilledSet, records: int) -> str:
     kind = "hard and soft labels" if distilled.soft else "hard labels"
-    sizes = f"{format_bytes(distilled.image_bytes)} of images, {format_bytes(distilled.label_bytes)} of labels"
+    what = "latents" if isinstance(distilled.decoder, Generated) else "images"
+    sizes = f"{format_bytes(distilled.image_bytes)} of {what}, {format_bytes(distilled.label_bytes)} of labels"
     if distilled.size.bytes > distilled.image_bytes + distilled.label_bytes:
         sizes += f", {format_bytes(distilled.size.bytes)} in all"
     views = f" Soft labels are in `labels/` ({format_bytes(records)})." if records else ""
-    images = poster_text(distilled) or f"{len(distilled):,} images"
+    images = poster_text(distilled) or f"{len(distilled):,} {what}"
     images = images[0].upper() + images[1:]
     return f"{images}, {distilled.info.classes} classes, {kind}; {sizes}.{views}"
 

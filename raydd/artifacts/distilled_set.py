@@ -17,6 +17,7 @@ from torch import Tensor
 
 import raydd.artifacts.offsets  # noqa: F401 - registers its decoder
 from raydd.artifacts.decoding import COMMON, Decoder, Decoding, SetSize, Shape
+from raydd.artifacts.generated import Generated
 from raydd.artifacts.seen import batches_of
 from raydd.artifacts.windows import LABEL_MAP
 from raydd.core.errors import ConfigError, NumericsError
@@ -67,7 +68,7 @@ class DistilledSet:
 
     ``images``: float32 ``[N, C, H, W]`` in the method's space (normalised by ``mean``/``std``, then
     whitened if there is a ``whitening``; values may leave the range of pixels), or uint8 pixels; of
-    a decoding that asks for others, what it asks for. ``labels``: int64 ``[N]``, hard.
+    a decoding that asks for others, what it asks for (latent vectors). ``labels``: int64 ``[N]``, hard.
     ``soft_labels``: float ``[N, classes]``, probabilities that students learn instead of the hard
     labels. ``extra``: further tensors that the decoder reads, by name. ``mean``/``std``: per
     channel, of pixels in [0, 1]; those of ``info`` unless given. ``decoding``: how what is stored
@@ -182,7 +183,9 @@ class DistilledSet:
 
     @property
     def pixel_ipc(self) -> float:
-        """Images per class that have as many pixels as all that is stored."""
+        """Images per class that have as many pixels as all that is stored, or as what is made of latents."""
+        if isinstance(self.decoder, Generated):
+            return self.seen / self.info.classes
         height, width = self.shape[1:]
         return math.prod(self.images.shape[2:]) * len(self) / (height * width * self.info.classes)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.generated import Generated
 from raydd.artifacts.offsets import OFFSETS, Offsets
 from raydd.core.errors import ConfigError
 
@@ -22,7 +23,8 @@ def first_images(distilled: DistilledSet, ipc: int, where: str) -> DistilledSet:
     """
     if isinstance(distilled.decoder, Offsets):
         return _first_slices(distilled, distilled.decoder, ipc, where)
-    if distilled.extra or distilled.decoding.name == "windows":
+    latents = isinstance(distilled.decoder, Generated)
+    if distilled.decoding.name == "windows" or (distilled.extra and not latents):
         raise ConfigError(f"ipc={ipc}: {where} is one poster, whose windows are of no class each")
     held = {label: count for label, count in enumerate(distilled.ipc) if count}
     short = min(held, key=held.__getitem__)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 GAP, MARGIN, BLOCK_GAP, FONT_SIZE = 3, 12, 28, 15
+MAX_ROWS, MAX_COLUMNS = 100, 20
+"""Classes, and images of each, that a picture of a set has room for."""
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Channel counts that 8-bit pictures have, with Pillow's names for them."""
 
@@ -134,8 +136,8 @@ def grid(
     labels: Tensor,
     class_names: Sequence[str] = (),
     *,
-    max_rows: int = 100,
-    max_columns: int = 20,
+    max_rows: int = MAX_ROWS,
+    max_columns: int = MAX_COLUMNS,
     max_width: int = 1800,
 ) -> Image:
     """Return a picture with a class per row, its name at the left and its images in their order.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.grid import FONT_SIZE, font_for, grid, png, to_image
+from raydd.artifacts.generated import Generated
+from raydd.artifacts.grid import FONT_SIZE, MAX_COLUMNS, MAX_ROWS, font_for, grid, png, to_image
 from raydd.artifacts.offsets import OFFSETS, Offsets
 from raydd.artifacts.poster_geometry import window_starts
 from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, OFFSETS_PICTURE, SEMANTIC
@@ -42,8 +43,18 @@ def is_poster(distilled: DistilledSet) -> bool:
 def picture_of(distilled: DistilledSet, *, images: int | None = None) -> Image:
     """Return what is shown of a set: a class per row, or, of a poster, the poster.
 
-    ``images``: so many of each class at most, so that a large set need not fill the memory.
+    ``images``: so many of each class at most, so that a large set need not fill the memory; of
+    latents never more than a row has room for, since each is made for the picture.
     """
+    if isinstance(distilled.decoder, Generated):
+        labels = distilled.labels
+        most = min(images or MAX_COLUMNS, MAX_COLUMNS)
+        ids = torch.cat(
+            [(labels == c).nonzero().flatten()[:most] for c in labels.unique()[:MAX_ROWS]]
+        )
+        return grid(
+            distilled.to_uint8(distilled.take(ids)), labels[ids], distilled.info.class_names
+        )
     shown = distilled.pictures()
     if isinstance(distilled.decoder, Windows):
         return _enlarged(distilled.to_uint8(shown)[0])

@@ -7,6 +7,8 @@ spectral norms and batch norms become constants of :mod:`raydd.networks.folded_g
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,12 +88,16 @@ class _Statistics(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.taken: list[tuple[Tensor, Tensor]] | None = None
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
     def normalised(self, x: Tensor) -> Tensor:
         """Return ``x`` in zero mean and unit variance; running statistics are not changed."""
         if self.training:
+            if self.taken is not None:
+                var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+                self.taken.append((mean, var))
             return F.batch_norm(x, None, None, training=True, eps=NORM_EPS)
         return F.batch_norm(x, self.running_mean, self.running_var, eps=NORM_EPS)
 
@@ -235,6 +241,25 @@ def initialise_(network: nn.Module, generator: torch.Generator) -> None:
                 )
             if isinstance(module, _Spectral):
                 module.u.copy_(torch.randn(module.u.shape, generator=generator))
+
+
+@torch.no_grad()
+def take_statistics_(generator: Generator, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Make the running statistics of a generator's batch norms the mean of those of batches of latents and labels.
+
+    Spectral norms take a power step with each batch, as in training.
+    """
+    norms = [module for module in generator.modules() if isinstance(module, _Statistics)]
+    generator.train()
+    for norm in norms:
+        norm.taken = []
+    for z, labels in batches:
+        generator(z, labels)
+    for norm in norms:
+        taken, norm.taken = norm.taken or [], None
+        means, variances = zip(*taken, strict=True)
+        norm.running_mean.copy_(torch.stack(means).mean(0))
+        norm.running_var.copy_(torch.stack(variances).mean(0))
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ class Weights:
         that is missing, has changed since it was planned with, or holds something else;
         ``ConfigError`` for one of another network, image shape or number of classes.
         """
-        data = _read(self.url)
+        data = read_bytes(self.url)
         if hashlib.sha256(data).hexdigest() != self.digest:
             planned = (
                 f"planned was {self.digest[:12]}"
@@ -228,10 +228,11 @@ def _stamped(url: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=256)
 def _digest(url: str, stamp: str) -> str:
-    return hashlib.sha256(_read(url)).hexdigest() if stamp else ""
+    return hashlib.sha256(read_bytes(url)).hexdigest() if stamp else ""
 
 
-def _read(url: str) -> bytes:
+def read_bytes(url: str) -> bytes:
+    """Return a file of weights, one of torchvision's from torch hub's cache; ``DataError`` if there is none."""
     place = _place(url)
     storage, name = _storage(place)
     try:

@@ -45,6 +45,11 @@ SMALL: dict[str, Any] = {
     "inner_loop": 2,
     "window": 3,
     "totwindow": 8,
+    "generator": {"width": 4, "dim_z": 4, "rounds": 4, "batch": 8, "standing": 2},
+    "inversion_steps": 5,
+    "inversion_block": 1,
+    "group": 2,
+    "batch_z": 1,
 }
 """Values for the fields of methods, by name; a field that is not here keeps its default."""
 
@@ -67,6 +72,8 @@ OTHER_TEXTS: dict[str, Any] = {
     "batch_per_class": 1,
     "classes_per_batch": 5,
     "label_map": {"rule": "published"},
+    "generator": {"width": 5},
+    "trained_networks": {"runs": 2},
 }
 """Other values for fields that hold any text, or few of a type's values, and inner values of those
 that hold a group of fields.

@@ -6,6 +6,7 @@ from raydd.losses.matching import (
     gaussian_likelihood_loss,
     gradient_distance,
     is_matched,
+    partner_distance,
     total_variation_distance,
 )
 from raydd.losses.soft import cross_entropy
@@ -30,6 +31,7 @@ __all__ = [
     "gradient_distance",
     "is_matched",
     "matching_loss",
+    "partner_distance",
     "swap_patches",
     "total_variation_distance",
 ]

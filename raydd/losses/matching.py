@@ -33,6 +33,21 @@ def distribution_matching_loss(real_mean: Tensor, synthetic_features: Tensor) ->
     return (real_mean - synthetic_features.mean(1)).square().sum()
 
 
+def partner_distance(partners: Tensor, synthetic_features: Tensor) -> Tensor:
+    """Return the mean over images of the squared distance of their features from those of their own
+    real partners, summed over features and classes.
+
+    Both ``[K, n, d]``, partners in the images' order. IT-GAN (arXiv 2204.07513), docs/methods/itgan.md,
+    "Learning the latents". Raises ``ConfigError`` if the shapes do not fit.
+    """
+    if synthetic_features.dim() != 3 or partners.shape != synthetic_features.shape:
+        raise ConfigError(
+            f"features of images and of their partners must be [K, n, d] both, got {list(synthetic_features.shape)} and"
+            f" {list(partners.shape)}"
+        )
+    return (synthetic_features - partners).square().sum(2).mean(1).sum()
+
+
 def gaussian_likelihood_loss(real_mean: Tensor, real_std: Tensor, mean: Tensor) -> Tensor:
     """Return the negative log likelihood of synthetic class means, summed over features and classes.
 

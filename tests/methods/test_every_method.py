@@ -248,6 +248,10 @@ def test_where_it_runs_and_what_it_is_called_is_in_no_key(
 def test_every_field_is_in_the_keys(name: str, field: str, problem: Problem) -> None:
     method = small_method(name)
     other = changed(method, field)
+    held = (*problem.dataset.digests, ("holdout", "0" * 64))
+    problem = dataclasses.replace(
+        problem, dataset=dataclasses.replace(problem.dataset, digests=held)
+    )
     one, two = ({ref.key for ref in m.targets(problem).values()} for m in (method, other))
     shared = one == two if len(method.last(problem)) > 1 else not one.isdisjoint(two)
     assert not shared, (

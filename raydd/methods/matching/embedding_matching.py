@@ -152,10 +152,10 @@ class EmbeddingMatching(ClassMatching):
             )
             ctx.log(t, loss=loss)
             return {"images": images, "momentum": momentum}
-        network = self._network(ctx)
+        network = self.matched_network(ctx)
         fill_(network.parameters(), choice.network[0])
-        real = self._real_moments(unit, choice, network, state["images"].dtype, ctx)
-        side = Side(network, self._embed(network), facts, choice.network[1:])
+        real = self.real_moments(self.blocks[unit], choice, network, state["images"].dtype, ctx)
+        side = Side(network, self.embedding(network), facts, choice.network[1:])
         transforms = choice.transforms
         augment = partial(apply_classes, transforms) if transforms else _unchanged
         new, loss = self._moved(state, real, augment, side)
@@ -170,8 +170,8 @@ class EmbeddingMatching(ClassMatching):
         table, if there is one; it returns images, momentum and the mean loss of the classes.
         """
         block, info = self.blocks[unit], self.dataset
-        network, memory = self._network(ctx), self.memory(block, ctx)
-        parameters, of_synthetic = list(network.parameters()), self._embed(network)
+        network, memory = self.matched_network(ctx), self.memory(block, ctx)
+        parameters, of_synthetic = list(network.parameters()), self.embedding(network)
         of_real = fast_embed(network, self.numerics)
         together = classes_together(self.network, info, self.batch_real, ctx.device)
         drawn = bool(parse_strategy(self.dsa))
@@ -202,7 +202,7 @@ class EmbeddingMatching(ClassMatching):
         """Return the images."""
         return {"images": state["images"]}
 
-    def _embed(self, network: Network) -> Callable[[Tensor], Tensor]:
+    def embedding(self, network: Network) -> Callable[[Tensor], Tensor]:
         """Return a network's features for images that move.
 
         bf16 is for the side without a gradient: pixels move by small differences.
@@ -224,11 +224,16 @@ class EmbeddingMatching(ClassMatching):
         return self.move(state, gradient, side.facts), loss.detach() / count
 
     @torch.no_grad()
-    def _real_moments(
-        self, unit: str, choice: Draws, network: Network, dtype: torch.dtype, ctx: Context
+    def real_moments(
+        self,
+        block: Sequence[int],
+        choice: Draws,
+        network: Network,
+        dtype: torch.dtype,
+        ctx: Context,
     ) -> Moments:
         """Return the moments of each class's augmented real batch."""
-        memory = self.memory(self.blocks[unit], ctx)
+        memory = self.memory(block, ctx)
         embed = fast_embed(network, self.numerics)
         # A CPU is as fast class by class and needs less memory; batch norm's definition is one batch of all classes.
         at_once = 1 if ctx.device.type == "cpu" and is_per_sample(network) else len(choice.rows)
@@ -248,7 +253,7 @@ class EmbeddingMatching(ClassMatching):
         features = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.moments(features.view(*real.shape[:2], -1))
 
-    def _network(self, ctx: Context) -> Network:
+    def matched_network(self, ctx: Context) -> Network:
         """Return the network that every update fills with weights of its own."""
         facts = (self.network, self.dataset.shape, self.dataset.classes)
 

@@ -13,7 +13,9 @@ from raydd.config import Job, load_evaluation, load_job
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
 from raydd.core.units import canonical
+from raydd.evaluation.rivals import Rival
 from raydd.methods import METHODS
+from raydd.methods.dm import Dm
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -316,6 +318,21 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "ipc=0", "method.batch_real=-3", "evaluation.splt=test")
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_mapping_takes_keys_of_another_its_own_go_before(tmp_path: Path) -> None:
+    text = """dataset: {name: digits}
+method: &own {name: dm, lr_img: 3, iterations: 7}
+evaluation:
+  baselines: [{<<: *own, iterations: 5, label: fewer}]
+"""
+    (rival,) = load(tmp_path, text=text).evaluation.baselines
+    assert isinstance(rival, Rival)
+    assert isinstance(rival.method, Dm)
+    assert (rival.method.lr_img, rival.method.iterations, rival.label) == (3, 5, "fewer")
+    twice = text.replace("iterations: 5,", "iterations: 5, iterations: 6,")
+    with pytest.raises(ConfigError, match="line 4: the key 'iterations' stands twice"):
+        load(tmp_path, text=twice)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,21 @@ import yaml
 
 from raydd.core.errors import ConfigError, nearest
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _NoDuplicates(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice."""
+    """YAML's safe loader, which also refuses a key that stands twice.
+
+    Keys that a mapping takes from another (``<<: *name``) give way to its own.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; a repeated key is an error that names its line."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise ConfigError(

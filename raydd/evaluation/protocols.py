@@ -118,7 +118,8 @@ class Protocol:
     def override(self, **changes: Any) -> Protocol:
         """Return the protocol with some fields changed; ``epochs`` and ``lr`` hold for every network and augmentation.
 
-        A number that no longer counts (``st`` of a schedule that was changed) is dropped. Raises
+        A number that no longer counts (``st`` of a schedule that was changed) is dropped; published
+        ``drops`` move along with ``epochs``. Raises
         ``ConfigError`` for a field that does not exist, that makes no difference, or whose change
         needs another field that is not given.
         """
@@ -145,6 +146,11 @@ class Protocol:
             dropped[name] = defaults[name]
         if "epochs" in changes:
             dropped["augmented_epochs"] = None
+            # Published ones are at the same part of the training; stated ones stay.
+            if self.drops is not None and self.drops == PROTOCOLS.get(self.name).drops:
+                dropped["drops"] = tuple(
+                    max(1, round(at * changes["epochs"] / self.epochs)) for at in self.drops
+                )
         if "lr" in changes:
             dropped["network_rates"] = ()
         changed = replace(self, **{**dropped, **changes})
@@ -272,6 +278,7 @@ _publish(
 _publish(Protocol(name="dsa", epochs=1000, augmentation="dsa"))
 _publish(Protocol(name="dm", epochs=1000, augmentation="dsa"))
 _publish(Protocol(name="idm", epochs=1000, augmentation="dsa", strategy=DEFAULT_STRATEGY))
+_publish(Protocol(name="itgan", epochs=200, augmentation="dsa", drops=(100,), drop_last=True))
 
 # ImageNet-1k; other data sets are changes of these. Augmentation comes with the labels, since
 # teachers saw the same images.

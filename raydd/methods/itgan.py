@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -87,6 +87,8 @@ class ItGan(Method):
     ``shared`` by the classes, or each has its own (``per_class``, published).
     ``trained_networks``: in place of random ones. ``stored``: type of the set's numbers.
     """
+
+    protocol: ClassVar[str] = "itgan"
 
     network: str = "convnet3"
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

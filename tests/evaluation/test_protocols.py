@@ -128,7 +128,7 @@ def test_overrides_that_mean_nothing_are_refused():
         PROTOCOLS.get("dm").override(epoch=3)
     with pytest.raises(
         ConfigError,
-        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, infer, podd, rat_bptt, rded, sre2l",
+        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, infer, itgan, podd, rat_bptt, rded, sre2l",
     ):
         PROTOCOLS.get("dms")
 
@@ -349,3 +349,18 @@ def test_drops_may_be_fixed():
 def test_every_change_is_a_field_of_protocols_and_of_jobs():
     assert set(OVERRIDES) <= set(EvaluationConfig.__dataclass_fields__)
     assert set(OVERRIDES) <= set(type(PROTOCOLS.get("dm")).__dataclass_fields__)
+
+
+def test_itgan_drops_at_100_and_leaves_the_last_batch_out():
+    """201 epochs of whole batches; a set of less than one batch keeps it."""
+    recipe = PROTOCOLS.get("itgan").recipe(INFO, "ConvNet")
+    assert (recipe.epochs, recipe.drops, recipe.batch) == (201, (100,), 256)
+    assert [recipe.rate(epoch) for epoch in (0, 99, 100, 200)] == pytest.approx(
+        [0.01, 0.01, 0.001, 0.001]
+    )
+    assert recipe.epochs * recipe.updates(50_000) == 201 * 195
+    assert [recipe.seen(count) for count in (100, 256, 300, 600)] == [100, 256, 256, 512]
+    short = PROTOCOLS.get("itgan").override(epochs=60)
+    assert short.recipe(INFO, "ConvNet").drops == (30,), "drops move along"
+    assert short.label == "itgan[epochs=60,drops=30]"
+    assert PROTOCOLS.get("itgan").override(epochs=60, drops=(50,)).drops == (50,)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from family_jobs import raydd
 from small import small_method
 from stage_context import StageContext
 from torch import Tensor
 
+from raydd import load
 from raydd.artifacts.generated import Generated, stored_weights
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
@@ -36,6 +38,7 @@ from raydd.networks.network import Network
 from raydd.runtime.runner import LocalRunner
 from raydd.training.train_pool import TrainPool, draw_network
 
+JOBS = Path(__file__).parents[2] / "jobs"
 SIZES = GanShape(channels=1, classes=10, width=6, dim_z=5, bottom=2, blocks=2)
 EQUAL = InversionWeights(1.0, 1.0, 0.0)
 
@@ -502,3 +505,46 @@ def test_a_sweep_of_the_last_stage_shares_what_comes_before(info: DatasetInfo) -
         one, two = stages(small(), problem), stages(small(**changes), problem)
         assert one[0].refs()[0].key == two[0].refs()[0].key
         assert one[1].refs()[0].key != two[1].refs()[0].key
+
+
+# -- a whole job ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_job_on_digits(tmp_path: Path) -> None:
+    """`jobs/digits_itgan.yaml`, cut: rows beside it share what they can, bytes count the generator, the set is read."""
+    short = [
+        "method.generator.rounds=30",
+        "method.epochs=2",
+        "method.inversion_steps=20",
+        "method.iterations=6",
+        "evaluation.epochs=2",
+        "evaluation.every=3",
+        "evaluation.repeats=1",
+        "evaluation.baselines=[random]",
+    ]
+    places = ["compute.workers=0", "tracking.uri=none", f"output={tmp_path}/out"]
+    job = JOBS / "digits_itgan.yaml"
+    told = raydd("distill", "--config", str(job), *short, *places, f"store={tmp_path}/store")
+    assert told.exit_code == 0, told.output
+    sizes = GanShape(channels=1, classes=10, width=16, dim_z=16, bottom=2, blocks=2)
+    held = 2 * (100 * 16 + sizes.numbers) + 8 * 100
+    assert f"{held / 1000:.1f} kB" in told.output, "bytes of latents, labels and generator"
+    loaded = load(f"{tmp_path}/out/distilled")
+    assert len(loaded) == 100
+    assert loaded.distilled.size.bytes == held
+    assert loaded.distilled.images.dtype == torch.float16
+    steps = sorted(path.name for path in (tmp_path / "out" / "pictures").glob("step-*.png"))
+    assert steps == ["step-000000.png", "step-000003.png"]
+    ids = loaded.distilled.recipe["source_ids"]
+    assert len(set(ids)) == 100
+    judged = raydd(
+        "evaluate",
+        f"{tmp_path}/out/distilled",
+        "evaluation.epochs=2",
+        "evaluation.repeats=1",
+        "evaluation.baselines=[]",
+        f"store={tmp_path}/store",
+        "tracking.uri=none",
+    )
+    assert judged.exit_code == 0, judged.output

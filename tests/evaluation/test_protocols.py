@@ -128,7 +128,8 @@ def test_overrides_that_mean_nothing_are_refused():
         PROTOCOLS.get("dm").override(epoch=3)
     with pytest.raises(
         ConfigError,
-        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, infer, itgan, podd, rat_bptt, rded, sre2l",
+        match=r"unknown protocol 'dms'.*allowed: dc, dm, dsa, dwa, edc, gvbsm, idm, infer, itgan, podd, rat_bptt, rded,"
+        r" sre2l",
     ):
         PROTOCOLS.get("dms")
 

@@ -36,8 +36,6 @@ JOBS: dict[str, list[str]] = {
         *("cifar10_podd", "cifar100_podd ipc=0.4", "cub200_podd", "tiny_imagenet_podd"),
         *("fashion_mnist_podd", "fashion_mnist_podd_small", "digits_podd"),
     ],
-    "rat_bptt": ["cifar10_rat_bptt", "fashion_mnist_rat_bptt ipc=50"],
-    "podd": ["cifar10_podd", "cifar100_podd ipc=0.4", "fashion_mnist_podd"],
     "itgan": ["cifar10_itgan", "cifar100_itgan", "fashion_mnist_itgan"],
     "sre2l": ["imagenet_sre2l"],
     "gvbsm": ["imagenet_gvbsm"],

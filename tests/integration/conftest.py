@@ -303,19 +303,20 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides of the tiny job that make a unit of its distillation last about 3 s on this machine, however
-    fast it is: whoever waits for the first one and then kills something does so in the middle of the run.
+    """Overrides of the tiny job that make a unit of its distillation take about 1 s of a processor, however fast
+    this machine is: whoever looks for the first one often, and then kills something, does so in the middle of the run.
     """
     folder, updates = tmp_path_factory.mktemp("pace"), 250
-    run_job(
-        load_job(CONFIG, overrides(folder, 0, "evaluation.every=null", "evaluation.baselines=[]")),
-        lambda line: None,
-    )
+    job = load_job(CONFIG, overrides(folder, 0, "evaluation.every=null", "evaluation.baselines=[]"))
+    clock, processor = time.monotonic(), time.process_time()
+    run_job(job, lambda line: None)
+    share = (time.process_time() - processor) / (time.monotonic() - clock)
     done = [
         line
         for line in records(folder / "out")
         if line["kind"] == "output" and line["output"] == "final"
     ]
     seconds = [line["seconds"] for line in done if line["stage"].startswith("distill/")]
-    updates = 2 * max(125, round(1.5 * updates * len(seconds) / sum(seconds)))
+    each = share * sum(seconds) / len(seconds)
+    updates = 2 * max(125, round(0.5 * updates / each))
     return f"method.iterations={updates}", f"evaluation.every={updates // 2}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from click.testing import CliRunner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / "jobs" / "quickstart.yaml")
@@ -115,11 +117,21 @@ class Driver:
             if "Agent" not in process.name()
         ]
 
+    def workers(self) -> list[psutil.Process]:
+        """Return the workers of the driver's group."""
+        return [process for process in self.cluster() if "RayTrainWorker" in _title(process)]
+
     def kill(self) -> None:
         """SIGKILL the driver alone."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         self.process.wait()
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        return " ".join(process.cmdline())
+    return ""
 
 
 def distill(
@@ -142,6 +154,24 @@ def refusal(driver: Driver, timeout: float = 240, code: int = 2) -> str:
     assert "Traceback" not in driver.text, driver.text
     assert driver.text.count("error: ") == 1, driver.text
     return driver.text[driver.text.index("error: ") :]
+
+
+def here(verb: str, *arguments: str, code: int = 0) -> str:
+    """Run ``raydd <verb>`` in this process, which has imported what it needs; return its output.
+
+    For commands that are neither killed nor in another environment.
+    """
+    done = CliRunner().invoke(importlib.import_module(f"raydd.{verb}").main, arguments)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def refused(*args: str, code: int = 2) -> str:
+    """Return the message of a quickstart job with overrides that refuses in this process: one, without a traceback."""
+    text = here("distill", "--config", CONFIG, *args, code=code)
+    assert "Traceback" not in text, text
+    assert text.count("error: ") == 1, text
+    return text[text.index("error: ") :]
 
 
 def markers(store: Path) -> dict[str, int]:

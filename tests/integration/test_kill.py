@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Cluster
-from driving import CONFIG, distill, finish, left, markers, overrides, records, refusal
+from driving import CONFIG, distill, finish, here, left, markers, overrides, records, refused
 
 from raydd.config import load_job
 from raydd.runtime.pipeline import run_job
@@ -28,6 +28,15 @@ def in_process(tmp_path_factory: pytest.TempPathFactory, paced: tuple[str, ...])
 
 def lock(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "out/lock.json").read_text()))
+
+
+def told(folder: Path, kind: str, **facts: str) -> bool:
+    """Return whether the log has a line of a kind, with facts."""
+    try:
+        lines = records(folder / "out")
+    except (FileNotFoundError, ValueError):  # not there yet, or the last line is being written
+        return False
+    return any(line["kind"] == kind and facts.items() <= line.items() for line in lines)
 
 
 def distilled_units(folder: Path) -> set[str]:
@@ -65,14 +74,15 @@ def test_a_killed_driver_goes_on_where_it_was(
     first.until("the lock was taken", (tmp_path / "out/lock.json").exists)
     assert lock(tmp_path)["pid"] == first.process.pid
 
-    second = distill(tmp_path / "second.log", *overrides(tmp_path, 0, *paced))
-    message = refusal(second, code=1)
+    message = refused(*overrides(tmp_path, 0, *paced), code=1)
     assert f"is being written by process {first.process.pid} on" in message
     assert first.process.poll() is None
     assert lock(tmp_path)["pid"] == first.process.pid, "the lock is still the first driver's"
 
-    first.until("a unit was done", lambda: distilled_units(tmp_path))
+    first.until("a unit was begun", lambda: told(tmp_path, "start"))
     below = first.cluster()
+    unit = {"stage": "distill/MatchDistributions", "output": "final"}
+    first.until("a unit was done", lambda: told(tmp_path, "output", **unit), every=0.02)
     first.kill()
     assert below
     assert not left(below), "the cluster ends with its driver"
@@ -107,12 +117,9 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(
 ) -> None:
     job = overrides(tmp_path, 2, *paced, "compute.checkpoint_every=600")
     driver = distill(tmp_path / "log", *job)
-    driver.until(
-        "a unit was begun",
-        lambda: any(line["kind"] == "log" for line in _records_so_far(tmp_path)),
-        timeout=480,
-    )
+    driver.until("a unit was begun", lambda: told(tmp_path, "start"))
     below = driver.cluster()
+    driver.until("updates were made", lambda: told(tmp_path, "log"), every=0.02)
     os.killpg(
         driver.process.pid, signal.SIGTERM
     )  # as `timeout` does: all that the command started in its group
@@ -146,13 +153,6 @@ def test_a_stopped_driver_saves_its_state_and_says_how_to_go_on(
         assert sorted(set(steps)) == sorted(steps), "no step is logged twice"
 
 
-def _records_so_far(folder: Path) -> list[dict[str, object]]:
-    try:
-        return records(folder / "out")
-    except (FileNotFoundError, ValueError):  # not there yet, or the last line is being written
-        return []
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_output_of_another_job_is_refused_with_the_difference(
@@ -164,9 +164,7 @@ def test_an_output_of_another_job_is_refused_with_the_difference(
     (folder / "out/job.yaml").write_text(job)
     before = (folder / DATA).read_bytes()
 
-    message = refusal(
-        distill(tmp_path / "other.log", *overrides(folder, 0, *paced, "method.lr_img=0.5"))
-    )
+    message = refused(*overrides(folder, 0, *paced, "method.lr_img=0.5"))
     assert f"{folder}/out was made by a different job" in message
     assert "method.lr_img: 1.0 there, 0.5 now" in message
     assert message.count(" there, ") == 1, "the rest is equal"
@@ -174,12 +172,8 @@ def test_an_output_of_another_job_is_refused_with_the_difference(
     assert not (folder / "out/lock.json").exists()
 
     done = markers(folder / "store")
-    text = finish(
-        distill(
-            tmp_path / "same.log",
-            *overrides(folder, 2, *paced, "compute.evaluators=1", "tracking.experiment=other"),
-        )
-    )
+    elsewhere = ("compute.evaluators=1", "tracking.experiment=other")
+    text = here("distill", "--config", CONFIG, *overrides(folder, 2, *paced, *elsewhere))
     assert "Ray is ready" not in text, "nothing was left to do"
     assert markers(folder / "store") == done
     assert (folder / DATA).read_bytes() == before

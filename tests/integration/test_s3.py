@@ -15,7 +15,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import MotoServer, S3Server
-from driving import CONFIG, Driver, distill, environment, finish, free_ports, overrides, refusal
+from driving import CONFIG, distill, environment, finish, free_ports, overrides, refused
+from driving import here as run_here
 from page_tree import check_page
 from PIL import Image
 from run_records import PLAN, write_run
@@ -66,18 +67,8 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(
     s3: S3Server, paced: tuple[str, ...], tmp_path: Path
 ) -> None:
     env = environment(**s3.environment)
-    write = [
-        "raydd.shard",
-        s3.url("digits"),
-        "--dataset",
-        "digits",
-        "--shard-size",
-        "512",
-        "--workers",
-        "1",
-    ]
-    shard = Driver(write, tmp_path / "shard.log", env)
-    assert "1438 images in 3 shards" in finish(shard)
+    write = ["--dataset", "digits", "--shard-size", "512", "--workers", "1"]
+    assert "1438 images in 3 shards" in run_here("shard", s3.url("digits"), *write)
 
     here = Storage(str(tmp_path / "digits"))
     for path in s3.paths("digits/"):
@@ -90,7 +81,7 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(
 
     job = overrides(s3.url("job"), 2, *paced, f"dataset.shards={s3.url('digits')}")
     driver = distill(tmp_path / "job.log", *job, env=env | {"RAYDD_STORAGE_RETRY_S": "120"})
-    driver.until("some unit was done", lambda: outputs(s3, "job"), every=0.4)
+    driver.until("some unit was done", lambda: outputs(s3, "job"))
     s3.kill()
     time.sleep(5)
     assert driver.process.poll() is None, "the run was to be alive during the outage"
@@ -110,12 +101,9 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(
 
     loaded = raydd.load(s3.url("job/out/distilled"))
     assert [label for _, label in loaded] == list(range(10))
-    evaluate = Driver(
-        ["raydd.evaluate", s3.url("job/out/distilled"), "--epochs", "1", "--repeats", "1", "--networks", "convnet1_w8",
-         "--output", s3.url("evaluated"), f"store={s3.url('job/store')}"],
-        tmp_path / "evaluate.log", env,
-    )  # fmt: skip
-    assert "dm[epochs=1]" in finish(evaluate)
+    small = ["--epochs", "1", "--repeats", "1", "--networks", "convnet1_w8"]
+    places = ["--output", s3.url("evaluated"), f"store={s3.url('job/store')}"]
+    assert "dm[epochs=1]" in run_here("evaluate", s3.url("job/out/distilled"), *small, *places)
     assert {row["set"] for row in json.loads(s3.read("evaluated/report.json"))["rows"]} == {
         "dm",
         "random",
@@ -130,19 +118,19 @@ def test_a_job_from_s3_to_s3_survives_an_outage_and_equals_the_local_run(
 @pytest.mark.parametrize("wrong", ["bucket", "credentials", "server"])
 @pytest.mark.timeout(600)
 def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(
-    s3: S3Server, tmp_path: Path, wrong: str
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    env = environment(**s3.environment, RAYDD_RAY_TMP=str(tmp_path / "ray"))
+    monkeypatch.setenv("RAYDD_RAY_TMP", str(tmp_path / "ray"))
+    monkeypatch.setenv("RAYDD_STORAGE_RETRY_S", "600")  # such places are not tried again that long
     place, names = s3.url("refused"), "output: cannot write to"
     if wrong == "bucket":
         place = "s3://no-such-bucket/refused"
     elif wrong == "credentials":
-        env["AWS_SECRET_ACCESS_KEY"] = "0" * 32
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "0" * 32)
     else:
-        env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{next(free_ports(1))}"
-    env["RAYDD_STORAGE_RETRY_S"] = "600"  # such places are not tried again that long
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{next(free_ports(1))}")
     begun = time.monotonic()
-    message = refusal(distill(tmp_path / "log", *overrides(place, 2), env=env))
+    message = refused(*overrides(place, 2))
     assert time.monotonic() - begun < 200
     assert f"{names} {place}/out" in message
     assert s3.secret not in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import S3Server
 from driving import REPOSITORY, Driver, environment, finish, left, markers, records
+from driving import here as run_here
 from PIL import Image
 from torchvision import models
 
@@ -63,7 +65,7 @@ def shrunk(folder: Path, data: str, weights: Path, workers: int) -> list[str]:
         "method.teachers.download=false", "method.statistics.slices=3", "method.statistics.batch=16",
         "method.init.pool=2",
         "method.init.candidates=12", "method.init.classes_per_unit=4", "method.iterations=30", "method.group_size=4",
-        "method.groups_per_unit=2", "method.labels.batch=10", "method.labels.epochs=12", "evaluation.epochs=6",
+        "method.groups_per_unit=2", "method.labels.batch=10", "method.labels.epochs=12", "evaluation.epochs=3",
         "evaluation.networks=[shufflenet_v2_x0_5]", "evaluation.repeats=2", "numerics.compile=false",
         "tracking.uri=none",
         f"output={folder}/out", f"store={folder}/store", f"compute.workers={workers}", "compute.checkpoint_every=0.2",
@@ -93,26 +95,46 @@ def begun(folder: Path, phase: str, lines: int) -> bool:
     )
 
 
+def in_the_middle(
+    driver: Driver, there: Path, here: Path, phase: str, kill: Callable[[], None]
+) -> None:
+    """Kill once a phase was begun by the driver; fail if nothing of it was left to do then."""
+    lines = len(so_far(there))
+    driver.until(f"{phase} was begun", lambda: begun(there, phase, lines), timeout=400)
+    kill()
+    assert outputs(there, phase) < outputs(here, phase), (
+        f"the kill was to be in the middle of '{phase}'"
+    )
+
+
+def kill_worker(driver: Driver) -> None:
+    """SIGKILL a worker; return when the group that replaces it works."""
+    before = driver.workers()
+    assert before
+    before[0].kill()
+    assert not left(before), "all workers of a group end with one of them"
+    driver.until("a new group was started", lambda: len(driver.workers()) == len(before))
+
+
+def kill_driver(driver: Driver) -> None:
+    """SIGKILL a driver; return when its cluster has ended."""
+    below = driver.cluster()
+    driver.kill()
+    assert not left(below), "the cluster ends with its driver"
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(3000)
 def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(
     s3: S3Server, imagenet: Path, weights: Path, tmp_path: Path
 ) -> None:
+    """A worker in every other stage, after which the group is started anew, and its driver in those between; a group
+    of another size goes on.
+    """
     env = environment(**s3.environment)
     shards = s3.url("imagenet10")
-    write = [
-        "raydd.shard",
-        shards,
-        "--dataset",
-        "imagenet10",
-        "--root",
-        str(imagenet),
-        "--shard-size",
-        "40",
-        "--workers",
-        "1",
-    ]
-    assert "120 images in 3 shards" in finish(Driver(write, tmp_path / "shard.log", env))
+    write = ["--dataset", "imagenet10", "--root", str(imagenet), "--shard-size", "40"]
+    assert "120 images in 3 shards" in run_here("shard", shards, *write, "--workers", "1")
 
     copy = Storage(str(tmp_path / "shards"))
     for path in s3.paths("imagenet10/"):
@@ -123,28 +145,14 @@ def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(
     )
 
     there = tmp_path / "there"
-    arguments = [
-        "raydd.distill",
-        "--config",
-        JOB,
-        *shrunk(there, f"dataset.shards={shards}", weights, 2),
-    ]
-    for phase in PHASES:
-        lines = len(so_far(there))
-        driver = Driver(arguments, tmp_path / f"{phase}.log", env)
-        driver.until(
-            f"{phase} was begun",
-            lambda phase=phase, lines=lines: begun(there, phase, lines),
-            timeout=400,
-        )
-        below = driver.cluster()
-        driver.kill()
-        assert not left(below), "the cluster ends with its driver"
-        assert outputs(there, phase) < outputs(here, phase), (
-            f"the kill was to be in the middle of '{phase}'"
-        )
+    job = ["--config", JOB, *shrunk(there, f"dataset.shards={shards}", weights, 2)]
+    for workers, spared, killed in zip((2, 1), PHASES[::2], PHASES[1::2], strict=True):
+        alone = [f"compute.workers={workers}"]
+        driver = Driver(["raydd.distill", *job, *alone], tmp_path / f"{killed}.log", env)
+        in_the_middle(driver, there, here, spared, lambda driver=driver: kill_worker(driver))
+        in_the_middle(driver, there, here, killed, lambda driver=driver: kill_driver(driver))
     before = markers(there / "store")
-    text = finish(Driver(arguments, tmp_path / "last.log", env), timeout=500)
+    text = finish(Driver(["raydd.distill", *job], tmp_path / "last.log", env), timeout=500)
     assert "(resumed)" in text
 
     after = markers(there / "store")
@@ -173,11 +181,16 @@ def test_edc_is_killed_in_every_stage_and_gives_the_same_bytes(
     labels = PublishedLabels.at(str(there / "out/distilled"))
     assert (labels.images, labels.classes, labels.config.epochs) == (20, 10, 12)
     assert len(read(str(there / "out/distilled"))) == 20
-    stored = Driver(
-        ["raydd.evaluate", str(there / "out/distilled"), "--protocol", "edc", "--epochs", "2", "--repeats", "1",
-         "--networks", "shufflenet_v2_x0_5", "evaluation.baselines=[]", f"dataset.root={imagenet}",
-         "dataset.shards=null",
-         f"store={there}/store"],
-        tmp_path / "evaluate.log", env,
-    )  # fmt: skip
-    assert "edc[epochs=2,batch=10]" in finish(stored)
+    judged = [
+        "--protocol",
+        "edc",
+        "--epochs",
+        "2",
+        "--repeats",
+        "1",
+        "--networks",
+        "shufflenet_v2_x0_5",
+    ]
+    judged += ["evaluation.baselines=[]", f"dataset.root={imagenet}", "dataset.shards=null"]
+    text = run_here("evaluate", str(there / "out/distilled"), *judged, f"store={there}/store")
+    assert "edc[epochs=2,batch=10]" in text

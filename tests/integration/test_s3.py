@@ -121,7 +121,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_ray_starts(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     monkeypatch.setenv("RAYDD_RAY_TMP", str(tmp_path / "ray"))
-    monkeypatch.setenv("RAYDD_STORAGE_RETRY_S", "600")  # such places are not tried again that long
+    # Such places are not tried again that long.
+    monkeypatch.setattr("raydd.core.retries.RETRY_SECONDS", 600.0)
     place, names = s3.url("refused"), "output: cannot write to"
     if wrong == "bucket":
         place = "s3://no-such-bucket/refused"

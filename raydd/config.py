@@ -36,6 +36,7 @@ class ComputeConfig:
     ``gpus_per_worker``, ``cpus_per_worker``: what Ray reserves for each. ``checkpoint_every``: seconds.
     ``wait``: seconds that a cluster which is busy, or may grow, is given to have room for the least of workers.
     ``same_device``: outputs in the store that another kind of device made are made anew; else they are used, and named.
+    ``longest``: days above which ``--dry-run`` warns of the time that it estimates.
     """
 
     workers: (
@@ -48,6 +49,7 @@ class ComputeConfig:
     checkpoint_every: Annotated[float, annotated_types.Gt(0)] = 60.0
     wait: Annotated[float, annotated_types.Ge(0)] = WAIT_SECONDS
     same_device: bool = False
+    longest: Annotated[float, annotated_types.Gt(0)] = 7.0
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:

@@ -109,6 +109,7 @@ GPU_UPDATE_SECONDS = 0.005
 of a new network (1.9 ms on one).
 """
 
+DAY = 86400.0
 _START_SECONDS = 15
 """Until workers compute: their processes, their imports, the data."""
 
@@ -195,11 +196,45 @@ def _label_size(size: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: ``45 s``, ``12 min``, ``3.4 h``, ``2.1 days``."""
+    """Return a time for people: ``45 s``, ``12 min``, ``3.4 h``, ``2.1 days``, ``5.2 months``, ``3.1 years``."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.0f} {name}" if name != "h" else f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 86400:.1f} days"
+    days = seconds / DAY
+    for most, length, name in ((61, 1.0, "days"), (731, 365.25 / 12, "months")):
+        if days < most:
+            return f"{days / length:.1f} {name}"
+    return f"{days / 365.25:.1f} years"
+
+
+def too_long(
+    rows: Sequence[StageCost],
+    *,
+    rate: float,
+    workers: int,
+    longest: float,
+    update_seconds: float = _UPDATE_SECONDS,
+    instead: tuple[str, float] | None = None,
+) -> list[str]:
+    """Return a warning for a plan that takes more than ``longest`` days, nothing for others.
+
+    ``instead``: another device, and its FLOP/s: what one of it would take.
+    """
+    seconds = _START_SECONDS + critical_seconds(rows, rate, workers, update_seconds)
+    if seconds <= longest * DAY:
+        return []
+    many = f"{workers} worker{'s' * (workers != 1)}"
+    lines = [
+        f"warning: about {duration(seconds)} with {many} is more than compute.longest={longest:g} days"
+    ]
+    if instead is not None:
+        name, other = instead
+        there = _START_SECONDS + critical_seconds(rows, other, 1, GPU_UPDATE_SECONDS)
+        lines.append(
+            f"  one {name} would take about {duration(there)}, at {0.7 * other / 1e12:.0f} TFLOP/s: "
+            f"raydd distill --dry-run --device {name.split()[-1].lower()}"
+        )
+    return lines
 
 
 def unit_table(targets: Sequence[Ref]) -> list[tuple[str, str, int]]:

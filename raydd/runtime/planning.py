@@ -22,8 +22,15 @@ from raydd.labels.relabel import Relabel
 from raydd.methods.method import Method, Problem, check_counts
 from raydd.runtime.advice import advice
 from raydd.runtime.devices import store_lines
-from raydd.runtime.estimate import GPU_UPDATE_SECONDS, costs, measured_rate, render, stages_of
-from raydd.runtime.hardware import Hardware, named_device
+from raydd.runtime.estimate import (
+    GPU_UPDATE_SECONDS,
+    costs,
+    measured_rate,
+    render,
+    stages_of,
+    too_long,
+)
+from raydd.runtime.hardware import GPUS, Hardware, named_device
 from raydd.runtime.output import check_claim, check_place
 from raydd.runtime.resolved import describe as resolved
 from raydd.runtime.resolved import settled
@@ -171,12 +178,26 @@ def _table(job: Job, plan: Plan, gpu: Hardware | None, here: torch.device) -> st
         where = (
             f"at the {rate / 1e12:.0f} TFLOP/s that networks of this kind reach on an {gpu.kind}"
         )
-        return render(
+        text = render(
             rows, rate=rate, workers=workers, where=where, update_seconds=GPU_UPDATE_SECONDS
         )
+        warned = too_long(
+            rows,
+            rate=rate,
+            workers=workers,
+            longest=job.compute.longest,
+            update_seconds=GPU_UPDATE_SECONDS,
+        )
+        return "\n".join([text, *warned])
     rate = measured_rate(job.numerics, here)
     where = f"at the {rate / 1e9:.0f} GFLOP/s that one worker reaches on this machine's {device_kind(here)}"
-    return render(rows, rate=rate, workers=workers, where=where)
+    text = render(rows, rate=rate, workers=workers, where=where)
+    other = GPUS["h100"]
+    instead = None if here.type == "cuda" else (f"NVIDIA {other.name}", other.rate(job.numerics))
+    warned = too_long(
+        rows, rate=rate, workers=workers, longest=job.compute.longest, instead=instead
+    )
+    return "\n".join([text, *warned])
 
 
 def listed(absent: Sequence[str]) -> list[str]:

@@ -26,9 +26,10 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.generated import Generated, stored_weights
 from raydd.augment.dsa import parse_strategy
 from raydd.core.errors import ConfigError
+from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.core.tensors import Tensors, dump_tensors
-from raydd.core.units import Ref, Stage
+from raydd.core.units import Ref, Stage, snapshot
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.dm import MatchDistributions
 from raydd.methods.herding import Herd
@@ -47,6 +48,8 @@ from raydd.training.train_network import TrainNetwork
 from raydd.training.train_pool import TrainPool, check_holdout
 from raydd.training.weights import Weights, exists
 
+DRAFTS = 5
+"""Pictures of the generator's samples while it is trained."""
 KEPT = "generator.safetensors"
 """The generator in a job's output, as ``generator.weights`` of other jobs reads it."""
 
@@ -136,14 +139,14 @@ class ItGan(Method):
             raise ConfigError(
                 "method.feature_weight=0 and method.pixel_weight=0: nothing is inverted; set inversion_steps=0"
             )
-        generator, teacher = self._generator(problem), self._teacher(problem, network, strategy)
+        frozen, teacher = self._generator(problem), self._teacher(problem, network, strategy)
         counts, picks = self._rows(problem, teacher)
         given: dict[str, Any] = {
             "seed": problem.seed,
             "numerics": problem.numerics,
             "dataset": info.only("train"),
         }
-        rows = {**given, "generator": generator, "counts": counts, "picks": picks}
+        rows = {**given, "generator": frozen, "counts": counts, "picks": picks}
         inversion = Invert(
             **rows,
             teacher=teacher,
@@ -181,7 +184,7 @@ class ItGan(Method):
             stored=self.stored,
         )
         before = [stage for stage in (pool, picks) if stage is not None]
-        return [generator, teacher, *before, inversion, latents]
+        return [frozen, teacher, *before, inversion, latents]
 
     def last(self, problem: Problem) -> list[Stage]:
         """Return the stage of the generator and that of the latents."""
@@ -205,6 +208,30 @@ class ItGan(Method):
         count, sizes = sum(self._counts(problem)), self.generator.sizes(problem.dataset)
         width = STORED[self.stored].itemsize
         return SetSize(count, count, count * (width * sizes.dim_z + 8) + width * sizes.numbers)
+
+    def drafts(self, problem: Problem) -> dict[tuple[str, int], dict[str, Ref]]:
+        """Return the generator after parts of its training."""
+        stage = self.last(problem)[0]
+        if not isinstance(stage, TrainGenerator):
+            return {}
+        every = max(1, stage.rounds // DRAFTS)
+        return {
+            (GENERATOR, step): {GENERATOR: Ref(stage, GENERATOR, snapshot(step))}
+            for step in range(every, stage.rounds, every)
+        } | {(GENERATOR, stage.rounds): {GENERATOR: Ref(stage, GENERATOR)}}
+
+    def drafted(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
+        """Return ten samples of each class, the same latents at any time."""
+        info, sizes = problem.dataset, self.generator.sizes(problem.dataset)
+        draws = generator(problem.seed, "draft")
+        count = 10 * info.classes
+        return DistilledSet(
+            images=torch.randn(count, sizes.dim_z, generator=draws),
+            labels=torch.arange(info.classes).repeat_interleave(10),
+            info=info,
+            extra=stored_weights(outputs[GENERATOR], torch.float32),
+            decoding=Generated.decoding_of(sizes, info),
+        )
 
     def missing(self, problem: Problem) -> list[str]:
         """Return a line for the generator's file, if it is not there."""

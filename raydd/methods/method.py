@@ -165,6 +165,17 @@ class Method:
         """
         return {}
 
+    def drafts(self, problem: Problem) -> dict[tuple[str, int], dict[str, Ref]]:
+        """Return outputs of earlier stages that can be looked at while they run, by a name and the updates behind them.
+
+        :meth:`drafted` makes a set of them, of which a picture is kept.
+        """
+        return {}
+
+    def drafted(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
+        """Return the set that a picture of one of :meth:`drafts` shows."""
+        raise TypeError(f"{type(self).__name__} does not define drafted()")
+
     def assemble(self, problem: Problem, outputs: Mapping[str, Tensors]) -> DistilledSet:
         """Return the distilled set made of :meth:`targets`' tensors."""
         raise TypeError(f"{type(self).__name__} does not define assemble()")

@@ -174,6 +174,11 @@ class _Distillation(Session):
             }
             for step in plan.picture_steps
         }
+        self.drafts = plan.job.method.drafts(plan.problems[0])
+        self.drafting = {
+            which: {(ref.key, ref.output) for ref in refs.values()}
+            for which, refs in self.drafts.items()
+        }
         self.tested: dict[int, set[tuple[str, str]]] = {}
         for entry in plan.evaluation.entries:
             if entry.step is not None:
@@ -201,6 +206,11 @@ class _Distillation(Session):
                     if not open_refs:
                         del self.waiting[step]
                         self.painter.submit(self._paint, step)
+                for which, open_refs in list(self.drafting.items()):
+                    open_refs.discard((event.key, event.output))
+                    if not open_refs:
+                        del self.drafting[which]
+                        self.painter.submit(self._draft, *which)
                 self._point(event)
 
         return on_event
@@ -235,6 +245,20 @@ class _Distillation(Session):
             self.tracker.picture("distilled", step, self.output.get(path))
         except (RayddError, OSError) as error:
             log.warning("no picture of step %d: %s", step, error)
+
+    def _draft(self, name: str, step: int) -> None:
+        """Keep a picture of what an earlier stage has made by an update."""
+        path = f"pictures/{name}-{step:06d}.png"
+        try:
+            if path not in self.pictured:
+                method, problem = self.plan.job.method, self.plan.problems[0]
+                outputs = {
+                    key: self.store.load(ref) for key, ref in self.drafts[name, step].items()
+                }
+                self.output.put(path, png(picture_of(method.drafted(problem, outputs))))
+            self.tracker.picture(name, step, self.output.get(path))
+        except (RayddError, OSError) as error:
+            log.warning("no picture of %s after %d updates: %s", name, step, error)
 
     def _assemble(self, index: int, output: str = "final") -> DistilledSet:
         method, problem = self.plan.job.method, self.plan.problems[index]

@@ -86,6 +86,7 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
     targets += [
         ref for step in steps for ref in job.method.targets(problems[0], snapshot(step)).values()
     ]
+    targets += [ref for refs in job.method.drafts(problems[0]).values() for ref in refs.values()]
     targets += evaluation.targets()
     made = [labels_of(job.method, problem) for problem in problems]
     labels = [one.relabel if one is not None and one.config.stored else None for one in made]

@@ -536,6 +536,8 @@ def test_the_job_on_digits(tmp_path: Path) -> None:
     assert loaded.distilled.images.dtype == torch.float16
     steps = sorted(path.name for path in (tmp_path / "out" / "pictures").glob("step-*.png"))
     assert steps == ["step-000000.png", "step-000003.png"]
+    drafts = sorted(path.name for path in (tmp_path / "out" / "pictures").glob("generator-*.png"))
+    assert drafts == [f"generator-{step:06d}.png" for step in (6, 12, 18, 24, 30)]
     ids = loaded.distilled.recipe["source_ids"]
     assert len(set(ids)) == 100
     judged = raydd(

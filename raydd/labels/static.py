@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,6 +26,7 @@ from raydd.labels.label_views import DrawnViews, draw_views
 from raydd.labels.labelled_set import DrawnEpoch, LabelledSet
 from raydd.labels.records import DIGEST_BYTES, batches_of, label_bytes
 from raydd.labels.relabel import Relabel
+from raydd.training.training_cost import network_facts
 
 
 def mixed_rows(
@@ -109,9 +110,18 @@ class LabelImages(Relabel):
         return math.ceil(self.source.images / CHUNK)
 
     def cost(self, unit: str) -> Cost:
-        """Return the cost: one forward pass of every teacher over every image."""
+        """Return the cost: one forward pass of every teacher over every image, of a chunk at a time."""
         size = label_bytes(self.config, self.source.images, self.classes)
-        return replace(super().cost(unit), state_bytes=size - DIGEST_BYTES, output_bytes=size)
+        shape = self.teachers[0].dataset.shape
+        facts = [network_facts(teacher.network, shape, self.classes) for teacher in self.teachers]
+        work = 4 * CHUNK * (4 * math.prod(shape) + max(fact.alive for fact in facts))
+        kept = self.source.size.bytes + 4 * sum(fact.parameters for fact in facts)
+        return Cost(
+            flop=self.source.images * sum(fact.flop for fact in facts),
+            peak_bytes=kept + work + size,
+            state_bytes=size - DIGEST_BYTES,
+            output_bytes=size,
+        )
 
     def init(self, unit: str, ctx: Context) -> Tensors:
         """Return rows of zeros."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from raydd.artifacts.decoding import Decoding
+from raydd.artifacts.decoding import Decoding, SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.rng import generator
 from raydd.core.tensors import Tensors, dump_tensors, load_tensors
@@ -42,6 +42,10 @@ class ToySource:
 
     def inputs(self) -> Mapping[str, Ref]:
         return {}
+
+    @property
+    def size(self) -> SetSize:
+        return self.load().size
 
     def load(self, ctx: Context | None = None) -> DistilledSet:
         g = generator(self.draw, "images")

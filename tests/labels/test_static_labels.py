@@ -166,6 +166,7 @@ def test_sizes_are_those_of_the_file() -> None:
     record = run_epoch(labels.relabel, 0)
     planned = sum(t.numel() * t.element_size() for t in record.values())
     assert planned == labels.bytes == labels.relabel.cost("static").output_bytes
+    assert labels.relabel.cost("static").peak_bytes > SOURCE.size.bytes + planned
     assert len(dump_tensors(record)) < planned + 400, "a header is all that a file adds"
     assert labels.flop(80, 5) == 0
     assert replace(labels, kept=False).flop(80, 5) == replace(labels, kept=False).flop(1, 1) > 0

@@ -25,11 +25,13 @@ from raydd.artifacts.offsets import OFFSETS, Offsets, levels
 from raydd.artifacts.rendering import format_bytes
 from raydd.config import load_job
 from raydd.core.errors import ConfigError, TooFew
+from raydd.core.rng import generator
 from raydd.core.store import Store
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Data, Numerics
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import describe, with_digests
+from raydd.data.memory import normalise
 from raydd.labels.records import label_bytes
 from raydd.methods import Problem
 from raydd.methods.infer import Infer, InferCompat
@@ -404,6 +406,22 @@ def test_a_part_of_a_larger_set_is_the_set_of_the_smaller_budget(
     assert torch.equal(part.images, smaller.images)
     assert torch.equal(part.extra[OFFSETS], smaller.extra[OFFSETS])
     assert torch.equal(part.take(), smaller.take())
+
+
+def test_published_tensors_are_the_real_images_and_no_more_are_needed_than_kept(
+    problem: Problem, digits: Mapping[str, Data], tmp_path: Path
+) -> None:
+    info = problem.dataset
+    drawn = torch.randint(256, (2, 10, *info.shape), generator=generator(0, "drawn")).byte()
+    for k, pixels in enumerate(drawn):
+        torch.save(normalise(pixels, info.mean, info.std), tmp_path / f"tensor_{k}.pt")
+    init = {"kind": "tensors", "folder": str(tmp_path), "pool": None}
+    method, store = small_infer(init=init), Store(str(tmp_path / "store"))
+    assert method.missing(problem) == []  # 2 of 4 images have room
+    distilled = method.assemble(problem, outputs_of(method, problem, store, digits))
+    assert torch.equal(distilled.images, drawn.transpose(0, 1).flatten(0, 1))
+    (line,) = method.missing(replace(problem, ipc=6))  # 4 (10 + 2 * 2) of 60
+    assert "tensor_2.pt" in line
 
 
 def test_a_budget_without_room_is_refused_with_the_formula(problem: Problem) -> None:

@@ -127,7 +127,7 @@ def test_version() -> None:
             ["distill", "--config", QUICKSTART, "method.lr_imgg=1"],
             ["method.lr_imgg", "unknown key", "did you mean 'lr_img'"],
         ),
-        (["distill", "--config", QUICKSTART, "ipc=abc"], ["ipc", "'abc'", "integer"]),
+        (["distill", "--config", QUICKSTART, "ipc=abc"], ["ipc", "'abc'", "valid number"]),
         (["distill", "--config", QUICKSTART, "ipc"], ["'ipc'", "key.sub=value"]),
         (
             ["distill", "--config", QUICKSTART, "ipc=500"],

@@ -527,8 +527,8 @@ def test_the_job_on_digits(tmp_path: Path) -> None:
     job = JOBS / "digits_itgan.yaml"
     told = raydd("distill", "--config", str(job), *short, *places, f"store={tmp_path}/store")
     assert told.exit_code == 0, told.output
-    sizes = GanShape(channels=1, classes=10, width=16, dim_z=16, bottom=2, blocks=2)
-    held = 2 * (100 * 16 + sizes.numbers) + 8 * 100
+    sizes = GanShape(channels=1, classes=10, width=32, dim_z=32, bottom=2, blocks=2)
+    held = 2 * (100 * 32 + sizes.numbers) + 8 * 100
     assert f"{held / 1000:.1f} kB" in told.output, "bytes of latents, labels and generator"
     loaded = load(f"{tmp_path}/out/distilled")
     assert len(loaded) == 100

@@ -1,4 +1,4 @@
-"""Inversion of real images one by one, as the parts of a block, and in blocks: seconds, and how far latents differ.
+"""Inversion of real images one by one and in blocks: seconds, and how far latents differ.
 
 The generator of jobs/fashion_mnist_itgan_small.yaml with weights as they start, images of Fashion-MNIST, a
 ConvNet of width 32. Each side inverts the same images from the same starts with as many updates, in turns; printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from torch import Tensor
 
 from raydd import load
 from raydd.artifacts.generated import Generated, stored_weights
+from raydd.config import load_job
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.store import Store
 from raydd.core.tensors import Tensors
 from raydd.core.units import Data, Numerics, Ref
 from raydd.data.catalog import DatasetInfo, entry
-from raydd.data.datasets import with_digests
+from raydd.data.datasets import open_data, with_digests
 from raydd.data.memory import normalise
 from raydd.data.split import Subset
 from raydd.methods.dm import MatchDistributions
@@ -550,3 +552,61 @@ def test_the_job_on_digits(tmp_path: Path) -> None:
         "tracking.uri=none",
     )
     assert judged.exit_code == 0, judged.output
+
+
+@pytest.mark.nightly
+def test_what_the_job_on_digits_reaches(tmp_path: Path) -> None:
+    """Inverted images are near the real ones, learnt ones nearer to their class for networks that nothing was moved
+    under, none falls together; students of neither are much worse than those of what it began with.
+    """
+    job = load_job(str(JOBS / "digits_itgan.yaml"), [f"store={tmp_path}/store"])
+    places = ["compute.workers=0", "tracking.uri=none", f"output={tmp_path}/out"]
+    told = raydd(
+        "distill", "--config", str(JOBS / "digits_itgan.yaml"), *places, f"store={tmp_path}/store"
+    )
+    assert told.exit_code == 0, told.output
+    data, store = open_data(job.dataset), Store(f"{tmp_path}/store")
+    info = with_digests(entry("digits").info, data)
+    assert isinstance(job.method, ItGan)
+    problem = Problem(dataset=info, ipc=job.ipc, seed=0, numerics=job.numerics)
+    inversion, latents = stages(job.method, problem)
+    weights = stored_weights(store.load(Ref(inversion.generator, "generator")), torch.float32)
+    every = normalise(data["train"].take(torch.arange(len(data["train"]))), info.mean, info.std)
+    labels = data["train"].labels
+    outputs = [store.load(ref) for ref in inversion.refs()]
+    ids = torch.cat([found["ids"] for found in outputs])
+    own, real = labels[ids], every[ids]
+
+    def made(z: Tensor) -> Tensor:
+        return inversion.decoder.take({"images": z, "labels": own, **weights})
+
+    starts = [torch.randn(32, generator=generator(0, "latent", image)) for image in ids.tolist()]
+    inverted_images = made(torch.cat([found["z"] for found in outputs]))
+    learnt = made(torch.cat([store.load(ref)["z"] for ref in latents.refs()]).float())
+    means = torch.stack([every[labels == label].mean(0) for label in range(10)])[own]
+    error = (inverted_images - real).square().mean()
+    assert error <= 0.5 * (means - real).square().mean()
+    assert error <= 0.2 * (made(torch.stack(starts)) - real).square().mean()
+
+    def apart(images: Tensor, number: int) -> tuple[float, float]:
+        """Return the distance of the classes' mean features, and the mean distance from a class's mean."""
+        network = create_network("convnet2_w32", info.shape, 10, generator(number, "held out"))
+        with torch.no_grad():
+            of_made, of_real = network.embed(images), network.embed(every)
+        distance, spread = 0.0, 0.0
+        for label in range(10):
+            mean = of_made[own == label].mean(0)
+            distance += float((mean - of_real[labels == label].mean(0)).square().sum())
+            spread += float((of_made[own == label] - mean).norm(dim=1).mean())
+        return distance, spread
+
+    before, after, at_real = (
+        torch.tensor([apart(images, number) for number in range(8)]).sum(0)
+        for images in (inverted_images, learnt, real)
+    )
+    assert after[0] / before[0] < 0.9
+    assert after[1] >= 0.7 * at_real[1]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    reached = {row["set"]: row["accuracy_mean"] for row in report["rows"]}
+    assert reached["inverted"] >= reached["samples of the generator"] - 2
+    assert reached["itgan"] >= reached["inverted"] - 2

@@ -29,6 +29,15 @@ def window_starts(length: int, size: int, count: int) -> tuple[int, ...]:
     return (*(round(i * step) for i in range(count - 1)), length - size)
 
 
+def least_windows(length: int, size: int) -> int:
+    """Return how many windows of ``size`` tile a ``length``."""
+    least = -(-length // size)
+    # Rounded starts may leave a gap of a pixel where the windows would just do.
+    while length >= size and _gaps(window_starts(length, size, least), size, length):
+        least += 1
+    return least
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowGrid:
     """``columns`` × ``rows`` windows of ``height`` × ``width`` pixels on a poster."""
@@ -67,10 +76,7 @@ class WindowGrid:
             lost = [(end, start) for end, start in zip(ends, (*starts, length)) if start > end]
             if lost:
                 side = "width" if name == "columns" else "height"
-                least = -(-length // size)
-                # Rounded starts may leave a gap of a pixel where the windows would just do.
-                while _gaps(window_starts(length, size, least), size, length):
-                    least += 1
+                least = least_windows(length, size)
                 raise ConfigError(
                     f"{name}={count}: windows of {size} pixels do not tile a {side} of {length}: none shows pixels"
                     f" {lost[0][0]} to {lost[0][1] - 1}; at least {name}={least} are needed"

@@ -45,6 +45,9 @@ from raydd.networks.flat import FreshWeights
 from raydd.training.batches import check_batches
 from raydd.training.recipe import Recipe
 
+PER_AREA = 1
+"""Windows along each side of a class's area, by default: those between two areas spoil both classes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatchDistributions(EmbeddingMatching):
@@ -83,8 +86,8 @@ class Dm(Method):
     start from ``real`` images or ``noise``. ``dsa``: operations joined by ``_``, ``none``, or null
     for those published for the data set. ``classes_per_unit``: classes that one worker moves
     together (all, of a network with batch norm and of a poster). ``poster``: the images are windows
-    of one poster, of ``ipc`` images' pixels, which may be a fraction (docs/methods/podd.md, "Posters
-    of other methods"); null: they are images.
+    of one poster, of ``ipc`` images' pixels, which may be a fraction, by default one for each class
+    (docs/methods/podd.md, "Posters of other methods"); null: they are images.
     """
 
     network: str = "convnet3"
@@ -138,7 +141,7 @@ class Dm(Method):
             "dsa": strategy or "none",
         }
         if self.poster is not None:
-            layout = self.poster.ordered(info, problem.ipc)
+            layout = self.poster.ordered(info, problem.ipc, PER_AREA)
             check_hard_labels(layout, info.classes)
             return [MatchPosters(**given, ipc=1, layout=layout, classes_per_unit=info.classes)]
         block = min(self.classes_per_unit, info.classes) if alone else info.classes
@@ -152,11 +155,15 @@ class Dm(Method):
         """Return the size of ``ipc`` images of each class, or of the poster."""
         if self.poster is None:
             return super().size(problem)
-        return self.poster.size(problem.dataset, problem.ipc)
+        return self.poster.size(problem.dataset, problem.ipc, per_area=PER_AREA)
 
     def settled(self, problem: Problem) -> dict[str, dict[str, Any]]:
         """Return a poster's size and the order of its classes."""
-        return {} if self.poster is None else self.poster.settled(problem.dataset, problem.ipc)
+        return (
+            {}
+            if self.poster is None
+            else self.poster.settled(problem.dataset, problem.ipc, PER_AREA)
+        )
 
     def joint(self, problem: Problem) -> bool:
         """Return whether the network has batch norm, whose statistics are of all classes."""
@@ -167,7 +174,7 @@ class Dm(Method):
         if self.poster is not None:
             (made,) = outputs.values()
             info, ipc = problem.dataset, problem.ipc
-            decoding = self.poster.layout(info, ipc).decoding
+            decoding = self.poster.layout(info, ipc, PER_AREA).decoding
             return DistilledSet(
                 images=made["images"], labels=made["labels"], info=info, decoding=decoding
             )

@@ -99,8 +99,5 @@ class Podd(UnrollMethod):
         """Return the poster's size, the order of its classes, and the windows in a batch."""
         found = self.poster.settled(problem.dataset, problem.ipc)
         layout = self.poster.layout(problem.dataset, problem.ipc)
-        windows = {
-            "windows": layout.windows.count,
-            "batch_windows": self._batches(problem, layout).batch,
-        }
-        return {"poster": {**found["poster"], **windows}}
+        batch = self._batches(problem, layout).batch
+        return {"poster": {**found["poster"], "batch_windows": batch}}

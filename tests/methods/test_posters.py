@@ -447,6 +447,17 @@ def test_an_order_is_in_the_keys_and_labels_follow_it(problem: Problem, tmp_path
     assert torch.equal(two.labels, 9 - one.labels)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("ipc", "windows"), [(0.5, [5, 2]), (1, [5, 2]), (2, [8, 3])])
+def test_dm_has_a_window_of_each_class_unless_more_are_needed(
+    problem: Problem, ipc: float, windows: list[int]
+) -> None:
+    method, whole = small_method("dm", poster={}), replace(problem, ipc=ipc)
+    (stage,) = method.plan(whole)
+    assert stage.layout.decoding.parameters["windows"] == windows  # type: ignore[attr-defined]
+    assert method.size(whole).seen == windows[0] * windows[1]
+    assert method.settled(whole)["poster"]["windows"] == windows[0] * windows[1]
+
+
 def test_posters_are_refused_in_continual_learning(problem: Problem) -> None:
     source = AssembledSet(method=small_method("dm", poster={}), problem=problem)
     config = EvaluationConfig(protocol="dm", continual=5)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from raydd.artifacts.decoding import SetSize
-from raydd.artifacts.poster_geometry import WindowGrid
+from raydd.artifacts.poster_geometry import WindowGrid, least_windows
 from raydd.core.errors import ConfigError
 from raydd.data.catalog import DatasetInfo
 from raydd.methods.posters.class_order import class_order
@@ -31,7 +31,7 @@ class PosterConfig:
 
     ``width``, ``height``: its pixels (null: those of the size rule, from ``ipc``); both or none.
     ``windows``: how many columns and rows of windows, each as large as an image (null: three for
-    each class, both ways). ``class_grid``: in how many columns and rows the classes stand (null: as
+    each class, both ways; one under DM). ``class_grid``: in how many columns and rows the classes stand (null: as
     square as may be, wider than high). ``class_area``: width and height of a class's area (null:
     those of an image). ``order``: which class stands where: ``labels``, row after row; ``poco``,
     such that classes of like names are neighbours (needs open_clip, else ``labels``, which is said);
@@ -49,44 +49,56 @@ class PosterConfig:
         if (self.width is None) != (self.height is None):
             raise ConfigError("poster: width and height are given together, or neither")
 
-    def layout(self, info: DatasetInfo, ipc: float) -> PosterLayout:
+    def layout(self, info: DatasetInfo, ipc: float, per_area: int = PER_AREA) -> PosterLayout:
         """Return the layout of a data set's poster; ``ConfigError`` for a grid of other than its
         classes, for windows that do not tile it, for a poster that is smaller than a window, or has
-        more pixels than ``ipc`` images per class.
+        more pixels than ``ipc`` images per class. ``per_area``: windows along each side of a class's
+        area, where the job does not say how many there are.
         """
-        return _layout(self, info, ipc)
+        return _layout(self, info, ipc, per_area)
 
-    def ordered(self, info: DatasetInfo, ipc: float) -> PosterLayout:
+    def ordered(self, info: DatasetInfo, ipc: float, per_area: int = PER_AREA) -> PosterLayout:
         """Return the layout with the order of its classes, which may need files or packages of this machine."""
-        layout = self.layout(info, ipc)
+        layout = self.layout(info, ipc, per_area)
         areas = layout.class_areas
         return replace(layout, order=class_order(self.order, info, areas.columns, areas.rows).order)
 
-    def settled(self, info: DatasetInfo, ipc: float) -> dict[str, dict[str, Any]]:
-        """Return the poster's size and the order of its classes, row after row, as JSON values."""
-        layout = self.layout(info, ipc)
+    def settled(
+        self, info: DatasetInfo, ipc: float, per_area: int = PER_AREA
+    ) -> dict[str, dict[str, Any]]:
+        """Return the poster's size, the order of its classes, row after row, and its windows, as JSON values."""
+        layout = self.layout(info, ipc, per_area)
         areas = layout.class_areas
         found = class_order(self.order, info, areas.columns, areas.rows)
         rows = [
             list(found.order[i : i + areas.columns]) for i in range(0, areas.count, areas.columns)
         ]
-        size = {"width": layout.width, "height": layout.height}
+        size = {
+            "width": layout.width,
+            "height": layout.height,
+            "windows": layout.windows.count,
+        }
         return {"poster": {**size, "class_order_from": found.origin, "class_order": rows}}
 
     def size(
-        self, info: DatasetInfo, ipc: float, label_bytes: int = 0, whitening: int = 0
+        self,
+        info: DatasetInfo,
+        ipc: float,
+        label_bytes: int = 0,
+        whitening: int = 0,
+        per_area: int = PER_AREA,
     ) -> SetSize:
         """Return the size of a set of one float poster and a hard label for each window, beside
         ``label_bytes`` of others and the bytes of a ``whitening``.
         """
-        layout = self.layout(info, ipc)
+        layout = self.layout(info, ipc, per_area)
         poster = 4 * info.channels * layout.height * layout.width
         held = poster + 8 * layout.windows.count + label_bytes + whitening
         return SetSize(1, layout.windows.count, held, whitening)
 
 
 @lru_cache(maxsize=256)
-def _layout(config: PosterConfig, info: DatasetInfo, ipc: float) -> PosterLayout:
+def _layout(config: PosterConfig, info: DatasetInfo, ipc: float, per_area: int) -> PosterLayout:
     columns, rows = config.class_grid or class_grid(info.classes)
     if columns * rows != info.classes:
         raise ConfigError(
@@ -103,7 +115,10 @@ def _layout(config: PosterConfig, info: DatasetInfo, ipc: float) -> PosterLayout
                 f"ipc={ipc:g}: the poster would have {width}×{height} pixels, and a window of it has"
                 f" {info.width}×{info.height}; at least ipc={least_ipc(info, columns, rows):g} is possible"
             )
-    across, down = config.windows or (PER_AREA * columns, PER_AREA * rows)
+    across, down = config.windows or (
+        max(per_area * columns, least_windows(width, info.width)),
+        max(per_area * rows, least_windows(height, info.height)),
+    )
     windows = WindowGrid(height=info.height, width=info.width, columns=across, rows=down)
     try:
         windows.check(height, width)

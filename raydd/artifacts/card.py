@@ -105,7 +105,8 @@ def _space(distilled: DistilledSet) -> str:
         if OFFSETS in distilled.extra:
             text += (
                 f" Each image is seen as it is, and with each of the `{OFFSETS}` of its slice and block of classes"
-                f" added: `{OFFSETS}[m, k, c // group_size]` to the k-th image of class c."
+                f" added: `{OFFSETS}[m, k, c // group_size]` to the k-th image of class c, cut to the range of"
+                " pixels where both are whole numbers."
             )
     return text
 

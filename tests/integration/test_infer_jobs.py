@@ -87,10 +87,10 @@ def test_infer_is_killed_in_every_stage_and_gives_the_same_bytes(
         copy.put(path.removeprefix("imagenet10-infer/"), s3.read(path))
     here, there = tmp_path / "here", tmp_path / "there"
     run_job(
-        load_job(JOB, shrunk(here, f"dataset.shards={copy.url}", weights, 0, 24)),
+        load_job(JOB, shrunk(here, f"dataset.shards={copy.url}", weights, 0, 8)),
         lambda line: None,
     )
-    overrides = shrunk(there, f"dataset.shards={shards}", weights, 2, 24)
+    overrides = shrunk(there, f"dataset.shards={shards}", weights, 2, 8)
     arguments = ["raydd.distill", "--config", JOB, *overrides]
     for phase in ("init", "recover", "relabel", "evaluate"):
         lines = len(so_far(there))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -303,10 +304,11 @@ class SharedOffset(MicroRecovery):
     def rows(self, unit: str, turn: slice) -> slice:
         return turn
 
-    def render(self, parameters: Tensor, unit: str, turn: slice, ctx: Any) -> Tensor:
+    def renderer(self, unit: str, turn: slice, ctx: Any) -> Callable[[Tensor], Tensor]:
         groups = self.groups_of[unit][turn]
         real = torch.cat([det((len(g.positions), 3, 32, 32), shift=0.1 * g.index) for g in groups])
-        return real + parameters.repeat_interleave(len(groups[0].positions), 0)
+        size = len(groups[0].positions)
+        return lambda parameters: real + parameters.repeat_interleave(size, 0)
 
     def project(self, parameters: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return parameters

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from raydd.artifacts.codec import stored_as
 from raydd.artifacts.offsets import OFFSETS, composed, levels
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, stage_digest
+from raydd.core.units import Context, Cost
 from raydd.methods.recovery.recover import MatchStatistics
 from raydd.methods.recovery.recover_groups import Group
 from raydd.methods.recovery.recover_start import from_pool
@@ -64,14 +65,9 @@ class Compensate(MatchStatistics):
         """Return where the offsets of some of a unit's groups lie: one row for each."""
         return turn
 
-    def render(self, parameters: Tensor, unit: str, turn: slice, ctx: Context) -> Tensor:
-        """Return the start images of some groups with the groups' offsets added."""
-        groups = self.groups_of[unit][turn]
-        start = ctx.cached(
-            ("natural images", stage_digest(self), unit, turn.start, turn.stop),
-            lambda: self.start(groups, ctx),
-        )
-        return _shared(start, parameters)
+    def renderer(self, unit: str, turn: slice, ctx: Context) -> Callable[[Tensor], Tensor]:
+        """Return what adds the groups' offsets to the start images of some groups."""
+        return partial(_shared, self.start(self.groups_of[unit][turn], ctx))
 
     def project(self, parameters: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return the offsets: what they are added to is cut to pixels only when it is put out."""

@@ -7,7 +7,7 @@ A group of images is optimised together by Adam under one view per update and on
 
 What is a group's own (start, views, left-out layers) is keyed by its index and the update, so that
 neither packing nor the number of workers changes it. Methods of the family differ in their
-configuration; one with other parameters than pixels overrides :meth:`MatchStatistics.render` and
+configuration; one with other parameters than pixels overrides :meth:`MatchStatistics.renderer` and
 :meth:`MatchStatistics.project`, one whose networks change with the images
 :meth:`MatchStatistics.teacher_at`.
 """
@@ -15,7 +15,7 @@ configuration; one with other parameters than pixels overrides :meth:`MatchStati
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import ClassVar
@@ -260,7 +260,7 @@ class MatchStatistics(Stage):
             priors=self.priors,
             betas=self.betas,
             classes=[group.labels(self.ipc) for group in self.groups_of[unit][turn]],
-            render=partial(self.render, unit=unit, turn=turn, ctx=ctx),
+            render=self.renderer(unit, turn, ctx),
             project=partial(self.project, low=shared.low, high=shared.high),
             parts=self.parts,
         )
@@ -275,9 +275,12 @@ class MatchStatistics(Stage):
         sizes = [len(group.positions) for group in self.groups_of[unit]]
         return slice(sum(sizes[: turn.start]), sum(sizes[: turn.stop]))
 
-    def render(self, parameters: Tensor, unit: str, turn: slice, ctx: Context) -> Tensor:
-        """Return the images of some groups that their parameters stand for: here pixels are the parameters."""
-        return parameters
+    def renderer(self, unit: str, turn: slice, ctx: Context) -> Callable[[Tensor], Tensor]:
+        """Return what makes the images of some groups of their parameters: here pixels are the parameters.
+
+        It holds whatever else it reads, which a recorded update reads again in its place.
+        """
+        return lambda parameters: parameters
 
     def project(self, parameters: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return parameters within what images can show, ``low`` and ``high`` being black and white per channel."""
@@ -390,7 +393,7 @@ class MatchStatistics(Stage):
             torch.tensor(values).view(-1, 1, 1) for values in (self.dataset.mean, self.dataset.std)
         )
         everyone = slice(0, len(self.groups_of[unit]))
-        images = self.render(state["images"], unit, everyone, ctx).detach().float().cpu()
+        images = self.renderer(unit, everyone, ctx)(state["images"]).detach().float().cpu()
         pixels = ((images * std + mean).clamp(0, 1) * 255).to(torch.uint8)
         return {
             "images": stored_as(pixels, self.image_format),

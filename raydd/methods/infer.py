@@ -137,10 +137,6 @@ class Infer(Recovering):
             )
         return found
 
-    def missing(self, problem: Problem) -> list[str]:
-        """Return a line for each file that is not there or does not fit; of images K are needed."""
-        return super().missing(replace(problem, ipc=self.slices(problem)))
-
     def plan(self, problem: Problem) -> list[Stage]:
         """Return teachers, real images, and the compensators of each network."""
         slices = self.slices(problem)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,22 @@ class Cluster:
     environment: dict[str, str] = field(repr=False)
     folder: str = ""
 
+    def ask(self, path: str) -> Any:
+        """Return what the dashboard answers, as `ray list` and `ray job` ask it, in processes of their own."""
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        place = HTTPConnection(self.dashboard.removeprefix("http://"), timeout=240)
+        with contextlib.closing(place):
+            place.request("GET", path, headers=token)
+            answer = place.getresponse()
+            assert answer.status == 200, answer.read()
+            return json.load(answer)
+
+    def states(self, kind: str) -> list[dict[str, Any]]:
+        """Return the states of all ``actors`` or ``placement_groups``, with all details."""
+        found = self.ask(f"/api/v0/{kind}?detail=true&limit=1000")
+        assert found["result"], found
+        return list(found["data"]["result"]["result"])
+
 
 def _own_ip() -> str:
     """Return the address under which Ray knows this machine."""
@@ -266,7 +283,8 @@ def head(
         f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
         f"--dashboard-agent-grpc-port={agent_grpc}",
-        f"--object-store-memory={256 << 20}", *options,
+        # What workers print is never sent to drivers.
+        f"--object-store-memory={256 << 20}", "--include-log-monitor=False", *options,
     ]  # fmt: skip
     if autoscaler is not None:
         config = Path(folder) / "autoscaler.json"
@@ -296,8 +314,8 @@ def head(
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A head with 4 CPUs, which nothing makes grow."""
-    with head("--node-ip-address=127.0.0.1", "--num-cpus=4") as one:
+    """A head with 4 CPUs that says it had a GPU, which nothing makes grow."""
+    with head("--node-ip-address=127.0.0.1", "--num-cpus=4", "--num-gpus=1") as one:
         yield one
 
 

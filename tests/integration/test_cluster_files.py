@@ -9,13 +9,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from cluster_files import CLUSTER, ROOT, Submission, submissions
-from conftest import Cluster, head
+from conftest import Cluster
 from driving import TINY, end, environment, free_ports, left, records
 
 import raydd
@@ -38,13 +37,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("raydd", "jobs"):
         shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
     return folder
-
-
-@pytest.fixture(scope="module")
-def with_gpus() -> Iterator[Cluster]:
-    """A head that says it had a GPU, as workers of the files ask for one each."""
-    with head("--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=1") as one:
-        yield one
 
 
 def replaced(told: Submission, dashboard: str, folder: Path) -> list[str]:
@@ -70,14 +62,14 @@ def submit(words: list[str], checkout: Path, token: str) -> subprocess.Completed
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_file_tells_to_submit_runs(
-    with_gpus: Cluster, checkout: Path, tmp_path: Path, name: str
+    cluster: Cluster, checkout: Path, tmp_path: Path, name: str
 ) -> None:
     (told,) = submissions(CLUSTER / name)
     if "--working-dir" not in told.options:  # the image has raydd and the jobs
         told = Submission(name, [*told.options, "--working-dir", "."], told.entrypoint)
-    words = replaced(told, with_gpus.dashboard, tmp_path)
+    words = replaced(told, cluster.dashboard, tmp_path)
     assert {"compute.workers=[1,8]", "compute.gpus_per_worker=1"} < set(words)
-    done = submit(words, checkout, with_gpus.environment["RAY_AUTH_TOKEN"])
+    done = submit(words, checkout, cluster.environment["RAY_AUTH_TOKEN"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(raydd.load(str(tmp_path / "out/distilled"))) == 10
     workers = {line["worker"] for line in records(tmp_path / "out") if line.get("worker")}
@@ -85,10 +77,10 @@ def test_what_a_file_tells_to_submit_runs(
 
 
 def test_without_the_token_nothing_is_submitted(
-    with_gpus: Cluster, checkout: Path, tmp_path: Path
+    cluster: Cluster, checkout: Path, tmp_path: Path
 ) -> None:
     (told,) = submissions(CLUSTER / "aws.yaml")
-    words = replaced(told, with_gpus.dashboard, tmp_path)
+    words = replaced(told, cluster.dashboard, tmp_path)
     done = submit(words, checkout, "0" * 64)
     assert done.returncode == 1
     assert re.search(r"[Ii]nvalid|[Uu]nauthori[sz]ed|[Ff]orbidden", done.stdout + done.stderr)

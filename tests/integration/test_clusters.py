@@ -4,7 +4,6 @@ signals while nothing runs yet.
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
@@ -31,17 +30,6 @@ ray.get(group.ready())
 print("busy", flush=True)
 time.sleep(600)
 """
-LEFT = """
-import json, sys
-from ray.util.state import list_actors, list_jobs, list_placement_groups
-own = [job for job in list_jobs(sys.argv[1]) if job.driver_info and str(job.driver_info.pid) == sys.argv[2]]
-alive = [job.status for job in own if job.status in ("PENDING", "RUNNING")]
-actors = [actor.class_name for actor in list_actors(sys.argv[1]) if actor.state != "DEAD"]
-actors = [name for name in actors if name != "JobSupervisor"]
-groups = [group for group in list_placement_groups(sys.argv[1], detail=True) if group.state != "REMOVED"]
-ids = [job.job_id for job in own]
-print(json.dumps([len(own), alive, actors, [group.state for group in groups if group.creator_job_id in ids]]))
-"""
 NODE = "f" * 51 + "00000"
 """The id that Ray's fake machines want of their head."""
 
@@ -54,11 +42,16 @@ def left_by(driver: Driver, cluster: Cluster) -> list[Any]:
     """Return how many jobs a driver was on the cluster, what of them runs, which actors there are,
     and its placement groups.
     """
-    command = [sys.executable, "-c", LEFT, cluster.dashboard, str(driver.process.pid)]
-    done = subprocess.run(
-        command, env=cluster.environment, capture_output=True, text=True, timeout=240, check=True
-    )
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    jobs = [job for job in cluster.ask("/api/jobs/") if job["driver_info"]]
+    own = [job for job in jobs if job["driver_info"]["pid"] == str(driver.process.pid)]
+    actors = [a["class_name"] for a in cluster.states("actors") if a["state"] != "DEAD"]
+    groups = [
+        group["state"]
+        for group in cluster.states("placement_groups")
+        if group["creator_job_id"] in [job["job_id"] for job in own] and group["state"] != "REMOVED"
+    ]
+    alive = [job["status"] for job in own if job["status"] in ("PENDING", "RUNNING")]
+    return [len(own), alive, [name for name in actors if name != "JobSupervisor"], groups]
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def test_what_never_can_be_given_is_refused_at_once(cluster: Cluster, tmp_path: 
     wrong = at(cluster) | {"RAY_AUTH_TOKEN": "0" * 64}
     asked = {
         "many": (at(cluster), ["compute.workers=5"]),
-        "gpu": (at(cluster), ["compute.workers=1", "compute.gpus_per_worker=1"]),
+        "gpu": (at(cluster), ["compute.workers=1", "compute.gpus_per_worker=2"]),
         "token": (wrong, []),
         "dashboard": (at(cluster) | {"RAY_ADDRESS": cluster.dashboard.removeprefix("http://")}, []),
     }
@@ -93,7 +86,7 @@ def test_what_never_can_be_given_is_refused_at_once(cluster: Cluster, tmp_path: 
     assert "compute.workers: 5 workers cannot be placed; the cluster has 4 CPUs" in said["many"]
     assert "Ask for at most 4 workers (compute.workers=4)" in said["many"]
     assert (
-        "compute.gpus_per_worker: 1 worker of 1 GPU cannot be placed; the cluster has 4 CPUs and 0 GPUs"
+        "compute.gpus_per_worker: 1 worker of 2 GPUs cannot be placed; the cluster has 4 CPUs and 1 GPU"
         in said["gpu"]
     )
     assert (

@@ -5,14 +5,13 @@ workers that run elsewhere.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from data_folders import WRITERS, Look, OpenAll
-from driving import environment
+from driving import here as run_here
 
 from raydd.core.store import Store
 from raydd.core.units import Ref
@@ -36,43 +35,41 @@ def config_of(name: str) -> DatasetConfig:
     return DatasetConfig(name=name, size=16 if CATALOG[name].info.height > 64 else None, **shards)
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """Ray, started in another folder than the jobs: that is the workers' folder."""
+    with ray_session(cpus=2):
+        yield
+
+
+@pytest.mark.usefixtures("session")
 def test_every_data_set_of_the_catalog_is_found_by_two_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ray_session(
-        cpus=2
-    ):  # the workers' folder is the one that Ray was started in, never the job's
-        monkeypatch.chdir(tmp_path)
-        for name, write in WRITERS.items():
-            write(tmp_path / "data" / name)
-        stage = Look(seed=0, names=tuple(CATALOG))
-        store = Store(str(tmp_path / "store"))
-        opening = OpenAll({name: OpenData(config_of(name)) for name in CATALOG})
-        RayRunner(opening, workers=2).run(stage.refs(), store, lambda event: None)
-        for name in CATALOG:
-            found, here = store.load(Ref(stage, name)), open_data(config_of(name))["train"]
-            assert torch.equal(found["labels"], here.labels), name
-            assert int(found["sum"]) == int(here.take(torch.arange(min(20, len(here)))).sum()), name
-            assert int(found["pid"]) != os.getpid(), name
+    monkeypatch.chdir(tmp_path)
+    for name, write in WRITERS.items():
+        write(tmp_path / "data" / name)
+    stage = Look(seed=0, names=tuple(CATALOG))
+    store = Store(str(tmp_path / "store"))
+    opening = OpenAll({name: OpenData(config_of(name)) for name in CATALOG})
+    RayRunner(opening, workers=2).run(stage.refs(), store, lambda event: None)
+    for name in CATALOG:
+        found, here = store.load(Ref(stage, name)), open_data(config_of(name))["train"]
+        assert torch.equal(found["labels"], here.labels), name
+        assert int(found["sum"]) == int(here.take(torch.arange(min(20, len(here)))).sum()), name
+        assert int(found["pid"]) != os.getpid(), name
 
 
-def test_a_job_on_two_workers_reads_the_folder_of_the_readme(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("session")
+def test_a_job_on_a_worker_reads_the_folder_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     WRITERS["mnist"](tmp_path / "data" / "mnist")
     (tmp_path / "job.yaml").write_text(
         "dataset: {name: mnist}\nipc: 1\nmethod: {name: dm, network: convnet1_w4, iterations: 2, batch_real: 4, init:"
         " real}\nevaluation: {protocol: dm, epochs: 1, repeats: 1, baselines: []}\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "raydd.distill",
-        "--config",
-        "job.yaml",
-        "compute.workers=2",
-        "tracking.uri=none",
-    ]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    text = run_here("distill", "--config", "job.yaml", "compute.workers=1", "tracking.uri=none")
+    assert "Ray is ready" in text
     assert (tmp_path / "runs" / "job" / "distilled" / "data.safetensors").exists()

@@ -8,8 +8,7 @@ A group of images is optimised together by Adam under one view per update and on
 What is a group's own (start, views, left-out layers) is keyed by its index and the update, so that
 neither packing nor the number of workers changes it. Methods of the family differ in their
 configuration; one with other parameters than pixels overrides :meth:`MatchStatistics.renderer` and
-:meth:`MatchStatistics.project`, one whose networks change with the images
-:meth:`MatchStatistics.teacher_at`.
+:meth:`MatchStatistics.project`, one whose networks change with the images :meth:`MatchStatistics.teacher_at`.
 """
 
 from __future__ import annotations
@@ -276,9 +275,8 @@ class MatchStatistics(Stage):
         return slice(sum(sizes[: turn.start]), sum(sizes[: turn.stop]))
 
     def renderer(self, unit: str, turn: slice, ctx: Context) -> Callable[[Tensor], Tensor]:
-        """Return what makes the images of some groups of their parameters: here pixels are the parameters.
-
-        It holds whatever else it reads, which a recorded update reads again in its place.
+        """Return what makes the images of some groups of their parameters, here pixels; it holds whatever
+        else it reads, which a recorded update reads again in its place.
         """
         return lambda parameters: parameters
 

@@ -36,10 +36,10 @@ from raydd.labels.records import label_bytes
 from raydd.methods import Problem
 from raydd.methods.infer import Infer, InferCompat
 from raydd.methods.recovery.compensate import Compensate
-from raydd.methods.recovery.recover import cosine_rate
 from raydd.methods.recovery.recover_config import Matching
 from raydd.methods.recovery.recover_groups import Grouping
 from raydd.methods.recovery.recover_objective import ObservedTeacher
+from raydd.methods.recovery.recover_update import cosine_rate
 from raydd.methods.recovery.recover_views import View, Views
 from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone

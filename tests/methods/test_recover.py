@@ -26,10 +26,10 @@ from torch import Tensor
 from raydd.core.errors import ConfigError
 from raydd.core.tensors import digest, dump_tensors, load_tensors
 from raydd.losses.statistics_matching import layer_distances, matching_loss
-from raydd.methods.recovery.recover import cosine_rate
 from raydd.methods.recovery.recover_config import Matching, Priors
 from raydd.methods.recovery.recover_groups import Grouping
 from raydd.methods.recovery.recover_objective import batch_statistics, tap_layout
+from raydd.methods.recovery.recover_update import cosine_rate
 from raydd.methods.recovery.recover_views import Views
 from raydd.networks import create_network
 from raydd.networks.taps import StatTap

@@ -41,6 +41,7 @@ from raydd.methods.recovery.recover_update import (
     Recorded,
     UnitUpdates,
     Update,
+    cosine_rate,
     with_rows,
 )
 from raydd.methods.recovery.recover_views import Views
@@ -48,11 +49,6 @@ from raydd.networks.taps import StatTap
 from raydd.training.backbones import Backbone
 from raydd.training.statistics_tables import TableStage, load_tables
 from raydd.training.training_cost import network_facts
-
-
-def cosine_rate(lr: float, t: int, iterations: int) -> float:
-    """Return the learning rate of update ``t``, counted from 0."""
-    return lr * 0.5 * (1 + math.cos(math.pi * t / iterations))
 
 
 @dataclass(frozen=True, kw_only=True)

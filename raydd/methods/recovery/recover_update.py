@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,11 @@ OF_IMAGES = ("images", "first", "second", "average")
 
 LOGGED = "log "
 """What the names of scalars for the log begin with."""
+
+
+def cosine_rate(lr: float, t: int, iterations: int) -> float:
+    """Return the learning rate of update ``t``, counted from 0."""
+    return lr * 0.5 * (1 + math.cos(math.pi * t / iterations))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ class MatchStatistics(Stage):
         count = sum(len(g.positions) for g in groups)
         at_once = max(len(g.positions) for g in groups) if self.chained else count
         pixels = info.channels * info.height * info.width
-        passes = 2 + bool(self.priors.flatness_weight) + (self.parts > 1)
+        passes = 3 + bool(self.priors.flatness_weight) - 1 / self.parts
         running = 8 * sum(layout.width for layout in layouts) * len(groups)
         state = 4 * count * pixels * (4 if self.priors.flatness_weight else 3)
         state += running * (bool(self.matching.momentum) + self.matching.local)
@@ -143,9 +143,10 @@ class MatchStatistics(Stage):
         )
         return Cost(
             flop=self.iterations * count * passes * sum(f.flop for f in facts) / len(facts),
-            # Values kept for the gradient, and a quarter more for those on the way.
+            # Both states and what is between them; values kept for the gradient, and three eighths more.
             peak_bytes=2 * state
-            + 5 * -(-at_once // self.parts) * max(f.activations for f in facts)
+            + 16 * count * pixels
+            + 11 * -(-at_once // self.parts) * max(f.activations for f in facts) // 2
             + 4 * sum(f.parameters for f in facts)
             + tables,
             state_bytes=state,

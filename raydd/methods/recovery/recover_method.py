@@ -48,7 +48,7 @@ class Recovering(Method):
     random resized crop per update, or ``pad``: a crop of the image with so many zeros around (one
     of the two; ``null`` and 0 for none); ``flip``; ``jitter``: range of a circular shift in pixels.
     ``image_format``: how images are stored, ``jpeg75`` or ``png``. ``parts``: each group's batch goes
-    through networks in so many parts, which need less memory and half as much time again
+    through networks in so many parts, which need less memory and nearly half as much time again
     (docs/methods/recovery.md, "Parts of a batch").
     """
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -32,6 +33,67 @@ def parts_of(size: int, parts: int) -> Iterator[tuple[float, slice]]:
             yield (stop - start) / size, slice(start, stop)
 
 
+Seen = tuple[Tensor, Tensor]
+"""Logits ``[G * n, C]`` and statistics ``[G, 2, W]`` of a part of ``n`` images of each group."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Groups of images that go through a network part by part: every part holds the same places of all groups.
+
+    ``count``: the parts. ``batch.images`` are taken as they are, without what they were made of.
+    """
+
+    teacher: ObservedTeacher
+    batch: Batch
+    count: int
+
+    @property
+    def groups(self) -> int:
+        """Groups of the batch."""
+        return len(self.batch.labels)
+
+    def shares(self) -> list[tuple[float, slice]]:
+        """Return the parts as :func:`parts_of` does."""
+        return list(parts_of(self.batch.labels.shape[1], self.count))
+
+    def images(self, images: Tensor, at: slice) -> Tensor:
+        """Return the images in some places, ``[G * n, C, H, W]`` of ``[G * s, C, H, W]``."""
+        return images.detach().unflatten(0, (self.groups, -1))[:, at].flatten(0, 1)
+
+    def look(self, images: Tensor) -> Seen:
+        """Return what the network makes of a part's images."""
+        return self.teacher.tap(self.batch.seen(images), self.groups)
+
+    @torch.no_grad()
+    def statistics(self, at: slice) -> Tensor:
+        """Return a part's statistics ``[G, 2, W]``, without a graph."""
+        return self.look(self.images(self.batch.images, at))[1]
+
+    def loss(
+        self, share: float, at: slice, seen: Seen, mean: Tensor, pull: Tensor, priors: Priors
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what has the gradient of a part's share of the groups' losses ``[G]``, and its terms.
+
+        ``mean``: the groups' means ``[G, W]``. ``pull``: the loss's derivative by their statistics ``[G, 2, W]``.
+        """
+        batch, groups, (logits, own) = self.batch, self.groups, seen
+        entropy = cross_entropy(logits, batch.labels[:, at].flatten(), reduction="none")
+        part = share * entropy.unflatten(0, (groups, -1)).mean(1)
+        terms = {"ce": part.detach()}
+        if priors.flatness_weight:
+            assert batch.average is not None
+            with torch.no_grad():
+                past = self.teacher.tap.network(batch.seen(self.images(batch.average, at)))
+            now, before = (x.unflatten(0, (groups, -1)) for x in (logits, past))
+            flat = share * flatness(now, before, priors.flatness_tau)
+            terms["flatness"] = flat.detach()
+            part = part + priors.flatness_weight * flat
+        # The mean's part of a variance's derivative cancels over the group, so ``mean`` is a constant.
+        spread = own[:, 1] + (own[:, 0] - mean) ** 2
+        return part + share * (pull[:, 0] * own[:, 0] + pull[:, 1] * spread).sum(-1), terms
+
+
 def gradient_in_parts(
     teacher: ObservedTeacher,
     batch: Batch,
@@ -43,65 +105,61 @@ def gradient_in_parts(
     wanted: Sequence[Tensor],
     parts: int,
 ) -> tuple[list[Tensor], Losses]:
-    """Return the gradients of the groups' summed losses for ``wanted``, and the losses, as
+    """Return the gradients of the groups' summed losses, and the losses, as
     :func:`~raydd.methods.recovery.recover_objective.recovery_losses` defines them.
 
-    Two passes: the first takes the parts' statistics without a graph, the second sends the loss's
-    derivative by the whole groups' statistics back through each part. Networks are in eval mode, so
-    nothing else joins parts.
+    ``wanted``: what the batch's images are made of, and then parameters of the network. Two passes:
+    the first takes the parts' statistics without a graph, the second sends the loss's derivative by
+    the whole groups' statistics back through each part. Networks are in eval mode, so nothing else
+    joins parts. The last part's graph is kept between the passes, which saves it a second forward pass.
     """
-    groups, size = batch.labels.shape
-    images = batch.images.unflatten(0, (groups, size))
-    shares = list(parts_of(size, parts))
-    with torch.no_grad():
-        found = [
-            teacher.tap(batch.seen(images[:, at].flatten(0, 1)), groups)[1] for _, at in shares
-        ]
-    mean = _sum(share * own[:, 0] for (share, _), own in zip(shares, found, strict=True))
+    cut, (parameters, *weights) = Parts(teacher, batch, parts), wanted
+    *early, last = cut.shares()
+    found = [cut.statistics(at) for _, at in early]
+    kept = cut.images(batch.images, last[1]).requires_grad_(True)
+    seen = cut.look(kept)
+    found.append(seen[1].detach())
+    shares = [share for share, _ in (*early, last)]
+    mean = _sum(share * own[:, 0] for share, own in zip(shares, found, strict=True))
     variance = _sum(
         share * (own[:, 1] + (own[:, 0] - mean) ** 2)
-        for (share, _), own in zip(shares, found, strict=True)
+        for share, own in zip(shares, found, strict=True)
     )
     whole = torch.stack([mean, variance], 1).requires_grad_(True)
     matched, moved = matched_statistics(whole, running, teacher, batch, targets, matching, used)
     (pull,) = torch.autograd.grad(matching.r_loss * matched.sum(), whole)
-    terms: dict[str, Tensor] = {"ce": matched.new_zeros(groups), "match": matched.detach()}
-    total = matching.r_loss * matched.detach()
-    gradients = [torch.zeros_like(tensor) for tensor in wanted]
-    # The mean's part of a variance's derivative cancels over the group, so ``mean`` is a constant below.
+    terms: dict[str, Tensor] = {"match": matched.detach()}
+    of_images = torch.zeros_like(batch.images).unflatten(0, (cut.groups, -1))
+    of_weights = [torch.zeros_like(tensor) for tensor in weights]
 
-    def add(loss: Tensor) -> None:
-        each = torch.autograd.grad(loss.sum(), wanted, retain_graph=True, materialize_grads=True)
-        for gradient, own in zip(gradients, each, strict=True):
-            gradient.add_(own)
+    def send_back(share: float, at: slice, images: Tensor, seen: Seen) -> None:
+        loss, own = cut.loss(share, at, seen, mean, pull, priors)
+        of_part, *others = torch.autograd.grad(
+            loss.sum(), (images, *weights), materialize_grads=True
+        )
+        of_images[:, at] = of_part.unflatten(0, (cut.groups, -1))
+        for gradient, other in zip(of_weights, others, strict=True):
+            gradient.add_(other)
+        for name, value in own.items():
+            terms[name] = terms[name] + value if name in terms else value
 
-    def one(share: float, at: slice) -> Tensor:
-        """Send one part back; what it keeps is given up on return."""
-        logits, own = teacher.tap(batch.seen(images[:, at].flatten(0, 1)), groups)
-        entropy = cross_entropy(logits, batch.labels[:, at].flatten(), reduction="none")
-        part = share * entropy.unflatten(0, (groups, -1)).mean(1)
-        terms["ce"] = terms["ce"] + part.detach()
-        if priors.flatness_weight:
-            assert batch.average is not None
-            average = batch.average.unflatten(0, (groups, size))[:, at].flatten(0, 1)
-            with torch.no_grad():
-                past = teacher.tap.network(batch.seen(average))
-            now, before = (x.unflatten(0, (groups, -1)) for x in (logits, past))
-            flat = share * flatness(now, before, priors.flatness_tau)
-            terms["flatness"] = terms.get("flatness", torch.zeros_like(flat)) + flat.detach()
-            part = part + priors.flatness_weight * flat
-        spread = own[:, 1] + (own[:, 0] - mean) ** 2
-        add(part + share * (pull[:, 0] * own[:, 0] + pull[:, 1] * spread).sum(-1))
-        return part.detach()
-
-    for share, at in shares:
-        total = total + one(share, at)
+    send_back(*last, kept, seen)
+    del kept, seen
+    for share, at in early:
+        images = cut.images(batch.images, at).requires_grad_(True)
+        send_back(share, at, images, cut.look(images))
+    total = terms["ce"] + matching.r_loss * terms["match"]
+    if priors.flatness_weight:
+        total = total + priors.flatness_weight * terms["flatness"]
+    outputs, gradients = [batch.images], [of_images.flatten(0, 1)]
     if priors.of_pictures:
         on_pictures = torch.zeros_like(total)
         on_pictures = with_pictures(on_pictures, batch.seen(batch.images), batch, priors, terms)
-        add(on_pictures)
+        outputs.append(on_pictures)
+        gradients.append(torch.ones_like(on_pictures))
         total = total + on_pictures.detach()
-    return gradients, Losses(
+    (of_parameters,) = torch.autograd.grad(outputs, parameters, gradients)
+    return [of_parameters, *of_weights], Losses(
         total, {name: value.detach().mean() for name, value in terms.items()}, moved
     )
 

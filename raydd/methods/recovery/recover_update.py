@@ -109,9 +109,12 @@ class Update:
         """Return the moved parameters and both moments."""
         beta1, beta2 = self.betas
         first = torch.lerp(given["first"], gradient, 1 - beta1)
-        second = beta2 * given["second"] + (1 - beta2) * gradient * gradient
-        moved = given["images"] - given["rate"] * first / (second.sqrt() / given["root"] + EPS)
-        return {"images": self.project(moved), "first": first, "second": second}
+        second = beta2 * given["second"]
+        second.add_(((1 - beta2) * gradient).mul_(gradient))
+        # In place, as a large batch's images are much of what an update in parts needs.
+        step = (given["rate"] * first).div_(second.sqrt().div_(given["root"]).add_(EPS))
+        moved = self.project(step.neg_().add_(given["images"]))
+        return {"images": moved, "first": first, "second": second}
 
 
 class Recorded:

@@ -137,6 +137,10 @@ class Infer(Recovering):
             )
         return found
 
+    def start_ipc(self, problem: Problem) -> float:
+        """Return how many real images of each class are kept."""
+        return self.slices(problem)
+
     def plan(self, problem: Problem) -> list[Stage]:
         """Return teachers, real images, and the compensators of each network."""
         slices = self.slices(problem)

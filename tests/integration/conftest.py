@@ -321,7 +321,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Overrides of the tiny job that make a unit of its distillation take about 1 s of a processor, however fast
+    """Overrides of the tiny job that make a unit of its distillation take about 2 s of a processor, however fast
     this machine is: whoever looks for the first one often, and then kills something, does so in the middle of the run.
     """
     folder, updates = tmp_path_factory.mktemp("pace"), 250
@@ -336,5 +336,5 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     ]
     seconds = [line["seconds"] for line in done if line["stage"].startswith("distill/")]
     each = share * sum(seconds) / len(seconds)
-    updates = 2 * max(125, round(0.5 * updates / each))
+    updates = 2 * max(125, round(updates / each))
     return f"method.iterations={updates}", f"evaluation.every={updates // 2}"

@@ -83,6 +83,8 @@ def test_a_killed_driver_goes_on_where_it_was(
     below = first.cluster()
     unit = {"stage": "distill/MatchDistributions", "output": "final"}
     first.until("a unit was done", lambda: told(tmp_path, "output", **unit), every=0.02)
+    for worker in first.workers():
+        worker.suspend()  # they would go on until their cluster has ended, and perhaps finish all
     first.kill()
     assert below
     assert not left(below), "the cluster ends with its driver"

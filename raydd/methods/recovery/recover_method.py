@@ -145,10 +145,12 @@ class Recovering(Method):
             classes = bool(matching.class_weight) and not matching.local
             networks = [b.network for b in self.teachers.backbones(self.networks, problem)]
             lines += self.tables.missing(networks, problem.dataset, classes=classes)
-        recovery = self.plan(problem)[-1]
-        if isinstance(recovery, MatchStatistics):  # of fewer images than ipc, for some methods
-            problem = replace(problem, ipc=recovery.ipc)
+        problem = replace(problem, ipc=self.start_ipc(problem))
         return list(dict.fromkeys([*lines, *self.start.missing(problem, self.teachers)]))
+
+    def start_ipc(self, problem: Problem) -> float:
+        """Return how many images of each class recovery starts from: here all that the set has."""
+        return problem.ipc
 
     def plan(self, problem: Problem) -> list[Stage]:
         """Return teachers, statistics, start images and recovery; ``ConfigError`` for what cannot be."""

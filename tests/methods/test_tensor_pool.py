@@ -98,8 +98,11 @@ def test_image_k_of_a_class_starts_as_the_one_in_file_k(tmp_path: Path) -> None:
 class Fewer(Dwa):
     """Recovers one image of each class less than are asked for, as a method with a budget of its own may."""
 
+    def start_ipc(self, problem: Problem) -> float:
+        return problem.ipc - 1
+
     def plan(self, problem: Problem) -> list[Stage]:
-        return super().plan(replace(problem, ipc=problem.ipc - 1))
+        return super().plan(replace(problem, ipc=self.start_ipc(problem)))
 
 
 def test_as_many_files_are_asked_for_as_images_are_recovered(tmp_path: Path) -> None:

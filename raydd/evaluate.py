@@ -28,7 +28,8 @@ from raydd.core.errors import refusing
 @click.option(
     "--protocol",
     metavar="NAME",
-    help="Published protocol: dc, dsa, dm, idm, edc, gvbsm, sre2l, rded (default: as in its job).",
+    help="Published protocol: dc, dm, dsa, dwa, edc, gvbsm, idm, infer, itgan, podd, rat_bptt, rded, sre2l (default: as"
+    " in its job).",
 )
 @click.option(
     "--networks",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from raydd.core.rng import generator
 from raydd.core.typed_tree import build
 from raydd.core.units import Numerics
 from raydd.data.catalog import DatasetInfo
+from raydd.evaluate import main as evaluate
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.protocols import OVERRIDES, PROTOCOLS
 from raydd.training.accuracy import Examiner
@@ -132,6 +134,13 @@ def test_overrides_that_mean_nothing_are_refused():
         r" sre2l",
     ):
         PROTOCOLS.get("dms")
+
+
+def test_the_command_s_help_names_every_protocol():
+    (option,) = (option for option in evaluate.params if option.name == "protocol")
+    assert isinstance(option, click.Option)
+    listed = str(option.help).split(": ", 1)[1].split(" (")[0]
+    assert listed.split(", ") == sorted(PROTOCOLS)
 
 
 IMAGENET = DatasetInfo(

@@ -42,11 +42,6 @@ NETWORKS = {"mobilenetV2": MOBILE, "efficientnet": EFFICIENT, "shufflenet": SHUF
 State = dict[str, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def make(
     name: str, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, seed: int = 0
 ) -> Network:

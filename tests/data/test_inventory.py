@@ -147,6 +147,7 @@ def test_a_contact_sheet_shows_a_few_images_of_each_class(root: Path, tmp_path: 
         "dataset.name=image_folder",
         f"dataset.root={root}",
         "dataset.size=8",
+        f"output={tmp_path / 'out'}",
     ]
     sheet = str(tmp_path / "deep" / "sheet.png")
     told = CliRunner().invoke(main, [*command, "--dry-run", "--contact-sheet", sheet])

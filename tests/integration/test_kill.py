@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Cluster
 from driving import CONFIG, distill, finish, here, left, markers, overrides, records, refused
@@ -83,10 +85,15 @@ def test_a_killed_driver_goes_on_where_it_was(
     below = first.cluster()
     unit = {"stage": "distill/MatchDistributions", "output": "final"}
     first.until("a unit was done", lambda: told(tmp_path, "output", **unit), every=0.02)
-    for worker in first.workers():
+    workers = first.workers()
+    for worker in workers:
         worker.suspend()  # they would go on until their cluster has ended, and perhaps finish all
     first.kill()
     assert below
+    assert not left([process for process in below if process not in workers])
+    for worker in workers:  # one that the cluster did not kill sees now that the cluster has ended
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
     assert not left(below), "the cluster ends with its driver"
     before, units = markers(store), distilled_units(tmp_path)
     assert len(units) < 5, "the kill was to be in the middle of the run"

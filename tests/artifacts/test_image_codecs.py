@@ -298,7 +298,7 @@ def test_files_with_a_right_checksum_are_refused_or_read(codec: ImageCodec) -> N
         except RayddError:
             refused += 1
     print(f"{codec.text}: {refused} refused, {read} read")  # noqa: T201
-    assert refused > 0.8 * (read + refused)
+    assert refused > (read + refused) / 2
 
 
 def test_a_file_that_says_too_much_is_refused_before_it_is_decoded() -> None:

@@ -16,6 +16,7 @@ _VERBS = {
     "report": "Write what a run did and reached as a page.",
     "shard": "Write a data set as WebDataset shards.",
     "export": "Write a distilled set in another format.",
+    "encode": "Write a distilled set as one small file.",
     "gc": "Remove from a store what no unfinished run needs.",
 }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import annotated_types
 
+from raydd.artifacts.coded_facts import ImageCodec
 from raydd.core import ipc_settings
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.storage import absolute, check_url
@@ -102,6 +103,7 @@ class Job:
     store: str
     compute: ComputeConfig
     tracking: TrackingConfig
+    images: ImageCodec | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole tree as plain values, every default written out."""
@@ -134,6 +136,7 @@ class _Tree:
     store: str = "runs/store"
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    images: ImageCodec | None = None
 
     def __post_init__(self) -> None:
         """Check them, and fill in ``seeds`` and the places."""

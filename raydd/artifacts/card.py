@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from raydd.artifacts.coded_facts import CodedFacts
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.generated import Generated
 from raydd.artifacts.offsets import OFFSETS
@@ -174,6 +175,17 @@ pixels = png / 255 * view["scale"] + view["offset"]
 """
 
 
+def _file_line(coded: CodedFacts | None) -> str:
+    """Return what a card says of the file of a coded set."""
+    if coded is None:
+        return ""
+    plain = " and ".join(f"{coded.raw_bytes(bits):,} bytes in {bits} bits" for bits in (8, 32))
+    return (
+        f"- `set.rdd`: all that students see, in {coded.bytes:,} bytes ({coded.codec.text}; the same images take"
+        f" {plain} a value); the other files are views of it\n"
+    )
+
+
 PICTURES = {
     SEMANTIC: "The class of each area of the poster",
     OFFSETS_PICTURE: "Offsets that all classes share, about grey",
@@ -195,12 +207,14 @@ def card(
     charts: Sequence[str],
     records: int = 0,
     view: Range | None = None,
+    coded: CodedFacts | None = None,
 ) -> str:
     """Return the card: what the set is, how to load it, what it is worth, how it was made.
 
     ``parts``: names of the safetensors files. ``shards``: whether the folder holds them.
     ``charts``: files of the report. ``records``: bytes of the soft labels beside the set. ``view``:
-    what the 8 bits of the shards stand for, where these are no pixels.
+    what the 8 bits of the shards stand for, where these are no pixels. ``coded``: of the file that
+    the set was decoded of.
     """
     info, recipe = distilled.info, distilled.recipe
     shape = "×".join(map(str, distilled.shape))
@@ -260,7 +274,7 @@ all of it at once and `dataset.to_rgb()` pictures. Without raydd:
 ## Files
 
 - `{parts[0]}`{more}: the set itself
-{views}{soft if records else ""}- `recipe.json`: how the set was made
+{_file_line(coded)}{views}{soft if records else ""}- `recipe.json`: how the set was made
 {worth_file}- `manifest.json`: size and sha256 of every file
 
 Digest of images, labels, normalisation and decoding: `{distilled.digest}`

@@ -21,6 +21,7 @@ _SUFFIXES = {
     ".tar.gz": "webdataset",
     ".tgz": "webdataset",
     ".safetensors": "safetensors",
+    ".rdd": "coded",
 }
 _HALF = re.compile(r"(images|labels)_(?:(zca)_)?(.+?)\.(pt|pth)")
 """``images_5000.pt``; ``images_zca_5000.pt``, the same with its whitening undone; ``labels_5000.pt``."""

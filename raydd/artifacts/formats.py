@@ -7,6 +7,7 @@ format        what it is
 distilled     raydd's own folder (:mod:`raydd.artifacts.published_folder`), or a run's output folder
               that holds it
 safetensors   one ``data.safetensors`` of raydd, with how to read it in its header
+coded         one ``set.rdd`` of raydd (:mod:`raydd.artifacts.image_codecs`)
 pt            ``.pt`` of DC, DSA and DM: a dict whose ``data`` lists ``[images, labels]`` per
               experiment, or per step of continual learning; also a pair ``(images, labels)`` or a
               dict of them (IDC, IDM)
@@ -41,6 +42,7 @@ from raydd.artifacts.distilled_set import DistilledSet, Whitening
 from raydd.artifacts.eight_bit import read_folder, read_tars
 from raydd.artifacts.first_images import first_images
 from raydd.artifacts.foreign_posters import one_poster, poster_targets
+from raydd.artifacts.image_codecs import decode
 from raydd.artifacts.pictures import SIDE_FILE, Pictures, read_side
 from raydd.artifacts.poster_geometry import WindowGrid
 from raydd.artifacts.pt import Experiments, experiments_of
@@ -97,6 +99,11 @@ def read_set(
             {"source": source.url, "format": "safetensors"},
             source.url,
         )
+    elif source.format == "coded":
+        reading.refuse(source.url, "says itself how it is read")
+        data = source.storage.get(source.paths[0])
+        recipe = {"source": source.url, "format": "coded"}
+        distilled = replace(decode(data, info, source.url), recipe=recipe)
     else:
         distilled = _read_foreign(source, info, reading, tell)
         absent = [label for label, count in enumerate(distilled.ipc) if not count]

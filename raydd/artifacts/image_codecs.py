@@ -74,7 +74,7 @@ def encode(distilled: DistilledSet, codec: ImageCodec) -> bytes:
         small = (small * 255).round().to(torch.uint8)
     streams = encode_pages(small, codec.coder, codec.quality or 0)
     file = SetFile.of(distilled, codec, coder_version(codec.coder), tables, streams)
-    return replace(file, pixel_digest=_digest(_pixels(file))).to_bytes()
+    return replace(file, pixel_digest=pixel_digest(_pixels(file))).to_bytes()
 
 
 def facts(data: bytes, what: str = "the file") -> CodedFacts:
@@ -95,7 +95,7 @@ def decode(data: bytes, info: DatasetInfo | None = None, what: str = "the file")
         images = _pixels(file)
     except TornFileError as error:
         raise TornFileError(f"{what}: {error}") from error
-    if _digest(images) != file.pixel_digest:
+    if pixel_digest(images) != file.pixel_digest:
         raise DataError(
             f"{what} was written by {file.coder} and is decoded to other pixels by"
             f" {coder_version(file.codec.coder)}: install that version, or encode the set anew"
@@ -130,5 +130,6 @@ def _pixels(file: SetFile) -> Tensor:
     return doubled(images, height, width) if codec.size == 2 else images
 
 
-def _digest(images: Tensor) -> bytes:
+def pixel_digest(images: Tensor) -> bytes:
+    """Return the sha256, cut, of uint8 images, by which a file knows what it is decoded to."""
     return hashlib.sha256(images.contiguous().numpy().tobytes()).digest()[:8]

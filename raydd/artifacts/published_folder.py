@@ -21,6 +21,8 @@ Files::
                                 report has them
     labels/manifest.json        how to read the label records beside it, <epoch>.safetensors, where
                                 soft labels are stored
+    set.rdd                     of a coded set: all that students see, in one small file, of which
+                                the images beside it are decoded (docs/per_byte.md)
     recipe.json, report.json    how the set was made; what it is worth (if it was evaluated)
     README.md                   dataset card
     manifest.json               written last: size and sha256 of every other file
@@ -45,6 +47,8 @@ from raydd.artifacts.decoding import COMMON, Decoding
 from raydd.artifacts.distilled_set import WHITENING, DistilledSet, Whitening
 from raydd.artifacts.eight_bit import SHARD_BYTES, tar_shards
 from raydd.artifacts.grid import MODES, curve, png
+from raydd.artifacts.image_codecs import facts as facts_of_file
+from raydd.artifacts.image_codecs import pixel_digest
 from raydd.artifacts.pictures import SIDE_FILE, Range, SeenPictures, side_file
 from raydd.artifacts.poster_pictures import further_pictures, picture_of
 from raydd.artifacts.rendering import format_seconds, size_of
@@ -58,6 +62,7 @@ FORMAT, VERSION, APART = "raydd-distilled-set", 1, 2
 """The word for the format; versions of sets in one file, and of whitened ones in several."""
 PART_BYTES = 4_000_000_000
 MANIFEST, INDEX, DATA = "manifest.json", "data.safetensors.index.json", "data.safetensors"
+CODED = "set.rdd"
 WHITENING_FILE = "whitening.safetensors"
 
 
@@ -169,8 +174,11 @@ def _files(
     part: int,
     shard: int,
     records: int,
+    coded: bytes | None,
 ) -> Iterator[tuple[str, bytes]]:
     parts = []
+    if coded is not None:
+        yield CODED, coded
     for name, data in data_files(distilled, part):
         parts += [name] if name != INDEX else []
         yield name, data
@@ -202,6 +210,7 @@ def _files(
         charts=[*further, *charts],
         records=records,
         view=view,
+        coded=None if coded is None else facts_of_file(coded),
     )
     yield "README.md", text.encode()
 
@@ -215,12 +224,14 @@ def publish(
     part_bytes: int = PART_BYTES,
     shard_bytes: int = SHARD_BYTES,
     written: Mapping[str, Mapping[str, Any]] | None = None,
+    coded: bytes | None = None,
 ) -> dict[str, Any]:
     """Write a set as a folder at ``url``, its manifest last, and return the manifest.
 
     ``report``: as :class:`Report` or its JSON values. ``license_id``: the hub's identifier for the
     card; a distilled set usually carries the licence of its source. ``written``: size and sha256 of
-    files that lie in the folder already (label records). A set published there before is replaced;
+    files that lie in the folder already (label records). ``coded``: the file that the set was
+    decoded of, which is put beside it; the manifest has its size. A set published there before is replaced;
     meanwhile the folder has no manifest, so that nobody reads half of each.
     """
     if report is not None and not isinstance(report, Report):
@@ -230,13 +241,17 @@ def publish(
     storage.delete(MANIFEST)
     files = {path: dict(facts) for path, facts in (written or {}).items()}
     records = sum(int(facts["size"]) for facts in files.values())
-    for path, data in _files(distilled, report, license_id, part_bytes, shard_bytes, records):
+    for path, data in _files(
+        distilled, report, license_id, part_bytes, shard_bytes, records, coded
+    ):
         storage.put(path, data)
         files[path] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     for path in before - set(files):
         storage.delete(path)
     version = VERSION if distilled.whitening is None else APART
     manifest = {"format": FORMAT, "version": version, "digest": distilled.digest, "files": files}
+    if coded is not None:
+        manifest["coded"] = {"file": CODED, "bytes": len(coded), "digest": distilled.digest}
     storage.put(MANIFEST, to_json(manifest))
     return manifest
 
@@ -324,7 +339,15 @@ def read(url: str) -> DistilledSet:
         key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in pieces.items()
     }
     recipe = json.loads(_get(storage, "recipe.json", files))
-    return from_tensors(tensors, metadata, recipe, storage.url)
+    found = from_tensors(tensors, metadata, recipe, storage.url)
+    if CODED in files:
+        where = join(storage.url, CODED)
+        if (
+            facts_of_file(_get(storage, CODED, files), where).pixel_digest
+            != pixel_digest(found.images).hex()
+        ):
+            raise TornFileError(f"{where} is decoded to other images than those beside it")
+    return found
 
 
 def from_tensors(

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from raydd.artifacts.coded_facts import ImageCodec
 from raydd.artifacts.decoding import SetSize
 from raydd.core.errors import ConfigError, TooFew
 from raydd.core.rng import derive_seed
+from raydd.evaluation.coded_set import CodedSet, coded
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.packed_set import PackedSet
 from raydd.evaluation.rivals import Rival
@@ -30,10 +32,12 @@ def baseline_rows(
     others: Mapping[str, Rival],
     labels: Callable[[Problem, SetSource], Labels | None],
     own: SetSize,
+    codec: ImageCodec | None = None,
 ) -> list[Planned]:
     """Plan the baselines; ``labels`` returns those of another set, where the set's students learn soft labels.
 
-    ``own``: the size of the judged set, its stored labels included.
+    ``own``: the size of the judged set, its stored labels included. ``codec``: that of the judged
+    set's images, by which theirs are coded, too; all real images are not.
     """
     entries: list[Planned] = []
     for baseline, rival in others.items():
@@ -43,7 +47,7 @@ def baseline_rows(
         sources: list[LabelledSource] = []
         for draw, problem in drawn:
             try:
-                source = rival.source(draw, own)
+                source = coded(rival.source(draw, own), codec)
                 check_space(rival.method.made_in, config.resolve(), f"'{baseline}'")
                 given = labels(problem, source) if config.resolve().learns_logits else None
                 check_views(rival, source, given)
@@ -64,7 +68,9 @@ def baseline_rows(
 
 def check_views(rival: Rival, source: SetSource, labels: Labels | None) -> None:
     """Raise ``ConfigError`` for labels of views that are changed in 8 bits, of images that students see in others."""
-    floats = isinstance(source, PackedSet) or rival.method.value_bytes != 1
+    stored = source.made if isinstance(source, CodedSet) else source
+    pixels = isinstance(source, CodedSet) or rival.method.value_bytes == 1
+    floats = isinstance(stored, PackedSet) or not pixels
     if labels is not None and labels.config.randaugment and floats:
         raise ConfigError(
             "labels.randaugment changes pixels in 8 bits, and students see these images in floats; leave them out, or"

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from raydd.artifacts.coded_facts import ImageCodec
 from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError
 from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.baselines import baseline_rows
+from raydd.evaluation.coded_set import CodedSet, coded
 from raydd.evaluation.continual_plan import PlannedMemory, memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.packed_set import PackedSet
@@ -23,6 +25,7 @@ from raydd.evaluation.rows import (
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.spaces import check_space
 from raydd.evaluation.stages import Evaluate
+from raydd.labels.label_sources import Labels
 from raydd.methods.method import Method, Problem
 
 
@@ -73,11 +76,15 @@ class EvaluationPlan:
 
 
 def evaluation_stages(
-    method: Method, problems: Problem | Sequence[Problem], config: EvaluationConfig
+    method: Method,
+    problems: Problem | Sequence[Problem],
+    config: EvaluationConfig,
+    codec: ImageCodec | None = None,
 ) -> EvaluationPlan:
     """Plan the evaluation of what a method makes of a problem (or of its repetitions with other
     seeds) and of its baselines.
 
+    ``codec``: how the images of the set and of its baselines are coded (``None``: they are not).
     Every repetition's students, and those of its baselines, are keyed by its own seed: they start alike. Raises
     ``ConfigError`` for a name that does not exist or what cannot be planned.
     """
@@ -92,25 +99,27 @@ def evaluation_stages(
             f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart: give"
             " them a label"
         )
-    entries, own = [], method.size(problems[0])
-    stored = labels_of(method, problems[0])
+    sets = [(_made(method, problem, codec), problem) for problem in problems]
+    entries, own = [], sets[0][0].size
+    stored = own_labels(method, problems[0], codec)
     if stored is not None and stored.config.stored:
         own = replace(own, bytes=own.bytes + stored.bytes)
     for network in networks:
-        sources = [
-            (AssembledSet(method=method, problem=problem), problem, labels_of(method, problem))
-            for problem in problems
-        ]
+        sources = [(one, problem, own_labels(method, problem, codec)) for one, problem in sets]
         entries += rows(method.name, sources, network, config)
         entries += baseline_rows(
-            method.name, problems, network, config, others, partial(labels_of, method), own
+            method.name, problems, network, config, others, partial(labels_of, method), own, codec
         )
     if config.every is not None:
-        entries += _snapshots(method, problems, networks[0], config)
+        entries += _snapshots(method, problems, networks[0], config, codec)
     memories: tuple[PlannedMemory, ...] = ()
     if config.continual is not None:
-        made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
-        memories = memories_of(method.name, made, networks[0], config, config.continual, others)
+        if codec is not None:
+            raise ConfigError(
+                "evaluation.continual: sets of single steps are not coded; leave out images, or judge the published"
+                " set: raydd evaluate URL --continual STEPS"
+            )
+        memories = memories_of(method.name, sets, networks[0], config, config.continual, others)
     return EvaluationPlan(
         method.name,
         problems[0],
@@ -121,23 +130,46 @@ def evaluation_stages(
     )
 
 
+def _made(
+    method: Method, problem: Problem, codec: ImageCodec | None, output: str = "final"
+) -> AssembledSet | PackedSet | CodedSet:
+    """Return the source of a method's set, behind the codec if there is one."""
+    return coded(AssembledSet(method=method, problem=problem, output=output), codec)
+
+
+def own_labels(
+    method: Method, problem: Problem, codec: ImageCodec | None, output: str = "final"
+) -> Labels | None:
+    """Return the soft labels of a method's set as students see it, of coded images where they are coded."""
+    source = None if codec is None and output == "final" else _made(method, problem, codec, output)
+    return labels_of(method, problem, source, own=output == "final")
+
+
 def shrunk(entries: Sequence[Planned]) -> tuple[str, ...]:
     """Return a note for each set of a plan whose images are smaller than the data set's."""
     sources = ((entry.set, getattr(entry.stage, "source", None)) for entry in entries)
-    said = (f"{name}: {of.note}." for name, of in sources if isinstance(of, PackedSet) and of.note)
+    said = (
+        f"{name}: {of.note}."
+        for name, of in sources
+        if isinstance(of, (PackedSet, CodedSet)) and of.note
+    )
     return tuple(dict.fromkeys(said))
 
 
 def _snapshots(
-    method: Method, problems: Sequence[Problem], network: str, config: EvaluationConfig
+    method: Method,
+    problems: Sequence[Problem],
+    network: str,
+    config: EvaluationConfig,
+    codec: ImageCodec | None,
 ) -> list[Planned]:
     entries: list[Planned] = []
     total = method.updates(problems[0])
     for step in range(0, total, config.every or total):
-        sets = [
-            AssembledSet(method=method, problem=problem, output=snapshot(step))
-            for problem in problems
+        at = snapshot(step)
+        sources = [
+            (_made(method, one, codec, at), one, own_labels(method, one, codec, at))
+            for one in problems
         ]
-        sources = [(one, one.problem, labels_of(method, one.problem, one)) for one in sets]
         entries += rows(method.name, sources, network, config, step)
     return sorted(entries, key=lambda entry: entry.draw)

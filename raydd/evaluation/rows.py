@@ -72,9 +72,10 @@ def labels_of(
     problem: Problem,
     source: SetSource | None = None,
     batch: int | None = None,
+    own: bool = False,
 ) -> Labels | None:
     """Return the soft labels of a method's set, or, given the ``source`` of another set, the same
-    teachers' labels of that one.
+    teachers' labels of that one; ``own``: it is the method's set, coded.
 
     The latter are computed while students train; of static labels by each worker, before.
     ``batch``: of the labels, where it is not the method's. ``None`` for methods with hard labels.
@@ -83,8 +84,9 @@ def labels_of(
     teachers = method.label_teachers(problem)
     if config is None or not teachers:
         return None
-    kept = source is None or not config.static
-    if source is not None and config.stored and not config.static:
+    own = own or source is None
+    kept = own or not config.static
+    if not own and config.stored and not config.static:
         config = replace(config, codec="recipe", top=None, tail="mean")
     if batch is not None:
         config = replace(config, batch=batch)

@@ -92,6 +92,7 @@ class ItGan(Method):
     """
 
     protocol: ClassVar[str] = "itgan"
+    stores_pixels: ClassVar[bool] = False
 
     network: str = "convnet3"
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

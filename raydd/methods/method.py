@@ -69,6 +69,8 @@ class Method:
     """How students of its sets are trained, unless the evaluation names another protocol."""
     value_bytes: ClassVar[int] = 4
     """Bytes of a value of its images: 4 of floats, 1 of pixels in 8 bits."""
+    stores_pixels: ClassVar[bool] = True
+    """Whether its sets store images, and not what images are made of."""
 
     @property
     def takes_fractions(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from raydd.artifacts.curves import Curves
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.encoding import encoded_set
 from raydd.artifacts.grid import curve, png
 from raydd.artifacts.poster_pictures import animation, is_poster, picture_of
 from raydd.artifacts.published_folder import publish
@@ -276,7 +277,10 @@ class _Distillation(Session):
         places: dict[str, str] = {}
         written = 0
         for index, problem in enumerate(self.plan.problems):
-            distilled = self._assemble(index)
+            distilled, data = self._assemble(index), None
+            if job.images is not None:
+                encoded = encoded_set(distilled, job.images)
+                distilled, data = encoded.distilled, encoded.data
             recipe = {
                 "method": job.stated()["method"],
                 "ipc": job.ipc,
@@ -298,6 +302,7 @@ class _Distillation(Session):
                 url,
                 report,
                 written=labels,
+                coded=data,
             )
             written += sum(facts["size"] for facts in labels.values())
             if self.control.copies:

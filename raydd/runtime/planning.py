@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,8 +17,7 @@ from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref, Stage, snapshot, stage_digest
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import FoundData
-from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
-from raydd.evaluation.rows import labels_of
+from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, own_labels
 from raydd.labels.relabel import Relabel
 from raydd.methods.method import Method, Problem, check_counts
 from raydd.runtime.advice import advice
@@ -80,7 +80,9 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
     problems = [
         Problem(dataset=info, ipc=job.ipc, seed=seed, numerics=job.numerics) for seed in job.seeds
     ]
-    evaluation = evaluation_stages(job.method, problems, job.evaluation)
+    if job.images is not None:
+        job.images.check()
+    evaluation = evaluation_stages(job.method, problems, job.evaluation, job.images)
     steps = _picture_steps(job.method, problems[0], job.evaluation.every)
     targets = [ref for p in problems for ref in job.method.targets(p).values()]
     targets += [
@@ -88,7 +90,7 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
     ]
     targets += [ref for refs in job.method.drafts(problems[0]).values() for ref in refs.values()]
     targets += evaluation.targets()
-    made = [labels_of(job.method, problem) for problem in problems]
+    made = [own_labels(job.method, problem, job.images) for problem in problems]
     labels = [one.relabel if one is not None and one.config.stored else None for one in made]
     targets += [ref for stage in labels if stage is not None for ref in stage.refs()]
     if not all(info.train_counts) and any(
@@ -141,6 +143,7 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
             info, train_counts=(published // info.classes,) * info.classes
         )  # for the estimate alone
     plan = make_plan(job, info)
+    parts += _coded_lines(job, plan.problems[0])
     absent = [*found.absent, *job.method.missing(plan.problems[0])]
     workers = most_workers(job.compute)
     parts += ["", *resolved(plan.evaluation, settled(job.method, plan.problems[0]))]
@@ -169,6 +172,24 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
     if absent:
         parts += ["", *listed(absent)]
     return "\n".join(parts), absent
+
+
+def _coded_lines(job: Job, problem: Problem) -> list[str]:
+    """Return what the images of a job take before their streams are coded, where they are coded."""
+    codec, method = job.images, job.method
+    if codec is None:
+        return []
+    line = f"images ({codec.text})"
+    if method.one_image:
+        return ["", line]
+    info, stored = problem.dataset, method.size(problem).stored
+    count = stored * info.channels * info.height * info.width
+    sizes = [f"{4 * count:,} bytes at 32 bits", f"{count:,} at 8"]
+    if codec.bits is not None and codec.bits < 8:
+        sides = (-(-side // codec.size) for side in (info.height, info.width))
+        levels = stored * info.channels * math.prod(sides)
+        sizes.append(f"{-(-levels * codec.bits // 8):,} at {codec.text}, before they are coded")
+    return ["", f"{line}: {', '.join(sizes)}"]
 
 
 def _table(job: Job, plan: Plan, gpu: Hardware | None, here: torch.device) -> str:

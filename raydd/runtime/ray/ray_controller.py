@@ -159,7 +159,7 @@ class _Gloo(Backend):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Have the workers meet at the first one's machine."""
-        place, world = worker_group.execute_single(0, _free_place), len(worker_group)
+        place, world = worker_group.execute_single(0, _meeting_place), len(worker_group)
         ray.get(
             [
                 worker_group.execute_single_async(rank, _join, place, rank, world)
@@ -175,25 +175,30 @@ class _Gloo(Backend):  # type: ignore[misc]
             return
 
 
-def _free_place() -> str:
-    """Return the URL of a port of this machine that nobody uses."""
+_listening: list[socket.socket] = []
+"""Where this process, the first of its group, waits for the others; taken over by the one that joins."""
+
+
+def _meeting_place() -> tuple[str, int]:
+    """Listen at a port of this machine's own address, and of no other; return both."""
     host = ray.util.get_node_ip_address()
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.bind((host, 0))
+    listener.listen()
+    _listening[:] = [listener]
+    return host, listener.getsockname()[1]
 
 
-def _join(place: str, rank: int, world: int) -> None:
+def _join(place: tuple[str, int], rank: int, world: int) -> None:
     import torch.distributed as dist
 
-    dist.init_process_group(
-        "gloo",
-        init_method=place,
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=JOIN_SECONDS),
+    host, port = place
+    timeout = timedelta(seconds=JOIN_SECONDS)
+    listener = _listening.pop().detach() if rank == 0 else None
+    store = dist.TCPStore(
+        host, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
     )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
 
 
 def _leave() -> None:

@@ -6,12 +6,13 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from raydd.core.allocator import ALLOCATOR_ENV
@@ -37,6 +38,10 @@ _DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables, which it prints even where nothing is to be printed
 }
+_MANY_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Whether Ray takes other machines into a cluster, on any system; if not, all its processes listen on the loopback
+address alone.
+"""
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 INIT_SECONDS = 30.0
 """For ``ray.init`` on a cluster whose head has answered."""
@@ -61,6 +66,27 @@ def _share_environment() -> None:
 
     if hasattr(ray_constants, _UV):
         setattr(ray_constants, _UV, False)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have the Ray that is started here, and the process groups of its workers, listen on the loopback
+    address alone: by itself Ray would on all of this machine's.
+    """
+    from ray._private import ray_constants
+
+    lo = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    given = {_MANY_MACHINES: "0"} | ({} if lo is None else {"GLOO_SOCKET_IFNAME": lo})
+    before = {name: os.environ.get(name) for name in given}
+    many = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(given)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = many
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
@@ -254,15 +280,16 @@ def ray_session(
     unwatched = own and _WATCHER not in os.environ
     if unwatched:
         os.environ[_WATCHER] = "0"
-    context = _start(cpus, least, gpus) if own else _connect(cancelled)
     global _own
-    _own = own
-    try:
-        if cancelled():
-            raise Cancelled("ray.init")
-        yield context.dashboard_url or "none"
-    finally:
-        _own = False
-        _shutdown()
-        if unwatched:
-            os.environ.pop(_WATCHER, None)
+    with _loopback() if own else nullcontext():
+        context = _start(cpus, least, gpus) if own else _connect(cancelled)
+        _own = own
+        try:
+            if cancelled():
+                raise Cancelled("ray.init")
+            yield context.dashboard_url or "none"
+        finally:
+            _own = False
+            _shutdown()
+            if unwatched:
+                os.environ.pop(_WATCHER, None)

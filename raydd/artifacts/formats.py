@@ -25,7 +25,6 @@ unpickled but tensors and plain numbers.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -57,6 +56,7 @@ from raydd.artifacts.reading import (
 )
 from raydd.artifacts.writing import write_set as write_set
 from raydd.core.errors import ConfigError, DataError, RayddError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import join
 from raydd.core.tensors import Tensors, load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo, entry
@@ -303,7 +303,7 @@ def data_set_at(url: str) -> str:
     if not isinstance(facts, str):
         return ""
     try:
-        found = json.loads(facts)
+        found = parse_json(facts)
         return str((found["dataset"] if source.format == "safetensors" else found)["name"])
     except (ValueError, KeyError, TypeError):
         return ""
@@ -312,7 +312,7 @@ def data_set_at(url: str) -> str:
 def _own_facts(
     value: Mapping[str, Any], source: FoundFiles
 ) -> tuple[DatasetInfo, Whitening | None]:
-    facts = json.loads(value["raydd"])
+    facts = parse_json(value["raydd"])
     if "whitening_matrix" not in value:
         return folder.info_from(facts), None
     per_image = bool(facts.pop("per_image"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from raydd.artifacts.class_folders import class_folders
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import DataError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 
 SIDE_FILE = "dataset.json"
@@ -154,7 +155,7 @@ def read_side(storage: Storage) -> dict[str, Any]:
     if not storage.exists(SIDE_FILE):
         return {}
     try:
-        values = json.loads(storage.get(SIDE_FILE))
+        values = parse_json(storage.get(SIDE_FILE))
     except ValueError as error:
         raise DataError(f"{join(storage.url, SIDE_FILE)} cannot be read: {error}") from error
     return values if isinstance(values, dict) and {"classes", "channels"} <= set(values) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.errors import ConfigError, DataError
+from raydd.core.torch_file import load_torch
 
 _PAIRS = (
     ("images", "labels"),
@@ -34,9 +34,9 @@ _WEIGHTS = (
 )
 
 
-def load_pt(data: bytes, what: str) -> Any:
+def load_pt(data: bytes, what: str, also: Sequence[Any] = ()) -> Any:
     """Return the tensors and plain values of a ``.pt`` file; ``DataError`` naming ``what`` if it
-    holds anything else.
+    holds anything else. ``also``: what may be named in it besides.
     """
     import numpy as np
 
@@ -45,8 +45,7 @@ def load_pt(data: bytes, what: str) -> Any:
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     allowed: list[Any] = [*((scalar, name) for name in names), np.dtype, np.dtypes.Float64DType]
     try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return load_torch(data, what, [*also, *allowed])
     except pickle.UnpicklingError as error:
         found = re.search(
             r"WeightsUnpickler error: (.+?)(?: was not an allowed global|\n|$)", str(error)
@@ -60,8 +59,6 @@ def load_pt(data: bytes, what: str) -> Any:
         raise DataError(
             f"{what} holds more than tensors and numbers, or is no .pt file; nothing else is ever unpickled{reason}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise TornFileError(f"{what} is torn or not a .pt file: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from raydd.artifacts.poster_pictures import further_pictures, picture_of
 from raydd.artifacts.rendering import format_seconds, size_of
 from raydd.artifacts.report import Report, reference
 from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo
@@ -267,7 +268,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     """Return a folder's manifest; ``FileNotFoundError`` if there is none, ``TornFileError`` if it is not whole."""
     where = join(storage.url, MANIFEST)
     try:
-        manifest = json.loads(storage.get(MANIFEST))
+        manifest = parse_json(storage.get(MANIFEST))
         files = {
             str(path): {"size": int(v["size"]), "sha256": str(v["sha256"])}
             for path, v in manifest["files"].items()
@@ -323,7 +324,7 @@ def read(url: str) -> DistilledSet:
             ) from None
         raise
     names = (
-        [part["file"] for part in json.loads(_get(storage, INDEX, files))["parts"]]
+        [part["file"] for part in parse_json(_get(storage, INDEX, files))["parts"]]
         if INDEX in files
         else [DATA]
     )
@@ -338,7 +339,7 @@ def read(url: str) -> DistilledSet:
     tensors = {
         key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in pieces.items()
     }
-    recipe = json.loads(_get(storage, "recipe.json", files))
+    recipe = parse_json(_get(storage, "recipe.json", files))
     found = from_tensors(tensors, metadata, recipe, storage.url)
     if CODED in files:
         where = join(storage.url, CODED)
@@ -355,7 +356,7 @@ def from_tensors(
 ) -> DistilledSet:
     """Return the set of one safetensors file's tensors and header; ``DataError`` naming ``where`` if it is none."""
     try:
-        values = json.loads(metadata["raydd"])
+        values = parse_json(metadata["raydd"])
         if values["format"] != FORMAT or int(values["version"]) > APART:
             raise DataError(
                 f"{where} is of format '{values['format']}' version {values['version']}"

@@ -13,15 +13,16 @@ Files::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raydd.artifacts.report import Report
 from raydd.core.errors import ConfigError, StorageError, nearest
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.urls import absolute, check_url
+from raydd.core.yaml_tree import parse_yaml
 
 JOB, PLAN, LOG, REPORT, PAGE = "job.yaml", "plan.json", "log.jsonl", "report.json", "report.html"
 SEMANTIC, LABEL_MAP_PICTURE = "semantic.png", "label_map.png"
@@ -75,12 +76,10 @@ def read_run(url: str) -> RunFolder:
 
 
 def _job(output: Storage) -> Mapping[str, Any]:
-    import yaml
-
     text = output.get(JOB)
     try:
-        job = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        job = parse_yaml(text)
+    except ConfigError as error:
         raise ConfigError(f"output: {join(output.url, JOB)} cannot be read: {error}") from error
     if not isinstance(job, Mapping) or not {"method", "evaluation"} & set(job):
         raise ConfigError(f"output: {join(output.url, JOB)} is not the file of a run")
@@ -89,7 +88,7 @@ def _job(output: Storage) -> Mapping[str, Any]:
 
 def _mapping(output: Storage, name: str, notes: list[str]) -> Mapping[str, Any] | None:
     try:
-        values = json.loads(output.get(name))
+        values = parse_json(output.get(name))
         if isinstance(values, Mapping):
             return values
     except FileNotFoundError:
@@ -118,7 +117,7 @@ def _log(output: Storage, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
     damaged = 0
     for line in data.splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             damaged += 1
             continue

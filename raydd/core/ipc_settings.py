@@ -6,10 +6,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
+from raydd.core.yaml_tree import parse_yaml
 
 KEY = "by_ipc"
 REFUSED = ("ipc", KEY, "name")
@@ -55,8 +54,8 @@ def asked(tree: Mapping[str, Any], overrides: Sequence[str], default: float) -> 
         key, sign, text = override.partition("=")
         if sign and key.strip() == "ipc":
             try:
-                return yaml.safe_load(text)
-            except yaml.YAMLError:
+                return parse_yaml(text)
+            except ConfigError:
                 break  # reported where overrides are applied
     return tree.get("ipc", default)
 

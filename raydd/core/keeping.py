@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydd.core.errors import ConfigError
+from raydd.core.json_text import parse_json
 from raydd.core.store import Store
 from raydd.core.urls import check_url
 
@@ -28,7 +29,7 @@ def runs(store: Store) -> list[dict[str, Any]]:
     found = []
     for path in store.storage.list("runs"):
         try:
-            found.append(dict(json.loads(store.storage.get(path))))
+            found.append(dict(parse_json(store.storage.get(path))))
         except (FileNotFoundError, ValueError):
             continue  # written at this moment, or torn by a crash: says nothing
     return found

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from raydd.core.errors import StorageError, TornFileError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
 from raydd.core.tensors import (
     Tensors,
@@ -136,7 +137,7 @@ class Store:
         storage, path = self.place(ref)
         try:
             marker = lender.get(f"{ref.unit}.json")
-            if json.loads(marker).get("key") != ref.key:
+            if parse_json(marker).get("key") != ref.key:
                 return False
             storage.put(f"{path}.safetensors", lender.get(f"{ref.unit}.safetensors"))
         except (FileNotFoundError, ValueError):
@@ -189,7 +190,7 @@ class Store:
         storage, path = self.place(ref)
         data = storage.get(f"{path}.json")
         try:
-            marker = dict(json.loads(data))
+            marker = dict(parse_json(data))
         except ValueError as error:
             raise TornFileError(f"{storage.url}/{path}.json is torn: {error}") from error
         if marker.get("key") != ref.key:
@@ -318,7 +319,7 @@ class Store:
                 continue
             if device is not None and facts.get("device") != device:
                 continue
-            rows = [(int(t), dict(values)) for t, values in json.loads(facts["log"])]
+            rows = [(int(t), dict(values)) for t, values in parse_json(facts["log"])]
             return Checkpoint(int(facts["t"]), state, rows, float(facts["seconds"]))
         return None
 
@@ -336,7 +337,7 @@ class Store:
         if ref.stage.lanes:
             for path in self.storage.list(self.folder(ref.key)):
                 if path.rsplit("/", 1)[-1].startswith("skipped-"):
-                    found |= json.loads(self.storage.get(path))
+                    found |= parse_json(self.storage.get(path))
         return found
 
     def drop_checkpoints(self, key: str) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as _load
 
 from raydd.core.errors import TornFileError
+from raydd.core.json_text import parse_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -79,7 +80,7 @@ def load_tensors(data: bytes, what: str = "tensors") -> Tensors:
 def _header(data: bytes) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors byte string, and where the tensors begin."""
     begin = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(data[8:begin]), begin
+    return parse_json(data[8:begin]), begin
 
 
 def load_metadata(data: bytes) -> dict[str, str]:

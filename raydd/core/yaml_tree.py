@@ -11,13 +11,44 @@ import yaml
 from raydd.core.errors import ConfigError, nearest
 
 _MERGE = "tag:yaml.org,2002:merge"
+DEPTH, VALUES = 32, 100_000
+"""Groups of keys and lists within each other; values in a file, those of aliases counted wherever they stand."""
+_LENGTH, _MERGED, _KEYS = 1 << 20, 16, 4096
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice.
+class _Strict(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice, or is no plain value, and what
+    unfolds to much more than is written.
 
     Keys that a mapping takes from another (``<<: *name``) give way to its own.
     """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Read a value; one that lies too deep is an error."""
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise ConfigError(f"line {self.line + 1}: it is nested deeper than {DEPTH}")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what a mapping takes from others; they are few, and so are their keys."""
+        for key, value in node.value:
+            merged = key.tag == _MERGE and isinstance(value, yaml.SequenceNode)
+            if merged and len(value.value) > _MERGED:
+                raise ConfigError(
+                    f"line {key.start_mark.line + 1}: '<<' takes more than {_MERGED} mappings"
+                )
+        super().flatten_mapping(node)
+        if len(node.value) > _KEYS:
+            raise ConfigError(
+                f"line {node.start_mark.line + 1}: a mapping of more than {_KEYS} keys"
+            )
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; a repeated key is an error that names its line."""
@@ -26,6 +57,10 @@ class _NoDuplicates(yaml.SafeLoader):
             if key_node.tag == _MERGE:
                 continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float)) and key is not None:
+                raise ConfigError(
+                    f"line {key_node.start_mark.line + 1}: a key is a word or a number, no {type(key).__name__}"
+                )
             if key in seen:
                 raise ConfigError(
                     f"line {key_node.start_mark.line + 1}: the key '{key}' stands twice"
@@ -34,11 +69,50 @@ class _NoDuplicates(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str | bytes) -> Any:
+    """Return the plain values (no dates, sets or bytes) that a YAML text holds.
+
+    ``ConfigError`` for any other text: one that is no YAML, too long, nested too deeply, or whose
+    aliases unfold to more than :data:`VALUES` values.
+    """
+    if len(text) > _LENGTH:
+        raise ConfigError(f"{len(text)} characters; at most {_LENGTH} are read")
+    try:
+        value = yaml.load(text, Loader=_Strict)  # noqa: S506 - a subclass of the safe loader
+        _unfold(value, {}, set())
+    except ConfigError:
+        raise
+    except (
+        Exception
+    ) as error:  # numbers and dates that are none, and whatever else the library meets
+        raise ConfigError(" ".join(str(error).split()) or type(error).__name__) from error
+    return value
+
+
+def _unfold(value: Any, sizes: dict[int, int], within: set[int]) -> int:
+    """Return how many values a value holds; ``ConfigError`` for too many, and for others than plain ones."""
+    if value is None or isinstance(value, (str, int, float)):
+        return 1
+    if not isinstance(value, (dict, list)):
+        raise ConfigError(f"'{value}' is a {type(value).__name__}; write it in quotes")
+    if id(value) in within:
+        raise ConfigError("an alias stands within what it names")
+    if id(value) not in sizes:
+        within.add(id(value))
+        parts = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_unfold(part, sizes, within) for part in parts)
+        within.discard(id(value))
+        if sizes[id(value)] > VALUES:
+            raise ConfigError(f"its aliases unfold to more than {VALUES} values")
+    return sizes[id(value)]
+
+
 def read_tree(path: str) -> dict[str, Any]:
     """Return the mapping that a YAML file holds; ``ConfigError`` for a file that is missing or holds none."""
     try:
         with open(path, encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=_NoDuplicates)  # noqa: S506 - a subclass of the safe loader
+            text = file.read(_LENGTH + 1)
+        tree = parse_yaml(text)
     except FileNotFoundError as error:
         folder = os.path.dirname(path) or "."
         there = (
@@ -47,9 +121,7 @@ def read_tree(path: str) -> dict[str, Any]:
             else []
         )
         raise ConfigError(f"{path}: no such file{nearest(path, there)}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (ConfigError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(
             f"{path}: not a readable YAML file: {' '.join(str(error).split())}"
         ) from error
@@ -66,11 +138,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not sign or not all(parts):
         raise ConfigError(f"override '{override}': write key.sub=value")
     try:
-        value = yaml.load(text, Loader=_NoDuplicates)  # noqa: S506
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"override '{override}': the value is not YAML: {' '.join(str(error).split())}"
-        ) from error
+        value = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"override '{override}': the value is not YAML: {error}") from error
     if parts[0] in {"seed", "seeds"}:
         tree.pop("seeds" if parts[0] == "seed" else "seed", None)
     for depth, part in enumerate(parts[:-1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,12 @@ Left out on purpose: what is drawn by another program (EPS, PDF, WMF), films, fo
 (PSD, ICO), and TGA, which has no mark.
 """
 EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)
+PIXELS = 89_478_485
+"""Pixels that a picture may have at most: those above which Pillow warns."""
+SCANS = 200
+"""Passes over its pixels that a JPEG may have at most: encoders write about ten."""
 _JPEG = b"\xff\xd8"
+_SCAN = re.compile(rb"\xff\xda")
 _ORIENTED = (b"EXIF", b"eXIf", b"irot", b"imir", b"Raw profile type")
 """What stands in the bytes of pictures other than JPEGs that may say how they are to be turned,
 beside what JPEGs have.
@@ -92,6 +98,7 @@ def decode(data: bytes | memoryview, channels: int, orientation: Orientation = "
 
     turn = orientation_of(data) if orientation == "exif" else 1
     if bytes(data[:2]) == _JPEG:
+        check_jpeg(data)
         try:
             pixels: Pixels = simplejpeg.decode_jpeg(
                 data, colorspace="GRAY" if channels == 1 else "RGB"
@@ -100,6 +107,31 @@ def decode(data: bytes | memoryview, channels: int, orientation: Orientation = "
         except ValueError:
             pass
     return turned(_decode_pillow(data, channels), turn)
+
+
+def check_jpeg(data: bytes | memoryview) -> None:
+    """Raise ``ValueError`` for a JPEG of more pixels, or of more passes over them, than pictures have."""
+    import simplejpeg
+
+    scans = _scans(data)
+    if scans > SCANS:
+        raise ValueError(f"its pixels come in {scans} passes; at most {SCANS} are read")
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    except ValueError:
+        return  # told when it is decoded
+    check_pixels(height, width)
+
+
+def _scans(data: bytes | memoryview) -> int:
+    """Return how many passes over its pixels a JPEG has, at least."""
+    return len(_SCAN.findall(data))
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise ``ValueError`` for a picture of more than :data:`PIXELS` pixels."""
+    if height * width > PIXELS:
+        raise ValueError(f"{height} x {width} pixels, more than {PIXELS}; make it smaller")
 
 
 @cache
@@ -116,6 +148,7 @@ def _decode_pillow(data: bytes | memoryview, channels: int) -> Pixels:
 
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            check_pixels(image.height, image.width)
             deep = image.mode == "F" or image.mode.startswith(
                 "I"
             )  # Pillow's own conversion would clip
@@ -284,7 +317,7 @@ def decode_jpegs_into(
     shape, others = rows[0].shape, []
     colours = "GRAY" if shape[2] == 1 else "RGB"
     for place, (row, data) in enumerate(zip(rows, blobs, strict=True)):
-        if orientation == "exif" and orientation_of(data) != 1:
+        if (orientation == "exif" and orientation_of(data) != 1) or _scans(data) > SCANS:
             others.append(place)
             continue
         try:

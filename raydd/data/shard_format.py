@@ -11,7 +11,6 @@ A folder written by ``raydd shard``::
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from raydd.core.errors import DataError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors, load_tensors
 from raydd.data.inventory import LeftOut
@@ -124,7 +124,7 @@ def read_manifest(files: Storage) -> dict[str, Any] | None:
         return None
     what = join(files.url, MANIFEST)
     try:
-        manifest = json.loads(data)
+        manifest = parse_json(data)
         if isinstance(manifest, dict) and not {"format", "splits"} & manifest.keys():
             return None  # of others
         version, splits = int(manifest["format"]), dict(manifest["splits"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from raydd.core.errors import ConfigError, DataError, unknown
+from raydd.core.json_text import parse_json
 from raydd.core.rng import generator
 from raydd.core.storage import Storage
 from raydd.data.catalog import DatasetInfo
@@ -153,7 +154,7 @@ def _claim(job: SplitJob, published: bool) -> None:
             f"{job.files.url} holds {foreign}, which was not written by raydd shard; choose an empty folder"
         )
     try:
-        owner = json.loads(job.files.get(claim))["fingerprint"]
+        owner = parse_json(job.files.get(claim))["fingerprint"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         listed = set(job.files.list())
         there = [number for number in range(job.shards) if job.tar_path(number) in listed]

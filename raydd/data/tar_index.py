@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from raydd.core.errors import DataError, RayddError, StorageError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import load_metadata
 from raydd.data.inventory import LeftOut
@@ -175,8 +176,8 @@ def _kept(files: Storage, path: str, facts: str) -> Scanned | None:
         if metadata.get("facts") != facts:
             return None
         index = Index.parse(data, join(files.url, path))
-        damage = tuple(Damage(*map(str, one)) for one in json.loads(metadata["damage"]))
-        left_out = LeftOut.from_dict(json.loads(metadata["left_out"]))
+        damage = tuple(Damage(*map(str, one)) for one in parse_json(metadata["damage"]))
+        left_out = LeftOut.from_dict(parse_json(metadata["left_out"]))
     except (FileNotFoundError, RayddError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Scanned(index, hashlib.sha256(index.dump()).hexdigest(), left_out, damage)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.data.inventory import LeftOut
 
@@ -84,7 +84,7 @@ def spoil(found: Scan, members: Members, key: str, reason: str, where: str, what
 
 def parsed(name: str, content: bytes) -> Label:
     try:
-        values = json.loads(content)
+        values = parse_json(content)
     except ValueError as error:  # of its encoding, too
         return Label(name, mistake=str(error))
     found = (

@@ -7,6 +7,7 @@ import tarfile
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
+from raydd.core.tar_members import members_of, open_tar
 from raydd.data.images import EXTENSIONS
 from raydd.data.tar_samples import (
     Damage,
@@ -114,8 +115,8 @@ def _read(file: io.BufferedReader, size: int, where: str, found: Scan, members: 
     links: list[tarfile.TarInfo] = []
     count = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+        with open_tar(file) as tar:
+            for member in members_of(tar):
                 count += 1
                 if member.isreg() and member.offset_data + member.size <= size:
                     seen[_plain(member.name)] = member

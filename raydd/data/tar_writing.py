@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from raydd.core.errors import DataError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
 from raydd.data.encoded import EncodedData
 from raydd.data.folder_data import FolderData
@@ -74,7 +75,7 @@ class SplitJob:
 def part_of(job: SplitJob, number: int) -> dict[str, Any] | None:
     """Return a shard's marker if it belongs to this job and the shard is as long as it says."""
     try:
-        part: dict[str, Any] = json.loads(job.files.get(job.part_path(number)))
+        part: dict[str, Any] = parse_json(job.files.get(job.part_path(number)))
         if (
             part["fingerprint"] == job.fingerprint
             and job.files.size(job.tar_path(number)) == part["bytes"]

@@ -25,7 +25,6 @@ refused.
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
 import re
 from collections.abc import Sequence
@@ -37,9 +36,10 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.core.errors import DataError, first_line
+from raydd.core.errors import DataError, TornFileError, first_line
 from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
+from raydd.core.torch_file import load_torch
 from raydd.core.units import Context, added, unkeyed
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import FoundLabels, refuse_augmentation
@@ -69,9 +69,8 @@ def read_record(data: bytes, where: str) -> list[Any]:
     ``DataError`` for others.
     """
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            record = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        record = load_torch(data, where, _ALLOWED)
+    except (pickle.UnpicklingError, TornFileError) as error:
         raise DataError(
             f"{where} is no file of FKD labels, or holds more than tensors and numbers: {first_line(error)}"
         ) from error

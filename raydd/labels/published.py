@@ -10,6 +10,7 @@ from typing import Any
 
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.json_text import parse_json
 from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
@@ -60,7 +61,7 @@ class PublishedLabels(FoundLabels):
             storage = Storage(join(storage.url, FOLDER))
         data, where = storage.get(MANIFEST), join(storage.url, MANIFEST)
         try:
-            values = json.loads(data)
+            values = parse_json(data)
             found, version = values["format"], int(values["version"])
             if found != FORMAT or version > VERSION:
                 raise DataError(

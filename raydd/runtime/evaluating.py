@@ -22,6 +22,7 @@ from raydd.config import EvaluationJob, load_evaluation, method_from
 from raydd.core.allocator import tune_allocator
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError, refusing
+from raydd.core.json_text import parse_json
 from raydd.core.numerics import pick_device
 from raydd.core.storage import Storage, absolute, join
 from raydd.core.store import Store, device_kind
@@ -78,7 +79,7 @@ def job_of(url: str) -> Mapping[str, Any]:
         name = data_set_at(absolute(url))
         return {"dataset": {"name": name}} if name in CATALOG else {}
     try:
-        job = json.loads(source.storage.get("recipe.json"))["job"]
+        job = parse_json(source.storage.get("recipe.json"))["job"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
     return job if isinstance(job, dict) else {}

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 
 log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class Journal:
         old = _Known()
         for line in whole.splitlines():
             try:
-                old.is_new(json.loads(line))
+                old.is_new(parse_json(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # damaged by a crash: it says nothing, and what it said is written again
         with self._lock:

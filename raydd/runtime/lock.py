@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from raydd.core.errors import LockedError, RayddError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def read_lock(output: Storage) -> dict[str, Any] | None:
     ``since`` when it holds it, and its last ``beat``; ``None`` if there is none.
     """
     try:
-        return dict(json.loads(output.get(LOCK)))
+        return dict(parse_json(output.get(LOCK)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

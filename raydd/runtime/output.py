@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
-
-import yaml
 
 from raydd.artifacts.run_folder import PAGE, PLAN
 from raydd.config import Job, parse_job
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
 from raydd.core.typed_tree import as_yaml
+from raydd.core.yaml_tree import parse_yaml
 from raydd.runtime.tracking.tracking_uri import resolve_uri, sqlite_path
 
 Recorded = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -70,10 +69,10 @@ def _is_new(
 ) -> bool:
     """Return whether an output says nothing of whose it is; ``ConfigError`` if it is another's."""
     try:
-        old = yaml.safe_load(output.get("job.yaml"))
+        old = parse_yaml(output.get("job.yaml"))
     except FileNotFoundError:
         old = None
-    except yaml.YAMLError as error:
+    except ConfigError as error:
         raise ConfigError(
             f"output: {output.url}/job.yaml is torn, or no YAML: whose folder it is cannot be told; choose another"
             " output (output=…)"
@@ -147,7 +146,7 @@ def fleeting(output: str, store: str, uri: str | None) -> str:
         places["tracking.uri"] = str(database)
     try:
         copied = bool(
-            json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["runtime_env"][
+            parse_json(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))["runtime_env"][
                 "working_dir"
             ]
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -20,6 +19,7 @@ from raydd.artifacts.run_folder import (
 )
 from raydd.artifacts.standing import Standing
 from raydd.core.errors import ConfigError, StorageError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.urls import check_url
 from raydd.pages.blocks import Shown
@@ -154,7 +154,7 @@ def _published(folder: RunFolder, standing: Standing) -> list[tuple[str, str]]:
 def _recipe(output: Storage) -> Mapping[str, Any] | None:
     for path in ("distilled/recipe.json", *_seeds(output)):
         try:
-            values = json.loads(output.get(path))
+            values = parse_json(output.get(path))
         except (FileNotFoundError, StorageError, ValueError):
             continue
         if isinstance(values, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from raydd.artifacts.run_folder import RunFolder, read_run
 from raydd.artifacts.standing import StageStanding, Standing, accuracies, seconds_of
 from raydd.artifacts.tables import Table, as_text, spread
 from raydd.core.errors import ConfigError, StorageError
+from raydd.core.json_text import parse_json
 from raydd.core.retries import before_work
 from raydd.core.storage import Storage
 from raydd.runtime.lock import read_lock
@@ -125,7 +125,7 @@ def _found(store: Storage, places: list[_Place]) -> Iterator[list[str]]:
 def _in_place(place: _Place) -> list[str]:
     """Return the marker of a unit that lies in the published set, if it is this unit's."""
     try:
-        marker = json.loads(Storage(place.own).get(f"{place.name}.json"))
+        marker = parse_json(Storage(place.own).get(f"{place.name}.json"))
     except (FileNotFoundError, ValueError):
         return []
     mine = isinstance(marker, Mapping) and marker.get("key") == place.key

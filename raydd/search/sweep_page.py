@@ -12,6 +12,8 @@ import yaml
 
 from raydd.artifacts.rendering import format_seconds, signed
 from raydd.artifacts.tables import Table, spread
+from raydd.core.errors import ConfigError
+from raydd.core.yaml_tree import parse_yaml
 from raydd.pages.blocks import (
     Section,
     Shown,
@@ -333,8 +335,8 @@ def _override(value: Any) -> str:
     """Return a value as ``key=value`` takes it, so that YAML reads the same."""
     text = label(value)
     try:
-        same = not isinstance(value, str) or yaml.safe_load(text) == value
-    except yaml.YAMLError:
+        same = not isinstance(value, str) or parse_yaml(text) == value
+    except ConfigError:
         same = False
     return text if same else json.dumps(value)
 

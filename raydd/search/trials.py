@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raydd.core.errors import ConfigError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
 
 State = Literal["running", "finished", "pruned", "failed", "same"]
@@ -66,7 +67,7 @@ class Trial:
     @classmethod
     def from_json(cls, text: bytes) -> Trial:
         """Return the trial of a JSON object; ``ValueError`` or ``TypeError`` for another's."""
-        tree = json.loads(text)
+        tree = parse_json(text)
         judged = [Judged(**one) for one in tree.pop("judged")]
         return cls(**tree, judged=judged)
 
@@ -103,7 +104,7 @@ class TrialJournal:
     def elapsed(self) -> float:
         """Return the seconds that earlier runs of the sweep took, as far as they were noted."""
         try:
-            return float(json.loads(self.output.get(ELAPSED)))
+            return float(parse_json(self.output.get(ELAPSED)))
         except (FileNotFoundError, ValueError, TypeError):
             return 0.0
 

@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from raydd.artifacts.formats import load_pt
@@ -145,15 +144,14 @@ def load_checkpoint(data: bytes, what: str) -> Any:
     ``DataError`` naming ``what`` and the class for anything else, a whole pickled network included;
     ``TornFileError`` for broken bytes.
     """
-    with torch.serialization.safe_globals(_allowed()):
-        try:
-            return load_pt(data, what)
-        except TornFileError as error:
-            if "TorchScript" in str(error):
-                raise DataError(
-                    f"{what} is a network compiled by TorchScript, which is code; save its state_dict()"
-                ) from error
-            raise
+    try:
+        return load_pt(data, what, _allowed())
+    except TornFileError as error:
+        if "TorchScript" in str(error):
+            raise DataError(
+                f"{what} is a network compiled by TorchScript, which is code; save its state_dict()"
+            ) from error
+        raise
 
 
 def find_weights(value: Any, what: str, fits: Fits) -> FoundWeights:

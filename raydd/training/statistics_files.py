@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from raydd.core.errors import ConfigError, DataError, TornFileError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
 from raydd.core.units import Context, Cost, unkeyed
@@ -36,7 +37,7 @@ _IDENTITY = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 def _numbers(text: str) -> tuple[Any, ...]:
     try:
-        return tuple(json.loads(text))
+        return tuple(parse_json(text))
     except (ValueError, TypeError):
         return (text,)
 
@@ -66,7 +67,7 @@ def _weights_of(url: str, path: str, digest: str) -> tuple[str, ...]:
         return ()
     try:
         header = 8 + int.from_bytes(storage.get(path, 0, 8), "little")
-        found = json.loads(load_metadata(storage.get(path, 0, header)).get("weights", "[]"))
+        found = parse_json(load_metadata(storage.get(path, 0, header)).get("weights", "[]"))
     except (ValueError, AttributeError):  # torn, which is told where it is read
         return ()
     names = found if isinstance(found, list) else [found]

@@ -7,11 +7,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
+from raydd.core.unpacking import check_zip
 
 _FILE = re.compile(r"(?:.*/)?(Conv|BN)FeatureHook/(?:class_(\d+)/)?([^/=]+)=([^/]+)/running\.npz")
 KEYS = {
@@ -34,14 +33,18 @@ Files = dict[tuple[str, int], str]
 
 def read_npz(storage: Storage, path: str) -> dict[str, Tensor]:
     """Return the statistics in one file, under our names; ``DataError`` if it is torn."""
+    data = storage.get(path)
     try:
-        with np.load(io.BytesIO(storage.get(path)), allow_pickle=False) as arrays:
+        check_zip(data, join(storage.url, path))
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {
                 ours: torch.from_numpy(np.array(arrays[key], np.float32))
                 for ours, key in KEYS.items()
                 if key in arrays
             }
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever a header makes of the library that reads it
         raise DataError(
             f"{join(storage.url, path)} is no npz file of statistics: {error}"
         ) from error

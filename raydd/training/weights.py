@@ -11,7 +11,6 @@ network are normalised: ``mean`` and ``std``, JSON lists of a number per channel
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from raydd.core.errors import ConfigError, DataError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, protocol
 from raydd.core.tensors import Tensors, load_metadata, load_tensors
 from raydd.core.units import unkeyed
@@ -270,7 +270,7 @@ def _values(text: str | None, what: str) -> Values:
     if text is None:
         return ()
     try:
-        return tuple(float(value) for value in json.loads(text))
+        return tuple(float(value) for value in parse_json(text))
     except (ValueError, TypeError) as error:
         raise DataError(f"{what} is '{text}'; a JSON list of numbers is read") from error
 

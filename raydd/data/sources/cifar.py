@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,25 +30,48 @@ def _encode_latin1(text: str, codec: str) -> bytes:
     return text.encode("latin1")
 
 
-def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> Any:
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"array of class {kind!r}")
-    return np.ndarray.__new__(
-        np.ndarray, shape, np.dtype(code.decode() if isinstance(code, bytes) else code)
-    )
+class _Kind:
+    """Stands for NumPy's types of numbers, as a pickle makes one: by its code, then its byte order."""
+
+    def __init__(self, code: str | bytes, *_: Any) -> None:
+        self.code, self.order = code.decode() if isinstance(code, bytes) else str(code), "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = str(state[1])
+
+    def numbers(self, data: bytes | str, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+        """Return whole numbers of so many bytes; ``UnpicklingError`` for any other type, or number of them."""
+        if not re.fullmatch(r"[iu][1248]", self.code) or self.order not in ("|", "<", ">", "="):
+            raise pickle.UnpicklingError(f"an array of {self.code[:20]!r}")
+        kind = np.dtype(self.code).newbyteorder(self.order)
+        held = data.encode("latin1") if isinstance(data, str) else bytes(data)
+        if len(held) != math.prod(shape) * kind.itemsize:
+            raise pickle.UnpicklingError(f"{len(held)} bytes for an array of {shape}")
+        return np.frombuffer(held, kind).reshape(shape, order="F" if fortran else "C")
 
 
-def _from_buffer(data: bytes, kind: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    return np.frombuffer(bytes(data), np.dtype(kind)).reshape(
-        shape, order="F" if order == "F" else "C"
-    )
+class _Array:
+    """Stands for NumPy's array, which a pickle makes empty and then fills."""
+
+    def __init__(self, *_: Any) -> None:
+        self.values: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        self.values = kind.numbers(data, shape, fortran)
+
+
+def _from_buffer(data: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
+    made = _Array()
+    made.values = kind.numbers(data, shape, order == "F")
+    return made
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode_latin1,
 }
@@ -74,7 +99,9 @@ def read_batch(data: bytes, what: str) -> dict[str, Any]:
             f"{what} is refused: a dictionary is expected, it holds a {type(loaded).__name__}"
         )
     return {
-        key.decode("latin1") if isinstance(key, bytes) else str(key): value
+        key.decode("latin1") if isinstance(key, bytes) else str(key): value.values
+        if isinstance(value, _Array)
+        else value
         for key, value in loaded.items()
     }
 

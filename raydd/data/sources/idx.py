@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
+from raydd.core.unpacking import gunzipped
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.listing import Tree
@@ -25,10 +25,12 @@ def parse_idx(data: bytes, what: str) -> torch.Tensor:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != 8:
         raise DataError(f"{what} is not an IDX file of unsigned bytes")
     head = 4 + 4 * data[3]
+    if len(data) < head:
+        raise DataError(f"{what} is torn: it ends within its header")
     shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, head, 4)]
-    if len(data) != head + int(np.prod(shape)):
+    if len(data) != head + math.prod(shape):
         raise DataError(
-            f"{what} is torn: {len(data)} bytes, its header says {head + int(np.prod(shape))}"
+            f"{what} is torn: {len(data)} bytes, its header says {head + math.prod(shape)}"
         )
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy())
 
@@ -61,12 +63,8 @@ class IdxSource(Source):
         if path is None:
             raise DataError(f"{stem}(.gz) is not in {files.url}")
         data = files.get(path)
-        try:
-            return parse_idx(
-                gzip.decompress(data) if path.endswith(".gz") else data, join(files.url, path)
-            )
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{join(files.url, path)} is torn: {error}") from error
+        what = join(files.url, path)
+        return parse_idx(gunzipped(data, what) if path.endswith(".gz") else data, what)
 
     def open(self, files: Tree, entry: Entry, config: DatasetConfig) -> Mapping[str, BaseData]:
         splits = {}

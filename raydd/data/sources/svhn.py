@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
 
-from raydd.core.errors import DataError
+from raydd.core.errors import DataError, RayddError
 from raydd.core.storage import join
+from raydd.core.unpacking import check_unfolded, inflated_bytes, most
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.listing import Tree
@@ -17,6 +19,24 @@ from raydd.data.sources.source import SOURCES, Source, array_data
 from raydd.data.split import BaseData
 
 _FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+
+
+_HEADER, _COMPRESSED = 128, 15
+"""Bytes before the first element of a MATLAB file; the type of a compressed one."""
+
+
+def check_compressed(data: bytes, what: str) -> None:
+    """Raise ``DataError`` naming ``what`` if the elements of a MATLAB file (version 5) unfold to much
+    more than they are; ``zlib.error`` if they do not unfold.
+    """
+    order: Literal["little", "big"] = "little" if data[126:128] == b"IM" else "big"
+    at, limit, count = _HEADER, most(len(data)), 0
+    while at + 8 <= len(data):
+        kind, size = (int.from_bytes(data[i : i + 4], order) for i in (at, at + 4))
+        if kind == _COMPRESSED:
+            count += inflated_bytes(memoryview(data)[at + 8 : at + 8 + size], limit)
+            check_unfolded(count, len(data), what)
+        at += 8 + size
 
 
 class SvhnSource(Source):
@@ -34,8 +54,12 @@ class SvhnSource(Source):
         for split, name in _FILES.items():
             what = join(files.url, name)
             try:
-                content = loadmat(io.BytesIO(files.get(name)), variable_names=["X", "y"])
+                data = files.get(name)
+                check_compressed(data, what)
+                content = loadmat(io.BytesIO(data), variable_names=["X", "y"])
                 pixels, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+            except RayddError:
+                raise
             except Exception as error:
                 raise DataError(
                     f"{what} is torn or not a MATLAB file of X and y: {error}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import torch
 
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
+from raydd.core.torch_file import load_torch
 from raydd.data.catalog import Entry
 from raydd.data.config import DatasetConfig
 from raydd.data.folder_data import FolderData
@@ -89,9 +89,7 @@ class TinySource(Source):
     ) -> Mapping[str, BaseData]:
         what = join(files.url, _FILE)
         try:
-            content = torch.load(
-                io.BytesIO(files.get(_FILE)), map_location="cpu", weights_only=True
-            )
+            content = load_torch(files.get(_FILE), what)
             pairs = {
                 split: (content[f"images_{name}"], content[f"labels_{name}"])
                 for split, name in (("train", "train"), ("test", "val"))

@@ -6,7 +6,6 @@ optional package), or a file's. Nothing needs them: without them classes stand i
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raydd.core.errors import ConfigError, first_line
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, absolute
 from raydd.core.tensors import load_tensors
 from raydd.data.catalog import DatasetInfo, prompt_names
@@ -156,7 +156,7 @@ def _of_file(url: str, info: DatasetInfo, columns: int, rows: int) -> ClassOrder
 
 def _listed(data: bytes, classes: int, where: str) -> tuple[int, ...]:
     try:
-        values = json.loads(data)
+        values = parse_json(data)
         flat = [v for line in values for v in (line if isinstance(line, list) else [line])]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where} is no JSON list: {error}") from error

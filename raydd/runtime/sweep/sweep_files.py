@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from raydd.core.errors import StorageError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.store import versions
 from raydd.runtime.session import git_commit, to_json
@@ -145,7 +145,7 @@ def _track(
 def kept(output: Storage, name: str) -> Any:
     """Return what the report of an earlier run of the sweep says under a name, ``None`` if nothing."""
     try:
-        return json.loads(output.get(REPORT)).get(name)
+        return parse_json(output.get(REPORT)).get(name)
     except (FileNotFoundError, StorageError, ValueError, AttributeError):
         return None
 
@@ -159,7 +159,7 @@ def _marked(output: Storage) -> int | None:
 def _run_of(sweep: Sweep, output: Storage, number: int) -> str | None:
     """Return the id of a trial's run, if it is tracked and the server has it."""
     try:
-        found = json.loads(output.get(f"{sweep.place(number)}/tracking.json")).get("run_id")
+        found = parse_json(output.get(f"{sweep.place(number)}/tracking.json")).get("run_id")
     except (FileNotFoundError, StorageError, ValueError, AttributeError):
         return None
     return str(found) if found else None

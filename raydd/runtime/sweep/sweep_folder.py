@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from raydd.core.errors import StorageError
+from raydd.core.errors import ConfigError, StorageError
 from raydd.core.ipc_settings import KEY
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
+from raydd.core.yaml_tree import parse_yaml
 from raydd.pages.blocks import Shown
 from raydd.runtime.lock import alive, read_lock
 from raydd.runtime.sweep.sweep_status import REPORT
@@ -25,7 +26,7 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
     ``failed``, ``finished`` or ``unfinished``. ``KeyError``, ``TypeError`` or ``ValueError`` for files that are
     torn or another version's.
     """
-    found = json.loads(output.get(REPORT))
+    found = parse_json(output.get(REPORT))
     if not isinstance(found, Mapping):
         raise ValueError(f"a {type(found).__name__}")
     report = SweepReport.from_dict(found)
@@ -51,11 +52,9 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
 
 
 def _job(output: Storage) -> Mapping[str, Any]:
-    import yaml
-
     try:
-        tree = yaml.safe_load(_text(output, "job.yaml"))
-    except yaml.YAMLError:
+        tree = parse_yaml(_text(output, "job.yaml"))
+    except ConfigError:
         return {}
     return tree if isinstance(tree, Mapping) else {}
 

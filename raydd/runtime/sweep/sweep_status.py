@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from raydd.artifacts.tables import Table, as_text
 from raydd.core.errors import ConfigError, StorageError
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.runtime.lock import alive, read_lock
 from raydd.search.trials import Trial, TrialJournal, number, ranked
@@ -48,7 +48,7 @@ def is_sweep(output: Storage) -> bool:
 def sweep_status(output: Storage) -> SweepStatus:
     """Return where a sweep is; ``ConfigError`` for files that are torn or another version's."""
     try:
-        facts = json.loads(output.get(REPORT))
+        facts = parse_json(output.get(REPORT))
         facts = {name: facts[name] for name in NEEDED}
         settled = bool(facts["tested"]) or not facts["select"]
     except (KeyError, TypeError, ValueError) as error:

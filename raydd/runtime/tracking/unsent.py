@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage
 from raydd.runtime.tracking.mlflow_run import KINDS, Item, Picture
 
@@ -26,7 +27,7 @@ class Unsent:
     def read(self) -> tuple[dict[str, Any], list[Item]]:
         """Return the state that was kept, and the items; nothing where there is none, or none that can be read."""
         try:
-            state = dict(json.loads(self.output.get(STATE)))
+            state = dict(parse_json(self.output.get(STATE)))
             kept = [self._revive(dict(facts)) for facts in state.get("unsent", [])]
         except FileNotFoundError:
             return {}, []

@@ -95,7 +95,7 @@ def read_set(
         tensors = load_tensors(data, source.url)
         distilled = folder.from_tensors(
             tensors,
-            load_metadata(data),
+            load_metadata(data, source.url),
             {"source": source.url, "format": "safetensors"},
             source.url,
         )
@@ -297,8 +297,8 @@ def data_set_at(url: str) -> str:
         return "" if info is None else str(info.name)
     if source.format not in ("pt", "safetensors"):
         return ""
-    data = source.storage.get(source.paths[0])
-    value = load_pt(data, source.url) if source.format == "pt" else load_metadata(data)
+    data, url = source.storage.get(source.paths[0]), source.url
+    value = load_pt(data, url) if source.format == "pt" else load_metadata(data, url)
     facts = value.get("raydd") if isinstance(value, Mapping) else None
     if not isinstance(facts, str):
         return ""

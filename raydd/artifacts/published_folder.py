@@ -323,32 +323,48 @@ def read(url: str) -> DistilledSet:
                 f"{storage.url} has no {MANIFEST}: its publication did not finish"
             ) from None
         raise
-    names = (
-        [part["file"] for part in parse_json(_get(storage, INDEX, files))["parts"]]
-        if INDEX in files
-        else [DATA]
-    )
+    names = _parts(storage, files) if INDEX in files else [DATA]
     names += [WHITENING_FILE] * (WHITENING_FILE in files)
     pieces: dict[str, list[torch.Tensor]] = {}
     metadata: dict[str, str] = {}
     for name in names:
         data = _get(storage, name, files)
-        metadata = load_metadata(data)
-        for key, tensor in load_tensors(data, join(storage.url, name)).items():
+        where = join(storage.url, name)
+        for key, tensor in load_tensors(data, where).items():
             pieces.setdefault(key, []).append(tensor)
-    tensors = {
-        key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in pieces.items()
-    }
-    recipe = parse_json(_get(storage, "recipe.json", files))
-    found = from_tensors(tensors, metadata, recipe, storage.url)
+        metadata = load_metadata(data, where)
+    try:
+        tensors = {
+            key: torch.cat(parts) if len(parts) > 1 else parts[0] for key, parts in pieces.items()
+        }
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"{storage.url}: the parts of a tensor do not fit: {error}") from error
+    found = from_tensors(tensors, metadata, _recipe(storage, files), storage.url)
     if CODED in files:
         where = join(storage.url, CODED)
-        if (
-            facts_of_file(_get(storage, CODED, files), where).pixel_digest
-            != pixel_digest(found.images).hex()
-        ):
+        coded = facts_of_file(_get(storage, CODED, files), where)
+        if coded.pixel_digest != pixel_digest(found.images).hex():
             raise TornFileError(f"{where} is decoded to other images than those beside it")
     return found
+
+
+def _recipe(storage: Storage, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    try:
+        recipe = parse_json(_get(storage, "recipe.json", files))
+        if isinstance(recipe, dict):
+            return recipe
+        why = f"a {type(recipe).__name__}"
+    except ValueError as error:
+        why = str(error)
+    raise DataError(f"{join(storage.url, 'recipe.json')} is no recipe: {why}")
+
+
+def _parts(storage: Storage, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of the files that the index lists."""
+    try:
+        return [str(part["file"]) for part in parse_json(_get(storage, INDEX, files))["parts"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{join(storage.url, INDEX)} is no index: {error!r}") from error
 
 
 def from_tensors(

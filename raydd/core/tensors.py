@@ -77,15 +77,28 @@ def load_tensors(data: bytes, what: str = "tensors") -> Tensors:
         raise TornFileError(f"{what} is torn or not a safetensors file: {error}") from error
 
 
-def _header(data: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors byte string, and where the tensors begin."""
+def _header(data: bytes, what: str) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors byte string, and where the tensors begin; ``TornFileError``
+    naming ``what`` if there is none.
+    """
     begin = 8 + int.from_bytes(data[:8], "little")
-    return parse_json(data[8:begin]), begin
+    try:
+        header = parse_json(data[8:begin])
+    except ValueError as error:
+        raise TornFileError(f"{what} is torn or not a safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise TornFileError(f"{what} is torn or not a safetensors file: its header is no mapping")
+    return header, begin
 
 
-def load_metadata(data: bytes) -> dict[str, str]:
-    """Return the string metadata in the header of a safetensors byte string (empty if there is none)."""
-    return dict(_header(data)[0].get("__metadata__", {}))
+def load_metadata(data: bytes, what: str = "tensors") -> dict[str, str]:
+    """Return the string metadata in the header of a safetensors byte string (empty if there is none);
+    ``TornFileError`` naming ``what`` if there is no header.
+    """
+    found = _header(data, what)[0].get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise TornFileError(f"{what} is torn or not a safetensors file: its metadata are no texts")
+    return found
 
 
 def row_facts(data: bytes, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -94,7 +107,7 @@ def row_facts(data: bytes, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     By name: ``dtype`` (the format's word), ``shape``, ``begin`` (where the first row lies in the
     file), and the ``sha256`` of each row, in hex.
     """
-    header, begin = _header(data)
+    header, begin = _header(data, "tensors")
     found = {}
     for name in names:
         start, end = (begin + offset for offset in header[name]["data_offsets"])

@@ -41,6 +41,7 @@ from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.torch_file import load_torch
 from raydd.core.units import Context, added, unkeyed
+from raydd.labels.label_checks import CheckedEpoch
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import FoundLabels, refuse_augmentation
 from raydd.labels.label_views import NO_BOX, DrawnViews, Orders
@@ -74,14 +75,10 @@ def read_record(data: bytes, where: str) -> list[Any]:
         raise DataError(
             f"{where} is no file of FKD labels, or holds more than tensors and numbers: {first_line(error)}"
         ) from error
-    if (
-        not isinstance(record, (list, tuple))
-        or len(record) < 6
-        or not isinstance(record[5], Tensor)
-    ):
+    if not isinstance(record, (list, tuple)) or len(record) < 6 or not _whole(record):
         raise DataError(
             f"{where}: a list of crop, flip, permutation, ratio, box and logits is expected, not a"
-            f" {type(record).__name__}"
+            f" {type(record).__name__}" + " of others" * isinstance(record, (list, tuple))
         )
     if mix_of(record) == "mixup" and len(record) == 7:
         raise DataError(
@@ -90,6 +87,20 @@ def read_record(data: bytes, where: str) -> list[Any]:
             " CutMix, or without mixing"
         )
     return list(record)
+
+
+def _whole(record: Sequence[Any]) -> bool:
+    """Return whether the items of a record are tensors of one batch and numbers, as the table says."""
+    coords, flips, perm, ratio, box, logits, *rest = record
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        return False
+    tensors = [(coords, (len(logits), 4)), (flips, (len(logits),))]
+    tensors += [(perm, (len(logits),))] * (perm is not None)
+    tensors += [(rest[0], (len(logits),))] if rest else []
+    shapes = all(isinstance(t, Tensor) and tuple(t.shape) == shape for t, shape in tensors)
+    numbers = [ratio, *(box if isinstance(box, (list, tuple)) else [])] if perm is not None else []
+    boxed = box is None or (isinstance(box, (list, tuple)) and len(box) == 4)
+    return shapes and boxed and all(isinstance(v, (int, float)) for v in numbers)
 
 
 def mix_of(record: Sequence[Any]) -> Literal["cutmix", "mixup", "none"]:
@@ -214,9 +225,10 @@ class FkdLabels(FoundLabels):
         size = distilled.shape[1:]
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
-            return _FkdEpoch(
-                self._read(storage, epoch, distilled.seen), orders(epoch), self.batch, size
-            )
+            records = self._read(storage, epoch, distilled.seen)
+            found = _FkdEpoch(records, orders(epoch), self.batch, size)
+            where = join(self.url, f"epoch_{epoch}")
+            return CheckedEpoch(found, self.config, size, distilled.seen, where)
 
         return LabelledSet(
             distilled, self.config, ctx.device, stored, shared=True, epochs=self.epochs

@@ -16,6 +16,7 @@ from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
 from raydd.core.units import Context, unkeyed
 from raydd.labels.codecs import CODECS, STATIC
+from raydd.labels.label_checks import CheckedEpoch, check_record
 from raydd.labels.label_config import LabelConfig
 from raydd.labels.label_sources import FoundLabels, check_digest, refuse_augmentation
 from raydd.labels.labelled_set import Epoch, LabelledSet, fits
@@ -131,7 +132,10 @@ class PublishedLabels(FoundLabels):
             return static_set(distilled, config, rows, ctx.device)
 
         def stored(epoch: int, rng: KeyedRng) -> Epoch:
-            return RecordedEpoch(self._read(_epoch(epoch), distilled), config, self.classes, size)
+            record = self._read(_epoch(epoch), distilled)
+            found = RecordedEpoch(record, config, self.classes, size)
+            where = join(self.url, f"{_epoch(epoch)}.safetensors")
+            return CheckedEpoch(found, config, size, self.images, where)
 
         return LabelledSet(
             distilled, config, ctx.device, stored, shared=True, epochs=config.epochs_kept
@@ -153,6 +157,7 @@ class PublishedLabels(FoundLabels):
                 f"{where} is torn: {len(data)} bytes, {MANIFEST} says {facts[0]}, or other content"
             )
         record = load_tensors(data, where)
+        check_record(record, self.config, self.images, self.classes, where)
         check_digest(record, distilled, where)
         return record
 

@@ -72,17 +72,20 @@ def label_bytes(config: LabelConfig, images: int, classes: int) -> int:
     return config.epochs * epoch_bytes(config, images, classes) if config.stored else 0
 
 
+def record_layout(
+    config: LabelConfig, images: int, classes: int
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return type and shape of the tensors of a record."""
+    rows, count = {**_rows(config), **layout(config, classes)}, batches_of(config, images)
+    by_row = {name: (dtype, (images, *shape)) for name, (dtype, shape) in rows.items()}
+    return by_row | {name: (dtype, (count, *shape)) for name, (dtype, shape) in _BATCHES.items()}
+
+
 def blank(config: LabelConfig, images: int, classes: int, device: torch.device) -> Tensors:
     """Return a record of zeros."""
-    rows = {**_rows(config), **layout(config, classes)}
-    made = {
-        name: torch.zeros(images, *shape, dtype=dtype, device=device)
-        for name, (dtype, shape) in rows.items()
-    }
-    count = batches_of(config, images)
-    return made | {
-        name: torch.zeros(count, *shape, dtype=dtype, device=device)
-        for name, (dtype, shape) in _BATCHES.items()
+    return {
+        name: torch.zeros(shape, dtype=dtype, device=device)
+        for name, (dtype, shape) in record_layout(config, images, classes).items()
     }
 
 

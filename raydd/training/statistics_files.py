@@ -68,7 +68,7 @@ def _weights_of(url: str, path: str, digest: str) -> tuple[str, ...]:
     try:
         header = 8 + int.from_bytes(storage.get(path, 0, 8), "little")
         found = parse_json(load_metadata(storage.get(path, 0, header)).get("weights", "[]"))
-    except (ValueError, AttributeError):  # torn, which is told where it is read
+    except (ValueError, TornFileError):  # torn, which is told where it is read
         return ()
     names = found if isinstance(found, list) else [found]
     return tuple(name for name in names if isinstance(name, str) and _IDENTITY.fullmatch(name))
@@ -191,7 +191,7 @@ class StatisticsFile(TableStage):
         url = join(self.url, self.path)
         data = Storage(self.url).get(self.path)
         held = load_tensors(data, url)
-        said = load_metadata(data)
+        said = load_metadata(data, url)
         if said.get("patch", str(self.patch)) != str(self.patch):
             raise DataError(
                 f"{url} has patches of {said['patch']} pixels, statistics.patch is {self.patch}"

@@ -256,7 +256,7 @@ def parse_weights(data: bytes, what: str) -> tuple[Any, Values, Values]:
         )
     if what.endswith(".safetensors") or data[8:9] == b"{":
         state = load_tensors(data, what)
-        metadata = load_metadata(data)
+        metadata = load_metadata(data, what)
         mean, std = (_values(metadata.get(key), f"{what}: {key}") for key in ("mean", "std"))
         if len(mean) != len(std) or any(value <= 0 for value in std):
             raise DataError(

@@ -17,7 +17,6 @@ from collections import defaultdict
 from datetime import UTC, datetime
 
 import pytest
-
 from fault_rows import CHECK, HERE, NIGHTLY, RECORDS, ROOT, record_of
 from write_table import written
 

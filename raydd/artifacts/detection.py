@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raydd.artifacts import published_folder as folder
+from raydd.artifacts import published_manifest
 from raydd.artifacts.eight_bit import PICTURES
 from raydd.core.errors import DataError
 from raydd.core.storage import Storage, join
@@ -137,7 +138,7 @@ def _iterations(paths: Sequence[str]) -> list[str]:
 
 def _folder(storage: Storage, paths: list[str]) -> FoundFiles:
     for inner in ("", "distilled"):
-        if {folder.MANIFEST, folder.DATA, folder.INDEX} & {
+        if {published_manifest.MANIFEST, folder.DATA, folder.INDEX} & {
             p.removeprefix(f"{inner}/") for p in paths if p.startswith(inner)
         }:
             return FoundFiles("distilled", Storage(join(storage.url, inner)), ())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from raydd.artifacts import published_folder as folder
+from raydd.artifacts import published_manifest
 from raydd.artifacts.byte_budget import within
 from raydd.artifacts.coded_facts import CodedFacts, ImageCodec
 from raydd.artifacts.detection import detect
@@ -75,7 +76,7 @@ def publish_coded(coded: Encoded, out: str, source: str) -> Iterator[str]:
 
 def _same(storage: Storage, coded: Encoded) -> bool:
     return (
-        storage.exists(folder.MANIFEST)
+        storage.exists(published_manifest.MANIFEST)
         and storage.exists(folder.CODED)
         and (storage.get(folder.CODED) == coded.data)
     )

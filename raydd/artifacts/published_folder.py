@@ -51,6 +51,14 @@ from raydd.artifacts.image_codecs import facts as facts_of_file
 from raydd.artifacts.image_codecs import pixel_digest
 from raydd.artifacts.pictures import SIDE_FILE, Range, SeenPictures, side_file
 from raydd.artifacts.poster_pictures import further_pictures, picture_of
+from raydd.artifacts.published_manifest import (
+    APART,
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    listed_file,
+    read_manifest,
+)
 from raydd.artifacts.rendering import format_seconds, size_of
 from raydd.artifacts.report import Report, reference
 from raydd.core.errors import ConfigError, DataError, TornFileError
@@ -59,10 +67,8 @@ from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
 from raydd.data.catalog import DatasetInfo
 
-FORMAT, VERSION, APART = "raydd-distilled-set", 1, 2
-"""The word for the format; versions of sets in one file, and of whitened ones in several."""
 PART_BYTES = 4_000_000_000
-MANIFEST, INDEX, DATA = "manifest.json", "data.safetensors.index.json", "data.safetensors"
+INDEX, DATA = "data.safetensors.index.json", "data.safetensors"
 CODED = "set.rdd"
 WHITENING_FILE = "whitening.safetensors"
 
@@ -264,48 +270,12 @@ def _old_files(storage: Storage) -> set[str]:
         return set()
 
 
-def read_manifest(storage: Storage) -> dict[str, Any]:
-    """Return a folder's manifest; ``FileNotFoundError`` if there is none, ``TornFileError`` if it is not whole."""
-    where = join(storage.url, MANIFEST)
-    try:
-        manifest = parse_json(storage.get(MANIFEST))
-        files = {
-            str(path): {"size": int(v["size"]), "sha256": str(v["sha256"])}
-            for path, v in manifest["files"].items()
-        }
-        found, version = manifest["format"], int(manifest["version"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TornFileError(f"{where} is torn or not a manifest: {error!r}") from error
-    if found != FORMAT or version > APART:
-        raise DataError(
-            f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version {APART}"
-        )
-    return {**manifest, "files": files}
-
-
-def _get(storage: Storage, path: str, files: Mapping[str, Mapping[str, Any]]) -> bytes:
-    where = join(storage.url, path)
-    if path not in files:
-        raise TornFileError(f"{where} is not in {MANIFEST}")
-    try:
-        data = storage.get(path)
-    except FileNotFoundError as error:
-        raise TornFileError(f"{where} is missing although {MANIFEST} lists it") from error
-    if len(data) != files[path]["size"]:
-        raise TornFileError(
-            f"{where} is torn: {len(data)} bytes, {MANIFEST} says {files[path]['size']}"
-        )
-    if hashlib.sha256(data).hexdigest() != files[path]["sha256"]:
-        raise TornFileError(f"{where} is torn: its checksum is not the one in {MANIFEST}")
-    return data
-
-
 def verify(url: str) -> None:
     """Read every file of a published folder; raise ``TornFileError`` naming the first that is not as published."""
     storage = Storage(url)
     files = read_manifest(storage)["files"]
     for path in files:
-        _get(storage, path, files)
+        listed_file(storage, path, files)
 
 
 def read(url: str) -> DistilledSet:
@@ -328,7 +298,7 @@ def read(url: str) -> DistilledSet:
     pieces: dict[str, list[torch.Tensor]] = {}
     metadata: dict[str, str] = {}
     for name in names:
-        data = _get(storage, name, files)
+        data = listed_file(storage, name, files)
         where = join(storage.url, name)
         for key, tensor in load_tensors(data, where).items():
             pieces.setdefault(key, []).append(tensor)
@@ -342,7 +312,7 @@ def read(url: str) -> DistilledSet:
     found = from_tensors(tensors, metadata, _recipe(storage, files), storage.url)
     if CODED in files:
         where = join(storage.url, CODED)
-        coded = facts_of_file(_get(storage, CODED, files), where)
+        coded = facts_of_file(listed_file(storage, CODED, files), where)
         if coded.pixel_digest != pixel_digest(found.images).hex():
             raise TornFileError(f"{where} is decoded to other images than those beside it")
     return found
@@ -350,7 +320,7 @@ def read(url: str) -> DistilledSet:
 
 def _recipe(storage: Storage, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     try:
-        recipe = parse_json(_get(storage, "recipe.json", files))
+        recipe = parse_json(listed_file(storage, "recipe.json", files))
         if isinstance(recipe, dict):
             return recipe
         why = f"a {type(recipe).__name__}"
@@ -362,7 +332,9 @@ def _recipe(storage: Storage, files: Mapping[str, Mapping[str, Any]]) -> dict[st
 def _parts(storage: Storage, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the names of the files that the index lists."""
     try:
-        return [str(part["file"]) for part in parse_json(_get(storage, INDEX, files))["parts"]]
+        return [
+            str(part["file"]) for part in parse_json(listed_file(storage, INDEX, files))["parts"]
+        ]
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{join(storage.url, INDEX)} is no index: {error!r}") from error
 

@@ -39,7 +39,7 @@ class _Member(tarfile.TarInfo):
         if _DIGITS.search(file.read(self.size)):
             raise tarfile.ReadError(f"what describes a member at byte {self.offset} is none")
         file.seek(at)
-        return super()._proc_pax(tar)  # type: ignore[misc, no-any-return]
+        return super()._proc_pax(tar)  # type: ignore[misc]
 
 
 def open_tar(file: IO[bytes]) -> tarfile.TarFile:

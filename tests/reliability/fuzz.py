@@ -2,9 +2,10 @@
 
 python tests/reliability/fuzz.py [--seconds 600] [--seed 1] [--corpus FOLDER] [--only NAME] [--record]
 
-libFuzzer (by atheris) changes files that were whole and keeps those changes that reach new lines of raydd or of Python's
-tarfile; the first byte of an input says which reader it is for. An input is wrong as :func:`watching.fault` says;
-fuzzing goes on after it, and ends with exit code 1. ``--record`` writes docs/results/reliability/fuzz.json.
+libFuzzer (by atheris) changes files that were whole and keeps those changes that reach new lines of
+raydd or of Python's tarfile; the first byte of an input says which reader it is for. An input is
+wrong as :func:`watching.fault` says; fuzzing goes on after it, and ends with exit code 1.
+``--record`` writes docs/results/reliability/fuzz.json.
 """
 
 from __future__ import annotations

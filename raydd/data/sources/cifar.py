@@ -43,7 +43,7 @@ class _Kind:
         """Return whole numbers of so many bytes; ``UnpicklingError`` for any other type, or number of them."""
         if not re.fullmatch(r"[iu][1248]", self.code) or self.order not in ("|", "<", ">", "="):
             raise pickle.UnpicklingError(f"an array of {self.code[:20]!r}")
-        kind = np.dtype(self.code).newbyteorder(self.order)
+        kind = np.dtype(f"{self.order}{self.code}")
         held = data.encode("latin1") if isinstance(data, str) else bytes(data)
         if len(held) != math.prod(shape) * kind.itemsize:
             raise pickle.UnpicklingError(f"{len(held)} bytes for an array of {shape}")

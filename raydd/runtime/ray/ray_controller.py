@@ -195,7 +195,7 @@ def _join(place: tuple[str, int], rank: int, world: int) -> None:
     host, port = place
     timeout = timedelta(seconds=JOIN_SECONDS)
     listener = _listening.pop().detach() if rank == 0 else None
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined] # torch exports it without a word
         host, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
     )
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)

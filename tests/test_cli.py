@@ -36,7 +36,7 @@ from raydd.runtime.planning import make_plan
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "jobs" / "quickstart.yaml")
 EDC = ("--config", str(ROOT / "jobs" / "fashion_mnist_edc_small.yaml"), "dataset.name=digits")
-VERBS = ["distill", "sweep", "evaluate", "status", "report", "shard", "export", "gc"]
+VERBS = ["distill", "sweep", "evaluate", "status", "report", "shard", "export", "encode", "gc"]
 TINY = [
     "method.network=convnet1_w8",
     "method.iterations=20",

@@ -17,7 +17,7 @@ from raydd.core.store import Store
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "ray", "mlflow", "timm", "torchvision", "sklearn", "matplotlib", "boto3")
-VERBS = ("distill", "sweep", "evaluate", "status", "report", "shard", "export", "gc")
+VERBS = ("distill", "sweep", "evaluate", "status", "report", "shard", "export", "encode", "gc")
 STEPS = """
 import json, sys, time
 {first}

@@ -56,8 +56,8 @@ class ByteReader:
         return self.take(self.varint())
 
     def floats(self, count: int) -> tuple[float, ...]:
-        """Return the next ``count`` float32 values."""
-        return struct.unpack(f"<{count}f", self.take(4 * count))
+        """Return the next ``count`` float64 values."""
+        return struct.unpack(f"<{count}d", self.take(8 * count))
 
     def end(self) -> None:
         """Raise ``TornFileError`` if bytes are left."""

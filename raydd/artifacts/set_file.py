@@ -93,7 +93,7 @@ class SetFile:
         )
         body += sized(self.coder.encode())
         body += b"".join(map(varint, (*self.shape, self.classes)))
-        body += struct.pack(f"<{2 * self.shape[1]}f", *self.mean, *self.std)
+        body += struct.pack(f"<{2 * self.shape[1]}d", *self.mean, *self.std)
         body += self._labels() + sized(self._decoding())
         body += sized(dump_tensors(self.more) if self.more else b"")
         body += self.pixel_digest + self._tables()

@@ -5,6 +5,7 @@ budgets, what is stored, refusals.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from raydd.core.units import Context, Data, Numerics
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import describe, with_digests
 from raydd.data.memory import normalise
+from raydd.evaluation.rows import settle
 from raydd.labels.records import label_bytes
 from raydd.methods import Problem
 from raydd.methods.infer import Infer, InferCompat
@@ -527,9 +529,10 @@ def test_the_jobs_have_the_published_settings(
     assert (method.group_size, method.start.kind) == (classes, "real")
     problem = Problem(dataset=info, ipc=job.ipc, seed=0, numerics=job.numerics)
     assert method.size(problem).seen == seen
-    recipe = job.evaluation.resolve().recipe(info, method.student_network)
     labels = method.label_config
     assert labels is not None
+    config, _ = settle(job.evaluation, problem, method.student_network, labels)
+    recipe = config.resolve().recipe(info, method.student_network)
     found = (recipe.epochs, recipe.batch, recipe.optimizer, recipe.lr, recipe.decay)
     assert (*found, recipe.temperature, recipe.warmup, recipe.kl_scale) == student
     assert (labels.batch, labels.codec, labels.epochs) == (recipe.batch, "static", recipe.epochs)
@@ -539,11 +542,21 @@ def test_the_jobs_have_the_published_settings(
     assert not any(stage.mirror_start for stage in stages)
 
 
-def test_dynamic_labels_have_the_epochs_that_their_larger_set_leaves() -> None:
-    dynamic = ["method.labels.codec=online", "method.labels.epochs=80"]
-    job = load_job(str(JOBS / "cifar100_infer.yaml"), dynamic)
-    labels = job.method.label_config
-    assert (labels.codec, labels.epochs) == ("online", 400 // (len(job.method.networks) + 1))
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*infer*.yaml")), ids=lambda path: path.stem)
+def test_dynamic_labels_have_the_epochs_that_their_larger_set_leaves(path: Path) -> None:
+    """As the job's comment says them, which must reach the students."""
+    head = path.read_text(encoding="utf-8").split("\nname:")[0].replace("\n#", "")
+    said = re.search(r"Dynamic labels: (\S+) (\S+\d)", head)
+    overrides = [[], list(said.groups()) if said else ["method.labels.codec=online"]]
+    epochs = []
+    for more in overrides:
+        job = load_job(str(path), more)
+        info, network = describe(job.dataset), job.method.student_network
+        problem = Problem(dataset=info, ipc=job.ipc, seed=0, numerics=job.numerics)
+        config, _ = settle(job.evaluation, problem, network, job.method.label_config)
+        epochs.append(config.resolve().recipe(info, network).epochs)
+    assert job.method.label_config.codec == "online"
+    assert epochs[1] == (epochs[0] // (len(job.method.networks) + 1) if said else epochs[0])
 
 
 @pytest.mark.parametrize(

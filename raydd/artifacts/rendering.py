@@ -44,20 +44,25 @@ def signed(points: float) -> str:
     return f"{round(points, 2) + 0.0:+.2f}"
 
 
+def is_random(report: Report, row: Row) -> bool:
+    """Return whether a row is of random images, as many as the set has, by whatever name."""
+    return row.set == "random" or row.set in report.random
+
+
 def random_beside(report: Report, row: Row) -> Row | None:
-    """Return the row of random images under the same protocol, on the same network."""
-    return next(
-        (
-            r
-            for r in report.rows
-            if r.set == "random" and (r.protocol, r.network) == (row.protocol, row.network)
-        ),
-        None,
-    )
+    """Return the row of random images that a row is compared with, on the same network: one under the
+    same protocol; where there is none, beside the report's own set, one for as many updates.
+    """
+    rows = [r for r in report.rows if is_random(report, r) and r.network == row.network]
+    rows.sort(key=lambda r: r.set != "random")
+    same = [r for r in rows if r.protocol == row.protocol]
+    if row.set == report.rows[0].set:
+        same += [r for r in rows if report.random.get(r.set) == "updates"]
+    return same[0] if same else None
 
 
 def rows_table(report: Report) -> Table:
-    """Return the report's rows, each beside random images under the same protocol.
+    """Return the report's rows, each beside random images (:func:`random_beside`).
 
     Images stored and seen have columns where they differ, and so has what is stored in all where it
     is more than images and labels, and a whitening.
@@ -93,7 +98,7 @@ def rows_table(report: Report) -> Table:
         random = random_beside(report, row)
         gain = (
             "–"
-            if row.set == "random"
+            if is_random(report, row)
             else "not run"
             if random is None
             else signed(row.accuracy_mean - random.accuracy_mean)
@@ -160,7 +165,8 @@ def remarks(report: Report) -> list[str]:
             f"The best epoch is chosen on the {report.split} split itself: it is shown to compare with papers, not as a"
             " result."
         )
-    if not any(row.set == "random" for row in report.rows):
+    said += _for_as_many_updates(report)
+    if not any(is_random(report, row) for row in report.rows):
         said.append(
             "Random images of the same number were not evaluated: these accuracies have no baseline."
         )
@@ -172,12 +178,30 @@ def remarks(report: Report) -> list[str]:
         said.append(
             f"Published in the set's own file, under its makers' protocol (networks): {', '.join(shown)}."
         )
-    few = [row.set for row in report.rows if row.set == "random" and row.seeds < 3]
+    few = [row.set for row in report.rows if is_random(report, row) and row.seeds < 3]
     if few:
         said.append(
             "Random was drawn fewer than three times: its accuracy varies by several points between draws."
         )
     return [*said, *report.notes]
+
+
+def _for_as_many_updates(report: Report) -> list[str]:
+    """Return what the set is worth beside random images for as many updates as its students had, under a
+    protocol of their own.
+    """
+    own = report.rows[0]
+    rows = [
+        row
+        for row in report.rows
+        if report.random.get(row.set) == "updates"
+        and row.network == own.network
+        and row.protocol != own.protocol
+    ]
+    return [
+        f"{signed(own.accuracy_mean - row.accuracy_mean)} points beside random images for as many updates ({row.set})."
+        for row in rows
+    ]
 
 
 def _as_report(report: Report | Mapping[str, Any]) -> Report:

@@ -130,7 +130,8 @@ class Report:
     if it was asked for. ``trainings``: what the rows' protocols come to (none in the reports of
     earlier versions). ``size``: what the set holds, where that is not ``ipc`` images of each class.
     ``published``: accuracies that came with the set. ``inventory``: what was read as the data set,
-    and what of its files was left out and why, as plain values.
+    and what of its files was left out and why, as plain values. ``random``: sets that are random
+    images under other names, and what they have as much of as this set, ``pixels`` or ``updates``.
     """
 
     dataset: str
@@ -149,13 +150,14 @@ class Report:
     size: str = ""
     published: tuple[Published, ...] = ()
     inventory: Mapping[str, Any] | None = None
+    random: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values; with several networks, ``table`` shows the rows as set
         × network once more.
         """
         values = dataclasses.asdict(self)
-        for name in ("continual", "trainings", "size", "published", "inventory"):
+        for name in ("continual", "trainings", "size", "published", "inventory", "random"):
             if not values[name]:
                 del values[name]
         crossed = cross(self)

@@ -9,7 +9,9 @@ from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage, snapshot
 from raydd.evaluation.continual_plan import PlannedMemory
+from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import EvaluationPlan
+from raydd.evaluation.rivals import rivals
 from raydd.evaluation.rows import Planned
 from raydd.evaluation.scores import (
     Pooled,
@@ -78,7 +80,22 @@ def summarise(
         trainings=trainings(plan),
         size=plan.size,
         published=plan.published,
+        random=_random(plan.config),
     )
+
+
+def _random(config: EvaluationConfig) -> dict[str, str]:
+    """Return the baselines that are as many random images as a set has under another name than theirs,
+    or for as many updates; see :class:`Report`.
+    """
+    return {
+        label: rival.keys.equal
+        for label, rival in rivals(config).items()
+        if rival.method.drawn_at_random
+        and label != rival.method.name
+        and (rival.keys.ipc, rival.keys.decoding) == (None, None)
+        and rival.keys.equal != "bytes"
+    }
 
 
 def _early(

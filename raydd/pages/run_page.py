@@ -130,10 +130,11 @@ def _headline(report: Report) -> Html:
         (f"{spread(own.accuracy_mean, own.accuracy_std)} %", f"accuracy of {own.set} ({under})")
     ]
     if random is not None and random is not own:
+        alike = "same protocol" if random.protocol == own.protocol else "as many updates"
         tiles.append(
             (
                 f"{spread(random.accuracy_mean, random.accuracy_std)} %",
-                f"random images of the same number (same protocol, {_repeats(random, 'draw')})",
+                f"random images of the same number ({alike}, {_repeats(random, 'draw')})",
             )
         )
         gain = signed(own.accuracy_mean - random.accuracy_mean)

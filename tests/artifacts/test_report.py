@@ -14,7 +14,7 @@ from raydd.artifacts.rendering import (
     render_table,
     signed,
 )
-from raydd.artifacts.report import Report, summarise
+from raydd.artifacts.report import Report, Row, summarise
 from raydd.core.errors import ConfigError
 
 
@@ -98,6 +98,42 @@ def test_random_of_another_protocol_is_no_baseline(report: Report) -> None:
         for line in render_table(replace(report, rows=rows)).splitlines()
         if line.startswith("dm")
     )
+
+
+def test_random_images_of_another_name_are_the_baseline_that_they_are(report: Report) -> None:
+    own, random = report.rows
+    other = replace(random, set="as many")
+
+    def beside(random: dict[str, str], *rows: Row) -> tuple[list[str], str]:
+        text = render_table(replace(report, rows=rows, random=random))
+        cells = [re.split(r"\s{2,}", line) for line in text.splitlines()[4 : 4 + len(rows)]]
+        return [line[4] for line in cells], text
+
+    gain = f"{own.accuracy_mean - random.accuracy_mean:+.2f}"
+    missing = "Random images of the same number were not evaluated"
+    found, text = beside({"as many": "pixels"}, own, other)
+    assert found == [gain, "–"]
+    assert missing not in text
+    found, text = beside({}, own, other)
+    assert (found, missing in text) == (["not run", "not run"], True)
+    longer = replace(other, protocol="longer")
+    assert beside({"as many": "pixels"}, own, longer)[0] == ["not run", "–"]
+    third = replace(own, set="third", protocol="another")
+    found, text = beside({"as many": "updates"}, own, longer, third)
+    assert found == [gain, "–", "not run"]
+    assert f"{gain} points beside random images for as many updates (as many)." in text
+    lower = replace(longer, accuracy_mean=1.0)
+    found, text = beside({"as many": "updates"}, own, random, lower)
+    assert found == [gain, "–", "–"]
+    assert f"{own.accuracy_mean - 1:+.2f} points beside random images for as many updates" in text
+    few = replace(other, seeds=2)
+    assert "fewer than three" in beside({"as many": "pixels"}, own, few)[1]
+
+
+def test_other_names_of_random_images_are_kept_where_there_are_some(report: Report) -> None:
+    assert "random" not in report.to_dict()
+    named = replace(report, random={"as many": "updates"})
+    assert Report.from_dict(named.to_dict()) == named
 
 
 def test_few_random_draws_are_said(report: Report) -> None:

@@ -196,6 +196,8 @@ def test_rows_have_labels_sizes_and_settings_of_their_own(
         rival(equal="bytes"),
         rival(ipc=5, label="five"),
         rival(dm(lr_img=2.0), label="dm, twice the rate"),
+        rival(label="drawn"),
+        rival(equal="updates"),
     )
     plain = evaluation_stages(dm(), problem(info), SMALL)
     plan = evaluation_stages(dm(), problem(info), replace(SMALL, baselines=("random", *extra)))
@@ -207,9 +209,11 @@ def test_rows_have_labels_sizes_and_settings_of_their_own(
         "random (equal bytes)",
         "five",
         "dm, twice the rate",
+        "drawn",
+        "random (equal updates)",
     ]
     assert list(dict.fromkeys(item.set for item in plan.entries)) == labels
-    assert [len(of(plan, label)) for label in labels] == [1, 3, 3, 3, 3, 1]
+    assert [len(of(plan, label)) for label in labels] == [1, 3, 3, 3, 3, 1, 3, 3]
     assert len({stage.source.made.problem.seed for stage in of(plan, labels[2])}) == 3
     assert of(plan, "five")[0].source == AssembledSet(method=RANDOM, problem=problem(info, 5))
     store, runner = Store(str(tmp_path)), LocalRunner(lambda: data, device=torch.device("cpu"))
@@ -225,7 +229,10 @@ def test_rows_have_labels_sizes_and_settings_of_their_own(
         (70, 70),
         (50, 50),
         (20, 20),
+        (20, 20),
+        (20, 20),
     ]
+    assert report.random == {"drawn": "pixels", "random (equal updates)": "updates"}
     assert rows["random (equal bytes)"].bytes <= rows["dm"].bytes < 80 * 72
     assert report.ior == pytest.approx(rows["dm"].accuracy_mean - rows["random"].accuracy_mean)
     assert "stored" in render_table(report)

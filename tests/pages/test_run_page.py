@@ -110,6 +110,11 @@ def test_the_headline_has_the_accuracy_its_protocol_and_random_beside_it(
     assert tiles[3] == "2.6 kBimages and labels, made in 70 s of one device"
     alone = page(tmp_path / "alone", replace(report, rows=report.rows[:1]))
     assert "not run" in alone.one("ul", class_="figures").text
+    longer = replace(report.rows[1], set="longer", protocol="dm[epochs=9]")
+    equal = replace(report, rows=(report.rows[0], longer), random={"longer": "updates"})
+    tiles = [n.text for n in page(tmp_path / "e", equal).one("ul", class_="figures").all("li")]
+    assert tiles[1].endswith("number (as many updates, 3 draws × 5 networks)")
+    assert tiles[2].startswith("+23.25 points")
 
 
 def test_every_row_of_the_report_is_in_its_tables(tmp_path: Path, report: Report) -> None:

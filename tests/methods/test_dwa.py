@@ -241,6 +241,21 @@ def test_golden_updates_with_shifts_of_the_published_stream() -> None:
     assert exported(state, stage).sum().item() == pytest.approx(14566.599395360754, rel=EXACT)
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("parts", [1, 3])
+def test_golden_updates_of_sre2l_are_those_without_a_displacement(parts: int) -> None:
+    matching = Matching(kinds=("bn",), patch=1, r_loss=0.01)
+    stage = golden_stage(rho=0.0, matching=matching, parts=parts)
+    state, ctx = run(stage)
+    losses = (8.763001230111, 4.859221917888, 3.342300731815, 3.004242821728, 2.753547437333)
+    matched = (14.789720372136, 9.824621532063, 13.311840545776, 14.139214151609, 13.079042477695)
+    assert [row["loss"] for row in ctx.rows] == pytest.approx(losses, rel=EXACT)
+    assert [row["match"] for row in ctx.rows] == pytest.approx(matched, rel=EXACT)
+    shown = exported(state, stage).flatten()
+    assert shown.sum().item() == pytest.approx(14609.034366339336, rel=EXACT)
+    assert shown[[0, -1]].tolist() == pytest.approx([0.4377986135, 0.5167036845], rel=EXACT)
+
+
 FIRST = (
     (46.498264955181, 39.824509026052, 35.430930503788, 33.882754739661),
     1747.862312033,

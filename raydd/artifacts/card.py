@@ -192,6 +192,7 @@ PICTURES = {
     LABEL_MAP_PICTURE: "The label map: each cell's likeliest class, and its share",
     "curve.png": "Accuracy during the distillation",
     "networks.png": "Accuracy of every set on every network",
+    "per_byte.png": "Accuracy against bytes",
     "continual.png": "Accuracy on the classes seen so far, learnt step by step",
 }
 """Pictures of results that the card shows where the folder holds them, and what they show."""

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 
+from raydd.artifacts import per_byte
 from raydd.artifacts.grid import curve
 from raydd.artifacts.rendering import size_of
 from raydd.artifacts.report import Crossed, MemoryRow, Report, cross
@@ -25,6 +26,11 @@ def report_files(report: Report) -> dict[str, bytes]:
     if report.continual:
         files[CONTINUAL] = continual_chart(report)
         files[CONTINUAL_ROWS] = continual_csv(report)
+    if per_byte.coded_rows(report):
+        files[per_byte.ROWS] = per_byte.per_byte_csv(report)
+    if per_byte.series_of(report):
+        what = f"{report.dataset}: {per_byte.students(report)}"
+        files[per_byte.CHART] = per_byte_chart(report, what)
     return files
 
 
@@ -94,3 +100,14 @@ def continual_csv(report: Report) -> bytes:
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in report.continual)
     return out.getvalue().encode()
+
+
+def per_byte_chart(report: Report, title: str = "") -> bytes:
+    """Return accuracy against bytes as PNG bytes, a line for each series, its deviation as a band."""
+    return curve(
+        per_byte.series_of(report),
+        x_label="bytes of all that students see",
+        y_label=f"accuracy, % ({report.split} split)",
+        title=title,
+        log_x=True,
+    )

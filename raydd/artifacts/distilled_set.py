@@ -190,6 +190,13 @@ class DistilledSet:
         return math.prod(self.images.shape[2:]) * len(self) / (height * width * self.info.classes)
 
     @property
+    def values(self) -> int:
+        """Values of the stored images; of latents those of the pictures made of them."""
+        if isinstance(self.decoder, Generated):
+            return self.seen * math.prod(self.shape)
+        return self.images.numel()
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of the stored images."""
         return self.images.numel() * self.images.element_size()

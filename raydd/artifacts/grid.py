@@ -226,6 +226,7 @@ def curve(
     title: str = "",
     levels: Mapping[str, float] | None = None,
     log_y: bool = False,
+    log_x: bool = False,
 ) -> bytes:
     """Return a line chart as PNG bytes.
 
@@ -236,7 +237,7 @@ def curve(
         raise ConfigError("a curve needs at least one point")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(7.2, 4.3), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -260,7 +261,9 @@ def curve(
             ha="right",
             color="#555555",
         )
-    if all(float(point[0]).is_integer() for points in series.values() for point in points):
+    if not log_x and all(
+        float(point[0]).is_integer() for points in series.values() for point in points
+    ):
         axes.xaxis.set_major_locator(
             MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True)
         )
@@ -269,6 +272,11 @@ def curve(
     axes.set_title(title, fontsize=11)
     if log_y:
         axes.set_yscale("log")
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:

@@ -134,6 +134,33 @@ def rows_table(report: Report) -> Table:
     return Table("", header, lines, left=3)
 
 
+def weights_table(report: Report) -> Table | None:
+    """Return what the sets weigh, a line per set: bytes, bits per class, and the same images in 8 and in 32 bits.
+
+    ``None`` for the reports of earlier versions.
+    """
+    found = {row.set: (row, row.account) for row in report.rows if row.account is not None}
+    if not found:
+        return None
+    header = ["set", "bytes", "bits per class", "its images in 8 bits", "in 32 bits"]
+    teachers = any(of.teacher_bytes is not None for _, of in found.values())
+    if teachers:
+        header.append("teachers, not counted")
+    lines = []
+    for name, (row, of) in found.items():
+        line = [
+            name,
+            f"{row.bytes:,}",
+            f"{of.bits_per_class:,.0f}",
+            format_bytes(of.at_8_bits),
+            format_bytes(of.at_32_bits),
+        ]
+        if teachers:
+            line.append("–" if of.teacher_bytes is None else format_bytes(of.teacher_bytes))
+        lines.append(line)
+    return Table("What the sets weigh", header, lines)
+
+
 def _counts_matter(report: Report) -> bool:
     """Return whether numbers of images have columns: students see others than are stored, or sets differ in them."""
     rows = [row for row in report.rows if row.stored is not None and row.set != "whole"]
@@ -209,11 +236,12 @@ def _as_report(report: Report | Mapping[str, Any]) -> Report:
 
 
 def further_tables(report: Report) -> list[Table]:
-    """Return what is shown below the rows: the table set × network, where there are several, and
-    the continual experiment.
+    """Return what is shown below the rows: what the sets weigh, the table set × network, where
+    there are several, and the continual experiment.
     """
-    crossed = cross(report)
+    crossed, weights = cross(report), weights_table(report)
     return [
+        *([] if weights is None else [weights]),
         *([] if crossed is None else [crossed_table(crossed)]),
         *([continual_table(report)] if report.continual else []),
     ]

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from raydd.artifacts.accounting import Accounting, Coding
 from raydd.artifacts.protocol import Training
 from raydd.core.errors import ConfigError, unknown
 
@@ -34,7 +35,10 @@ class Row:
     it. ``device_seconds``: what making the set cost; ``None`` if not measured. ``stored``,
     ``seen``: images that the set keeps, and that students see (``None`` in the reports of earlier
     versions). ``further_bytes``: what it keeps besides images and labels (a whitening, a decoder's
-    tensors); ``whitening_bytes``: those of them that are a whitening.
+    tensors); ``whitening_bytes``: those of them that are a whitening. ``account``: what that
+    comes to for a class, and what the images are in 8 and 32 bits (``None`` in the reports of
+    earlier versions). ``coding``: of a set that was coded, how; then ``image_bytes`` are those of
+    the file, labels included (mean over seeds or draws).
     """
 
     set: str
@@ -52,6 +56,8 @@ class Row:
     seen: int | None = None
     further_bytes: int = 0
     whitening_bytes: int = 0
+    account: Accounting | None = None
+    coding: Coding | None = None
 
     @property
     def bytes(self) -> int:
@@ -59,6 +65,10 @@ class Row:
         return self.image_bytes + self.label_bytes + self.further_bytes
 
     def __post_init__(self) -> None:
+        if self.account is not None:
+            object.__setattr__(self, "account", _build(Accounting, self.account))
+        if self.coding is not None:
+            object.__setattr__(self, "coding", _build(Coding, self.coding))
         for name in ("accuracy_mean", "best_accuracy"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
@@ -160,6 +170,10 @@ class Report:
         for name in ("continual", "trainings", "size", "published", "inventory", "random"):
             if not values[name]:
                 del values[name]
+        for row in values["rows"]:
+            for name in ("account", "coding"):
+                if row[name] is None:
+                    del row[name]
         crossed = cross(self)
         return values if crossed is None else values | {"table": crossed.to_dict()}
 

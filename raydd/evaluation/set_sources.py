@@ -96,8 +96,9 @@ class AssembledSet:
 class StoredSet:
     """A published set, or a foreign one of any format that can be read; ``digest`` is :attr:`DistilledSet.digest`.
 
-    ``count``, ``stored``, ``bytes``, ``whitening_bytes``: its :class:`SetSize`. ``whitening``: what
-    fits the whitening of a foreign set that was made in a whitened space.
+    ``count``, ``stored``, ``bytes``, ``whitening_bytes``: its :class:`SetSize`; ``values``: of its
+    images, of latents of the pictures made of them. ``whitening``: what fits the whitening of a
+    foreign set that was made in a whitened space.
     """
 
     url: str = unkeyed()
@@ -109,6 +110,7 @@ class StoredSet:
     bytes: int = unkeyed(default=0)
     whitening: FitWhitening | None = added(None)
     whitening_bytes: int = unkeyed(default=0)
+    values: int = unkeyed(default=0)
 
     @classmethod
     def at(cls, url: str, dataset: DatasetInfo, reading: Reading | None = None) -> StoredSet:
@@ -139,6 +141,7 @@ class StoredSet:
             bytes=size.bytes,
             whitening=whitening,
             whitening_bytes=size.whitening,
+            values=found.values,
         )
 
     def inputs(self) -> Mapping[str, Ref]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage, snapshot
+from raydd.evaluation.accounts import account
 from raydd.evaluation.continual_plan import PlannedMemory
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import EvaluationPlan
@@ -140,6 +142,9 @@ def _row(
         if "best_accuracy" in first
         else []
     )
+    sizes: dict[str, Any] = {name: int(first[name]) for name in ("image_bytes", "label_bytes")}
+    sizes |= _size(group[0].stage, first)
+    held = sizes["image_bytes"] + sizes["label_bytes"] + sizes.get("further_bytes", 0)
     return Row(
         set=key[0],
         protocol=key[1],
@@ -148,10 +153,9 @@ def _row(
         accuracy_std=100 * pooled.std,
         seeds=pooled.seeds,
         networks=pooled.networks,
-        image_bytes=int(first["image_bytes"]),
-        label_bytes=int(first["label_bytes"]),
         best_accuracy=100 * statistics.fmean(best) if best else None,
-        **_size(group[0].stage, first),
+        **sizes,
+        account=account(group[0].stage, first, held),
         device_seconds=None
         if unknown or seconds is None
         else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),

@@ -59,6 +59,11 @@ class LabelSource(Protocol):
         """Bytes of the stored labels."""
         ...
 
+    @property
+    def teacher_bytes(self) -> int | None:
+        """Bytes of the weights of networks that compute labels while students train; ``None`` for stored labels."""
+        ...
+
 
 class FoundLabels(ABC):
     """What labels have in common that lie outside the store: nothing makes them, and no teacher
@@ -82,6 +87,11 @@ class FoundLabels(ABC):
     def flop(self, epochs: int, students: int) -> float:
         """Return 0."""
         return 0.0
+
+    @property
+    def teacher_bytes(self) -> int | None:
+        """Nothing: the labels are stored."""
+        return None
 
 
 def refuse_augmentation(augmentation: str) -> None:
@@ -143,6 +153,15 @@ class Labels:
     def bytes(self) -> int:
         """Bytes of the stored labels."""
         return label_bytes(self.config, self.source.images, classes_of(self.teachers))
+
+    @property
+    def teacher_bytes(self) -> int | None:
+        """Bytes of the teachers' parameters in floats, of labels that are not stored."""
+        if self.stored:
+            return None
+        shape, classes = self.teachers[0].dataset.shape, classes_of(self.teachers)
+        named = [network_facts(teacher.network, shape, classes) for teacher in self.teachers]
+        return 4 * sum(facts.parameters for facts in named)
 
     def inputs(self) -> Mapping[str, Ref]:
         """Return the stored epochs, ``labels/epoch-000``, or rows, ``labels/static``, or what the

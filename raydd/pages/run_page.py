@@ -40,6 +40,7 @@ from raydd.pages.blocks import (
 from raydd.pages.document import document
 from raydd.pages.html import Html, element, joined
 from raydd.pages.page_pictures import fitting
+from raydd.pages.per_byte_chart import per_byte_figure
 from raydd.pages.plots import Series, line_chart, series_table
 from raydd.pages.run_curves import logged_curves
 
@@ -167,6 +168,7 @@ def _results(run: RunFacts) -> Section | None:
         bullets(remarks(report)),
         *(joined(table(one)) for one in further_tables(report)),
     ]
+    parts.append(per_byte_figure(report))
     if report.continual:
         parts.append(_continual(report))
     if report.trainings:

@@ -14,6 +14,7 @@ from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import png
+from raydd.artifacts.per_byte import CHART, ROWS
 from raydd.artifacts.poster_pictures import is_poster, picture_of
 from raydd.artifacts.reading import Reading
 from raydd.artifacts.rendering import images_per_class
@@ -300,7 +301,8 @@ def _claimed(
 
     resolved = job.resolved()
     asked = {**_of(subject), **{key: resolved[key] for key in ASKED}}
-    return asked, recorded, ("report.json", PAGE, PLAN, GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS)
+    pictures = (GRID, NETWORKS, CONTINUAL, CONTINUAL_ROWS, CHART, ROWS)
+    return asked, recorded, ("report.json", PAGE, PLAN, *pictures)
 
 
 def _of(subject: Subject) -> dict[str, Any]:

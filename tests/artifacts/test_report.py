@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from raydd.artifacts.accounting import Accounting
 from raydd.artifacts.protocol import Training
 from raydd.artifacts.rendering import (
     format_bytes,
@@ -238,3 +239,20 @@ def test_units() -> None:
         "4.9 min",
         "2.5 h",
     ]
+
+
+def test_what_sets_weigh_stands_below_the_rows(report: Report) -> None:
+    assert "weigh" not in render_table(report), "of earlier versions"
+    dm, random = report.rows
+    known = replace(dm, account=Accounting.of(dm.bytes, 1920, 10))
+    told = replace(random, account=Accounting.of(random.bytes, 1920, 10, teacher_bytes=4_000_000))
+    weighed = replace(report, rows=(known, random))
+    text = render_table(weighed)
+    header, row = (next(x for x in text.splitlines() if x.startswith(w)) for w in ("set  ", "dm  "))
+    assert "protocol" in header
+    line = next(x for x in text.splitlines() if x.startswith("dm") and "6,336" in x)
+    assert line.split() == ["dm", "7,920", "6,336", "1.9", "kB", "7.7", "kB"]
+    assert "teachers" not in text
+    assert "83.50" in row
+    assert "4.0 MB" in render_markdown(replace(report, rows=(known, told)))
+    assert Report.from_dict(json.loads(json.dumps(weighed.to_dict()))) == weighed

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from raydd.artifacts.accounting import Accounting
 from raydd.artifacts.decoding import Decoding
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.published_folder import publish
@@ -285,6 +286,15 @@ def test_the_report_of_a_run(digits, tmp_path):
         (20, 20, 20 * 64 + 20 * 8),
         (len(data["train"]), len(data["train"]), (64 + 8) * len(data["train"])),
     ]
+    accounts = {name: row.account for name, row in rows.items()}
+    assert accounts["dm"] == Accounting(
+        bits_per_class=8 * (4 * 20 * 64 + 20 * 8) / 10, at_8_bits=20 * 64, at_32_bits=4 * 20 * 64
+    )
+    assert accounts["random"].bits_per_class == 8 * (20 * 64 + 20 * 8) / 10
+    assert (accounts["random"].at_8_bits, accounts["whole"].at_8_bits) == (
+        20 * 64,
+        64 * len(data["train"]),
+    )
     assert rows["dm"].best_accuracy >= rows["dm"].accuracy_mean
     made = AssembledSet(method=_dm(), problem=_problem(info)).inputs().values()
     assert rows["dm"].device_seconds == pytest.approx(

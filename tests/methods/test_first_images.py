@@ -15,6 +15,7 @@ from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.first_images import first_images
 from raydd.artifacts.published_folder import publish
 from raydd.core.errors import ConfigError
+from raydd.training.training_cost import network_facts
 
 
 def stored(labels: list[int], **fields: object) -> DistilledSet:
@@ -68,6 +69,9 @@ def test_a_part_is_labelled_by_the_teachers_of_the_whole(codec: str, tmp_path: P
         assert one["image_bytes"] == 10 * 8 * 8
         assert one["protocol"] == "sre2l[epochs=2,batch=10]"
         assert one["label_bytes"] == 10 * 8, "hard labels alone"
+        weights = [4 * network_facts(name, (1, 8, 8), 10).parameters for name in NETWORKS]
+        assert one["account"]["teacher_bytes"] == sum(weights), "both compute the labels"
+        assert one["account"]["bits_per_class"] == 8 * 72
     refused = raydd("evaluate", whole, *args, "--ipc", "1", "--labels", whole)
     assert (refused.exit_code, "leave out one of the two" in refused.output) == (2, True)
     large = raydd("evaluate", whole, *args, "--ipc", "3", "--dry-run")

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import annotated_types
 
-from raydd.artifacts.coded_facts import ImageCodec
 from raydd.core import ipc_settings
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.storage import absolute, check_url
@@ -21,6 +20,7 @@ from raydd.core.yaml_tree import apply_override, read_tree
 from raydd.data.catalog import CATALOG
 from raydd.data.config import DatasetConfig
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.images_config import ImagesConfig
 from raydd.evaluation.rivals import Rival, RivalKeys, Tiling, check_baseline, rivals
 from raydd.methods import METHODS, Method
 from raydd.methods.method import DEFAULT_PROTOCOL, check_ipc
@@ -97,13 +97,13 @@ class Job:
     dataset: DatasetConfig
     ipc: float
     method: Method
+    images: ImagesConfig | None
     evaluation: EvaluationConfig
     numerics: Numerics
     output: str
     store: str
     compute: ComputeConfig
     tracking: TrackingConfig
-    images: ImageCodec | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole tree as plain values, every default written out."""
@@ -130,13 +130,13 @@ class _Tree:
     dataset: DatasetConfig
     ipc: float = 10  # what the method allows: check_ipc
     method: dict[str, Any] = field(default_factory=dict)
+    images: ImagesConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     numerics: Numerics = field(default_factory=Numerics)
     output: str | None = None
     store: str = "runs/store"
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    images: ImageCodec | None = None
 
     def __post_init__(self) -> None:
         """Check them, and fill in ``seeds`` and the places."""
@@ -170,6 +170,7 @@ class EvaluationJob:
 
     seed: Annotated[int, annotated_types.Ge(0)] = 0
     dataset: DatasetConfig
+    images: ImagesConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     numerics: Numerics = field(default_factory=Numerics)
     output: str | None = None
@@ -277,12 +278,8 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
             check_url(url, key, write=True)
     output = absolute(job.output) if job.output is not None else None
     evaluation = _with_baselines(job.evaluation, DEFAULT_PROTOCOL, "evaluate")
-    return dataclasses.replace(
-        job,
-        evaluation=evaluation,
-        store=absolute(job.store),
-        output=output,
-    )
+    store = absolute(job.store)
+    return dataclasses.replace(job, evaluation=evaluation, store=store, output=output)
 
 
 def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:

@@ -62,6 +62,11 @@ from raydd.core.errors import refusing
     metavar="N",
     help="Only the first N images of each class; soft labels are then computed by the set's teachers.",
 )
+@click.option(
+    "--budgets",
+    metavar="A,B,C",
+    help="Code the set so that it fits so many bytes (2kB,6kB,20kB), and draw accuracy against bytes.",
+)
 @reading_options
 @click.option(
     "--labels",
@@ -155,6 +160,8 @@ def _tree(options: dict[str, Any], made_by: Mapping[str, Any]) -> dict[str, Any]
         tree["dataset"] = dict(own)
     elif name is not None:
         tree["dataset"] = {"name": name}
+    if options["budgets"] is not None:
+        tree["images"] = {"budget": [one.strip() for one in options["budgets"].split(",")]}
     if options["output"] is not None:
         tree["output"] = options["output"]
     return tree

@@ -29,8 +29,7 @@ def report_files(report: Report) -> dict[str, bytes]:
     if per_byte.coded_rows(report):
         files[per_byte.ROWS] = per_byte.per_byte_csv(report)
     if per_byte.series_of(report):
-        what = f"{report.dataset}: {per_byte.students(report)}"
-        files[per_byte.CHART] = per_byte_chart(report, what)
+        files[per_byte.CHART] = per_byte_chart(report)
     return files
 
 
@@ -102,12 +101,15 @@ def continual_csv(report: Report) -> bytes:
     return out.getvalue().encode()
 
 
-def per_byte_chart(report: Report, title: str = "") -> bytes:
-    """Return accuracy against bytes as PNG bytes, a line for each series, its deviation as a band."""
+def per_byte_chart(report: Report) -> bytes:
+    """Return accuracy against bytes as PNG bytes, a line for each series, its deviation as a band; beside
+    points the images of each class.
+    """
     return curve(
         per_byte.series_of(report),
         x_label="bytes of all that students see",
         y_label=f"accuracy, % ({report.split} split)",
-        title=title,
+        title="\n".join([report.dataset, *per_byte.students(report)]),
         log_x=True,
+        notes=per_byte.notes_of(report),
     )

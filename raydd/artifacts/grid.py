@@ -227,11 +227,13 @@ def curve(
     levels: Mapping[str, float] | None = None,
     log_y: bool = False,
     log_x: bool = False,
+    notes: Mapping[tuple[float, float], str] | None = None,
 ) -> bytes:
     """Return a line chart as PNG bytes.
 
     ``series``: by legend name, points ``(x, y)`` or ``(x, y, spread)``, the spread drawn as a band of ± that size.
     ``x_label``/``y_label`` name quantity and unit. ``levels``: horizontal reference lines (a baseline) by name.
+    ``notes``: what stands above points ``(x, y)``.
     """
     if not any(len(points) for points in series.values()):
         raise ConfigError("a curve needs at least one point")
@@ -249,6 +251,12 @@ def curve(
         if points and len(points[0]) > 2:
             low, high = [p[1] - p[2] for p in points], [p[1] + p[2] for p in points]
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        for point in points:
+            at = (point[0], point[1])
+            if notes is not None and at in notes:
+                axes.annotate(
+                    notes[at], at, (0, 6), textcoords="offset points", ha="center", fontsize=7
+                )
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1.2)
         across = axes.get_yaxis_transform()

@@ -49,18 +49,36 @@ def series_of(report: Report) -> dict[str, list[tuple[float, float, float]]]:
     found: dict[str, list[tuple[float, float, float]]] = {}
     for row in rows:
         if row.network == network and row.coding is not None:
-            point = (float(row.bytes), row.accuracy_mean, row.accuracy_std)
-            found.setdefault(row.coding.series, []).append(point)
+            found.setdefault(row.coding.series, []).append(_point(row))
+    for row in rows:  # random images of one codec beside all files are coded alike beside some
+        if row.network == network and row.coding is not None and row.coding.fills:
+            other = found.get(f"random at {row.coding.codec}", [])
+            other += [] if _point(row) in other else [_point(row)]
     return {name: sorted(points) for name, points in found.items()}
 
 
-def students(report: Report) -> str:
-    """Return by whom a chart's accuracies are: protocol, network, how many of each."""
+def _point(row: Row) -> tuple[float, float, float]:
+    return float(row.bytes), row.accuracy_mean, row.accuracy_std
+
+
+def notes_of(report: Report) -> dict[tuple[float, float], str]:
+    """Return what a chart says beside a point ``(bytes, accuracy)``: images of each class, and their codec."""
+    found = {}
+    for row in coded_rows(report):
+        if row.coding is not None and row.account is not None and row.stored is not None:
+            classes = round(8 * row.bytes / row.account.bits_per_class)
+            text = f"{row.stored / classes:.0f} × {row.coding.codec}"
+            found[float(row.bytes), row.accuracy_mean] = text
+    return found
+
+
+def students(report: Report) -> tuple[str, str]:
+    """Return by whom a chart's accuracies are: protocol and network; how many of each set."""
     own = next(row for row in coded_rows(report) if row.coding and not row.coding.fills)
     most = max(row.seeds for row in coded_rows(report) if row.network == own.network)
     return (
-        f"protocol {own.protocol}, {own.network}, {own.seeds} × {own.networks} students of the set,"
-        f" {most} × {own.networks} of random draws"
+        f"protocol {own.protocol}, {own.network}",
+        f"{own.seeds} × {own.networks} students of the set, {most} × {own.networks} of random draws",
     )
 
 

@@ -45,15 +45,19 @@ def signed(points: float) -> str:
 
 
 def is_random(report: Report, row: Row) -> bool:
-    """Return whether a row is of random images, as many as the set has, by whatever name."""
-    return row.set == "random" or row.set in report.random
+    """Return whether a row is of random images, as many as the set has or its file holds, by whatever name."""
+    filling = row.coding is not None and bool(row.coding.fills)
+    return row.set == "random" or row.set in report.random or filling
 
 
 def random_beside(report: Report, row: Row) -> Row | None:
     """Return the row of random images that a row is compared with, on the same network: one under the
-    same protocol; where there is none, beside the report's own set, one for as many updates.
+    same protocol, of a coded set those that fill its file, coded alike; where there is none, beside
+    the report's own set, one for as many updates.
     """
     rows = [r for r in report.rows if is_random(report, r) and r.network == row.network]
+    if row.coding is not None:
+        rows = [r for r in rows if r.coding is not None and r.coding.fills == row.set]
     rows.sort(key=lambda r: r.set != "random")
     same = [r for r in rows if r.protocol == row.protocol]
     if row.set == report.rows[0].set:
@@ -87,6 +91,9 @@ def rows_table(report: Report) -> Table:
     counts = _counts_matter(report)
     if counts:
         header[-3:-3] = ["stored", "seen"]
+    coded = any(row.coding is not None for row in report.rows)
+    if coded:
+        header.insert(1, "coded")
     further = any(row.further_bytes for row in report.rows)
     whitened = any(row.whitening_bytes for row in report.rows)
     if whitened:
@@ -130,8 +137,10 @@ def rows_table(report: Report) -> Table:
                 if theirs is None
                 else f"{theirs.accuracy_mean:.2f} ± {theirs.accuracy_std:.2f}",
             )
+        if coded:
+            line.insert(1, "–" if row.coding is None else row.coding.codec)
         lines.append(line)
-    return Table("", header, lines, left=3)
+    return Table("", header, lines, left=3 + coded)
 
 
 def weights_table(report: Report) -> Table | None:
@@ -210,7 +219,25 @@ def remarks(report: Report) -> list[str]:
         said.append(
             "Random was drawn fewer than three times: its accuracy varies by several points between draws."
         )
-    return [*said, *report.notes]
+    return [*said, *_coded(report), *report.notes]
+
+
+def _coded(report: Report) -> list[str]:
+    """Return what has to be known of coded sets: what random images beside them are, and what is left of budgets."""
+    rows = [row for row in report.rows if row.coding is not None]
+    if not rows:
+        return []
+    said = [
+        "Students see images as they come out of a coded file. Random images beside a set are coded, too, as many of"
+        " each class as its file's bytes hold; vs random is against those coded alike."
+    ]
+    for row in rows:
+        if row.coding is not None and row.coding.left is not None and not row.coding.fills:
+            said.append(
+                f"{row.set}: {row.coding.codec}, {max(row.coding.files):,} bytes; {row.coding.left:,} of"
+                f" {row.coding.budget:,} are left over."
+            )
+    return said
 
 
 def _for_as_many_updates(report: Report) -> list[str]:

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from raydd.artifacts.coded_facts import ImageCodec
 from raydd.artifacts.decoding import SetSize
 from raydd.core.errors import ConfigError, TooFew
 from raydd.core.rng import derive_seed
-from raydd.evaluation.coded_set import CodedSet, coded
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.packed_set import PackedSet
 from raydd.evaluation.rivals import Rival
@@ -32,22 +30,20 @@ def baseline_rows(
     others: Mapping[str, Rival],
     labels: Callable[[Problem, SetSource], Labels | None],
     own: SetSize,
-    codec: ImageCodec | None = None,
 ) -> list[Planned]:
     """Plan the baselines; ``labels`` returns those of another set, where the set's students learn soft labels.
 
-    ``own``: the size of the judged set, its stored labels included. ``codec``: that of the judged
-    set's images, by which theirs are coded, too; all real images are not.
+    ``own``: the size of the judged set, its stored labels included.
     """
     entries: list[Planned] = []
     for baseline, rival in others.items():
-        drawn = _draws(problems, config.random_draws if rival.method.drawn_at_random else 1)
+        drawn = draws_of(problems, config.random_draws if rival.method.drawn_at_random else 1)
         if baseline == name:  # the set itself is the first draw, and counted once
             drawn = drawn[len(problems) :]
         sources: list[LabelledSource] = []
         for draw, problem in drawn:
             try:
-                source = coded(rival.source(draw, own), codec)
+                source = rival.source(draw, own)
                 check_space(rival.method.made_in, config.resolve(), f"'{baseline}'")
                 given = labels(problem, source) if config.resolve().learns_logits else None
                 check_views(rival, source, given)
@@ -63,14 +59,14 @@ def baseline_rows(
         if rival.keys.equal == "updates":
             students = rival.students(config, own.seen, images, problems[0].dataset, network)
         entries += rows(baseline, sources, network, students)
-    return entries + (_whole(problems[0], network, config) if "whole" in config.baselines else [])
+    return entries + (
+        whole_rows(problems[0], network, config) if "whole" in config.baselines else []
+    )
 
 
 def check_views(rival: Rival, source: SetSource, labels: Labels | None) -> None:
     """Raise ``ConfigError`` for labels of views that are changed in 8 bits, of images that students see in others."""
-    stored = source.made if isinstance(source, CodedSet) else source
-    pixels = isinstance(source, CodedSet) or rival.method.value_bytes == 1
-    floats = isinstance(stored, PackedSet) or not pixels
+    floats = isinstance(source, PackedSet) or rival.method.value_bytes != 1
     if labels is not None and labels.config.randaugment and floats:
         raise ConfigError(
             "labels.randaugment changes pixels in 8 bits, and students see these images in floats; leave them out, or"
@@ -78,7 +74,7 @@ def check_views(rival: Rival, source: SetSource, labels: Labels | None) -> None:
         )
 
 
-def _draws(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Problem]]:
+def draws_of(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Problem]]:
     """Return ``(problem that keys the draw, problem whose seed keys the students)``, evenly over the repetitions."""
     per_problem = math.ceil(count / len(problems))
     pairs = [(problem, problem) for problem in problems]
@@ -90,7 +86,8 @@ def _draws(problems: Sequence[Problem], count: int) -> list[tuple[Problem, Probl
     return pairs
 
 
-def _whole(problem: Problem, network: str, config: EvaluationConfig) -> list[Planned]:
+def whole_rows(problem: Problem, network: str, config: EvaluationConfig) -> list[Planned]:
+    """Plan students of all real images."""
     if (
         config.resolve().learns_logits
     ):  # the batch of the labels, ten images perhaps, is none for all real images

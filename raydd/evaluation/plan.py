@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from raydd.artifacts.coded_facts import ImageCodec
 from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError
 from raydd.core.units import Ref, Stage, snapshot
-from raydd.evaluation.baselines import baseline_rows
+from raydd.evaluation.baselines import baseline_rows, whole_rows
+from raydd.evaluation.coded_rows import check_beside, check_codable, coded_rows
 from raydd.evaluation.coded_set import CodedSet, coded
+from raydd.evaluation.coding_rule import CodingRule
 from raydd.evaluation.continual_plan import PlannedMemory, memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.images_config import ImagesConfig
 from raydd.evaluation.packed_set import PackedSet
 from raydd.evaluation.rivals import Rival, rivals
 from raydd.evaluation.rows import (
@@ -22,7 +24,7 @@ from raydd.evaluation.rows import (
     rows,
     settle,
 )
-from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.set_sources import AssembledSet, SetSource
 from raydd.evaluation.spaces import check_space
 from raydd.evaluation.stages import Evaluate
 from raydd.labels.label_sources import Labels
@@ -44,6 +46,12 @@ class EvaluationPlan:
     notes: tuple[str, ...] = ()
     size: str = ""
     published: tuple[Published, ...] = ()
+
+    @property
+    def own(self) -> set[str]:
+        """What rows of the judged set are called: by its name, or, of several files, by each of them."""
+        coded = {e.set for e in self.entries if e.coding is not None and not e.coding.fills}
+        return coded or {self.name}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -79,13 +87,13 @@ def evaluation_stages(
     method: Method,
     problems: Problem | Sequence[Problem],
     config: EvaluationConfig,
-    codec: ImageCodec | None = None,
+    images: ImagesConfig | None = None,
 ) -> EvaluationPlan:
     """Plan the evaluation of what a method makes of a problem (or of its repetitions with other
     seeds) and of its baselines.
 
-    ``codec``: how the images of the set and of its baselines are coded (``None``: they are not).
-    Every repetition's students, and those of its baselines, are keyed by its own seed: they start alike. Raises
+    Every repetition's students, and those of its baselines, are keyed by its own seed: they start alike.
+    ``images``: how the sets are coded before students see them, if they are. Raises
     ``ConfigError`` for a name that does not exist or what cannot be planned.
     """
     problems = [problems] if isinstance(problems, Problem) else list(problems)
@@ -99,27 +107,28 @@ def evaluation_stages(
             f"evaluation.baselines: '{method.name}' is the job's own method; its rows could not be told apart: give"
             " them a label"
         )
-    sets = [(_made(method, problem, codec), problem) for problem in problems]
-    entries, own = [], sets[0][0].size
-    stored = own_labels(method, problems[0], codec)
+    check_beside(config, images)
+    if images is not None:
+        return _coded_plan(method, problems, config, images, networks)
+    entries, own = [], method.size(problems[0])
+    stored = labels_of(method, problems[0])
     if stored is not None and stored.config.stored:
         own = replace(own, bytes=own.bytes + stored.bytes)
     for network in networks:
-        sources = [(one, problem, own_labels(method, problem, codec)) for one, problem in sets]
+        sources = [
+            (AssembledSet(method=method, problem=problem), problem, labels_of(method, problem))
+            for problem in problems
+        ]
         entries += rows(method.name, sources, network, config)
         entries += baseline_rows(
-            method.name, problems, network, config, others, partial(labels_of, method), own, codec
+            method.name, problems, network, config, others, partial(labels_of, method), own
         )
     if config.every is not None:
-        entries += _snapshots(method, problems, networks[0], config, codec)
+        entries += _snapshots(method, problems, networks[0], config)
     memories: tuple[PlannedMemory, ...] = ()
     if config.continual is not None:
-        if codec is not None:
-            raise ConfigError(
-                "evaluation.continual: sets of single steps are not coded; leave out images, or judge the published"
-                " set: raydd evaluate URL --continual STEPS"
-            )
-        memories = memories_of(method.name, sets, networks[0], config, config.continual, others)
+        made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
+        memories = memories_of(method.name, made, networks[0], config, config.continual, others)
     return EvaluationPlan(
         method.name,
         problems[0],
@@ -130,29 +139,50 @@ def evaluation_stages(
     )
 
 
+def _coded_plan(
+    method: Method,
+    problems: Sequence[Problem],
+    config: EvaluationConfig,
+    images: ImagesConfig,
+    networks: Sequence[str],
+) -> EvaluationPlan:
+    """Plan the evaluation of a method's sets as they come out of their files."""
+    check_codable(method)
+    entries: list[Planned] = []
+    sources = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
+
+    def own(problem: Problem, source: SetSource) -> Labels | None:
+        return labels_of(method, problem, source, own=not images.ladder)
+
+    for network in networks:
+        of = partial(labels_of, method)
+        entries += coded_rows(method.name, sources, network, config, images, of, own)
+        if "whole" in config.baselines:
+            entries += whole_rows(problems[0], network, config)
+    if config.every is not None:
+        entries += _snapshots(method, problems, networks[0], config, images.rule)
+    return EvaluationPlan(method.name, problems[0], config, tuple(entries))
+
+
+def own_labels(method: Method, problem: Problem, rule: CodingRule | None) -> Labels | None:
+    """Return the soft labels of a method's set as students see it: of the coded images, where they are coded."""
+    if rule is None:
+        return labels_of(method, problem)
+    return labels_of(method, problem, _made(method, problem, rule), own=True)
+
+
 def _made(
-    method: Method, problem: Problem, codec: ImageCodec | None, output: str = "final"
-) -> AssembledSet | PackedSet | CodedSet:
-    """Return the source of a method's set, behind the codec if there is one."""
-    return coded(AssembledSet(method=method, problem=problem, output=output), codec)
-
-
-def own_labels(
-    method: Method, problem: Problem, codec: ImageCodec | None, output: str = "final"
-) -> Labels | None:
-    """Return the soft labels of a method's set as students see it, of coded images where they are coded."""
-    source = None if codec is None and output == "final" else _made(method, problem, codec, output)
-    return labels_of(method, problem, source, own=output == "final")
+    method: Method, problem: Problem, rule: CodingRule | None, output: str = "final"
+) -> AssembledSet | CodedSet:
+    """Return the source of a method's set, as it comes out of its file if there is one."""
+    source = AssembledSet(method=method, problem=problem, output=output)
+    return source if rule is None else coded(source, rule, problem.dataset)
 
 
 def shrunk(entries: Sequence[Planned]) -> tuple[str, ...]:
     """Return a note for each set of a plan whose images are smaller than the data set's."""
     sources = ((entry.set, getattr(entry.stage, "source", None)) for entry in entries)
-    said = (
-        f"{name}: {of.note}."
-        for name, of in sources
-        if isinstance(of, (PackedSet, CodedSet)) and of.note
-    )
+    said = (f"{name}: {of.note}." for name, of in sources if isinstance(of, PackedSet) and of.note)
     return tuple(dict.fromkeys(said))
 
 
@@ -161,15 +191,12 @@ def _snapshots(
     problems: Sequence[Problem],
     network: str,
     config: EvaluationConfig,
-    codec: ImageCodec | None,
+    rule: CodingRule | None = None,
 ) -> list[Planned]:
     entries: list[Planned] = []
     total = method.updates(problems[0])
     for step in range(0, total, config.every or total):
-        at = snapshot(step)
-        sources = [
-            (_made(method, one, codec, at), one, own_labels(method, one, codec, at))
-            for one in problems
-        ]
+        sets = [(_made(method, problem, rule, snapshot(step)), problem) for problem in problems]
+        sources = [(one, problem, labels_of(method, problem, one)) for one, problem in sets]
         entries += rows(method.name, sources, network, config, step)
     return sorted(entries, key=lambda entry: entry.draw)

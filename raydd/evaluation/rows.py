@@ -20,9 +20,18 @@ from raydd.training.training_cost import network_facts
 
 
 @dataclass(frozen=True)
+class Coded:
+    """What the rows of a coded set are told by; see :class:`raydd.artifacts.accounting.Coding`."""
+
+    series: str
+    budget: int | None = None
+    fills: str = ""
+
+
+@dataclass(frozen=True)
 class Planned:
     """One group of students: the set's name, the protocol's printed name, the network, which seed
-    or draw, which snapshot.
+    or draw, which snapshot; ``coding``: of a set that is coded.
     """
 
     set: str
@@ -31,6 +40,7 @@ class Planned:
     draw: int
     step: int | None
     stage: Evaluate | EvaluateNetworks
+    coding: Coded | None = None
 
 
 def settle(

@@ -17,6 +17,7 @@ from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage, added, canonical, stage_digest, unkeyed
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import normalise
+from raydd.evaluation.coded_set import CodedSet, coded_sizes
 from raydd.evaluation.set_sources import StoredSet
 from raydd.evaluation.spaces import JudgedSpace, as_they_are, inputs_of, whitened_batches
 from raydd.training.accuracy import Batch, Examiner, real_batches
@@ -64,8 +65,8 @@ class Evaluate(Stage):
     keyed by ``(seed, "student/...", repeat)`` and not by the set: students of different sets start
     alike. Output of a unit of R repeats: ``accuracy`` ``[R]`` (last epoch) and ``train_accuracy``
     ``[R]``, float64 fractions; ``best_accuracy`` ``[R]`` with ``test_every``; ``image_bytes``,
-    ``label_bytes``, and ``further_bytes`` where a method's set stores more; whether the set has
-    ``soft_labels``.
+    ``label_bytes``, and ``further_bytes`` where a method's set stores more; of a coded set what
+    :func:`raydd.evaluation.coded_set.coded_sizes` says; whether the set has ``soft_labels``.
     """
 
     phase: ClassVar[str] = "evaluate"
@@ -166,7 +167,9 @@ class Evaluate(Stage):
             "label_bytes": distilled.label_bytes + stored,
         }
         further = distilled.size.bytes - distilled.image_bytes - distilled.label_bytes
-        if further and not isinstance(self.source, StoredSet):  # whose source knows
+        if isinstance(self.source, CodedSet):
+            sizes |= coded_sizes(self.source.facts(ctx)) | {"seen": distilled.seen}
+        elif further and not isinstance(self.source, StoredSet):  # whose source knows
             sizes["further_bytes"] = further
         soft = {"soft_labels": torch.tensor(distilled.soft or self.labels is not None)}
         return output | {name: torch.tensor(size) for name, size in sizes.items()} | soft

@@ -9,9 +9,11 @@ from functools import partial
 
 from raydd.artifacts.report import Published
 from raydd.core.errors import ConfigError, Missing
-from raydd.evaluation.baselines import baseline_rows
+from raydd.evaluation.baselines import baseline_rows, whole_rows
+from raydd.evaluation.coded_rows import check_beside, coded_rows
 from raydd.evaluation.continual_plan import PlannedMemory, memories_of
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.images_config import ImagesConfig
 from raydd.evaluation.plan import EvaluationPlan, shrunk
 from raydd.evaluation.rivals import rivals
 from raydd.evaluation.rows import labels_of, rows, settle
@@ -67,6 +69,7 @@ def stored_evaluation(
     maker: Maker | None = None,
     size: str = "",
     published: Mapping[str, Sequence[float]] | None = None,
+    images: ImagesConfig | None = None,
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
@@ -75,8 +78,10 @@ def stored_evaluation(
     that made it. ``maker``: what made it, if that is known and has teachers: they label the other
     sets, and this one if its labels are not stored or it is a part of a larger one. ``size``: what the
     set holds, where that is not ``problem.ipc`` images of each class. ``published``: accuracies in
-    percent by network, as its file has them.
+    percent by network, as its file has them. ``images``: how the set is coded before students see it,
+    if it is.
     """
+    check_beside(config, images)
     if config.every is not None:
         raise ConfigError("evaluation.every: a stored set has no snapshots")
     others = rivals(config)
@@ -98,7 +103,8 @@ def stored_evaluation(
         _need_teachers(maker, why)
         found = labels_of(maker.method, maker.problem, sets[0], batch)
     config, networks = settle(config, problem, own, None if found is None else found.config)
-    if found is not None and config.resolve().learns_logits and config.baselines:
+    beside = bool(config.baselines) or images is not None
+    if found is not None and config.resolve().learns_logits and beside:
         _need_teachers(
             maker, "evaluation.baselines: other sets need soft labels of the same teachers"
         )
@@ -106,6 +112,12 @@ def stored_evaluation(
     if found is not None and found.config.stored:
         size_of = replace(size_of, bytes=size_of.bytes + found.bytes)
     for network in networks:
+        if images is not None:
+            given = [(one, problem) for one in sets]
+            by = partial(_labels_by, maker, batch)
+            entries += coded_rows(name, given, network, config, images, by, by)
+            entries += whole_rows(problem, network, config) if "whole" in config.baselines else []
+            continue
         entries += rows(name, [(one, problem, found) for one in sets], network, config)
         entries += baseline_rows(
             name, [problem], network, config, others, partial(_labels_by, maker, batch), size_of
@@ -118,7 +130,7 @@ def stored_evaluation(
         f"Continual learning: the stored set ({name}) is cut by class; whatever made it may have seen all classes."
     ] * bool(memories)
     notes += shrunk(entries)
-    if config.baselines and size:
+    if config.baselines and size and images is None:
         notes.append(f"{name} has {size}, the other sets {problem.ipc:g} of each class.")
     return EvaluationPlan(
         name,

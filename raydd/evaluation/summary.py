@@ -9,7 +9,7 @@ from typing import Any
 from raydd.artifacts.report import MemoryRow, Point, Report, Row
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref, Stage, snapshot
-from raydd.evaluation.accounts import account
+from raydd.evaluation.accounts import account, coded_bytes, coding_of
 from raydd.evaluation.continual_plan import PlannedMemory
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import EvaluationPlan
@@ -143,7 +143,13 @@ def _row(
         else []
     )
     sizes: dict[str, Any] = {name: int(first[name]) for name in ("image_bytes", "label_bytes")}
-    sizes |= _size(group[0].stage, first)
+    coding = coding_of(group, outputs)
+    if coding is None:
+        sizes |= _size(group[0].stage, first)
+    else:
+        labels = getattr(group[0].stage, "labels", None)
+        stored = 0 if labels is None else labels.bytes * labels.stored
+        sizes |= coded_bytes([outputs[entry.stage][0] for entry in group], stored)
     held = sizes["image_bytes"] + sizes["label_bytes"] + sizes.get("further_bytes", 0)
     return Row(
         set=key[0],
@@ -155,11 +161,21 @@ def _row(
         networks=pooled.networks,
         best_accuracy=100 * statistics.fmean(best) if best else None,
         **sizes,
-        account=account(group[0].stage, first, held),
+        account=account(group[0].stage, [outputs[entry.stage][0] for entry in group], held),
+        coding=coding,
         device_seconds=None
         if unknown or seconds is None
-        else statistics.fmean(making_seconds(entry.stage, seconds) for entry in group),
+        else statistics.fmean(_seconds(entry, seconds) for entry in group),
     )
+
+
+def _seconds(entry: Planned, seconds: Callable[[Ref], float]) -> float:
+    """Return what making a row's set took; images that fill another's file are not charged with making that."""
+    stage = entry.stage
+    if isinstance(stage, Evaluate) and entry.coding is not None and entry.coding.fills:
+        made: Mapping[str, Ref] = stage.source.inputs()
+        return sum(map(seconds, made.values()))
+    return making_seconds(stage, seconds)
 
 
 def _size(stage: Evaluate | EvaluateNetworks, output: Tensors) -> dict[str, int]:

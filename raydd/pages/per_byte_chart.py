@@ -22,6 +22,7 @@ def per_byte_figure(report: Report) -> Html:
     x = Axis(label="bytes of all that students see", log=True)
     y = Axis(label=f"accuracy, % ({report.split} split)")
     title = "Accuracy against bytes"
-    said = f"{title}, {students(report)}; the band is one standard deviation over all of them."
-    chart = line_chart(series, x, y, title=title, description=students(report))
+    by = ", ".join(students(report))
+    said = f"{title}, {by}; the band is one standard deviation over all of them."
+    chart = line_chart(series, x, y, title=title, description=by)
     return figure(chart, said, series_table(series, x, y, title=said))

@@ -132,10 +132,11 @@ def _headline(report: Report) -> Html:
     ]
     if random is not None and random is not own:
         alike = "same protocol" if random.protocol == own.protocol else "as many updates"
+        like = "of the same bytes, coded alike" if own.coding else "of the same number"
         tiles.append(
             (
                 f"{spread(random.accuracy_mean, random.accuracy_std)} %",
-                f"random images of the same number ({alike}, {_repeats(random, 'draw')})",
+                f"random images {like} ({alike}, {_repeats(random, 'draw')})",
             )
         )
         gain = signed(own.accuracy_mean - random.accuracy_mean)

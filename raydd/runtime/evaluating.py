@@ -127,6 +127,9 @@ def plan_stored(
                 " belongs to the classes of a step"
             )
         check_classes(distilled.labels, range(info.classes))
+    if job.images is not None:
+        for one in sets:
+            job.images.check(one, url)
     stored = [StoredSet.of(one, url, info, of) for one, of in zip(sets, readings, strict=True)]
     given = distilled.recipe.get("ipc")
     if isinstance(given, (int, float)):
@@ -162,6 +165,7 @@ def plan_stored(
         maker_of(distilled.recipe, info, ipc),
         size=contents(distilled),
         published=published or distilled.recipe.get("published", {}),
+        images=job.images,
     )
     beside = {"labels": found.digest} if labels is not None and found is not None else {}
     beside |= (
@@ -278,12 +282,14 @@ def place_of(job: EvaluationJob, subject: Subject) -> str:
     if job.output is not None:
         return job.output
     asked = {key: value for key, value in job.resolved().items() if key in ASKED}
+    if job.images is None:
+        del asked["images"]  # a key that came later: folders of evaluations keep their names
     what = [subject.distilled.digest, asked, *([subject.beside] if subject.beside else [])]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return absolute(f"runs/evaluate/{subject.name.replace(' ', '-')}-{digest[:8]}")
 
 
-ASKED = ("seed", "dataset", "evaluation", "numerics")
+ASKED = ("seed", "dataset", "images", "evaluation", "numerics")
 """Keys of a job that make an evaluation of a set another one."""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from raydd.artifacts.curves import Curves
 from raydd.artifacts.distilled_set import DistilledSet
-from raydd.artifacts.encoding import encoded_set
 from raydd.artifacts.grid import curve, png
 from raydd.artifacts.poster_pictures import animation, is_poster, picture_of
 from raydd.artifacts.published_folder import publish
@@ -278,8 +277,9 @@ class _Distillation(Session):
         written = 0
         for index, problem in enumerate(self.plan.problems):
             distilled, data = self._assemble(index), None
-            if job.images is not None:
-                encoded = encoded_set(distilled, job.images)
+            rule = None if job.images is None else job.images.rule
+            if rule is not None:
+                encoded = rule.encoded(distilled)
                 distilled, data = encoded.distilled, encoded.data
             recipe = {
                 "method": job.stated()["method"],

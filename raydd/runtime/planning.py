@@ -81,7 +81,7 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
         Problem(dataset=info, ipc=job.ipc, seed=seed, numerics=job.numerics) for seed in job.seeds
     ]
     if job.images is not None:
-        job.images.check()
+        job.images.check_coder()
     evaluation = evaluation_stages(job.method, problems, job.evaluation, job.images)
     steps = _picture_steps(job.method, problems[0], job.evaluation.every)
     targets = [ref for p in problems for ref in job.method.targets(p).values()]
@@ -90,7 +90,8 @@ def make_plan(job: Job, info: DatasetInfo) -> Plan:
     ]
     targets += [ref for refs in job.method.drafts(problems[0]).values() for ref in refs.values()]
     targets += evaluation.targets()
-    made = [own_labels(job.method, problem, job.images) for problem in problems]
+    rule = None if job.images is None else job.images.rule
+    made = [own_labels(job.method, problem, rule) for problem in problems]
     labels = [one.relabel if one is not None and one.config.stored else None for one in made]
     targets += [ref for stage in labels if stage is not None for ref in stage.refs()]
     if not all(info.train_counts) and any(
@@ -176,19 +177,24 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
 
 def _coded_lines(job: Job, problem: Problem) -> list[str]:
     """Return what the images of a job take before their streams are coded, where they are coded."""
-    codec, method = job.images, job.method
-    if codec is None:
+    method = job.method
+    if job.images is None:
         return []
-    line = f"images ({codec.text})"
+    rules = [rung.rule for rung in job.images.rungs()]
+    ways = (
+        one.codec.text if one.budget is None else f"at most {one.budget:,} bytes" for one in rules
+    )
+    line = f"images ({'; '.join(ways)})"
     if method.one_image:
         return ["", line]
     info, stored = problem.dataset, method.size(problem).stored
     count = stored * info.channels * info.height * info.width
     sizes = [f"{4 * count:,} bytes at 32 bits", f"{count:,} at 8"]
-    if codec.bits is not None and codec.bits < 8:
-        sides = (-(-side // codec.size) for side in (info.height, info.width))
-        levels = stored * info.channels * math.prod(sides)
-        sizes.append(f"{-(-levels * codec.bits // 8):,} at {codec.text}, before they are coded")
+    for codec in (one.codec for one in rules if one.budget is None):
+        if codec.bits is not None and codec.bits < 8:
+            sides = (-(-side // codec.size) for side in (info.height, info.width))
+            levels = stored * info.channels * math.prod(sides)
+            sizes.append(f"{-(-levels * codec.bits // 8):,} at {codec.text}, before they are coded")
     return ["", f"{line}: {', '.join(sizes)}"]
 
 

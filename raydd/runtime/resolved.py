@@ -60,7 +60,7 @@ def protocol_params(plan: EvaluationPlan) -> dict[str, Any]:
     """Return the recipe of the evaluated set's own students as flat parameters, ``protocol.lr``; by
     network where these differ.
     """
-    own = [training for training in trainings(plan) if plan.name in training.sets]
+    own = [training for training in trainings(plan) if plan.own & set(training.sets)]
     params: dict[str, Any] = {"protocol.name": own[0].protocol}
     for name in dict.fromkeys(name for training in own for name in training.recipe):
         values = {

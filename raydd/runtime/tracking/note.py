@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from raydd.artifacts.rendering import images_per_class, render_markdown
+from raydd.artifacts.rendering import images_per_class, random_beside, render_markdown
 from raydd.artifacts.report import Report
 from raydd.runtime.tracking.mlflow_run import RUN_ID, TAG_LENGTH
 from raydd.runtime.tracking.tracking_uri import redact
@@ -46,17 +46,10 @@ def note(report: Report, picture: str | None) -> str:
     among the run's artifacts; MLflow's page shows it through its own address.
     """
     first = report.rows[0]
-    random = next(
-        (
-            row
-            for row in report.rows
-            if (row.set, row.network) == ("random", first.network) and row is not first
-        ),
-        None,
-    )
+    random = random_beside(report, first)
     beside = (
         ""
-        if random is None
+        if random in (None, first)
         else f" (random images {random.accuracy_mean:.1f} ± {random.accuracy_std:.1f} %)"
     )
     lines = [

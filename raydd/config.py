@@ -97,7 +97,7 @@ class Job:
     dataset: DatasetConfig
     ipc: float
     method: Method
-    images: ImagesConfig | None
+    images: ImagesConfig | None = None
     evaluation: EvaluationConfig
     numerics: Numerics
     output: str

@@ -273,18 +273,12 @@ class SetFile:
                 soft_labels=self.more.get("soft_labels"),
                 extra={name: one for name, one in self.more.items() if name != "soft_labels"},
                 info=info,
-                mean=_as_stated(self.mean, info.mean),
-                std=_as_stated(self.std, info.std),
+                mean=self.mean,
+                std=self.std,
                 decoding=self.decoding,
             )
         except RayddError as error:
             raise DataError(f"{what} holds what is no set: {error}") from error
-
-
-def _as_stated(kept: tuple[float, ...], stated: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the data set's values where a file holds these, as floats of 32 bits: what else has them compares them."""
-    same = struct.pack(f"<{len(kept)}f", *kept) == struct.pack(f"<{len(stated)}f", *stated)
-    return stated if same else kept
 
 
 def _most(size: int) -> int:

@@ -23,13 +23,15 @@ from raydd.data.config import DatasetConfig
 from raydd.data.datasets import open_data, with_digests
 from raydd.evaluation.coded_set import CodedSet
 from raydd.evaluation.evaluation_config import EvaluationConfig
+from raydd.evaluation.images_config import ImagesConfig
 from raydd.evaluation.plan import evaluation_stages
-from raydd.evaluation.rivals import Rival, RivalKeys, Tiling
 from raydd.methods import METHODS, Problem
+from raydd.runtime.estimate import stages_of
 
 ROOT = Path(__file__).parents[2]
 SMALL = EvaluationConfig(epochs=2, networks=("convnet2_w8",), repeats=2)
 CODEC = ImageCodec(bits=2)
+IMAGES = ImagesConfig(bits=2)
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +45,18 @@ def _dm() -> Any:
 
 
 def test_the_codec_is_in_the_keys_of_students_alone(problem: Problem) -> None:
-    keys, inputs = {}, {}
-    for codec in (None, CODEC, replace(CODEC, bits=4)):
-        plan = evaluation_stages(_dm(), problem, SMALL, codec)
-        keys[codec] = [unit_key(e.stage, unit) for e in plan.entries for unit in e.stage.units()]
-        inputs[codec] = [
-            ref.key
-            for e in plan.entries
-            for unit in e.stage.units()
-            for ref in e.stage.inputs(unit).values()
-        ]
-    assert inputs[None] == inputs[CODEC]
+    keys, made = {}, {}
+    for images in (None, ImagesConfig(bits=2), ImagesConfig(bits=4)):
+        plan = evaluation_stages(_dm(), problem, SMALL, images)
+        keys[images] = [unit_key(e.stage, unit) for e in plan.entries for unit in e.stage.units()]
+        made[images] = {
+            unit_key(stage, unit)
+            for stage, units, _ in stages_of(plan.targets())
+            for unit in units
+            if stage.phase == "distill"
+        }
+    assert len(set(map(frozenset, made.values()))) == 1
     assert len({key for found in keys.values() for key in found}) == 3 * len(keys[None])
-
-
-def test_baselines_are_coded_and_all_real_images_are_not(problem: Problem) -> None:
-    packed = Rival(method=METHODS.get("random")(), keys=RivalKeys(decoding=Tiling()))
-    config = replace(SMALL, baselines=("random", packed, "herding", "whole"))
-    plan = evaluation_stages(_dm(), problem, config, CODEC)
-    for item in plan.entries:
-        source = getattr(item.stage, "source", None)
-        assert item.set == "whole" or isinstance(source, CodedSet), item.set
-        if isinstance(source, CodedSet):
-            assert source.codec == CODEC
-            assert source.size.stored == 20
-            assert source.size.bytes == 20 * (64 + 8)
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -76,16 +65,16 @@ def test_every_method_is_coded_or_refused_before_it_runs(name: str, problem: Pro
     config = replace(SMALL, protocol=method.protocol, networks=(), baselines=())
     if method.made_in != "normalised" or not method.stores_pixels:
         with pytest.raises(ConfigError, match=f"^images: the sets of '{name}'"):
-            evaluation_stages(method, problem, config, CODEC)
+            evaluation_stages(method, problem, config, IMAGES)
         return
-    plan = evaluation_stages(method, problem, config, CODEC)
+    plan = evaluation_stages(method, problem, config, IMAGES)
     assert all(isinstance(item.stage.source, CodedSet) for item in plan.entries)
 
 
 def test_single_steps_are_not_coded(problem: Problem) -> None:
     config = replace(SMALL, continual=5)
     with pytest.raises(ConfigError, match=r"evaluation\.continual: sets of single steps"):
-        evaluation_stages(_dm(), problem, config, CODEC)
+        evaluation_stages(_dm(), problem, config, IMAGES)
 
 
 TINY = [
@@ -124,7 +113,11 @@ def test_a_job_publishes_the_coded_set(place: Path) -> None:
     new = {path.parts[-3] for path in Path("store").rglob("final.json") if path not in made}
     stages = [json.loads(p.read_text()) for p in Path("store").rglob("final.json") if p not in made]
     assert new
-    assert len(stages) == 4, "the students of the set and of three random ones, and nothing else"
+    assert sorted(stage["stage"] for stage in stages) == [
+        "evaluate/EncodeSet",
+        *4 * ["evaluate/Evaluate"],
+        *3 * ["evaluate/FillBytes"],
+    ], "the file, three of random images, and the students of all"
     found = load("coded/distilled").distilled
     data = encode(load("plain/distilled").distilled, CODEC)
     assert Path("coded/distilled/set.rdd").read_bytes() == data
@@ -156,7 +149,7 @@ def test_soft_labels_are_of_the_coded_images(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["images.bits=5"], "images.bits: Input should be 1, 2, 3, 4 or 8, not 5"),
+        (["images.bits=5"], "Input should be 1, 2, 3, 4 or 8, not 5"),
         (["images.bit=2"], "images.bit: unknown key"),
         (["images={codec: avif, bits: 2}"], "bits=2 has no effect with the codec 'avif'"),
         (["images.quality=4"], "quality=4 has no effect"),

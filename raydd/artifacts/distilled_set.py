@@ -272,9 +272,11 @@ class DistilledSet:
         """Return the ids of all seen images."""
         return torch.arange(self.seen)
 
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield the ids of all seen images in turn, as many at a time as may be decoded together."""
-        yield from self.ids().split(max(1, BLOCK_VALUES // max(1, math.prod(self.shape))))
+    def blocks(self, ids: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the ids of seen images (``None``: of all) in turn, as many at a time as may be decoded together."""
+        yield from (self.ids() if ids is None else ids).split(
+            max(1, BLOCK_VALUES // max(1, math.prod(self.shape)))
+        )
 
     def labels_of(self, ids: Tensor | None = None) -> Tensor:
         """Return the hard labels int64 ``[B]`` of seen images (``None``: of all)."""

@@ -139,13 +139,15 @@ def grid(
     max_rows: int = MAX_ROWS,
     max_columns: int = MAX_COLUMNS,
     max_width: int = 1800,
+    left_out: int = 0,
 ) -> Image:
     """Return a picture with a class per row, its name at the left and its images in their order.
 
     ``images``: pictures ``[N, C, H, W]``, float in [0, 1] or uint8; ``labels``: int ``[N]``;
     classes without a name, or with one that no font here draws, show their number. Classes past
-    ``max_rows`` and images past ``max_columns`` are left out and counted in a line below. Few
-    columns are set in several blocks side by side. Equal arguments give equal pixels.
+    ``max_rows`` and images past ``max_columns`` are left out and counted in a line below, with the
+    ``left_out`` images of the classes shown that are not given. Few columns are set in several
+    blocks side by side. Equal arguments give equal pixels.
     """
     from PIL import Image, ImageDraw
 
@@ -183,7 +185,8 @@ def grid(
         starts[-1] += max(label_widths[first : first + per_block])
         starts.append(starts[-1] + images_width + BLOCK_GAP)
     note = _left_out(
-        len(present) - len(shown), sum(max(0, len(ids) - columns) for ids in of_class.values())
+        len(present) - len(shown),
+        left_out + sum(max(0, len(ids) - columns) for ids in of_class.values()),
     )
     full_width = max(starts[-1] - BLOCK_GAP + MARGIN, math.ceil(font.getlength(note)) + 2 * MARGIN)
     full_height = 2 * MARGIN + per_block * row_height - GAP + (FONT_SIZE + 12 if note else 0)

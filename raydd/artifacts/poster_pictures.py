@@ -41,7 +41,8 @@ def is_poster(distilled: DistilledSet) -> bool:
 
 
 def picture_of(distilled: DistilledSet, *, images: int | None = None) -> Image:
-    """Return what is shown of a set: a class per row, or, of a poster, the poster.
+    """Return what is shown of a set: a class per row, or, of a poster, the poster. Of images with offsets
+    each is shown as it is and then with each of its offsets, as students see them.
 
     ``images``: so many of each class at most, so that a large set need not fill the memory; of
     latents never more than a row has room for, since each is made for the picture.
@@ -55,6 +56,8 @@ def picture_of(distilled: DistilledSet, *, images: int | None = None) -> Image:
         return grid(
             distilled.to_uint8(distilled.take(ids)), labels[ids], distilled.info.class_names
         )
+    if isinstance(distilled.decoder, Offsets):
+        return _with_offsets(distilled, images)
     shown = distilled.pictures()
     if isinstance(distilled.decoder, Windows):
         return _enlarged(distilled.to_uint8(shown)[0])
@@ -86,6 +89,22 @@ def further_pictures(distilled: DistilledSet) -> dict[str, bytes]:
     label_map = distilled.extra.get(LABEL_MAP)
     return (
         found if label_map is None else found | {LABEL_MAP_PICTURE: png(_map(distilled, label_map))}
+    )
+
+
+def _with_offsets(distilled: DistilledSet, images: int | None) -> Image:
+    """Return a class per row, each image beside what students see of it, so many of each class."""
+    most, stored = min(images or MAX_COLUMNS, MAX_COLUMNS), len(distilled)
+    order = torch.arange(distilled.seen).view(-1, stored).T.flatten()  # image by image
+    labels = distilled.labels_of(order)
+    each = [order[labels == c] for c in labels.unique()[:MAX_ROWS]]
+    ids = torch.cat([of_class[:most] for of_class in each])
+    others = sum(len(of_class) for of_class in each) - len(ids)
+    return grid(
+        torch.cat([distilled.to_uint8(distilled.take(part)) for part in distilled.blocks(ids)]),
+        distilled.labels_of(ids),
+        distilled.info.class_names,
+        left_out=others if images is None else 0,
     )
 
 

@@ -17,8 +17,9 @@ from raydd.artifacts.decoding import Decoding, SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.first_images import first_images
 from raydd.artifacts.formats import read_set
+from raydd.artifacts.grid import grid, png
 from raydd.artifacts.offsets import OFFSETS, Offsets, composed, levels, slices_within
-from raydd.artifacts.poster_pictures import further_pictures
+from raydd.artifacts.poster_pictures import further_pictures, picture_of
 from raydd.artifacts.published_folder import publish, read
 from raydd.artifacts.writing import write_set
 from raydd.core.errors import ConfigError
@@ -181,6 +182,34 @@ def test_a_published_set_is_read_as_it_was_and_counts_all_its_bytes(tmp_path: Pa
     assert "offsets.png" not in card(
         again, None, parts=["x"], license_id="mit", shards=False, charts=[]
     )
+
+
+def test_a_picture_shows_what_students_see_image_by_image() -> None:
+    seen, each = by_hand(stored()), []
+    for c in range(CLASSES):
+        for k in range(SLICES):
+            each += [seen[m * 30 + c * SLICES + k] for m in range(1 + NETWORKS)]
+    images, labels = torch.stack(each), torch.arange(CLASSES).repeat_interleave(9)
+    assert png(picture_of(made())) == png(grid(images, labels, INFO.class_names))
+    some = torch.cat([torch.arange(4) + 9 * c for c in range(CLASSES)])
+    few = png(picture_of(made(), images=4))
+    assert few == png(grid(images[some], labels[some], INFO.class_names))
+
+
+def test_a_picture_counts_what_it_does_not_show() -> None:
+    images = torch.arange(60).to(torch.uint8).view(60, 1, 1, 1).expand(60, 1, 8, 8)
+    offsets = torch.full((3, 6, 1, 1, 8, 8), 60, dtype=torch.int16)
+    labels = torch.arange(CLASSES).repeat_interleave(6)
+    whole = DistilledSet(
+        images=images,
+        labels=labels,
+        extra={OFFSETS: offsets},
+        info=INFO,
+        decoding=Decoding("offsets", {"group_size": CLASSES}),
+    )
+    seen = torch.stack([whole.take(torch.arange(60) + 60 * m) for m in range(4)], 1).flatten(0, 1)
+    rows = torch.arange(CLASSES).repeat_interleave(24)
+    assert png(picture_of(whole)) == png(grid(seen, rows, INFO.class_names))
 
 
 @pytest.mark.parametrize("to", ["pt", "folder", "webdataset", "safetensors"])

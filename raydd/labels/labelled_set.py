@@ -134,7 +134,7 @@ def fits(config: LabelConfig, batch: int, epochs: int, stored: int | None) -> No
     if batch != config.batch:
         raise ConfigError(
             f"the students' batch is {batch}, that of their labels {config.batch}: mixed pairs lie within a batch; make"
-            " them equal"
+            " evaluation.batch and labels.batch equal"
         )
     if stored is not None and epochs > stored:
         raise ConfigError(

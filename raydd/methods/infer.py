@@ -29,7 +29,7 @@ from raydd.artifacts.codec import ImageFormat
 from raydd.artifacts.decoding import Decoding, SetSize
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.artifacts.offsets import OFFSETS, Offsets, slices_within
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, TooFew
 from raydd.core.tensors import Tensors
 from raydd.core.units import Stage
 from raydd.labels.label_config import LabelConfig
@@ -145,7 +145,7 @@ class Infer(Recovering):
         """Return teachers, real images, and the compensators of each network."""
         slices = self.slices(problem)
         if self.init.kind == "real" and self.init.pool is None:
-            check_counts(problem.dataset, slices, "real images of each class")
+            self._check_real(problem, slices)
         *before, whole = super().plan(replace(problem, ipc=slices))
         assert isinstance(whole, Compensate)
         return [
@@ -155,6 +155,20 @@ class Infer(Recovering):
                 for number, backbone in enumerate(whole.backbones)
             ),
         ]
+
+    def _check_real(self, problem: Problem, slices: int) -> None:
+        """Raise ``ConfigError`` where a class has fewer real images than are kept, with the largest ``ipc``."""
+        check_counts(problem.dataset, 1)
+        counts = problem.dataset.train_counts or (slices,)
+        if (count := min(counts)) < slices:
+            ipc, classes = int(problem.ipc), problem.dataset.classes
+            while slices_within(ipc, len(self.networks), classes, self.group_size) > count:
+                ipc -= 1
+            raise TooFew(
+                f"ipc={problem.ipc} keeps {slices} real images of each class: class {counts.index(count)} has only"
+                f" {count} training images to choose from",
+                f"at most ipc={ipc} is possible",
+            )
 
     def last(self, problem: Problem) -> list[Stage]:
         """Return the real images, where they are stored alone, and the compensators of each network."""

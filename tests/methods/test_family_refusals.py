@@ -454,7 +454,7 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
         "edc",
         {"init": {"kind": "real", "pool": 1, "sampling": "without_replacement"}},
         (),
-        "init.pool=1 is below ipc=2",
+        "init.pool=1 is below the 2 of each class that are started from",
     ),
     (
         "edc",

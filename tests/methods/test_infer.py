@@ -438,9 +438,21 @@ def test_a_budget_without_room_is_refused_with_the_formula(problem: Problem) -> 
 
 
 def test_too_few_real_images_are_counted_as_what_they_are(problem: Problem) -> None:
-    few = replace(problem, dataset=replace(problem.dataset, train_counts=(1,) * 10))
-    with pytest.raises(TooFew, match="real images of each class=2: class 0 has only 1"):
+    counts = (9,) * 6 + (1,) + (9,) * 3
+    few = replace(problem, dataset=replace(problem.dataset, train_counts=counts))
+    said = f"ipc={few.ipc} keeps 2 real images of each class: class 6 has only 1 training images"
+    with pytest.raises(
+        TooFew, match=f"{said} to choose from; at most ipc=(.) is possible"
+    ) as error:
         small_infer().plan(few)
+    most = int(error.value.most.split("=")[1][0])
+    small_infer().plan(replace(few, ipc=most))
+    with pytest.raises(TooFew):
+        small_infer().plan(replace(few, ipc=most + 1))
+    small_infer().plan(replace(few, dataset=replace(few.dataset, train_counts=())))
+    pool = small_infer(init={"kind": "real", "pool": 1})
+    with pytest.raises(ConfigError, match=r"init\.pool=1 is below the 2 of each class"):
+        pool.plan(problem)
 
 
 @pytest.mark.parametrize(

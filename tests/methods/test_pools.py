@@ -593,7 +593,7 @@ def test_what_a_kind_needs_is_asked_for() -> None:
     ({"kind": "rded", "pool": 60}, r"class \d has 1\d\d training images, one crop each; 60 images of 2x2 need 240"),
     ({"kind": "edc", "candidates": 1, "num_crop": 7}, r"gives 7 crops"),
     ({"kind": "real", "pool": 500}, "has only"),
-    ({"kind": "real", "pool": 1}, "init.pool=1 is below ipc=2"),
+    ({"kind": "real", "pool": 1}, "init.pool=1 is below the 2 of each class"),
 ])  # fmt: skip
 def test_too_little_is_refused_before_anything_runs(
     fields: dict[str, Any], match: str, problem: Problem

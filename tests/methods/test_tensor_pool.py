@@ -146,7 +146,7 @@ def test_what_is_missing_or_does_not_fit_is_listed_before_anything_runs(tmp_path
     hundred = replace(entry("cifar100").info, train_counts=(500,) * 100)
     (line,) = faults(url, problem(hundred, 2))
     assert "tensor_0.pt is [10, 3, 32, 32]; [100, 3, 32, 32] is read: it has 10 classes" in line
-    with pytest.raises(ConfigError, match=r"init\.pool=1 is below ipc=2"):
+    with pytest.raises(ConfigError, match=r"init\.pool=1 is below the 2 of each class"):
         pool_of(url, problem(ipc=2), pool=1)
     with pytest.raises(ConfigError, match="have 1 numbers, images 3 channels"):
         pool_of(url, mean=(0.5,), std=(0.5,))

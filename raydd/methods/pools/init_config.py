@@ -181,8 +181,14 @@ class InitConfig:
         else:
             stage = self._patches(problem, self.backbones(problem, teachers), pool, common)
         if self.sampling == "without_replacement" and stage.pool < ipc:
+            few = (
+                f"init.folder: a class has {stage.pool} images, which"
+                if self.kind == "folder" and self.pool is None
+                else f"init.pool={stage.pool}"
+            )
             raise ConfigError(
-                f"init.pool={stage.pool} is below ipc={ipc}: raise it, or set init.sampling=with_replacement"
+                f"{few} is below the {ipc} of each class that are started from: raise it, or, where images may repeat,"
+                " set init.sampling=with_replacement"
             )
         return stage
 

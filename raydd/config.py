@@ -16,7 +16,7 @@ from raydd.core.errors import ConfigError, unknown
 from raydd.core.storage import absolute, check_url
 from raydd.core.typed_tree import as_yaml, build, plain, stated
 from raydd.core.units import Numerics
-from raydd.core.yaml_tree import apply_override, read_tree
+from raydd.core.yaml_tree import apply_override, read_tree, settled
 from raydd.data.catalog import CATALOG
 from raydd.data.config import DatasetConfig
 from raydd.evaluation.evaluation_config import EvaluationConfig
@@ -253,11 +253,13 @@ def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
 
 def given(path: str, key: str, overrides: Sequence[str]) -> bool:
     """Return whether a job file or an override of it sets a top key."""
-    return key in read_tree(path) or any(one.split("=")[0].strip() == key for one in overrides)
+    return key in settled(read_tree(path)) or any(
+        one.split("=")[0].strip() == key for one in overrides
+    )
 
 
 def _method_name(tree: Mapping[str, Any]) -> Any:
-    method = tree.get("method")
+    method = settled(tree).get("method")
     return method.get("name") if isinstance(method, Mapping) else method
 
 
@@ -284,6 +286,7 @@ def load_evaluation(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Eval
 
 def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
     """Return the job that a plain tree describes; see :func:`load_job`."""
+    tree = settled(tree)
     if "method" in tree and isinstance(tree["method"], str):
         tree = {**tree, "method": {"name": tree["method"]}}
     given = tree.get("dataset")

@@ -16,6 +16,7 @@ from raydd.core.units import canonical
 from raydd.evaluation.rivals import Rival
 from raydd.methods import METHODS
 from raydd.methods.dm import Dm
+from raydd.methods.itgan import ItGan
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -333,6 +334,53 @@ evaluation:
     twice = text.replace("iterations: 5,", "iterations: 5, iterations: 6,")
     with pytest.raises(ConfigError, match="line 4: the key 'iterations' stands twice"):
         load(tmp_path, text=twice)
+
+
+def test_what_a_mapping_takes_follows_the_overrides_of_the_other(tmp_path: Path) -> None:
+    text = """dataset: {name: digits}
+ipc: 10
+method: &own {name: itgan, network: convnet1_w8, inversion_steps: 9, generator: {width: 4, dim_z: 4}}
+evaluation:
+  baselines: [{<<: *own, iterations: 5, label: fewer}]
+by_ipc: {2: {method.batch: 32}}
+"""
+
+    def rival(*overrides: str) -> ItGan:
+        (found,) = load(tmp_path, *overrides, text=text).evaluation.baselines
+        assert isinstance(found, Rival)
+        assert isinstance(found.method, ItGan)
+        return found.method
+
+    assert (rival().iterations, rival().inversion_steps) == (5, 9)
+    followed = rival("method.inversion_steps=3", "method.iterations=2")
+    assert (followed.iterations, followed.inversion_steps) == (5, 3), "its own goes before"
+    read = rival(
+        "method.generator=null", "method.generator.width=8", "method.generator.weights=G.pth"
+    )
+    assert (read.generator.width, read.generator.weights) == (8, "G.pth")
+    assert rival("ipc=2").batch == 32
+    other = rival("method=null", "method.name=dm")
+    assert other.inversion_steps == 9, "another method takes the place of what it was taken from"
+
+
+def test_overrides_of_what_is_taken_leave_the_other_alone(tmp_path: Path) -> None:
+    text = """dataset: {name: digits}
+evaluation:
+  baselines: [&own {name: itgan, network: convnet1_w8, generator: {width: 4, dim_z: 6}}]
+method: {<<: [*own], iterations: 3}
+"""
+    job = load(tmp_path, "method.generator.width=8", "method.epochs=2", text=text)
+    (rival,) = job.evaluation.baselines
+    assert isinstance(rival, ItGan)
+    assert isinstance(job.method, ItGan)
+    assert (job.method.generator.width, job.method.generator.dim_z) == (8, 6)
+    assert (job.method.epochs, job.method.iterations) == (2, 3)
+    assert (rival.generator.width, rival.epochs) == (4, ItGan().epochs)
+    for taken in ("3", "[3]"):
+        with pytest.raises(ConfigError, match="line 4: '<<' takes the keys of a mapping"):
+            load(tmp_path, text=text.replace("[*own]", taken))
+    with pytest.raises(ConfigError, match=r"write key\.sub=value"):
+        load(tmp_path, "method.<<=3", text=text)
 
 
 @pytest.mark.parametrize(

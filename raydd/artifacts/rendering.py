@@ -56,7 +56,9 @@ def random_beside(report: Report, row: Row) -> Row | None:
     the report's own set, one for as many updates.
     """
     rows = [r for r in report.rows if is_random(report, r) and r.network == row.network]
-    if row.coding is not None:
+    if row.coding is None:
+        rows = [r for r in rows if r.coding is None]
+    else:
         rows = [r for r in rows if r.coding is not None and r.coding.fills == row.set]
     rows.sort(key=lambda r: r.set != "random")
     same = [r for r in rows if r.protocol == row.protocol]

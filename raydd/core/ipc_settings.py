@@ -8,7 +8,7 @@ from typing import Any
 
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
-from raydd.core.yaml_tree import parse_yaml
+from raydd.core.yaml_tree import make_own_, parse_yaml, settled
 
 KEY = "by_ipc"
 REFUSED = ("ipc", KEY, "name")
@@ -36,7 +36,7 @@ def take_out(tree: dict[str, Any], where: str) -> dict[float, dict[str, Any]]:
             )
         if not isinstance(settings, Mapping):
             raise ConfigError(f"{where}: {KEY}.{ipc}: {settings!r} is no mapping of keys to values")
-        entries[ipc] = flatten(settings)
+        entries[ipc] = flatten(settled(settings))
         for key in entries[ipc]:
             if key.split(".")[0] in REFUSED:
                 raise ConfigError(f"{where}: {KEY}.{ipc}: '{key}' cannot be set by ipc")
@@ -67,6 +67,7 @@ def merged(tree: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> 
         *groups, last = key.split(".")
         below = changed
         for depth, group in enumerate(groups):
+            make_own_(below, group)
             found = below.get(group)
             if group == "method" and depth == 0 and isinstance(found, str):
                 found = {"name": found}

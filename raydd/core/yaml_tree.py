@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ import yaml
 
 from raydd.core.errors import ConfigError, nearest
 
+TAKEN = "<<"
+"""The key of a tree below which lie the mappings of which a mapping takes what it does not say itself."""
 _MERGE = "tag:yaml.org,2002:merge"
 DEPTH, VALUES = 32, 100_000
 """Groups of keys and lists within each other; values in a file, those of aliases counted wherever they stand."""
@@ -20,7 +23,8 @@ class _Strict(yaml.SafeLoader):
     """YAML's safe loader, which also refuses a key that stands twice, or is no plain value, and what
     unfolds to much more than is written.
 
-    Keys that a mapping takes from another (``<<: *name``) give way to its own.
+    What a mapping takes from others (``<<: *name``) stays below :data:`TAKEN`, as the very mappings,
+    so that it changes with them: :func:`settled`.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -36,25 +40,14 @@ class _Strict(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put in what a mapping takes from others; they are few, and so are their keys."""
-        for key, value in node.value:
-            merged = key.tag == _MERGE and isinstance(value, yaml.SequenceNode)
-            if merged and len(value.value) > _MERGED:
-                raise ConfigError(
-                    f"line {key.start_mark.line + 1}: '<<' takes more than {_MERGED} mappings"
-                )
-        super().flatten_mapping(node)
-        if len(node.value) > _KEYS:
-            raise ConfigError(
-                f"line {node.start_mark.line + 1}: a mapping of more than {_KEYS} keys"
-            )
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; a repeated key is an error that names its line."""
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        own, taken = [], []
+        for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
+                several = isinstance(value_node, yaml.SequenceNode)
+                taken += value_node.value if several else [value_node]
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, (str, int, float)) and key is not None:
@@ -66,7 +59,32 @@ class _Strict(yaml.SafeLoader):
                     f"line {key_node.start_mark.line + 1}: the key '{key}' stands twice"
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+            own.append((key_node, value_node))
+        line = node.start_mark.line + 1
+        if len(taken) > _MERGED:
+            raise ConfigError(f"line {line}: '<<' takes more than {_MERGED} mappings")
+        if len(own) > _KEYS:
+            raise ConfigError(f"line {line}: a mapping of more than {_KEYS} keys")
+        for other in taken:
+            if not isinstance(other, yaml.MappingNode):
+                raise ConfigError(
+                    f"line {other.start_mark.line + 1}: '<<' takes the keys of a mapping, or of a list of them"
+                )
+        found = super().construct_mapping(
+            yaml.MappingNode(node.tag, own, node.start_mark, node.end_mark), deep
+        )
+        others = [self.construct_object(other, deep=deep) for other in taken]
+        return {TAKEN: others, **found} if others else found
+
+
+def settled(tree: Any) -> Any:
+    """Return a tree in which mappings hold what they take from others, as these are now."""
+    if isinstance(tree, Mapping):
+        found: dict[Any, Any] = {}
+        for other in reversed(tree.get(TAKEN, ())):
+            found |= settled(other)
+        return found | {key: settled(value) for key, value in tree.items() if key != TAKEN}
+    return [settled(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -108,7 +126,9 @@ def _unfold(value: Any, sizes: dict[int, int], within: set[int]) -> int:
 
 
 def read_tree(path: str) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds; ``ConfigError`` for a file that is missing or holds none."""
+    """Return the mapping that a YAML file holds, what mappings take from others not :func:`settled`;
+    ``ConfigError`` for a file that is missing or holds none.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_LENGTH + 1)
@@ -135,7 +155,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set ``a.b=value`` in the tree; the value is read as YAML."""
     key, sign, text = override.partition("=")
     parts = key.strip().split(".")
-    if not sign or not all(parts):
+    if not sign or not all(parts) or TAKEN in parts:
         raise ConfigError(f"override '{override}': write key.sub=value")
     try:
         value = parse_yaml(text)
@@ -144,6 +164,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if parts[0] in {"seed", "seeds"}:
         tree.pop("seeds" if parts[0] == "seed" else "seed", None)
     for depth, part in enumerate(parts[:-1]):
+        make_own_(tree, part)
         below = tree.setdefault(part, {})
         if isinstance(below, str) and part == "method":
             below = tree[part] = {"name": below}
@@ -155,6 +176,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             )
         tree = below
     whole = ".".join(parts)
+    make_own_(tree, parts[-1])
     lost = _lost(
         tree.get(parts[-1]),
         {"name": value} if whole == "method" and isinstance(value, str) else value,
@@ -170,6 +192,13 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             f"override '{override}' would drop {named}; write {keep}, or {whole}=null before it if they shall go"
         )
     tree[parts[-1]] = value
+
+
+def make_own_(tree: dict[str, Any], key: str) -> None:
+    """Give a mapping a copy of a key that it takes from another, so that it alone changes."""
+    known = settled(tree) if TAKEN in tree and key not in tree else {}
+    if key in known:
+        tree[key] = copy.deepcopy(known[key])
 
 
 def _lost(old: Any, new: Any) -> list[str]:

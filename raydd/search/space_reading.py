@@ -11,7 +11,7 @@ from raydd.config import Job, JobFile
 from raydd.core.dotted_keys import flatten, has_key, is_empty, value_at
 from raydd.core.errors import ConfigError, nearest
 from raydd.core.typed_tree import build, plain
-from raydd.core.yaml_tree import apply_override, read_tree
+from raydd.core.yaml_tree import apply_override, read_tree, settled
 from raydd.evaluation.protocols import OVERRIDES
 from raydd.search.domains import Choice, domain, label
 from raydd.search.metrics import lower_is_better
@@ -28,7 +28,7 @@ def load_space(path: str, job: JobFile, overrides: Sequence[str] = ()) -> Space:
     given = read_tree(path)
     for override in overrides:
         apply_override(given, override)
-    return parse_space(given, job, path)
+    return parse_space(settled(given), job, path)
 
 
 def _is_spec(value: Any) -> bool:

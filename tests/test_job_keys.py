@@ -29,9 +29,9 @@ WRITTEN = Path(__file__).parent / "golden" / "job_keys.json"
 def keys_of(job_file: Path) -> dict[str, str]:
     """Return a hash of the keys of each kind of stage behind a job, planned without the data and without weights."""
     job = load_job(str(job_file))
-    info = replace(
-        describe(job.dataset), digests=(("test", "test's digest"), ("train", "train's digest"))
-    )
+    splits = ("holdout", "test", "train") if job.dataset.holdout else ("test", "train")
+    digests = tuple((split, f"{split}'s digest") for split in splits)
+    info = replace(describe(job.dataset), digests=digests)
     if not info.train_counts and (published := entry(job.dataset.name).train_count):
         info = replace(info, train_counts=(published // info.classes,) * info.classes)
     found: dict[str, list[str]] = {}

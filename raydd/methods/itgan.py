@@ -293,6 +293,7 @@ class ItGan(Method):
             augment=config.operations(info),
             flip=config.mirrors(info),
             standing=config.standing,
+            pooling=config.pooling,
         )
 
     def _recipe(self, epochs: int, strategy: str) -> Recipe:

@@ -8,6 +8,7 @@ spectral norms and batch norms become constants of :mod:`raydd.networks.folded_g
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ NORM_EPS = 1e-5
 """What batch norms add to variances."""
 SPECTRAL_EPS = 1e-8
 INIT_STD = 0.02
+Pooling = Literal["sum", "mean"]
 
 
 class _Spectral(nn.Module):
@@ -199,10 +201,14 @@ class DownBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images in (-1, 1) and labels to scores ``[B]``: high for what looks real."""
+    """Images in (-1, 1) and labels to scores ``[B]``: high for what looks real.
 
-    def __init__(self, shape: GanShape) -> None:
+    ``pooling``: ``sum`` (published) or ``mean`` of features over the side that is left.
+    """
+
+    def __init__(self, shape: GanShape, pooling: Pooling = "sum") -> None:
         super().__init__()
+        self.pooling = pooling
         if shape.side % 2**shape.pools:
             raise ConfigError(
                 f"a discriminator halves the side {shape.side} {shape.pools} times; it must divide by {2**shape.pools}"
@@ -224,7 +230,8 @@ class Discriminator(nn.Module):
         h = images
         for block in self.blocks:
             h = block(h)
-        h = F.relu(h).sum((2, 3))
+        h = F.relu(h)
+        h = h.sum((2, 3)) if self.pooling == "sum" else h.mean((2, 3))
         return self.linear(h).squeeze(1) + (h * self.embed(labels)).sum(1)
 
 

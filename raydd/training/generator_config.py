@@ -9,14 +9,16 @@ from annotated_types import Ge, Gt, Lt
 
 from raydd.augment.dsa import parse_strategy
 from raydd.core.errors import ConfigError
+from raydd.core.units import added
 from raydd.data.catalog import DatasetInfo
+from raydd.networks.biggan import Pooling
 from raydd.networks.folded_generator import GanShape
 
 SMALLEST = 7
 """A side that is not halved any further, after two times."""
 OF_TRAINING = (
     *("rounds", "batch", "d_steps", "lr", "lr_discriminator", "ema", "ema_start"),
-    *("augment", "flip", "standing"),
+    *("augment", "flip", "standing", "pooling"),
 )
 """Settings without effect on a generator that is read from a file."""
 
@@ -52,6 +54,7 @@ class GeneratorConfig:
     augment: str | None = None
     flip: bool | None = None
     standing: Annotated[int, Ge(1)] = 50
+    pooling: Pooling = added("sum")
     weights: str | None = None
 
     def __post_init__(self) -> None:

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from raydd.augment.dsa import draw
 from raydd.core.tensors import Tensors
-from raydd.core.units import Context, Cost, Stage
+from raydd.core.units import Context, Cost, Stage, added
 from raydd.data.catalog import DatasetInfo
 from raydd.data.memory import draw_distinct
 from raydd.networks.biggan import (
     Discriminator,
     Generator,
+    Pooling,
     fold,
     initialise_,
     take_statistics_,
@@ -92,6 +93,7 @@ class TrainGenerator(Stage):
     augment: str
     flip: bool
     standing: int
+    pooling: Pooling = added("sum")
 
     def units(self) -> tuple[str, ...]:
         """Return the one unit."""
@@ -201,7 +203,8 @@ class TrainGenerator(Stage):
 
     def _players(self, ctx: Context) -> tuple[_Player, _Player]:
         def make() -> tuple[_Player, _Player]:
-            made, judge = Generator(self.sizes), Discriminator(self.sizes)
+            made = Generator(self.sizes)
+            judge = Discriminator(self.sizes, self.pooling)
             return _Player(made.to(ctx.device), "made"), _Player(judge.to(ctx.device), "judge")
 
-        return ctx.cached(("generator and discriminator", self.sizes), make)
+        return ctx.cached(("generator and discriminator", self.sizes, self.pooling), make)

@@ -136,6 +136,23 @@ def test_one_power_step_at_a_time_finds_the_largest_singular_value() -> None:
     assert float(found.detach()) == pytest.approx(exact, rel=1e-4)
 
 
+def test_a_mean_over_the_side_keeps_first_scores_small() -> None:
+    """Those of a sum over 49 places are far outside of the hinge loss's margin before anything is learnt."""
+    shape = GanShape(channels=1, classes=10, width=16, dim_z=4, bottom=7, blocks=2)
+    images = torch.randn(20, 1, 28, 28, generator=generator(2, "images"))
+    labels, scores = torch.arange(20) % 10, {}
+    for pooling in ("sum", "mean"):
+        made = Discriminator(shape, pooling)
+        initialise_(made, generator(2, "pooling"))
+        with torch.no_grad():
+            for _ in range(10):  # power steps
+                made(images, labels)
+            scores[pooling] = made(images, labels) - made.linear.bias
+    assert torch.allclose(scores["mean"] * 49, scores["sum"], rtol=1e-3, atol=1e-4)
+    assert float(scores["sum"].abs().mean()) > 2
+    assert float(scores["mean"].abs().mean()) < 0.5
+
+
 def test_a_generator_is_folded_in_eval_mode() -> None:
     with pytest.raises(ConfigError, match="eval mode"):
         fold(Generator(SMALL))

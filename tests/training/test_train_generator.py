@@ -89,6 +89,14 @@ def test_a_round_depends_on_its_state_and_number_alone(
     check_folded(outputs[0], one.sizes)
 
 
+def test_the_discriminator_takes_means_where_asked(
+    info: DatasetInfo, digits: Mapping[str, Data]
+) -> None:
+    of_sums, of_means = (trained(stage(info, pooling=how), digits)[0] for how in ("sum", "mean"))
+    assert torch.equal(of_sums[0]["judge.weights"], of_means[0]["judge.weights"])
+    assert not torch.equal(of_sums[1]["judge.weights"], of_means[1]["judge.weights"])
+
+
 def test_the_statistics_are_those_of_made_images(
     info: DatasetInfo, digits: Mapping[str, Data]
 ) -> None:

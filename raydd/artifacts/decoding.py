@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raydd.core.errors import ConfigError, unknown
+from raydd.core.plain_types import check_fields
 from raydd.core.registry import Registry
 from raydd.core.tensors import Tensors
 from raydd.data.catalog import DatasetInfo
@@ -389,6 +390,10 @@ class Decoding:
             for key, value in self.parameters.items()
         }
         try:
-            return kind(**plain)
-        except TypeError as error:
+            made = kind(**plain)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(f"decoding '{self.name}': {error}") from error
+        check_fields(made, f"decoding '{self.name}'")
+        return made

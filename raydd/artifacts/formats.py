@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from raydd.artifacts import published_folder as folder
+from raydd.artifacts.dataset_facts import info_from
 from raydd.artifacts.detection import FoundFiles
 from raydd.artifacts.detection import detect as detect
 from raydd.artifacts.distilled_set import DistilledSet, Whitening
@@ -314,12 +315,12 @@ def _own_facts(
 ) -> tuple[DatasetInfo, Whitening | None]:
     facts = parse_json(value["raydd"])
     if "whitening_matrix" not in value:
-        return folder.info_from(facts), None
+        return info_from(facts), None
     per_image = bool(facts.pop("per_image"))
     whitening = Whitening(
         matrix=value["whitening_matrix"], mean=value["whitening_mean"], per_image=per_image
     )
-    return folder.info_from(facts), whitening
+    return info_from(facts), whitening
 
 
 def _check_shape(images: Tensor, info: DatasetInfo, source: FoundFiles, reading: Reading) -> None:
@@ -361,7 +362,7 @@ def _side(source: FoundFiles) -> dict[str, Any]:
     if not values:
         return {"info": None}
     try:
-        return {"info": folder.info_from(values), **extra}
+        return {"info": info_from(values), **extra}
     except (ValueError, TypeError) as error:
         raise DataError(f"{join(source.storage.url, SIDE_FILE)} cannot be read: {error}") from error
 

@@ -36,6 +36,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ import torch
 
 from raydd.artifacts.card import card
 from raydd.artifacts.charts import report_files
+from raydd.artifacts.dataset_facts import info_from
 from raydd.artifacts.decoding import COMMON, Decoding
 from raydd.artifacts.distilled_set import WHITENING, DistilledSet, Whitening
 from raydd.artifacts.eight_bit import SHARD_BYTES, tar_shards
@@ -65,11 +67,12 @@ from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
-from raydd.data.catalog import DatasetInfo
 
 PART_BYTES = 4_000_000_000
 INDEX, DATA = "data.safetensors.index.json", "data.safetensors"
 CODED = "set.rdd"
+_VALUES = 1 << 28
+"""Values of an image that students may see."""
 WHITENING_FILE = "whitening.safetensors"
 
 
@@ -79,20 +82,6 @@ def to_json(value: Any) -> bytes:
         return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"not a JSON value: {error}") from error
-
-
-def info_from(values: Mapping[str, Any]) -> DatasetInfo:
-    """Return the data set facts that ``dataclasses.asdict`` and JSON made plain."""
-    plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    plain["digests"] = tuple(
-        (str(split), str(digest)) for split, digest in plain.get("digests", ())
-    )
-    try:
-        return DatasetInfo(**plain)
-    except TypeError as error:
-        raise ConfigError(f"not the facts of a data set: {error}") from error
 
 
 def facts(distilled: DistilledSet) -> dict[str, Any]:
@@ -359,7 +348,7 @@ def from_tensors(
             whitening = Whitening(
                 matrix=matrix, mean=mean, per_image=bool(values["whitening"]["per_image"])
             )
-        return DistilledSet(
+        made = DistilledSet(
             images=tensors["images"],
             labels=tensors["labels"],
             soft_labels=tensors.get("soft_labels"),
@@ -375,7 +364,10 @@ def from_tensors(
             decoding=Decoding(values["decoding"]["name"], values["decoding"]["parameters"]),
             recipe=recipe,
         )
-    except (KeyError, ValueError, TypeError) as error:
+        if math.prod(made.shape) > _VALUES:
+            raise DataError(f"{where}: students would see images of {list(made.shape)}")
+        return made
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
         raise DataError(f"{where} is not a distilled set: {error!r}") from error

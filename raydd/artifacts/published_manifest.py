@@ -25,7 +25,7 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
             for path, v in manifest["files"].items()
         }
         found, version = manifest["format"], int(manifest["version"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise TornFileError(f"{where} is torn or not a manifest: {error!r}") from error
     if found != FORMAT or version > APART:
         raise DataError(

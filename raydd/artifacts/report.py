@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from raydd.artifacts.accounting import Accounting, Coding
 from raydd.artifacts.protocol import Training
 from raydd.core.errors import ConfigError, unknown
+from raydd.core.plain_types import check_fields
 
 T = TypeVar("T")
 PROTOCOLS = "What the protocols come to:"
@@ -179,7 +180,12 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """Return the report of JSON values; ``ConfigError`` on keys that are unknown or missing."""
+        """Return the report of JSON values; ``ConfigError`` on keys that are unknown or missing, and on
+        values that cannot be.
+        """
+        for name in ("rows", "curve", "notes", "continual", "trainings", "published"):
+            if not isinstance(values.get(name, ()), (list, tuple)):
+                raise ConfigError(f"a report: {name} is no list")
         plain = {key: value for key, value in values.items() if key != "table"}
         plain["rows"] = tuple(_build(Row, item) for item in plain.get("rows", ()))
         plain["curve"] = tuple(_build(Point, item) for item in plain.get("curve", ()))
@@ -250,9 +256,11 @@ def _build(kind: type[T], values: T | Mapping[str, Any]) -> T:
         if key not in allowed:
             raise unknown(f"{kind.__name__.lower()} key", key, allowed)
     try:
-        return kind(**values)
+        made = kind(**values)
     except TypeError as error:
         raise ConfigError(f"not a {kind.__name__.lower()}: {error}") from error
+    check_fields(made, f"a {kind.__name__.lower()}")
+    return made
 
 
 def summarise(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:

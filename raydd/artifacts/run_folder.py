@@ -20,10 +20,29 @@ from typing import Any
 from raydd.artifacts.report import Report
 from raydd.core.errors import ConfigError, StorageError, nearest
 from raydd.core.json_text import parse_json
+from raydd.core.plain_types import is_of
 from raydd.core.storage import Storage, join
 from raydd.core.urls import absolute, check_url
 from raydd.core.yaml_tree import parse_yaml
 
+_PLAN: dict[str, Any] = {
+    "curves": dict[str, list[str]],
+    "charted": list[str],
+    "asked": list[int],
+    "stages": list[dict[str, Any]],
+}
+_STAGE: dict[str, Any] = {
+    "name": str,
+    "outputs": list[str],
+    "units": list[tuple[str, str, int, list[int]]],
+}
+_RECORD: dict[str, Any] = {
+    "kind": str,
+    "t": int | None,
+    "seconds": float | None,
+    "values": dict[str, float],
+}
+"""What readers take for granted of a plan, of each of its stages, and of a line of a log."""
 JOB, PLAN, LOG, REPORT, PAGE = "job.yaml", "plan.json", "log.jsonl", "report.json", "report.html"
 SEMANTIC, LABEL_MAP_PICTURE = "semantic.png", "label_map.png"
 """Pictures of a poster beside the set's own, in its folder."""
@@ -72,6 +91,9 @@ def read_run(url: str) -> RunFolder:
         raise ConfigError(f"output: {error}") from error
     notes: list[str] = []
     plan = _mapping(output, PLAN, notes)
+    if plan is not None and not _whole(plan):
+        notes.append(f"{PLAN} cannot be read: it is not what it should be")
+        plan = None
     return RunFolder(output, job, plan, _log(output, notes), _report(output, notes), tuple(notes))
 
 
@@ -84,6 +106,19 @@ def _job(output: Storage) -> Mapping[str, Any]:
     if not isinstance(job, Mapping) or not {"method", "evaluation"} & set(job):
         raise ConfigError(f"output: {join(output.url, JOB)} is not the file of a run")
     return {str(key): value for key, value in job.items()}
+
+
+def _whole(plan: Mapping[str, Any]) -> bool:
+    """Return whether the parts of a plan are what they should be; others are not looked at."""
+    parts = all(name not in plan or is_of(plan[name], hint) for name, hint in _PLAN.items())
+    return (
+        parts
+        and all(
+            all(is_of(stage.get(name), hint) for name, hint in _STAGE.items())
+            for stage in plan.get("stages", ())
+        )
+        and set(plan.get("charted", ())) <= set(plan.get("curves", ()))
+    )
 
 
 def _mapping(output: Storage, name: str, notes: list[str]) -> Mapping[str, Any] | None:
@@ -121,7 +156,10 @@ def _log(output: Storage, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
         except ValueError:
             damaged += 1
             continue
-        if isinstance(record, Mapping) and isinstance(record.get("kind"), str):
+        if is_of(record, dict[str, Any]) and all(
+            (name not in record and name != "kind") or is_of(record.get(name), hint)
+            for name, hint in _RECORD.items()
+        ):
             found.append(record)
         else:
             damaged += 1

@@ -43,7 +43,8 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; a repeated key is an error that names its line."""
         seen: set[Any] = set()
-        own, taken = [], []
+        own: list[Any] = []
+        taken: list[Any] = []
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
                 several = isinstance(value_node, yaml.SequenceNode)

@@ -19,6 +19,7 @@ import torch
 
 from raydd.core.errors import DataError
 from raydd.core.json_text import parse_json
+from raydd.core.plain_types import is_of
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import dump_tensors, load_tensors
 from raydd.data.inventory import LeftOut
@@ -137,7 +138,15 @@ def read_manifest(files: Storage) -> dict[str, Any] | None:
             }
             if lacking:
                 raise ValueError(f"a split lacks {', '.join(sorted(lacking))}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            for kind, keys, of in (
+                (int, ("count",), (split, *split["shards"])),
+                (str, ("index_sha256",), (split,)),
+                (str, ("name", "sha256"), split["shards"]),
+            ):
+                wrong = [one[key] for one in of for key in keys if not is_of(one[key], kind)]
+                if wrong:
+                    raise ValueError(f"{ascii(wrong[0])[:60]} stands for one of {', '.join(keys)}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{what} is torn: {error}") from error
     if version != FORMAT:
         raise DataError(f"{what} has format {version}; this version of raydd reads {FORMAT}")

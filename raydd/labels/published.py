@@ -14,6 +14,7 @@ from raydd.core.json_text import parse_json
 from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
+from raydd.core.typed_tree import build
 from raydd.core.units import Context, unkeyed
 from raydd.labels.codecs import CODECS, STATIC
 from raydd.labels.label_checks import CheckedEpoch, check_record
@@ -69,15 +70,11 @@ class PublishedLabels(FoundLabels):
                     f"{where} is of format '{found}' version {version}; this raydd reads '{FORMAT}' up to version"
                     f" {VERSION}"
                 )
-            plain: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values["config"].items()
-            }
             files = {
                 str(name): (int(facts["size"]), str(facts["sha256"]))
                 for name, facts in values.get("files", {}).items()
             }
-            config = LabelConfig(**plain)
+            config = build(LabelConfig, dict(values["config"]), where, ("config",))
             if not config.stored:
                 raise DataError(
                     f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(CODECS)}"
@@ -90,7 +87,7 @@ class PublishedLabels(FoundLabels):
                 classes=int(values["classes"]),
                 files=tuple((name, *files[name]) for name in sorted(files)),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise DataError(f"{where} is not a manifest of labels: {error!r}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from raydd.artifacts.decoding import SetSize
 from raydd.core.errors import ConfigError, TooFew
+from raydd.core.plain_types import LARGEST
 from raydd.core.registry import Registry
 from raydd.core.tensors import Tensors
 from raydd.core.units import Numerics, Ref, Stage
@@ -187,6 +188,8 @@ def check_ipc(method: Method | None, ipc: float) -> None:
     """Raise ``ConfigError`` for a number of images per class that a method cannot make, or, where it is
     not known, none.
     """
+    if not abs(ipc) <= LARGEST:  # NaN, too
+        raise ConfigError(f"ipc: {str(ipc)[:20]} is no number of images")
     if method is None or method.takes_fractions:
         if ipc <= 0:
             raise ConfigError(f"ipc: Input should be greater than 0, not {ipc:g}")

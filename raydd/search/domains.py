@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raydd.core.errors import ConfigError, nearest
+from raydd.core.plain_types import is_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -279,4 +280,4 @@ def _read(value: Any) -> Any:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_of(value, float)

@@ -2,10 +2,9 @@
 
 python tests/reliability/fuzz.py [--seconds 600] [--seed 1] [--corpus FOLDER] [--only NAME] [--record]
 
-libFuzzer (by atheris) changes files that were whole and keeps those changes that reach new lines of
-raydd or of Python's tarfile; the first byte of an input says which reader it is for. An input is
-wrong as :func:`watching.fault` says; fuzzing goes on after it, and ends with exit code 1.
-``--record`` writes docs/results/reliability/fuzz.json.
+libFuzzer (by atheris) changes files that were whole and keeps those changes that reach new lines of raydd or of
+Python's tarfile; the first byte of an input says which reader it is for. An input is wrong as :func:`watching.fault`
+says; fuzzing goes on after it, and ends with exit code 1. ``--record`` writes docs/results/reliability/fuzz.json.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import atheris
+import click
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -118,14 +118,14 @@ def main() -> None:
             if what not in faults:
                 faults[what] = data[1:]
                 (folder.parent / f"{folder.name}-fault-{len(faults)}").write_bytes(data[1:])
-                print(f"FAULT {len(faults)} ({folder}-fault-{len(faults)}): {said}", flush=True)
+                click.echo(f"FAULT {len(faults)} ({folder}-fault-{len(faults)}): {said}")
 
     def end() -> None:
-        print(
+        click.echo(
             f"{sum(inputs.values())} inputs, {len(faults)} faults; seed {o.seed}, {o.seconds:g} s"
         )
         for name, count in sorted(inputs.items()):
-            print(f"  {name}: {count}")
+            click.echo(f"  {name}: {count}")
         if o.record:
             record(o.seconds, o.seed, inputs, faults, kept)
         sys.stdout.flush()

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import annotated_types
 
@@ -20,12 +20,12 @@ from raydd.core.yaml_tree import apply_override, read_tree, settled
 from raydd.data.catalog import CATALOG
 from raydd.data.config import DatasetConfig
 from raydd.evaluation.evaluation_config import EvaluationConfig
-from raydd.evaluation.images_config import ImagesConfig
+from raydd.evaluation.images_config import ImagesConfig, check_auto
 from raydd.evaluation.rivals import Rival, RivalKeys, Tiling, check_baseline, rivals
 from raydd.methods import METHODS, Method
 from raydd.methods.method import DEFAULT_PROTOCOL, check_ipc
 
-WAIT_SECONDS = 600.0
+WAIT_SECONDS, DEFAULT_IPC = 600.0, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Job:
     name: str
     seeds: tuple[int, ...]
     dataset: DatasetConfig
-    ipc: float
+    ipc: float | Literal["auto"]
     method: Method
     images: ImagesConfig | None = None
     evaluation: EvaluationConfig
@@ -128,7 +128,7 @@ class _Tree:
     seed: Annotated[int, annotated_types.Ge(0)] | None = None
     seeds: tuple[Annotated[int, annotated_types.Ge(0)], ...] | None = None
     dataset: DatasetConfig
-    ipc: float = 10  # what the method allows: check_ipc
+    ipc: float | Literal["auto"] = DEFAULT_IPC  # what the method allows: check_ipc
     method: dict[str, Any] = field(default_factory=dict)
     images: ImagesConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -156,7 +156,9 @@ class _Tree:
         if self.output == self.store:
             raise ConfigError(f"output and store must be different places, both are {self.output}")
         object.__setattr__(self, "seeds", seeds)
-        if self.ipc == int(self.ipc):
+        if self.ipc == "auto":
+            check_auto(self.images)
+        elif self.ipc == int(self.ipc):
             object.__setattr__(self, "ipc", int(self.ipc))
 
 
@@ -204,7 +206,7 @@ class JobFile:
         """Return the job as it is given or, as one more override would, for another ``ipc``;
         ``ConfigError`` listing all that is wrong.
         """
-        own = ipc_settings.asked(self.tree, self.overrides, _Tree.ipc)
+        own = ipc_settings.asked(self.tree, self.overrides, DEFAULT_IPC)
         wanted = own if ipc is None else ipc
         settings = self.by_ipc.get(wanted, {}) if isinstance(wanted, (int, float)) else {}
         tree = ipc_settings.merged(self.tree, settings, f"{self.where}: {ipc_settings.KEY}")
@@ -249,13 +251,6 @@ def read_job(path: str | None, overrides: Sequence[str] = ()) -> JobFile:
 def load_job(path: str | None, overrides: Sequence[str] = ()) -> Job:
     """Return the job of :func:`read_job`; ``ConfigError`` listing all that is wrong."""
     return read_job(path, overrides).job()
-
-
-def given(path: str, key: str, overrides: Sequence[str]) -> bool:
-    """Return whether a job file or an override of it sets a top key."""
-    return key in settled(read_tree(path)) or any(
-        one.split("=")[0].strip() == key for one in overrides
-    )
 
 
 def _method_name(tree: Mapping[str, Any]) -> Any:
@@ -311,7 +306,7 @@ def parse_job(tree: Mapping[str, Any], where: str = "job") -> Job:
         evaluation = _with_baselines(top.evaluation, own, where)
     except ConfigError as error:
         mistakes.insert(0, str(error))
-    ipc = tree.get("ipc", _Tree.ipc) if top is None else top.ipc
+    ipc = tree.get("ipc", DEFAULT_IPC) if top is None else top.ipc
     if isinstance(ipc, (int, float)) and not isinstance(ipc, bool):
         mistakes += _mistake(check_ipc, method, ipc, where)
     if top is None or method is None or evaluation is None or mistakes:

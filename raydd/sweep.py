@@ -42,9 +42,10 @@ def main(
     """
     setup_logging(verbose)
     with command_errors(verbose, dry_run):
-        from raydd.config import given, read_job
+        from raydd.config import read_job
         from raydd.core.errors import ConfigError
         from raydd.core.storage import absolute
+        from raydd.core.yaml_tree import given
         from raydd.runtime.sweep import sweeping
         from raydd.runtime.sweep.dry import dry_run as plan_of
 

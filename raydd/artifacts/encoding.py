@@ -45,6 +45,16 @@ def encoded_set(distilled: DistilledSet, codec: ImageCodec, budget: int | None =
     return Encoded(distilled=replace(decode(data, distilled.info), recipe=recipe), data=data)
 
 
+def coded_file(url: str) -> bytes | None:
+    """Return the file of a coded set at ``url``; ``None`` for a set that is not coded."""
+    source = detect(url)
+    if source.format == "coded":
+        return source.storage.get(source.paths[0])
+    if source.format == "distilled" and source.storage.exists(folder.CODED):
+        return source.storage.get(folder.CODED)
+    return None
+
+
 def publish_coded(coded: Encoded, out: str, source: str) -> Iterator[str]:
     """Publish a coded set in the folder ``out``; yield lines for a person.
 

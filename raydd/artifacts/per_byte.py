@@ -84,7 +84,7 @@ def students(report: Report) -> tuple[str, str]:
 
 def images_per_class(row: Row, classes: int) -> str:
     """Return the images per class of a row as text, of draws that differ their mean; ``–`` if it is not known."""
-    return "–" if row.stored is None else f"{row.stored / classes:g}"
+    return "–" if row.stored is None else f"{row.stored / classes:.3g}"
 
 
 def per_byte_csv(report: Report) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -213,3 +213,10 @@ def _lost(old: Any, new: Any) -> list[str]:
         for name, below in old.items()
     ]
     return [key for keys in lost for key in keys]
+
+
+def given(path: str, key: str, overrides: Sequence[str]) -> bool:
+    """Return whether a job file or an override of it sets a top key."""
+    return key in settled(read_tree(path)) or any(
+        one.split("=")[0].strip() == key for one in overrides
+    )

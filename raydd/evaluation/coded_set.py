@@ -13,12 +13,13 @@ from raydd.artifacts.byte_filling import most_that_fit, none_fits
 from raydd.artifacts.coded_facts import CodedFacts, ImageCodec
 from raydd.artifacts.decoding import SetSize
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.reading import Reading
 from raydd.core.errors import DataError
 from raydd.core.tensors import Tensors
 from raydd.core.units import Context, Cost, Ref, Stage
 from raydd.data.catalog import DatasetInfo
 from raydd.evaluation.coding_rule import CodingRule
-from raydd.evaluation.set_sources import AssembledSet
+from raydd.evaluation.set_sources import AssembledSet, StoredSet
 
 BYTES_PER_VALUE = {8: 0.63, 4: 0.22, 3: 0.13, 2: 0.075, 1: 0.034}
 """Bytes that a value takes on Fashion-MNIST, by bits: for estimates of how many random images fill a file."""
@@ -53,7 +54,20 @@ class EncodeSet(Stage):
 
     def finish(self, unit: str, state: Tensors, ctx: Context) -> Tensors:
         """Return the file."""
-        return {"file": as_tensor(self.rule.file(self.source.load(ctx)))}
+        kept = self._kept()
+        return {"file": as_tensor(kept or self.rule.file(self.source.load(ctx)))}
+
+    def _kept(self) -> bytes | None:
+        """Return the file that a stored set has already, if it is coded in this very way."""
+        from raydd.artifacts.encoding import coded_file
+        from raydd.artifacts.image_codecs import facts
+
+        source = self.source
+        if not isinstance(source, StoredSet) or source.reading != Reading() or self.rule.budget:
+            return None
+        source.read()  # refuses one that has changed
+        file = coded_file(source.url)
+        return file if file is not None and facts(file).codec == self.rule.codec else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class Rung:
 class ImagesConfig:
     """How images are coded before students see them; see :class:`raydd.artifacts.coded_facts.ImageCodec`.
 
-    ``bits``: of a pixel's level; several: each is judged; ``auto``: what fits ``budget``.
+    ``bits``: of a pixel's level; several: each is judged; ``auto`` (default beside ``budget``): what fits it.
     ``budget``: bytes that the file has at most (``8kB``); several: each is judged, of a set that is
     too large its first images. ``random_bits``: random images at so many bits stand beside each
     row, too, where its own are others.
@@ -68,6 +68,11 @@ class ImagesConfig:
                 f"images.budget and images.random_bits are of the codec 'levels', not '{self.codec}'"
             )
         list(self.rungs())
+
+    @classmethod
+    def of(cls, codec: ImageCodec) -> ImagesConfig:
+        """Return the keys of a codec."""
+        return cls(**vars(codec))
 
     def check_coder(self) -> None:
         """Raise ``ConfigError`` saying what to install, if a coder is not there."""
@@ -105,9 +110,9 @@ class ImagesConfig:
                 codec = ImageCodec(codec=self.codec, bits=bits, **_tabled(plain, bits))
                 yield Rung(f"at {codec.text}", CodingRule(codec=codec))
         else:
-            auto = self.bits == "auto"
-            stated = None if auto else self.bits
-            codec = ImageCodec(codec=self.codec, bits=stated, **plain)  # type: ignore[arg-type]
+            auto = self.bits == "auto" or (self.bits is None and self.budget is not None)
+            stated = None if self.bits == "auto" else self.bits
+            codec = ImageCodec(codec=self.codec, bits=stated, **plain)
             room = self.budgets[0] if self.budgets else None
             yield Rung("", CodingRule(codec=codec, budget=room, auto=auto))
 
@@ -128,6 +133,16 @@ class ImagesConfig:
         if self.random_bits is None or (not own.auto and own.codec.bits == self.random_bits):
             return None
         return CodingRule(codec=replace(own.codec, bits=self.random_bits))
+
+
+def check_auto(images: ImagesConfig | None) -> None:
+    """Raise ``ConfigError`` for ``ipc: auto`` without one budget that chooses the bits."""
+    rule = None if images is None else images.rule
+    if rule is None or not rule.auto:
+        raise ConfigError(
+            "ipc: auto needs one images.budget that chooses the bits (images.bits=auto): the number of images and"
+            " their bits follow from it"
+        )
 
 
 def _tabled(plain: dict[str, Any], bits: int) -> dict[str, Any]:

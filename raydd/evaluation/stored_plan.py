@@ -70,6 +70,7 @@ def stored_evaluation(
     size: str = "",
     published: Mapping[str, Sequence[float]] | None = None,
     images: ImagesConfig | None = None,
+    kept: bool = False,
 ) -> EvaluationPlan:
     """Plan the evaluation of a published or foreign set called ``name``, and of the baselines of ``problem``'s size.
 
@@ -79,7 +80,7 @@ def stored_evaluation(
     sets, and this one if its labels are not stored or it is a part of a larger one. ``size``: what the
     set holds, where that is not ``problem.ipc`` images of each class. ``published``: accuracies in
     percent by network, as its file has them. ``images``: how the set is coded before students see it,
-    if it is.
+    if it is; ``kept``: as its own file has it, of which soft labels beside it are.
     """
     check_beside(config, images)
     if config.every is not None:
@@ -115,7 +116,8 @@ def stored_evaluation(
         if images is not None:
             given = [(one, problem) for one in sets]
             by = partial(_labels_by, maker, batch)
-            entries += coded_rows(name, given, network, config, images, by, by)
+            own_labels = (lambda problem, source: found) if kept and found is not None else by
+            entries += coded_rows(name, given, network, config, images, by, own_labels)
             entries += whole_rows(problem, network, config) if "whole" in config.baselines else []
             continue
         entries += rows(name, [(one, problem, found) for one in sets], network, config)

@@ -12,8 +12,10 @@ from typing import Any
 from raydd.artifacts.card import poster_text
 from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS
 from raydd.artifacts.distilled_set import DistilledSet
+from raydd.artifacts.encoding import coded_file
 from raydd.artifacts.formats import data_set_at, detect, experiments_at, read_set
 from raydd.artifacts.grid import png
+from raydd.artifacts.image_codecs import facts
 from raydd.artifacts.per_byte import CHART, ROWS
 from raydd.artifacts.poster_pictures import is_poster, picture_of
 from raydd.artifacts.reading import Reading
@@ -31,6 +33,7 @@ from raydd.core.typed_tree import as_yaml, build
 from raydd.core.units import Numerics
 from raydd.data.catalog import CATALOG, DatasetInfo
 from raydd.data.datasets import Described
+from raydd.evaluation.images_config import ImagesConfig
 from raydd.evaluation.memories import check_classes
 from raydd.evaluation.plan import EvaluationPlan
 from raydd.evaluation.set_sources import StoredSet
@@ -127,9 +130,14 @@ def plan_stored(
                 " belongs to the classes of a step"
             )
         check_classes(distilled.labels, range(info.classes))
-    if job.images is not None:
+    images = job.images
+    as_it_is = images is None and readings == [Reading()] and job.evaluation.continual is None
+    kept = coded_file(url) if as_it_is else None
+    if kept is not None:
+        images = ImagesConfig.of(facts(kept).codec)
+    if images is not None:
         for one in sets:
-            job.images.check(one, url)
+            images.check(one, url)
     stored = [StoredSet.of(one, url, info, of) for one, of in zip(sets, readings, strict=True)]
     given = distilled.recipe.get("ipc")
     if isinstance(given, (int, float)):
@@ -165,7 +173,8 @@ def plan_stored(
         maker_of(distilled.recipe, info, ipc),
         size=contents(distilled),
         published=published or distilled.recipe.get("published", {}),
-        images=job.images,
+        images=images,
+        kept=kept is not None,
     )
     beside = {"labels": found.digest} if labels is not None and found is not None else {}
     beside |= (

@@ -31,6 +31,7 @@ from raydd.evaluation.summary import point
 from raydd.labels.published import MANIFEST as LABEL_MANIFEST
 from raydd.labels.published import manifest as label_manifest
 from raydd.methods.method import Problem
+from raydd.runtime.auto_ipc import with_ipc
 from raydd.runtime.control import Control
 from raydd.runtime.devices import main_kind
 from raydd.runtime.estimate import stages_of
@@ -75,6 +76,7 @@ def run_job(
     with refusing():
         check_places(Storage(job.output), Storage(job.store), job.tracking.uri)
         data = data or described(job.dataset, "job")
+        job = with_ipc(job, data)
         job.method.fetch()
         plan = make_plan(job, data.info)
         absent = job.method.missing(plan.problems[0])

@@ -21,6 +21,7 @@ from raydd.evaluation.plan import EvaluationPlan, evaluation_stages, own_labels
 from raydd.labels.relabel import Relabel
 from raydd.methods.method import Method, Problem, check_counts
 from raydd.runtime.advice import advice
+from raydd.runtime.auto_ipc import with_ipc
 from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import (
     GPU_UPDATE_SECONDS,
@@ -133,7 +134,7 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
     parts = [job.to_yaml().rstrip()]
     found = FoundData(job.dataset)
     try:
-        data = found.look(plan=sheet is None)
+        data = found.look(plan=sheet is None and job.ipc != "auto")
     except DataError as error:
         if not found.absent:
             raise
@@ -143,6 +144,7 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
         info = replace(
             info, train_counts=(published // info.classes,) * info.classes
         )  # for the estimate alone
+    job = with_ipc(job, replace(data, info=info))
     plan = make_plan(job, info)
     parts += _coded_lines(job, plan.problems[0])
     absent = [*found.absent, *job.method.missing(plan.problems[0])]

@@ -67,6 +67,8 @@ def parse_space(given: Mapping[str, Any], of: JobFile, where: str) -> Space:
             _collect(mistakes, lambda n=name, g=group: _check_set(n, g, file, whole, where))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+    if job.ipc == "auto":
+        raise ConfigError(f"{where}: job: ipc: auto has no place in a sweep; set ipc to a number")
     own = {key.name: _own(key.name, whole, job) for key in keys}
     mode = file.mode or ("min" if lower_is_better(file.metric) else "max")
     stem = os.path.splitext(os.path.basename(where))[0]

@@ -3,8 +3,8 @@
     python tests/benchmarks/results_table.py README.md           rewrite the tables
     python tests/benchmarks/results_table.py README.md --check   fail if they are not up to date
 
-A table stands between ``<!-- results docs/results/*.json -->`` (reports of runs; a pattern relative to the file) or
-``<!-- methods -->`` and ``<!-- end -->``.
+A table stands between ``<!-- results docs/results/*.json -->`` (reports of runs; a pattern relative to the file),
+``<!-- per_byte docs/results/per_byte/*.json -->`` (of coded sets) or ``<!-- methods -->``, and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import re
 import sys
 from pathlib import Path
 
-from raydd.artifacts.rendering import format_bytes, format_seconds
+from raydd.artifacts.per_byte import coded_rows, images_per_class
+from raydd.artifacts.rendering import format_bytes, format_seconds, random_beside
 from raydd.artifacts.report import Report, Row
 
 BLOCK = re.compile(
-    r"(<!-- (?P<kind>results|methods) ?(?P<pattern>\S*) -->\n)(.*?)(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>results|per_byte|methods) ?(?P<pattern>\S*) -->\n)(.*?)(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -88,6 +90,52 @@ def results(reports: list[Report]) -> str:
     return table(header, lines, 5)
 
 
+def per_byte(reports: list[Report]) -> str:
+    """Return one line per coded set, with random images that fill its bytes beside it: coded alike, and in another
+    way. In bold unless some of them are better.
+    """
+    header = ["data set", "method", "coded", "bytes", "bits per class", "network", "protocol"]
+    header += ["accuracy, %", "random, coded alike, %", "other random, %", "students, random"]
+    lines = []
+    for report in sorted(reports, key=lambda r: (r.dataset, r.rows[0].network, r.rows[0].set)):
+        for row in coded_rows(report):
+            if row.coding is None or row.account is None or row.coding.fills:
+                continue
+            classes = round(8 * row.bytes / row.account.bits_per_class)
+            alike = random_beside(report, row)
+            filling = [one for one in coded_rows(report) if _fills(one) == (row.set, row.network)]
+            others = [one for one in filling if one is not alike]
+            best = max((one.accuracy_mean for one in filling), default=0.0)
+            own = _accuracy(row)
+            line = [
+                report.dataset,
+                row.coding.series,
+                f"{images_per_class(row, classes)} × {row.coding.codec}",
+                f"{row.bytes:,}",
+                f"{row.account.bits_per_class:,.0f}",
+                row.network,
+                f"`{row.protocol}`",
+                own if row.accuracy_mean < best else f"**{own}**",
+                *(
+                    "; ".join(_filled(one, classes) for one in some) or "–"
+                    for some in ([alike], others)
+                ),
+                f"{row.seeds} × {row.networks}, {max(one.seeds for one in filling)} × {row.networks}",
+            ]
+            lines.append(line)
+    return table(header, lines, 7)
+
+
+def _fills(row: Row) -> tuple[str, str]:
+    return ("" if row.coding is None else row.coding.fills, row.network)
+
+
+def _filled(row: Row | None, classes: int) -> str:
+    if row is None or row.coding is None:
+        return "not run"
+    return f"{_accuracy(row)} ({images_per_class(row, classes)} × {row.coding.codec})"
+
+
 def methods() -> str:
     """Return one line per registered method: its name, what the first line of its file says, and
     the published figures.
@@ -114,12 +162,11 @@ def rewrite(text: str, folder: Path) -> str:
         if match["kind"] == "methods":
             body = methods()
         else:
-            body = results(
-                [
-                    Report.from_dict(json.loads(path.read_text()))
-                    for path in sorted(folder.glob(match["pattern"]))
-                ]
-            )
+            found = [
+                Report.from_dict(json.loads(path.read_text()))
+                for path in sorted(folder.glob(match["pattern"]))
+            ]
+            body = per_byte(found) if match["kind"] == "per_byte" else results(found)
         return f"{match[1]}{body}{match[5]}"
 
     return BLOCK.sub(make, text)

@@ -21,12 +21,13 @@ from raydd.artifacts.per_byte import CHART, ROWS, series_of
 from raydd.artifacts.rendering import random_beside, render_table
 from raydd.artifacts.report import Report
 from raydd.cli import main
+from raydd.config import parse_job
 from raydd.core.errors import ConfigError
 from raydd.core.store import Store
 from raydd.core.units import Numerics
 from raydd.data.catalog import entry
 from raydd.data.config import DatasetConfig
-from raydd.data.datasets import open_data, with_digests
+from raydd.data.datasets import Described, open_data, with_digests
 from raydd.evaluation.coded_set import EncodeSet, FillBytes, as_bytes, as_tensor
 from raydd.evaluation.coding_rule import CodingRule
 from raydd.evaluation.evaluation_config import EvaluationConfig
@@ -35,6 +36,7 @@ from raydd.evaluation.plan import EvaluationPlan, evaluation_stages
 from raydd.evaluation.set_sources import AssembledSet
 from raydd.evaluation.summary import summarise
 from raydd.methods import METHODS, Problem
+from raydd.runtime.auto_ipc import with_ipc
 from raydd.runtime.runner import LocalRunner
 
 ROOT = Path(__file__).parents[2]
@@ -258,3 +260,30 @@ def test_the_committed_ladder_and_a_curve_over_budgets(tmp_path, monkeypatch) ->
     refused = CliRunner().invoke(main, ["evaluate", url, "--budgets", "90B,6kB", "--dry-run"])
     assert refused.exit_code == 2
     assert "no file fits into 90 bytes; the smallest has" in refused.output
+
+
+def test_the_number_of_images_follows_from_a_budget(digits) -> None:
+    data, info = digits
+    described = Described(config=DatasetConfig(name="digits"), info=info, splits=data)
+    tree = {"dataset": {"name": "digits"}, "method": "random", "images": {"budget": "3kB"}}
+    job = parse_job({**tree, "ipc": "auto"})
+    found = with_ipc(job, described)
+    assert isinstance(found.ipc, int)
+    assert found.images == job.images
+    ids = [(data["train"].labels == c).nonzero().flatten()[: found.ipc] for c in range(10)]
+    real = DistilledSet(
+        images=data["train"].take(torch.cat(ids)),
+        labels=torch.arange(10).repeat_interleave(found.ipc),
+        info=info,
+    )
+    assert 0.8 * 3000 < len(encode(real, CODEC)) <= 3000, "nine tenths of it, about"
+    assert with_ipc(parse_job({**tree, "ipc": 3}), described).ipc == 3
+    with pytest.raises(
+        ConfigError, match=r"images.budget: no file fits into 90 bytes; the smallest"
+    ):
+        with_ipc(parse_job({**tree, "ipc": "auto", "images": {"budget": 90}}), described)
+    with pytest.raises(ConfigError, match="coding images of 'digits', which are not here"):
+        with_ipc(job, replace(described, splits=None))
+    for images in ({"bits": 2}, {"bits": 2, "budget": "3kB"}, {"budget": ["3kB", "4kB"]}):
+        with pytest.raises(ConfigError, match="ipc: auto needs one images.budget"):
+            parse_job({**tree, "ipc": "auto", "images": images})

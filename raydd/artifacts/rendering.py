@@ -45,21 +45,25 @@ def signed(points: float) -> str:
 
 
 def is_random(report: Report, row: Row) -> bool:
-    """Return whether a row is of random images, as many as the set has or its file holds, by whatever name."""
+    """Return whether a row is of random images, as many as the set has, or as its file holds, by whatever name."""
     filling = row.coding is not None and bool(row.coding.fills)
-    return row.set == "random" or row.set in report.random or filling
+    return filling or row.set == "random" or row.set in report.random
 
 
 def random_beside(report: Report, row: Row) -> Row | None:
     """Return the row of random images that a row is compared with, on the same network: one under the
-    same protocol, of a coded set those that fill its file, coded alike; where there is none, beside
-    the report's own set, one for as many updates.
+    same protocol; where there is none, beside the report's own set, one for as many updates. Of a
+    coded set those that fill its file, coded alike.
     """
+    if row.coding is not None:
+        filling = [
+            r
+            for r in report.rows
+            if r.coding is not None
+            and (r.coding.fills, r.protocol, r.network) == (row.set, row.protocol, row.network)
+        ]
+        return filling[0] if filling else None
     rows = [r for r in report.rows if is_random(report, r) and r.network == row.network]
-    if row.coding is None:
-        rows = [r for r in rows if r.coding is None]
-    else:
-        rows = [r for r in rows if r.coding is not None and r.coding.fills == row.set]
     rows.sort(key=lambda r: r.set != "random")
     same = [r for r in rows if r.protocol == row.protocol]
     if row.set == report.rows[0].set:

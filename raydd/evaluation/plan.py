@@ -126,7 +126,12 @@ def evaluation_stages(
     if config.every is not None:
         entries += _snapshots(method, problems, networks[0], config)
     memories: tuple[PlannedMemory, ...] = ()
+    notes = shrunk(entries)
     if config.continual is not None:
+        if method.soft_labels and not method.joint(problems[0]):
+            notes += (
+                f"Continual learning: {method.name} sees all classes; its set is cut by class.",
+            )
         made = [(AssembledSet(method=method, problem=problem), problem) for problem in problems]
         memories = memories_of(method.name, made, networks[0], config, config.continual, others)
     return EvaluationPlan(
@@ -135,7 +140,7 @@ def evaluation_stages(
         config,
         tuple(entries),
         memories,
-        shrunk(entries),
+        notes,
     )
 
 

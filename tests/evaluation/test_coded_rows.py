@@ -285,5 +285,5 @@ def test_the_number_of_images_follows_from_a_budget(digits) -> None:
     with pytest.raises(ConfigError, match="coding images of 'digits', which are not here"):
         with_ipc(job, replace(described, splits=None))
     for images in ({"bits": 2}, {"bits": 2, "budget": "3kB"}, {"budget": ["3kB", "4kB"]}):
-        with pytest.raises(ConfigError, match="ipc: auto needs one images.budget"):
+        with pytest.raises(ConfigError, match=r"ipc: auto needs one images\.budget"):
             parse_job({**tree, "ipc": "auto", "images": images})

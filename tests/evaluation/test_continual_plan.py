@@ -30,14 +30,16 @@ from raydd.evaluation.continual import EvaluateMemory
 from raydd.evaluation.evaluation_config import EvaluationConfig
 from raydd.evaluation.plan import evaluation_stages
 from raydd.evaluation.rivals import Rival, RivalKeys, Tiling
-from raydd.evaluation.set_sources import StoredSet
+from raydd.evaluation.set_sources import AssembledSet, StoredSet
 from raydd.evaluation.stored_plan import stored_evaluation
 from raydd.evaluation.summary import summarise
+from raydd.labels.label_config import LabelConfig
 from raydd.methods import METHODS, Problem
 from raydd.runtime.evaluating import plan_stored
 from raydd.runtime.pipeline import run_job
 from raydd.runtime.runner import LocalRunner
 from raydd.training.sgd import Recipe
+from raydd.training.teacher_config import TeacherConfig
 
 ROOT = Path(__file__).parents[2]
 SMALL = EvaluationConfig(
@@ -115,6 +117,27 @@ def test_methods_whose_classes_talk_distil_every_step_and_random_draws_every_ord
         ("random (ipc 1)", "OrderDraw"),
         ("random (partition 2)", "PackedSet"),
     ], "students of a memory are all trained for as many epochs"
+
+
+def test_sets_of_methods_with_teachers_are_cut_by_class_and_say_so(digits):
+    networks = ("convnet1_w8_batchnorm",)
+    method = METHODS.get("dwa")(
+        networks=networks,
+        teachers=TeacherConfig(weights="train"),
+        labels=LabelConfig(batch=10),
+        jitter=(0, 1),
+        iterations=2,
+    )
+    problem = _problem(digits[1])
+    config = replace(SMALL, protocol="dm", baselines=())
+    plan = evaluation_stages(method, problem, config)
+    assert {item.stage.source for item in plan.continual} == {
+        AssembledSet(method=method, problem=problem)
+    }
+    assert plan.notes == ("Continual learning: dwa sees all classes; its set is cut by class.",)
+    plain = replace(config, continual=None, continual_orders=5, continual_repeats=3)
+    assert evaluation_stages(method, problem, plain).notes == ()
+    assert evaluation_stages(_dm(), problem, config).notes == ()
 
 
 def test_repetitions_of_a_distillation_take_the_orders_in_turn(digits):

@@ -65,13 +65,17 @@ def encode(distilled: DistilledSet, codec: ImageCodec) -> bytes:
     """
     codec.check()
     codable(distilled)
-    pixels = pixels_of(distilled)
-    small = halved(pixels) if codec.size == 2 else pixels
     tables: tuple[Tensor, ...] = ()
-    if codec.codec == "levels" and codec.bits != 8:
-        tables, small = _levels(small, 1 << (codec.bits or 0), codec.table == "image")
+    levelled = codec.codec == "levels" and codec.bits != 8
+    if codec.size == 1 and not levelled and not distilled.images.is_floating_point():
+        small = distilled.images
     else:
-        small = (small * 255).round().to(torch.uint8)
+        small = pixels_of(distilled)
+        small = halved(small) if codec.size == 2 else small
+        if levelled:
+            tables, small = _levels(small, 1 << (codec.bits or 0), codec.table == "image")
+        else:
+            small = (small * 255).round().to(torch.uint8)
     streams = encode_pages(small, codec.coder, codec.quality or 0)
     file = SetFile.of(distilled, codec, coder_version(codec.coder), tables, streams)
     return replace(file, pixel_digest=pixel_digest(_pixels(file))).to_bytes()

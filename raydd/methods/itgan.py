@@ -41,7 +41,7 @@ from raydd.methods.method import Method, Problem, by_stage, check_counts, regist
 from raydd.methods.random_selection import DrawImages, SelectImages
 from raydd.networks import is_per_sample, normalise_name
 from raydd.training.generator_config import GeneratorConfig
-from raydd.training.read_generator import ReadGenerator
+from raydd.training.read_generator import ReadGenerator, check_generator
 from raydd.training.recipe import Recipe
 from raydd.training.train_generator import TrainGenerator
 from raydd.training.train_network import TrainNetwork
@@ -126,7 +126,8 @@ class ItGan(Method):
         """Return the training of generator and network, the choice of images, inversion and matching.
 
         ``ConfigError`` for a data set whose images no such generator makes, too few images, batch
-        norm, and trained networks without held-out images.
+        norm, trained networks without held-out images, and a file of another generator, or of none
+        (``DataError``).
         """
         info, strategy = problem.dataset, self._strategy(problem.dataset)
         network = normalise_name(self.network)
@@ -272,11 +273,10 @@ class ItGan(Method):
         config, info = self.generator, problem.dataset
         sizes = config.sizes(info)
         if config.weights is not None:
+            weights = Weights.at(config.weights)
+            check_generator(weights, sizes)
             return ReadGenerator(
-                seed=0,
-                numerics=problem.numerics.plain,
-                sizes=sizes,
-                weights=Weights.at(config.weights),
+                seed=0, numerics=problem.numerics.plain, sizes=sizes, weights=weights
             )
         return TrainGenerator(
             seed=problem.seed,

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,13 @@ class ReadGenerator(Stage):
         )
 
 
+@lru_cache(maxsize=8)
+def check_generator(weights: Weights, sizes: GanShape) -> None:
+    """Refuse, as reading it will, a file that holds no generator of these sizes; one that is not there is let pass."""
+    if weights.digest:
+        folded_weights(parse_weights(read_bytes(weights.url), weights.url)[0], sizes, weights.url)
+
+
 def folded_weights(value: Any, sizes: GanShape, where: str) -> Tensors:
     """Return the folded generator in what a file holds: a state dict, bare or under one key."""
     states = [value, *(value.values() if isinstance(value, Mapping) else ())]
@@ -84,7 +92,10 @@ def folded_weights(value: Any, sizes: GanShape, where: str) -> Tensors:
         )
     state = {name.removeprefix("module."): tensor.float() for name, tensor in fitting[0].items()}
     if "scale" in state:
-        check_folded(state, sizes)
+        try:
+            check_folded(state, sizes)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
         folded = state
     else:
         folded = fold(_published(state, sizes, where).eval())

@@ -21,7 +21,7 @@ from raydd.config import load_job
 from raydd.core.errors import ConfigError, DataError
 from raydd.core.rng import generator
 from raydd.core.store import Store
-from raydd.core.tensors import Tensors
+from raydd.core.tensors import Tensors, dump_tensors
 from raydd.core.units import Data, Numerics, Ref
 from raydd.data.catalog import DatasetInfo, entry
 from raydd.data.datasets import open_data, with_digests
@@ -499,6 +499,27 @@ def test_other_jobs_read_the_generator_that_is_kept(
     assert read.keep(problem, store.load, str(tmp_path / "elsewhere")) == {}
     gone = small(generator={"width": 4, "dim_z": 4, "weights": str(tmp_path / "no.pth")})
     assert gone.missing(problem) == [f"method.generator.weights: {tmp_path / 'no.pth'}"]
+
+
+def test_a_file_of_no_such_generator_is_refused_when_it_is_planned(
+    info: DatasetInfo, tmp_path: Path
+) -> None:
+    sizes = GanShape(channels=1, classes=10, width=4, dim_z=4, bottom=2, blocks=2)
+    folded = fold(Generator(sizes).eval())
+
+    def plan(name: str, data: bytes, **changes: Any) -> None:
+        (tmp_path / name).write_bytes(data)
+        given = {"width": 4, "dim_z": 4, "weights": str(tmp_path / name), **changes}
+        small(generator=given).plan(problem_of(info))
+
+    plan("whole.safetensors", dump_tensors(folded))
+    with pytest.raises(ConfigError, match=r"wide\.safetensors: the generator's 'linear\.weight'"):
+        plan("wide.safetensors", dump_tensors(folded), width=8)
+    del folded["conv.bias"]
+    with pytest.raises(ConfigError, match=r"part\.safetensors: the generator has no tensor 'conv"):
+        plan("part.safetensors", dump_tensors(folded))
+    with pytest.raises(DataError, match=r"junk\.pth"):
+        plan("junk.pth", b"no weights")
 
 
 def test_a_sweep_of_the_last_stage_shares_what_comes_before(info: DatasetInfo) -> None:

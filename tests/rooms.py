@@ -16,7 +16,12 @@ import torch
 
 PROCESSES = 3
 """Two for what starts clusters and waits for them most of the time, one for all else."""
-WITH_RAY = ("tests/integration/", "tests/runtime/test_ray_", "tests/test_plugins.py")
+WITH_RAY = (
+    "tests/integration/",
+    "tests/runtime/test_ray_",
+    "tests/test_plugins.py",
+    "tests/reliability/test_on_ray",
+)
 """What starts clusters: in two processes, of about equal length, so that no more than two start at once."""
 SECOND = ("statistics_jobs", "s3", "sweep_runs", "places", "ray_")
 """Of these the second; its tests of S3 share a server, the first one's share a cluster."""

@@ -31,6 +31,7 @@ class _Known:
         self.rows: dict[str, set[int]] = {}
         self.outputs: set[tuple[str, str]] = set()
         self.accuracies: set[int] = set()
+        self.begun: set[str] = set()
 
     def is_new(self, record: dict[str, Any]) -> bool:
         """Return whether a record says something new, and remember it."""
@@ -45,6 +46,8 @@ class _Known:
             new = output not in self.outputs
             self.outputs.add(output)
             return new
+        if record["kind"] == "start":
+            self.begun.add(key)
         if record["kind"] == "accuracy":
             new = record.get("t", 0) not in self.accuracies
             self.accuracies.add(record.get("t", 0))
@@ -121,6 +124,7 @@ class Journal:
         self.storage, self.path = storage, path
         self._lock = threading.Lock()
         self._known = _Known()
+        self._left: frozenset[str] = frozenset()
         self._loaded = False
         self._pending: list[dict[str, Any]] = []
         self._warned = False
@@ -157,6 +161,10 @@ class Journal:
             self._pending += [record for record in records if self._known.is_new(record)]
         if self.storage.local and time.monotonic() - self._failed_at >= RETRY_SECONDS:
             self._flush()
+
+    def left_by_others(self) -> frozenset[str]:
+        """Return the keys of units that runs before this one began, and of whose end they wrote no line."""
+        return self._left
 
     def close(self) -> None:
         """Write what is left; a storage that fails costs the lines, a warning, and at most 30 s."""
@@ -216,7 +224,9 @@ class Journal:
                 old.is_new(parse_json(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # damaged by a crash: it says nothing, and what it said is written again
+        finished = {key for key, output in old.outputs if output == "final"}
         with self._lock:
+            self._left = frozenset(old.begun - finished)
             self._pending = [record for record in self._pending if old.is_new(record)]
             old.add(self._known)
             self._known = old

@@ -207,7 +207,9 @@ class Session:
                 around.enter_context(stop_on_signals(control, progress.say))
                 listeners.append(progress.on_event)
             control.attach(runner)
-            runner.run(targets, self.store, self.listener(_each(listeners)))
+            cleared = _Cleared(self.store, self.journal)
+            runner.run(targets, self.store, self.listener(_each([*listeners, cleared.on_event])))
+        cleared.clear()
         if control.stopped and not all(self.store.has(list(targets))):
             raise Interrupted(f"the same command goes on from here ({self.output.url})")
 
@@ -228,6 +230,28 @@ class Session:
         for name, data in {"report.json": to_json(report.to_dict()), **files}.items():
             self.output.put(name, data)
         return {name: join(self.output.url, name) for name in files}
+
+
+class _Cleared:
+    """Removes the checkpoints of units that a run was killed at between their marker and that removal: the log has
+    their beginning alone.
+    """
+
+    def __init__(self, store: Store, journal: Journal) -> None:
+        self.store, self.journal = store, journal
+        self.finished: set[str] = set()
+
+    def on_event(self, event: Event) -> None:
+        """Hear of an output that was there before, ahead of the log, which then knows it."""
+        if event.kind == "output" and event.cached and event.output == "final":
+            self.finished.add(event.key)
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove what is known by now to be left."""
+        for key in self.finished & self.journal.left_by_others():
+            self.store.drop_checkpoints(key)
+            self.finished.discard(key)
 
 
 def _each(listeners: Sequence[OnEvent]) -> OnEvent:

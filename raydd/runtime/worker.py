@@ -382,9 +382,9 @@ class Worker:
                     rows=now.log,
                     skipped=skipped,
                 )
+                if output == "final":  # before it is told: who hears of it finds no checkpoints
+                    self.store.drop_checkpoints(ref.key)
                 self.desk.wrote(ref.key, output, now.seconds, now.log)
-            if final:
-                self.store.drop_checkpoints(ref.key)
         if not final:
             self._held[ref.key] = now
             while len(self._held) > HELD_STATES:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import pytest
 from fault_rows import CHECK, Row, Tally, counts
 
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Tally:
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     """Take what a test injected for a row; a count of the check must be the one that the page says."""
     recorder = request.config.pluginmanager.get_plugin("reliability-recorder")
-    nightly = request.node.get_closest_marker("nightly") is not None
     told: defaultdict[str, int] = defaultdict(int)
 
-    def tell(row: Row, count: int) -> None:
+    def tell(row: Row, count: int, measured: str = "") -> None:
         assert count > 0, f"{row.name}: nothing was tried"
         told[row.name] += count
         if recorder is not None:
-            recorder.add(request.node.path.stem, row.name, count)
-        elif not nightly:
-            said = counts(CHECK).get(row.name)
-            assert said == told[row.name], (
-                f"{row.name}: {told[row.name]} tried, its record says {said}: run tests/reliability/record.py"
-            )
+            recorder.add(request.node.path.stem, row.name, count, measured)
 
-    return tell
+    yield tell
+    if recorder is None and request.node.get_closest_marker("nightly") is None:
+        said = counts(CHECK)
+        differing = {name: (n, said.get(name)) for name, n in told.items() if said.get(name) != n}
+        assert not differing, f"tried, recorded: {differing}; run tests/reliability/record.py"

@@ -40,17 +40,18 @@ PARTS = {
 }
 """Parts of the page and their headings, in order."""
 
-Tally = Callable[["Row", int], None]
-"""What a test tells: how many faults it injected, or inputs it tried, for a row."""
+Tally = Callable[..., None]
+"""What a test tells of a row: how many faults it injected, or inputs it tried, and what it measured meanwhile."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One promise. ``what``: to what something is done; ``fault``: what is done; ``outcome``: what raydd does;
-    ``test``: the function of the same module that shows it, or ``FILE::FUNCTION`` below tests/.
+    ``test``: the function of the same module that shows it, or ``FILE::FUNCTION`` below tests/ (which
+    is not counted).
 
     ``group``: rows of one group and what are one line of the page, their faults its columns.
-    ``module`` is filled in by :func:`modules`. ``data``: what the test needs beside.
+    ``data``: what the test needs beside.
     """
 
     part: str
@@ -99,6 +100,16 @@ def counts(series: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for path in sorted(RECORDS.glob("test_*.json")):
         found |= json.loads(path.read_text()).get(series, {}).get("counts", {})
+    return found
+
+
+def measured() -> dict[str, str]:
+    """Return what was measured, by row, the long series' before the check's."""
+    found: dict[str, str] = {}
+    for path in sorted(RECORDS.glob("test_*.json")):
+        record = json.loads(path.read_text())
+        for series in (CHECK, NIGHTLY):
+            found |= record.get(series, {}).get("measured", {})
     return found
 
 

@@ -26,10 +26,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.counts: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.measured: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
-    def add(self, module: str, row: str, count: int) -> None:
-        """Add a test's count to a row's."""
+    def add(self, module: str, row: str, count: int, measured: str = "") -> None:
+        """Add a test's count to a row's, and keep what it measured."""
         self.counts[module][row] += count
+        if measured:
+            self.measured[module][row] = measured
 
 
 class Registered:
@@ -77,7 +80,8 @@ def main() -> None:
     for module, told in recorder.counts.items():
         path = record_of(module)
         before = json.loads(path.read_text()) if path.exists() else {}
-        record = before | {series: facts | {"counts": dict(sorted(told.items()))}}
+        found = {"counts": dict(sorted(told.items())), "measured": recorder.measured[module]}
+        record = before | {series: facts | found}
         path.write_text(json.dumps(record, indent=2) + "\n")
     written()
 

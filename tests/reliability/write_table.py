@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from fault_rows import CHECK, NIGHTLY, PAGE, PARTS, Row, all_rows, counts
+from fault_rows import CHECK, NIGHTLY, PAGE, PARTS, Row, all_rows, counts, measured
 
 BEGIN, END = "<!-- rows of {part}: begin -->", "<!-- rows of {part}: end -->"
 
@@ -41,22 +41,23 @@ def number(found: Mapping[str, int], row: Row) -> str:
 
 def plain(rows: Sequence[tuple[str, Row]]) -> list[str]:
     """Return a table of one line for each row."""
-    check, nightly = counts(CHECK), counts(NIGHTLY)
+    check, nightly, found = counts(CHECK), counts(NIGHTLY), measured()
     lines = [
         line(["to what", "what is done", "what raydd does", "in the check", "long series", "test"]),
         line(["---", "---", "---", "--:", "--:", "---"]),
     ]
     for module, row in rows:
         said = [number(check, row), number(nightly, row)]
+        outcome = row.outcome + (f" ({found[row.name]})" if row.name in found else "")
         lines.append(
-            line([cell(row.what), cell(row.fault), cell(row.outcome), *said, link(module, row)])
+            line([cell(row.what), cell(row.fault), cell(outcome), *said, link(module, row)])
         )
     return lines
 
 
 def crossed(rows: Sequence[tuple[str, Row]]) -> list[str]:
-    """Return a table of rows that are one group: what it is done to × what is done; cells are counts, the long
-    series' after the check's.
+    """Return a table of rows that are one group: what it is done to by what is done; cells are counts, the long
+    series' after the check's, empty where none was counted, and a dash where there is no such row.
     """
     check, nightly = counts(CHECK), counts(NIGHTLY)
     faults = list(dict.fromkeys(row.fault for _, row in rows))
@@ -70,7 +71,8 @@ def crossed(rows: Sequence[tuple[str, Row]]) -> list[str]:
     for what, of in by_what.items():
         said = []
         for fault in faults:
-            pair = [number(check, of[fault]), number(nightly, of[fault])] if fault in of else []
+            row = of.get(fault)
+            pair = [number(check, row), number(nightly, row)] if row else ["–"]
             said.append(" + ".join(part for part in pair if part))
         lines.append(line([cell(what), *said]))
     outcomes = dict.fromkeys((row.outcome, link(module, row)) for module, row in rows)

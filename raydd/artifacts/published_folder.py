@@ -69,6 +69,8 @@ from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, dump_tensors, load_metadata, load_tensors
 
 PART_BYTES = 4_000_000_000
+_VALUES = 1 << 28
+"""Values of an image that students may see."""
 INDEX, DATA = "data.safetensors.index.json", "data.safetensors"
 CODED = "set.rdd"
 _VALUES = 1 << 28

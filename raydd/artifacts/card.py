@@ -17,6 +17,7 @@ from raydd.artifacts.pictures import Range
 from raydd.artifacts.rendering import format_bytes, render_markdown
 from raydd.artifacts.report import Report
 from raydd.artifacts.run_folder import LABEL_MAP_PICTURE, OFFSETS_PICTURE, SEMANTIC
+from raydd.artifacts.tables import inline
 from raydd.artifacts.windows import LABEL_MAP, Windows
 
 SIZES = (
@@ -217,7 +218,8 @@ def card(
     what the 8 bits of the shards stand for, where these are no pixels. ``coded``: of the file that
     the set was decoded of.
     """
-    info, recipe = distilled.info, distilled.recipe
+    recipe = distilled.recipe
+    name, method = inline(distilled.info.name), inline(method_name(recipe))
     shape = "×".join(map(str, distilled.shape))
     if report is None:
         worth = "This set was published without an evaluation.\n"
@@ -239,9 +241,9 @@ def card(
         " `labels/manifest.json` says how views are drawn\n"
     )
     return f"""{header(distilled, license_id, shards=shards)}
-# {info.name}, {per_class}, distilled by {method_name(recipe)}
+# {name}, {per_class}, distilled by {method}
 
-A small training set that stands in for {info.name} (images of {shape}, C×H×W), made by dataset distillation with
+A small training set that stands in for {name} (images of {shape}, C×H×W), made by dataset distillation with
 raydd. {_labels(distilled, records)}
 
 ![{shown}](grid.png)

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydd.artifacts.report import PROTOCOLS, Report, Row, cross
-from raydd.artifacts.tables import Table, as_markdown, as_text, continual_table, crossed_table
+from raydd.artifacts.tables import (
+    Table,
+    as_markdown,
+    as_text,
+    continual_table,
+    crossed_table,
+    inline,
+)
 
 
 def images_per_class(ipc: float) -> str:
@@ -288,7 +295,7 @@ def render_table(report: Report | Mapping[str, Any]) -> str:
         parts += ["", f"{section.title}:", "", *as_text(section)]
     if report.trainings:
         parts += ["", PROTOCOLS, *(f"  {training.text()}" for training in report.trainings)]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join(map(inline, parts)).rstrip() + "\n"
 
 
 def render_markdown(report: Report | Mapping[str, Any]) -> str:
@@ -305,4 +312,4 @@ def render_markdown(report: Report | Mapping[str, Any]) -> str:
         parts += ["", f"{section.title}:", "", *as_markdown(section)]
     if report.trainings:
         parts += ["", PROTOCOLS, "", *(f"- {training.text()}" for training in report.trainings)]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join(map(inline, parts)).rstrip() + "\n"

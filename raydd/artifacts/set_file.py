@@ -21,6 +21,7 @@ from raydd.artifacts.coders import page_sizes
 from raydd.artifacts.decoding import Decoding
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError, RayddError, TornFileError
+from raydd.core.json_text import parse_json
 from raydd.core.tensors import Tensors, dump_tensors, load_tensors
 from raydd.data.catalog import DatasetInfo
 
@@ -178,7 +179,7 @@ class SetFile:
             )
         mean, std = reader.floats(channels), reader.floats(channels)
         labels = cls._read_labels(reader, classes)
-        decoding = Decoding(**json.loads(text)) if (text := reader.sized()) else Decoding()
+        decoding = Decoding(**parse_json(text)) if (text := reader.sized()) else Decoding()
         more = (
             load_tensors(stored, "what it holds beside images")
             if (stored := reader.sized())

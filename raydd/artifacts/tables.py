@@ -33,6 +33,11 @@ def as_text(table: Table) -> list[str]:
     return [text(table.header), "─" * len(text(table.header)), *map(text, table.lines)]
 
 
+def inline(text: str) -> str:
+    """Return a text for one line of Markdown: names in it make no HTML, link, picture or further line."""
+    return " ".join(text.splitlines()).replace("<", "&lt;").replace("](", "]\\(")
+
+
 def as_markdown(table: Table) -> list[str]:
     """Return the table's lines in Markdown."""
 

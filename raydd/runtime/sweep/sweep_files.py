@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raydd.artifacts.tables import inline
 from raydd.core.errors import StorageError
 from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
@@ -128,7 +129,9 @@ def _track(
 ) -> None:
     """Send pictures and small files to the sweep's run, and mark the winner's; ``before``: who won until now."""
     ended = sum(trial.ended for trial in report.trials)
-    tracker.tag("mlflow.note.content", cut(sweep_note(report), "sweep.json"))
+    tracker.tag(
+        "mlflow.note.content", cut([inline(line) for line in sweep_note(report)], "sweep.json")
+    )
     for name, data in drawn.items():
         tracker.picture(f"sweep/{name.removesuffix('.png')}", ended, data)
     tracker.artifacts(output, "sweep", (REPORT, TABLE, PAGE))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TypeVar
 
 import click
 
 from raydd.core.errors import ConfigError, DataError, Missing, RayddError
+from raydd.core.redaction import redact
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXIT_CONFIG, EXIT_FAILED, EXIT_MISSING, EXIT_INTERRUPTED = 2, 1, 3, 130
@@ -89,11 +92,25 @@ def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[Non
         sys.exit(EXIT_INTERRUPTED)
 
 
+class _Redacting(logging.Formatter):
+    """Leaves credentials out of messages, and of the tracebacks below them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody expected, as Python does, without credentials."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    click.echo(redact(text).rstrip("\n"), err=True)
+
+
 def setup_logging(verbose: bool = False) -> None:
     """Send raydd's warnings (with ``verbose`` everything) to stderr, and keep libraries quiet."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = _told
     logging.getLogger("raydd").setLevel(logging.DEBUG if verbose else logging.INFO)
     if not verbose:
         warnings.filterwarnings("ignore")

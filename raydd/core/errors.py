@@ -6,9 +6,15 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from raydd.core.redaction import redact
+
 
 class RayddError(Exception):
-    """Base of every error raydd raises on purpose; its text is meant for a person."""
+    """Base of every error raydd raises on purpose; its text is meant for a person, and holds no credential."""
+
+    def __str__(self) -> str:
+        """Return the text, without credentials that the libraries below may have put into it."""
+        return redact(super().__str__())
 
 
 class ConfigError(RayddError, ValueError):
@@ -71,7 +77,7 @@ class RunFailed(RayddError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its class's name where there is none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return redact(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 import yaml
 
 from raydd.core.errors import ConfigError, nearest
+from raydd.core.redaction import redact, secret_in
 
 TAKEN = "<<"
 """The key of a tree below which lie the mappings of which a mapping takes what it does not say itself."""
 _MERGE = "tag:yaml.org,2002:merge"
 DEPTH, VALUES = 32, 100_000
 """Groups of keys and lists within each other; values in a file, those of aliases counted wherever they stand."""
+_SECRETS = "credentials belong in the environment (docs/storage.md)"
 _LENGTH, _MERGED, _KEYS = 1 << 20, 16, 4096
 
 
@@ -146,15 +148,25 @@ def read_tree(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: not a readable YAML file: {' '.join(str(error).split())}"
         ) from error
+    _refuse_secrets(tree, path)
     if not isinstance(tree, dict):
         found = "is empty" if tree is None else f"holds a {type(tree).__name__}"
         raise ConfigError(f"{path}: {found}; a mapping of keys to values is needed (key: value)")
     return tree
 
 
+def _refuse_secrets(tree: Any, path: str) -> None:
+    """Raise ``ConfigError`` for a credential in a tree; what a job says is kept, shown and sent to others."""
+    found = secret_in(tree)
+    if found is not None:
+        raise ConfigError(f"{path}: {found or 'it'}: {_SECRETS}")
+
+
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set ``a.b=value`` in the tree; the value is read as YAML."""
     key, sign, text = override.partition("=")
+    if redact(override) != override:
+        raise ConfigError(f"override of {redact(key)}: {_SECRETS}")
     parts = key.strip().split(".")
     if not sign or not all(parts) or TAKEN in parts:
         raise ConfigError(f"override '{override}': write key.sub=value")

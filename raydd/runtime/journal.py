@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
 from raydd.core.json_text import parse_json
+from raydd.core.redaction import redacted
 from raydd.core.storage import Storage, join
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,10 @@ def _records(event: Event) -> list[dict[str, Any]]:
 
 
 def _encode(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    said = (
+        record if record.get("kind") == "log" else redacted(record)
+    )  # numbers of steps hold no text
+    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
 
 
 class Journal:

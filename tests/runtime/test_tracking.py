@@ -24,11 +24,12 @@ from waiting import waited
 
 from raydd.artifacts.report import Report, Row
 from raydd.core.errors import ConfigError, StorageError
+from raydd.core.redaction import redact
 from raydd.core.storage import Storage
 from raydd.runtime.tracking.mlflow_run import TAG_LENGTH, MlflowRun
 from raydd.runtime.tracking.note import command_line, note
 from raydd.runtime.tracking.tracker import Tracker
-from raydd.runtime.tracking.tracking_uri import redact, resolve_uri, show_command, web_address
+from raydd.runtime.tracking.tracking_uri import resolve_uri, show_command, web_address
 
 PARAMS = {
     "method.name": "dm",

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
+from raydd.core.redaction import redact
 from raydd.core.storage import Storage, protocol
-from raydd.runtime.tracking.tracking_uri import redact, sqlite_path
+from raydd.runtime.tracking.tracking_uri import sqlite_path
 
 METRICS_AT_ONCE = 1000
 """What MLflow takes in one request."""

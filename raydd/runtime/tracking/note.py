@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from raydd.artifacts.rendering import images_per_class, random_beside, render_markdown
 from raydd.artifacts.report import Report
+from raydd.artifacts.tables import inline
+from raydd.core.redaction import redact
 from raydd.runtime.tracking.mlflow_run import RUN_ID, TAG_LENGTH
-from raydd.runtime.tracking.tracking_uri import redact
 
 
 def origin() -> dict[str, str]:
@@ -53,7 +54,7 @@ def note(report: Report, picture: str | None) -> str:
         else f" (random images {random.accuracy_mean:.1f} ± {random.accuracy_std:.1f} %)"
     )
     lines = [
-        (
+        inline(
             f"**{first.accuracy_mean:.1f} ± {first.accuracy_std:.1f} %**{beside}: {report.dataset},"
             f" {images_per_class(report.ipc)}, {first.set}, {first.protocol}, {first.network}"
         ),

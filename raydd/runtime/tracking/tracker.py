@@ -14,6 +14,7 @@ from typing import Any
 
 from raydd.artifacts.report import Report
 from raydd.core.errors import RayddError
+from raydd.core.redaction import redact
 from raydd.core.storage import Storage, absolute
 from raydd.runtime.tracking.mlflow_run import (
     METRICS_AT_ONCE,
@@ -30,7 +31,6 @@ from raydd.runtime.tracking.mlflow_run import (
 from raydd.runtime.tracking.note import note, origin
 from raydd.runtime.tracking.tracking_uri import (
     quiet,
-    redact,
     resolve_uri,
     show_command,
     sqlite_path,

@@ -9,15 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from raydd.core.errors import ConfigError, nearest
+from raydd.core.redaction import redact
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
-
-
-def redact(text: str) -> str:
-    """Return ``text`` with the user and password of every URL in it replaced by ``***``."""
-    return re.sub(
-        r"(\w://)\S*@", r"\1***@", text
-    )  # to the last @: a password may hold one, or a slash
 
 
 def resolve_uri(uri: str | None) -> str:

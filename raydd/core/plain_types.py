@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
+
 from raydd.core.errors import ConfigError
 
 LARGEST = 1e100
@@ -21,7 +23,7 @@ def is_of(value: Any, hint: Any) -> bool:
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return is_of(value, parts[0])
+        return is_of(value, parts[0]) and all(_keeps(value, bound) for bound in parts[1:])
     if origin in (typing.Union, types.UnionType):
         return any(is_of(value, part) for part in parts)
     if origin is Literal:
@@ -36,6 +38,16 @@ def is_of(value: Any, hint: Any) -> bool:
             is_of(key, parts[0]) and is_of(one, parts[1]) for key, one in value.items()
         )
     return _is_one(value, hint)
+
+
+def _keeps(value: Any, bound: Any) -> bool:
+    """Return whether a number keeps a bound of annotated_types; other annotations say nothing here."""
+    return not (
+        (isinstance(bound, Ge) and value < bound.ge)
+        or (isinstance(bound, Gt) and value <= bound.gt)
+        or (isinstance(bound, Le) and value > bound.le)
+        or (isinstance(bound, Lt) and value >= bound.lt)
+    )
 
 
 def _is_one(value: Any, hint: Any) -> bool:

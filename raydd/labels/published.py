@@ -11,10 +11,10 @@ from typing import Any
 from raydd.artifacts.distilled_set import DistilledSet
 from raydd.core.errors import ConfigError, DataError, TornFileError
 from raydd.core.json_text import parse_json
+from raydd.core.plain_types import check_fields
 from raydd.core.rng import KeyedRng
 from raydd.core.storage import Storage, join
 from raydd.core.tensors import Tensors, load_tensors
-from raydd.core.typed_tree import build
 from raydd.core.units import Context, unkeyed
 from raydd.labels.codecs import CODECS, STATIC
 from raydd.labels.label_checks import CheckedEpoch, check_record
@@ -74,7 +74,12 @@ class PublishedLabels(FoundLabels):
                 str(name): (int(facts["size"]), str(facts["sha256"]))
                 for name, facts in values.get("files", {}).items()
             }
-            config = build(LabelConfig, dict(values["config"]), where, ("config",))
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values["config"].items()
+            }
+            config = LabelConfig(**plain)
+            check_fields(config, f"{where}: config")
             if not config.stored:
                 raise DataError(
                     f"{where}: codec '{config.codec}' is none that stores labels; known: {', '.join(CODECS)}"
@@ -87,7 +92,7 @@ class PublishedLabels(FoundLabels):
                 classes=int(values["classes"]),
                 files=tuple((name, *files[name]) for name in sorted(files)),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise DataError(f"{where} is not a manifest of labels: {error!r}") from error

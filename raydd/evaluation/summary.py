@@ -148,9 +148,8 @@ def _row(
         sizes |= _size(group[0].stage, first)
     else:
         labels = getattr(group[0].stage, "labels", None)
-        computed = labels is None or labels.teacher_bytes is not None
-        files = [outputs[entry.stage][0] for entry in group]
-        sizes |= coded_bytes(files, 0 if computed else labels.bytes)
+        stored = 0 if labels is None or labels.teacher_bytes is not None else labels.bytes
+        sizes |= coded_bytes([outputs[entry.stage][0] for entry in group], stored)
     held = sizes["image_bytes"] + sizes["label_bytes"] + sizes.get("further_bytes", 0)
     return Row(
         set=key[0],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+from raydd.core.errors import TornFileError
 from raydd.core.numerics import pick_device
 from raydd.core.store import Store, device_kind
 from raydd.core.tensors import Tensors
 from raydd.core.units import Ref
 from raydd.runtime.estimate import stages_of
+
+T = TypeVar("T")
 
 
 class Markers:
@@ -26,6 +30,32 @@ class Markers:
             marker = self._store.marker(ref)
             self._known[name] = {key: value for key, value in marker.items() if key != "log"}
         return self._known[name]
+
+    def ahead(self, refs: Iterable[Ref]) -> None:
+        """Read the markers of many outputs at once, those that are there; afterwards nothing is waited for."""
+        new = [ref for ref in refs if (ref.key, ref.output) not in self._known]
+
+        def look(ref: Ref) -> None:
+            try:
+                self._of(ref)
+            except (FileNotFoundError, TornFileError):
+                pass  # whoever needs it is told then
+
+        self._each(look, new)
+
+    def load_each(self, refs: Mapping[str, Ref]) -> dict[str, Tensors]:
+        """Return :meth:`load` of many outputs, by their names."""
+        return dict(zip(refs, self._each(self.load, list(refs.values())), strict=True))
+
+    def _each(self, ask: Callable[[Ref], T], refs: Sequence[Ref]) -> list[T]:
+        if self._store.storage.local or len(refs) < 4:
+            return [ask(ref) for ref in refs]
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(ask, refs))
+
+    def files(self, ref: Ref) -> dict[str, dict[str, Any]]:
+        """Return size and sha256 of an output's files, by name."""
+        return dict(self._of(ref)["files"])
 
     def seconds(self, ref: Ref) -> float:
         """Return the seconds that computing a unit up to an output took."""

@@ -265,14 +265,18 @@ class _Distillation(Session):
     def _assemble(self, index: int, output: str = "final") -> DistilledSet:
         method, problem = self.plan.job.method, self.plan.problems[index]
         source = AssembledSet(method=method, problem=problem, output=output)
-        return source.assembled(
-            {name: self.store.load(ref) for name, ref in source.inputs().items()}
-        )
+        return source.assembled(self.markers.load_each(source.inputs()))
 
     def publish(self) -> Outcome:
         """Write the distilled sets, the report and the pictures; return where they are."""
         self.painter.shutdown(wait=True)
         job = self.plan.job
+        self.markers.ahead(
+            Ref(stage, unit, output)
+            for stage, units, outputs in stages_of(self.plan.targets)
+            for unit in units
+            for output in outputs
+        )
         seconds = [self._device_seconds(problem) for problem in self.plan.problems]
         report = self.report(self.plan.evaluation, self.plan.targets)
         places: dict[str, str] = {}
@@ -340,9 +344,10 @@ class _Distillation(Session):
         stage = self.plan.labels[index]
         if stage is None or self.control.labels:
             return {}
+        self.markers.ahead(stage.refs())
         records: dict[str, dict[str, Any]] = {}
         for ref in stage.refs():
-            records |= self.store.marker(ref)["files"]
+            records |= self.markers.files(ref)
         text = label_manifest(stage, records)
         self.output.put(f"{self.plan.folder(index)}/{stage.place}/{LABEL_MANIFEST}", text)
         own = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}

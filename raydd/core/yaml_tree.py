@@ -17,7 +17,10 @@ TAKEN = "<<"
 _MERGE = "tag:yaml.org,2002:merge"
 DEPTH, VALUES = 32, 100_000
 """Groups of keys and lists within each other; values in a file, those of aliases counted wherever they stand."""
-_SECRETS = "credentials belong in the environment (docs/storage.md)"
+_SECRETS = (
+    "credentials belong in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or _TOKEN for"
+    " tracking, those of docs/storage.md for stores"
+)
 _LENGTH, _MERGED, _KEYS = 1 << 20, 16, 4096
 
 

@@ -75,14 +75,14 @@ ROWS = [*WORKERS, *LEDGERS, *DRIVERS, *SIGNALS, *STORES, *NODES, *TRACKERS]
 @cache
 def servers() -> Any:
     """Return the module that starts S3 servers and clusters."""
-    spec = importlib.util.spec_from_file_location(
+    found = importlib.util.spec_from_file_location(
         "integration_servers", HERE.parent / "integration" / "conftest.py"
     )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
     return module
 
 

@@ -29,7 +29,7 @@ MAGIC = b"RDD1"
 CHECK = 8
 """Bytes of a checksum: of sha256."""
 CODECS = ("levels", "avif", "webp")
-FREE_VALUES, VALUES_PER_BYTE = 1 << 26, 1 << 12
+FREE_VALUES, VALUES_PER_BYTE = 1 << 24, 1 << 12
 """Values of images that any file may decode to, and how many more each of its bytes allows."""
 COUNTED, LISTED = 0, 1
 """Hard labels as the number of images of each class, which lie class by class; or one by one."""
@@ -178,6 +178,8 @@ class SetFile:
                 f"{len(reader.data):,} bytes cannot hold {count} images of {channels}×{height}×{width}"
             )
         mean, std = reader.floats(channels), reader.floats(channels)
+        if not all(map(math.isfinite, (*mean, *std))):
+            raise ValueError(f"mean {mean} and std {std}")
         labels = cls._read_labels(reader, classes)
         decoding = Decoding(**parse_json(text)) if (text := reader.sized()) else Decoding()
         more = (

@@ -100,20 +100,13 @@ class SetFile:
         body += self.pixel_digest + self._tables()
         body += b"".join(varint(len(stream)) for stream in self.streams)
         body += b"".join(self.streams)
-        checked = hashlib.sha256(body).digest()[:CHECK] + body
-        # The size counts its own bytes: 7 bits of it in each.
-        size = next(
-            n for n in range(len(checked) + 5, len(checked) + 12) if self._size(n, checked) == n
-        )
+        data = sealed(body)
+        size = len(data)
         if math.prod(self.shape) > _most(size):
             raise ConfigError(
                 f"{size:,} bytes would be decoded to {math.prod(self.shape):,} values; allowed are {_most(size):,}"
             )
-        return MAGIC + varint(size) + checked
-
-    @staticmethod
-    def _size(total: int, checked: bytes) -> int:
-        return len(MAGIC) + len(varint(total)) + len(checked)
+        return data
 
     def _labels(self) -> bytes:
         labels = self.labels
@@ -282,6 +275,15 @@ class SetFile:
             )
         except RayddError as error:
             raise DataError(f"{what} holds what is no set: {error}") from error
+
+
+def sealed(body: bytes) -> bytes:
+    """Return the file of all that follows its checksum."""
+    rest = hashlib.sha256(body).digest()[:CHECK] + body
+    before = len(MAGIC) + len(rest)
+    # The size counts its own bytes, 7 bits of it in each.
+    size = next(before + n for n in range(1, 11) if len(varint(before + n)) == n)
+    return MAGIC + varint(size) + rest
 
 
 def _most(size: int) -> int:

@@ -107,7 +107,7 @@ def per_byte_chart(report: Report) -> bytes:
     """
     return curve(
         per_byte.series_of(report),
-        x_label="bytes of all that students see",
+        x_label="bytes of all that students see (beside points: images of each class × bits)",
         y_label=f"accuracy, % ({report.split} split)",
         title="\n".join([report.dataset, *per_byte.students(report)]),
         log_x=True,

@@ -236,7 +236,7 @@ def curve(
 
     ``series``: by legend name, points ``(x, y)`` or ``(x, y, spread)``, the spread drawn as a band of ± that size.
     ``x_label``/``y_label`` name quantity and unit. ``levels``: horizontal reference lines (a baseline) by name.
-    ``notes``: what stands above points ``(x, y)``.
+    ``notes``: what stands beside points ``(x, y)``: above the highest of those at about the same ``x``, below others.
     """
     if not any(len(points) for points in series.values()):
         raise ConfigError("a curve needs at least one point")
@@ -258,7 +258,13 @@ def curve(
             at = (point[0], point[1])
             if notes is not None and at in notes:
                 axes.annotate(
-                    notes[at], at, (0, 6), textcoords="offset points", ha="center", fontsize=7
+                    notes[at],
+                    at,
+                    (0, 6 if _highest(at, series) else -12),
+                    textcoords="offset points",
+                    ha="center",
+                    color=line.get_color(),
+                    fontsize=7,
                 )
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1.2)
@@ -295,3 +301,9 @@ def curve(
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
     return out.getvalue()
+
+
+def _highest(at: tuple[float, float], series: Mapping[str, Sequence[tuple[float, ...]]]) -> bool:
+    """Return whether no point at about the same ``x``, within a fifth of it, lies higher."""
+    near = [p for points in series.values() for p in points if abs(p[0] - at[0]) <= abs(at[0]) / 5]
+    return all(point[1] <= at[1] for point in near)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 from dataclasses import replace
@@ -287,3 +288,11 @@ def test_the_number_of_images_follows_from_a_budget(digits) -> None:
     for images in ({"bits": 2}, {"bits": 2, "budget": "3kB"}, {"budget": ["3kB", "4kB"]}):
         with pytest.raises(ConfigError, match=r"ipc: auto needs one images\.budget"):
             parse_job({**tree, "ipc": "auto", "images": images})
+
+
+def test_the_table_of_the_page_is_that_of_its_reports(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    page = ROOT / "docs" / "per_byte.md"
+    text = page.read_text(encoding="utf-8")
+    assert "| dm | 10 × 1 bit | 2,718 |" in text
+    assert importlib.import_module("results_table").rewrite(text, page.parent) == text

@@ -74,12 +74,12 @@ def s3_server(folder: Path) -> Any:
     """Return a SeaweedFS that the integration tests know how to start."""
     name = "integration_servers"
     path = Path(__file__).parents[1] / "integration" / "conftest.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    place = importlib.util.spec_from_file_location(name, path)
+    assert place is not None
+    assert place.loader is not None
+    module = importlib.util.module_from_spec(place)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    place.loader.exec_module(module)
     return module.S3Server(folder)
 
 

@@ -75,14 +75,14 @@ ROWS = [*WORKERS, *LEDGERS, *DRIVERS, *SIGNALS, *STORES, *NODES, *TRACKERS]
 @cache
 def servers() -> Any:
     """Return the module that starts S3 servers and clusters."""
-    found = importlib.util.spec_from_file_location(
+    place = importlib.util.spec_from_file_location(
         "integration_servers", HERE.parent / "integration" / "conftest.py"
     )
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
+    assert place is not None
+    assert place.loader is not None
+    module = importlib.util.module_from_spec(place)
+    sys.modules[place.name] = module
+    place.loader.exec_module(module)
     return module
 
 

@@ -106,6 +106,7 @@ def font_for(text: str) -> FreeTypeFont | None:
 
 
 def _shorten(text: str, font: FreeTypeFont, limit: float) -> str:
+    text = "".join(c if c.isprintable() else " " for c in text)  # a line of text has no line break
     if font.getlength(text) <= limit:
         return text
     while text and font.getlength(text + "…") > limit:

@@ -18,8 +18,8 @@ _MERGE = "tag:yaml.org,2002:merge"
 DEPTH, VALUES = 32, 100_000
 """Groups of keys and lists within each other; values in a file, those of aliases counted wherever they stand."""
 _SECRETS = (
-    "credentials belong in the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or _TOKEN for"
-    " tracking, those of docs/storage.md for stores"
+    "credentials belong in the environment (docs/storage.md; for tracking MLFLOW_TRACKING_USERNAME and"
+    " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"
 )
 _LENGTH, _MERGED, _KEYS = 1 << 20, 16, 4096
 
@@ -162,14 +162,14 @@ def _refuse_secrets(tree: Any, path: str) -> None:
     """Raise ``ConfigError`` for a credential in a tree; what a job says is kept, shown and sent to others."""
     found = secret_in(tree)
     if found is not None:
-        raise ConfigError(f"{path}: {found or 'it'}: {_SECRETS}")
+        raise ConfigError(f"{path}: {_SECRETS}, not in {found or 'it'}")
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set ``a.b=value`` in the tree; the value is read as YAML."""
     key, sign, text = override.partition("=")
     if redact(override) != override:
-        raise ConfigError(f"override of {redact(key)}: {_SECRETS}")
+        raise ConfigError(f"override: {_SECRETS}, not in {redact(key)}")
     parts = key.strip().split(".")
     if not sign or not all(parts) or TAKEN in parts:
         raise ConfigError(f"override '{override}': write key.sub=value")

@@ -18,8 +18,8 @@ _MERGE = "tag:yaml.org,2002:merge"
 DEPTH, VALUES = 32, 100_000
 """Groups of keys and lists within each other; values in a file, those of aliases counted wherever they stand."""
 _SECRETS = (
-    "credentials belong in the environment (docs/storage.md; for tracking MLFLOW_TRACKING_USERNAME and"
-    " MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN)"
+    "credentials belong in the environment (docs/storage.md; for MLflow MLFLOW_TRACKING_USERNAME and"
+    " MLFLOW_TRACKING_PASSWORD)"
 )
 _LENGTH, _MERGED, _KEYS = 1 << 20, 16, 4096
 

@@ -137,6 +137,7 @@ def main() -> None:
         "-timeout=60",
         "-rss_limit_mb=8192",
         "-verbosity=0",
+        f"-artifact_prefix={folder}-",
     ]
     atheris.Setup([sys.argv[0], *options, str(folder)], one)
     atheris.Fuzz()

@@ -278,6 +278,46 @@ def _weights(data: bytes) -> object:
     return find_weights(value, "memory://weights.pth", lambda s, w: fit(network, s, w))
 
 
+@cache
+def coded() -> tuple[bytes, ...]:
+    """Return small coded sets, one for each kind of codec."""
+    from raydd.artifacts.coded_facts import ImageCodec
+    from raydd.artifacts.image_codecs import encode
+
+    kinds = (ImageCodec(bits=2), ImageCodec(bits=8), ImageCodec(codec="webp"))
+    return tuple(encode(small_set(20), kind) for kind in kinds)
+
+
+@reader("set.rdd", lambda: list(coded()))
+def _coded(data: bytes) -> object:
+    return _read(f"{folder('coded', {'set.rdd': data})}/set.rdd", info="digits")
+
+
+def _bodies() -> list[bytes]:
+    from raydd.artifacts.byte_reader import ByteReader
+    from raydd.artifacts.set_file import CHECK, MAGIC
+
+    found = []
+    for data in coded():
+        reader = ByteReader(data, len(MAGIC))
+        reader.varint()
+        reader.take(CHECK)
+        found.append(data[reader.at :])
+    return found
+
+
+@reader("body of set.rdd", _bodies)
+def _body(data: bytes) -> object:
+    from raydd.artifacts.byte_reader import varint
+    from raydd.artifacts.set_file import CHECK, MAGIC
+
+    rest = hashlib.sha256(data).digest()[:CHECK] + data
+    size = next(
+        n for n in range(len(rest) + 5, len(rest) + 12) if len(MAGIC + varint(n) + rest) == n
+    )
+    return _coded(MAGIC + varint(size) + rest)
+
+
 # --- labels ------------------------------------------------------------------------------------------------------
 
 

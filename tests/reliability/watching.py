@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import data_readers  # noqa: F401 - registers its readers
+import matplotlib as mpl  # noqa: F401 - makes a folder of its own when it is first imported
 from readers import READERS, WORK
 
 from raydd.core.errors import RayddError
@@ -102,6 +104,9 @@ def fault(name: str, data: bytes) -> str:
     before, said = _memory("VmRSS"), ""
     level = logging.getLogger().manager.disable
     logging.disable(logging.CRITICAL)
+    heard = warnings.catch_warnings()
+    heard.__enter__()
+    warnings.simplefilter("ignore")
     _done = did = []
     try:
         with _clock():
@@ -116,6 +121,7 @@ def fault(name: str, data: bytes) -> str:
         said = f"{type(error).__name__}: {str(error)[:200]}{_place(error)}"
     finally:
         _done = None
+        heard.__exit__(None, None, None)
         logging.disable(level)
     grown = _memory("VmHWM") - before
     if grown > MEMORY:

@@ -48,8 +48,8 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; a repeated key is an error that names its line."""
         seen: set[Any] = set()
-        own: list[Any] = []
-        taken: list[Any] = []
+        own: list[tuple[yaml.Node, yaml.Node]] = []
+        taken: list[yaml.Node] = []
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
                 several = isinstance(value_node, yaml.SequenceNode)

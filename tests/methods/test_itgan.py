@@ -530,6 +530,16 @@ def test_a_sweep_of_the_last_stage_shares_what_comes_before(info: DatasetInfo) -
         assert one[1].refs()[0].key != two[1].refs()[0].key
 
 
+def test_networks_that_were_trained_change_the_last_stage_alone(held: dict[str, Data]) -> None:
+    problem = problem_of(with_digests(entry("digits").info, held))
+    one, two, other = (
+        stages(small(trained_networks=settings), problem)
+        for settings in (None, {"acc_min": 0.5}, {"acc_min": 0.6})
+    )
+    assert len({inversion.refs()[0].key for inversion, _ in (one, two, other)}) == 1
+    assert len({latents.refs()[0].key for _, latents in (one, two, other)}) == 3
+
+
 # -- a whole job ---------------------------------------------------------------------------------
 
 

@@ -73,6 +73,6 @@ def secret_in(value: Any, path: str = "") -> str | None:
                 return found
         return None
     if isinstance(value, (list, tuple)):
-        places = (secret_in(one, path) for one in value)
-        return next((place for place in places if place is not None), None)
+        within = (secret_in(one, path) for one in value)
+        return next((where for where in within if where is not None), None)
     return redact(path) if isinstance(value, str) and redact(value) != value else None

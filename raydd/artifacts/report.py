@@ -18,6 +18,7 @@ from raydd.artifacts.accounting import Accounting, Coding
 from raydd.artifacts.protocol import Training
 from raydd.core.errors import ConfigError, unknown
 from raydd.core.plain_types import check_fields
+from raydd.core.sealed import CHECKSUM
 
 T = TypeVar("T")
 PROTOCOLS = "What the protocols come to:"
@@ -186,7 +187,7 @@ class Report:
         for name in ("rows", "curve", "notes", "continual", "trainings", "published"):
             if not isinstance(values.get(name, ()), (list, tuple)):
                 raise ConfigError(f"a report: {name} is no list")
-        plain = {key: value for key, value in values.items() if key != "table"}
+        plain = {key: value for key, value in values.items() if key not in ("table", CHECKSUM)}
         plain["rows"] = tuple(_build(Row, item) for item in plain.get("rows", ()))
         plain["curve"] = tuple(_build(Point, item) for item in plain.get("curve", ()))
         plain["notes"] = tuple(plain.get("notes", ()))

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raydd.artifacts.log_lines import record_of
 from raydd.artifacts.report import Report
-from raydd.core.errors import ConfigError, StorageError, nearest
-from raydd.core.json_text import parse_json
+from raydd.core.errors import ConfigError, StorageError, TornFileError, nearest
 from raydd.core.plain_types import is_of
+from raydd.core.sealed import as_stamped, unseal
 from raydd.core.storage import Storage, join
 from raydd.core.urls import absolute, check_url
 from raydd.core.yaml_tree import parse_yaml
@@ -84,12 +85,12 @@ def read_run(url: str) -> RunFolder:
     check_url(url, "output")
     output = Storage(url)
     try:
-        job = _job(output)
+        notes: list[str] = []
+        job = _job(output, notes)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"output: {_what_is_there(output)}") from error
     except StorageError as error:
         raise ConfigError(f"output: {error}") from error
-    notes: list[str] = []
     plan = _mapping(output, PLAN, notes)
     if plan is not None and not _whole(plan):
         notes.append(f"{PLAN} cannot be read: it is not what it should be")
@@ -97,7 +98,8 @@ def read_run(url: str) -> RunFolder:
     return RunFolder(output, job, plan, _log(output, notes), _report(output, notes), tuple(notes))
 
 
-def _job(output: Storage) -> Mapping[str, Any]:
+def _job(output: Storage, notes: list[str]) -> Mapping[str, Any]:
+
     text = output.get(JOB)
     try:
         job = parse_yaml(text)
@@ -105,6 +107,8 @@ def _job(output: Storage) -> Mapping[str, Any]:
         raise ConfigError(f"output: {join(output.url, JOB)} cannot be read: {error}") from error
     if not isinstance(job, Mapping) or not {"method", "evaluation"} & set(job):
         raise ConfigError(f"output: {join(output.url, JOB)} is not the file of a run")
+    if not as_stamped(text):
+        notes.append(f"{JOB} is torn, or was changed: its checksum differs")
     return {str(key): value for key, value in job.items()}
 
 
@@ -122,23 +126,31 @@ def _whole(plan: Mapping[str, Any]) -> bool:
 
 
 def _mapping(output: Storage, name: str, notes: list[str]) -> Mapping[str, Any] | None:
+    shape = _check_plan if name == PLAN else None
     try:
-        values = parse_json(output.get(name))
-        if isinstance(values, Mapping):
-            return values
+        return unseal(output.get(name), name, shape)
     except FileNotFoundError:
         return None
-    except ValueError:
-        pass
-    notes.append(f"{name} cannot be read: it is torn, or not what it should be")
+    except TornFileError as error:
+        notes.append(f"{name} cannot be read: {error}")
     return None
+
+
+def _check_plan(plan: dict[str, Any]) -> None:
+    """Raise what :func:`unseal` takes for a torn file if a plan lacks what is read of it."""
+    for stage in plan["stages"]:
+        str(stage["name"]), frozenset(stage["outputs"])
+        for name, key, steps, inputs in stage["units"]:
+            str(name), str(key), int(steps), [int(index) for index in inputs]
+    for label in plan.get("charted", ()):
+        list(plan["curves"][label])
 
 
 def _report(output: Storage, notes: list[str]) -> Report | None:
     values = _mapping(output, REPORT, notes)
     try:
         return None if values is None else Report.from_dict(values)
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
         notes.append(f"{REPORT} cannot be read: {error}")
         return None
 
@@ -150,9 +162,11 @@ def _log(output: Storage, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
         return ()
     found: list[Mapping[str, Any]] = []
     damaged = 0
+    if not data:
+        notes.append(f"{LOG} cannot be read: it is empty")
     for line in data.splitlines():
         try:
-            record = parse_json(line)
+            record = record_of(line)
         except ValueError:
             damaged += 1
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from raydd.core.redaction import redact
 
@@ -61,6 +62,14 @@ def refusing() -> Iterator[None]:
 
 class TornFileError(StorageError):
     """An object whose size or checksum is not what its marker says."""
+
+
+class TornOutput(TornFileError):
+    """An output in the store that is torn; ``ref``: which (:class:`raydd.core.units.Ref`). It can be computed again."""
+
+    def __init__(self, text: str, ref: Any) -> None:
+        super().__init__(text)
+        self.ref = ref
 
 
 class NumericsError(RayddError):

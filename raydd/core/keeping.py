@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from raydd.core.errors import ConfigError
-from raydd.core.json_text import parse_json
+from raydd.core.errors import ConfigError, TornFileError
+from raydd.core.sealed import seal, unseal
 from raydd.core.store import Store
 from raydd.core.urls import check_url
 
@@ -21,18 +21,31 @@ def _path(output: str) -> str:
 def register_run(store: Store, output: str, keys: Collection[str], *, finished: bool) -> None:
     """Note in the store that the run writing ``output`` needs the units ``keys``, or needs them no longer."""
     record = {"output": output, "finished": finished, "keys": sorted(set(keys))}
-    store.storage.put(_path(output), json.dumps(record).encode())
+    store.storage.put(_path(output), seal(json.dumps(record).encode()))
 
 
-def runs(store: Store) -> list[dict[str, Any]]:
-    """Return the registered runs."""
-    found = []
+def runs(store: Store) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the registered runs, and the paths of registrations that are torn: what those runs need is not known."""
+    found, torn = [], []
     for path in store.storage.list("runs"):
         try:
-            found.append(dict(parse_json(store.storage.get(path))))
-        except (FileNotFoundError, ValueError):
-            continue  # written at this moment, or torn by a crash: says nothing
-    return found
+            where = f"{store.url}/{path}"
+            run = unseal(store.storage.get(path), where, _check_run)
+            if path != _path(run["output"]):
+                raise TornFileError(f"{where} is of another run")
+            found.append(run)
+        except FileNotFoundError:
+            continue  # forgotten at this moment
+        except TornFileError:
+            torn.append(path)
+    return found, torn
+
+
+def _check_run(run: dict[str, Any]) -> None:
+    if not all(isinstance(key, str) for key in [run["output"], *run["keys"]]):
+        raise ValueError("it names no output, or no units")
+    if not isinstance(run["finished"], bool):
+        raise ValueError("it does not say whether the run is finished")
 
 
 @dataclass(frozen=True)
@@ -49,12 +62,19 @@ def collect(store: Store, *, forget: Collection[str] = (), dry_run: bool = False
     """Remove every unit that no unfinished run needs; ``forget`` names outputs whose runs will not be finished.
 
     Raises ``ConfigError`` for an output in ``forget`` that no run has registered, and for a place
-    that holds no store or cannot be written.
+    that holds no store or cannot be written; ``TornFileError`` for a run's registration that is torn, unless its
+    output is in ``forget``: units that it needs would be lost.
     """
     check_url(store.url, "store", write=True)
-    known = runs(store)
+    known, torn = runs(store)
+    left = [path for path in torn if path not in map(_path, forget)]
+    if left:
+        raise TornFileError(
+            f"{store.url}/{left[0]} is torn: which units its run needs is not known, so nothing is removed; give that"
+            " run's command again, which writes it anew, or name its output to forget it"
+        )
     for output in forget:
-        if output not in {run["output"] for run in known}:
+        if output not in {run["output"] for run in known} and _path(output) not in torn:
             raise ConfigError(
                 f"forget: no run wrote to {output}; known:"
                 f" {', '.join(sorted(run['output'] for run in known)) or 'none'}"

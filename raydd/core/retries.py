@@ -34,6 +34,7 @@ _FINAL = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.EACCES,
+    errno.EFBIG,
 }
 
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -81,6 +82,13 @@ def transient(error: BaseException) -> bool:
     return module in {"aiohttp", "urllib3", "requests"} or isinstance(
         error, (TimeoutError, ConnectionError)
     )
+
+
+def precondition_failed(error: BaseException) -> bool:
+    """Return whether an S3 server refused an exclusive write because an object is there."""
+    answer = getattr(error.__cause__, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return code in ("PreconditionFailed", "412")
 
 
 def unreachable(error: BaseException | None) -> bool:

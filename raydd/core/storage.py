@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raydd.core.errors import ConfigError, RayddError, StorageError, first_line
-from raydd.core.retries import before_work, endpoint_hint, retried
+from raydd.core.retries import before_work, endpoint_hint, precondition_failed, retried
 from raydd.core.urls import READ, WRITTEN, absolute, check_url, join, package_for, protocol
 
 __all__ = ["Storage", "absolute", "check_url", "join", "protocol"]
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 _STAMPS = ("md5Hash", "ETag", "etag", "LastModified", "mtime", "created")
 """What file systems call an object's checksum or, where there is none, the time of its last change."""
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+"""What file systems without hard links answer."""
 
 _HADOOP = "_$folder$"
 """The end of the names of empty objects by which Hadoop keeps folders."""
@@ -59,6 +63,8 @@ class Storage:
             raise ConfigError(
                 f"{self.url} cannot be opened: {type(error).__name__}: {first_line(error)}"
             ) from error
+        if hasattr(self.fs, "retries"):  # s3fs's own; see _options
+            self.fs.retries = 1
         self.local = isinstance(self.fs, LocalFileSystem)
         self.writable = scheme in WRITTEN
         self._place = "/".join(self.url.split("/")[:3]) if "://" in self.url else self.url
@@ -139,6 +145,47 @@ class Storage:
 
         self._put(path, write, lambda target: self.fs.pipe_file(target, data))
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Write one object whole unless one is there; return whether it was written.
+
+        ``False`` also where it was, and the answer was lost: whoever asks reads it to know.
+        """
+        target = self._path(path)
+
+        def local() -> bool:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            temporary = self._temporary(target)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                try:
+                    os.link(temporary, target)
+                except FileExistsError:
+                    return False
+                except OSError as error:
+                    if error.errno not in _NO_LINKS or os.path.lexists(target):
+                        raise
+                    os.replace(temporary, target)
+                return True
+            finally:
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+
+        def afar() -> bool:
+            if self.exists(path):
+                return False
+            try:
+                self.fs.pipe_file(target, data, mode="create")
+            except (OSError, TypeError, NotImplementedError) as error:
+                if isinstance(error, FileExistsError) or precondition_failed(error):
+                    return False
+                if isinstance(error, OSError) and error.errno != errno.ENOSYS:
+                    raise
+                self.fs.pipe_file(target, data)
+            return True
+
+        return self._call("write", path, local if self.local else afar)
+
     def upload(self, path: str, source: str) -> None:
         """As :meth:`put`, of a local file, which is never in memory as a whole."""
         self._put(
@@ -155,9 +202,7 @@ class Storage:
 
         def local() -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            temporary = os.path.join(
-                os.path.dirname(target), f".{os.path.basename(target)}.{uuid.uuid4().hex[:8]}.tmp"
-            )
+            temporary = self._temporary(target)
             try:
                 locally(temporary)
                 os.replace(temporary, target)
@@ -169,7 +214,22 @@ class Storage:
             raise StorageError(
                 f"could not write {join(self.url, path)}: {protocol(self.url)} URLs cannot be written"
             )
-        self._call("write", path, local if self.local else lambda: afar(target))
+
+        def remote() -> None:
+            try:
+                afar(target)
+            except (
+                FileNotFoundError
+            ):  # the answer to the end of an upload in parts was lost: it is gone
+                afar(target)
+
+        self._call("write", path, local if self.local else remote)
+
+    @staticmethod
+    def _temporary(target: str) -> str:
+        """Return the name of a hidden file beside a local one, nobody else's."""
+        folder, name = os.path.split(target)
+        return os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
 
     def get(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return an object's bytes, or bytes ``start:end`` of it; ``FileNotFoundError`` if there is none."""

@@ -19,22 +19,20 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import torch
 
-from raydd.core.errors import StorageError, TornFileError
-from raydd.core.json_text import parse_json
+from raydd.core.checkpoint import Checkpoint, Rows, dump_checkpoint, read_checkpoint
+from raydd.core.errors import StorageError, TornFileError, TornOutput
+from raydd.core.sealed import seal, unseal
 from raydd.core.storage import Storage
 from raydd.core.tensors import (
     Tensors,
-    digest,
     dump_tensors,
-    load_metadata,
     load_tensors,
     row_facts,
     rows_from,
@@ -42,7 +40,7 @@ from raydd.core.tensors import (
 from raydd.core.units import Ref, stage_digest
 
 log = logging.getLogger(__name__)
-Rows = list[tuple[int, dict[str, float]]]
+T = TypeVar("T")
 
 
 @lru_cache
@@ -65,14 +63,31 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-@dataclass
-class Checkpoint:
-    """The state of a unit after ``t`` updates, with its log and the seconds spent so far."""
+def _check_marker(marker: dict[str, Any]) -> None:
+    """Raise what :func:`unseal` takes for a torn file if a marker lacks what is read of it."""
+    facts = next(iter(marker["files"].values()), None)
+    if facts is None or not isinstance(marker["key"], str):
+        raise ValueError("it names no file, or no unit")
+    int(facts["size"]), str(facts["sha256"]), float(marker["seconds"])
+    for t, values in marker.get("log", ()):
+        int(t), dict(values)
 
-    t: int
-    state: Tensors
-    log: Rows
-    seconds: float
+
+def _is_as_marked(data: bytes, marker: Mapping[str, Any]) -> bool:
+    facts = next(iter(marker["files"].values()))
+    return (len(data), hashlib.sha256(data).hexdigest()) == (facts["size"], facts["sha256"])
+
+
+def _read(storage: Storage, path: str, check: Callable[[bytes], T]) -> T:
+    """Return what ``check`` makes of an object's bytes; one far away that is torn is read once more, as it may be
+    the answer that was.
+    """
+    try:
+        return check(storage.get(path))
+    except TornFileError:
+        if storage.local:
+            raise
+        return check(storage.get(path))
 
 
 class Store:
@@ -137,11 +152,15 @@ class Store:
         storage, path = self.place(ref)
         try:
             marker = lender.get(f"{ref.unit}.json")
-            if parse_json(marker).get("key") != ref.key:
+            facts = unseal(marker, f"{lender.url}/{ref.unit}.json", _check_marker)
+            if facts["key"] != ref.key:
                 return False
-            storage.put(f"{path}.safetensors", lender.get(f"{ref.unit}.safetensors"))
-        except (FileNotFoundError, ValueError):
+            data = lender.get(f"{ref.unit}.safetensors")
+        except (FileNotFoundError, TornFileError):
             return False
+        if not _is_as_marked(data, facts):
+            return False
+        storage.put(f"{path}.safetensors", data)
         storage.put(f"{path}.json", marker)
         return True
 
@@ -182,37 +201,61 @@ class Store:
             **({"skipped": dict(skipped)} if skipped else {}),
             **({"rows": row_facts(data, ref.stage.by_row)} if ref.stage.by_row else {}),
         }
-        storage.put(f"{path}.json", json.dumps(marker).encode())
+        storage.put(f"{path}.json", seal(json.dumps(marker).encode()))
         return marker
 
     def marker(self, ref: Ref) -> dict[str, Any]:
-        """Return an output's marker; ``FileNotFoundError`` if the output is not done."""
+        """Return an output's marker; ``FileNotFoundError`` if the output is not done, ``TornOutput`` if
+        it is torn.
+        """
         storage, path = self.place(ref)
-        data = storage.get(f"{path}.json")
+        where = f"{storage.url}/{path}.json"
         try:
-            marker = dict(parse_json(data))
-        except ValueError as error:
-            raise TornFileError(f"{storage.url}/{path}.json is torn: {error}") from error
-        if marker.get("key") != ref.key:
-            raise FileNotFoundError(f"{storage.url}/{path}.json is of another unit")
+            marker = _read(storage, f"{path}.json", lambda data: unseal(data, where, _check_marker))
+        except TornFileError as error:
+            raise TornOutput(str(error), ref) from error
+        if marker["key"] != ref.key or marker.get("output", ref.output) != ref.output:
+            raise FileNotFoundError(f"{where} is of another output")
         return marker
 
     def load(self, ref: Ref, marker: Mapping[str, Any] | None = None) -> Tensors:
-        """Return an output's tensors; ``TornFileError`` if they are not what the marker says, which
+        """Return an output's tensors; ``TornOutput`` if they are not what the marker says, which
         is read unless it is given.
         """
-        marker = self.marker(ref) if marker is None else marker
         storage, path = self.place(ref)
-        facts, where = next(iter(marker["files"].values())), f"{storage.url}/{path}.safetensors"
-        try:
-            data = storage.get(f"{path}.safetensors")
-        except FileNotFoundError as error:
-            raise TornFileError(f"{where} is missing although its marker is there") from error
-        if len(data) != facts["size"] or hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise TornFileError(
-                f"{where} is torn: {len(data)} bytes, its marker says {facts['size']}, or other content"
+        data = self._whole(ref, self.marker(ref) if marker is None else marker)
+        return load_tensors(data, f"{storage.url}/{path}.safetensors")
+
+    def _whole(self, ref: Ref, marker: Mapping[str, Any]) -> bytes:
+        """Return the bytes of an output's file; ``TornOutput`` if they are not what its marker says."""
+        storage, path = self.place(ref)
+        where = f"{storage.url}/{path}.safetensors"
+
+        def check(data: bytes) -> bytes:
+            if _is_as_marked(data, marker):
+                return data
+            size = next(iter(marker["files"].values()))["size"]
+            raise TornOutput(
+                f"{where} is torn: {len(data)} bytes, its marker says {size}, or other content", ref
             )
-        return load_tensors(data, where)
+
+        try:
+            return _read(storage, f"{path}.safetensors", check)
+        except FileNotFoundError as error:
+            raise TornOutput(f"{where} is missing although its marker is there", ref) from error
+
+    def check(self, refs: Sequence[Ref]) -> dict[str, dict[str, Any]]:
+        """Return size and checksum of the files of outputs, by name, all of which are read; ``TornOutput``
+        for the first that is not what its marker says.
+        """
+
+        def of(ref: Ref) -> dict[str, dict[str, Any]]:
+            marker = self.marker(ref)
+            self._whole(ref, marker)
+            return dict(marker["files"])
+
+        with ThreadPoolExecutor(1 if self.storage.local else 8) as pool:
+            return {name: facts for files in pool.map(of, refs) for name, facts in files.items()}
 
     def load_rows(self, ref: Ref, rows: slice, marker: Mapping[str, Any] | None = None) -> Tensors:
         """Return consecutive rows of the tensors that the stage says are read ``by_row``, and read no others.
@@ -227,8 +270,8 @@ class Store:
             try:
                 return storage.get(name, start, end)
             except FileNotFoundError as error:
-                raise TornFileError(
-                    f"{storage.url}/{name} is missing although its marker is there"
+                raise TornOutput(
+                    f"{storage.url}/{name} is missing although its marker is there", ref
                 ) from error
 
         return {
@@ -282,16 +325,9 @@ class Store:
 
     def save_checkpoint(self, key: str, checkpoint: Checkpoint, device: str = "") -> None:
         """Write a checkpoint, made on that kind of device, then delete all but it and the one before."""
-        metadata = {
-            "device": device,
-            "t": str(checkpoint.t),
-            "seconds": repr(checkpoint.seconds),
-            "log": json.dumps(checkpoint.log),
-            "sha256": digest(checkpoint.state),
-        }
         self.storage.put(
             f"{self.folder(key)}/state-{checkpoint.t:09d}.safetensors",
-            dump_tensors(checkpoint.state, metadata),
+            dump_checkpoint(key, checkpoint, device),
         )
         for path in self._checkpoints(key)[:-2]:
             self._try_delete(path)
@@ -304,29 +340,28 @@ class Store:
         ``device``: passes over those that were not made on that kind of device.
         """
         for path in reversed(self._checkpoints(key)):
-            if int(path.rsplit("-", 1)[1].split(".")[0]) > at_most:
+            at = int(path.rsplit("-", 1)[1].split(".")[0])
+            if at > at_most:
                 continue
             try:
-                data = self.storage.get(path)
-                state = load_tensors(data, f"{self.url}/{path}")
-                facts = load_metadata(data)
-                if digest(state) != facts.get("sha256"):
-                    raise TornFileError(f"{self.url}/{path} is torn: its checksum differs")
+                where = f"{self.url}/{path}"
+                found, made_on = _read(
+                    self.storage, path, partial(read_checkpoint, key, at, where=where)
+                )
             except FileNotFoundError:
                 continue
-            except (TornFileError, ValueError) as error:
-                log.warning("%s; the checkpoint before it is used", error)
+            except TornFileError as error:
+                log.warning("%s; the checkpoint before it is used, or the unit begun anew", error)
                 continue
-            if device is not None and facts.get("device") != device:
-                continue
-            rows = [(int(t), dict(values)) for t, values in parse_json(facts["log"])]
-            return Checkpoint(int(facts["t"]), state, rows, float(facts["seconds"]))
+            if device is None or made_on == device:
+                return found
         return None
 
     def note_skipped(self, key: str, rank: int, skipped: Mapping[str, str]) -> None:
         """Write what one worker of a group skipped in a unit whose marker another writes."""
         self.storage.put(
-            f"{self.folder(key)}/skipped-{rank}.json", json.dumps(dict(skipped)).encode()
+            f"{self.folder(key)}/skipped-{rank}.json",
+            seal(json.dumps({"skipped": dict(skipped)}).encode()),
         )
 
     def skipped(self, ref: Ref) -> dict[str, str]:
@@ -337,7 +372,13 @@ class Store:
         if ref.stage.lanes:
             for path in self.storage.list(self.folder(ref.key)):
                 if path.rsplit("/", 1)[-1].startswith("skipped-"):
-                    found |= parse_json(self.storage.get(path))
+                    where = f"{self.url}/{path}"
+                    try:
+                        told = unseal(self.storage.get(path), where)
+                    except TornFileError as error:
+                        log.warning("%s; what it said of skipped samples is lost", error)
+                        told = {where: "what one worker skipped is not known: this file is torn"}
+                    found |= told.get("skipped", told)  # earlier versions wrote them bare
         return found
 
     def drop_checkpoints(self, key: str) -> None:

@@ -57,6 +57,10 @@ class Markers:
         """Return size and sha256 of an output's files, by name."""
         return dict(self._of(ref)["files"])
 
+    def forget(self, ref: Ref) -> None:
+        """Read an output's marker again when it is asked for: the output is made anew."""
+        self._known.pop((ref.key, ref.output), None)
+
     def seconds(self, ref: Ref) -> float:
         """Return the seconds that computing a unit up to an output took."""
         return float(self._of(ref)["seconds"])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from raydd.artifacts import published_manifest
 from raydd.artifacts.card import poster_text
 from raydd.artifacts.charts import CONTINUAL, CONTINUAL_ROWS, NETWORKS
 from raydd.artifacts.distilled_set import DistilledSet
@@ -41,6 +42,7 @@ from raydd.evaluation.stored_plan import Maker, stored_evaluation
 from raydd.labels.fkd import FkdLabels
 from raydd.labels.published import FOLDER, MANIFEST, PublishedLabels
 from raydd.methods.method import DEFAULT_NETWORK, Problem
+from raydd.runtime.control import Control
 from raydd.runtime.devices import store_lines
 from raydd.runtime.estimate import costs, measured_rate, render
 from raydd.runtime.lock import Lock
@@ -261,8 +263,13 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
         storage = Storage(absolute(given))
         ours = storage.exists(MANIFEST) or storage.exists(f"{FOLDER}/{MANIFEST}")
         return PublishedLabels.at(storage.url) if ours else FkdLabels.at(storage.url)
-    ours = detect(url).format == "distilled"
-    return PublishedLabels.at(url) if ours and Storage(url).exists(f"{FOLDER}/{MANIFEST}") else None
+    if detect(url).format != "distilled":
+        return None
+    storage, path = Storage(url), f"{FOLDER}/{MANIFEST}"
+    files = published_manifest.read_manifest(storage)["files"]
+    if path in files:
+        published_manifest.listed_file(storage, path, files)  # as it was published, or refused
+    return PublishedLabels.at(url) if path in files or storage.exists(path) else None
 
 
 def describe_plan(
@@ -345,7 +352,8 @@ def run_stored(
     with refusing():
         check_places(output, store.storage, uri)
     held, name = subject.data.inventory, f"evaluate {subject.name}"
-    with Lock(output, tell):
+    control = Control(show=True)
+    with Lock(output, tell, control.stop):
         _claim(output, job, subject)
         tell(f"{subject.name}: {_count(subject.distilled)} at {subject.url}")
         for line in held.lines() if held is not None else ():
@@ -355,9 +363,9 @@ def run_stored(
         facts = {"verb": "evaluate", "name": subject.name, "dataset": subject.data.info.name}
         record_plan(output, store, plan.targets(), facts)
         tracker = Tracker(uri, job.tracking.experiment, name, output, params, tags)
-        with Session(job.compute, subject.data, output, store, tracker, tell) as session:
-            session.run(plan.targets())
-            report = session.report(plan, plan.targets())
+        with Session(job.compute, subject.data, output, store, tracker, tell, control) as session:
+            targets = plan.targets()
+            report = session.finished(targets, lambda: session.report(plan, targets))
             places = session.write(report, {GRID: _picture(subject.distilled)})
             tracker.report(report, 0, picture=f"evaluation/{GRID}")
             tracker.artifacts(output, "evaluation")

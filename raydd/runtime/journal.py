@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from raydd.artifacts.log_lines import checked_line, record_of
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
-from raydd.core.json_text import parse_json
 from raydd.core.redaction import redacted
 from raydd.core.storage import Storage, join
 
@@ -112,7 +112,7 @@ def _encode(record: dict[str, Any]) -> bytes:
     said = (
         record if record.get("kind") == "log" else redacted(record)
     )  # numbers of steps hold no text
-    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
+    return checked_line(json.dumps(said, ensure_ascii=False).encode())
 
 
 class Journal:
@@ -225,7 +225,7 @@ class Journal:
         old = _Known()
         for line in whole.splitlines():
             try:
-                old.is_new(parse_json(line))
+                old.is_new(dict(record_of(line)))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # damaged by a crash: it says nothing, and what it said is written again
         finished = {key for key, output in old.outputs if output == "final"}

@@ -11,6 +11,7 @@ from raydd.config import Job, parse_job
 from raydd.core.dotted_keys import flatten
 from raydd.core.errors import ConfigError
 from raydd.core.json_text import parse_json
+from raydd.core.sealed import as_stamped, stamp
 from raydd.core.storage import Storage
 from raydd.core.typed_tree import as_yaml
 from raydd.core.yaml_tree import parse_yaml
@@ -60,7 +61,7 @@ def claim_as(
     writes, which nobody else's may have.
     """
     new = _is_new(output, resolved, recorded, written)
-    output.put("job.yaml", text.encode())
+    output.put("job.yaml", stamp(text.encode()))
     return new
 
 
@@ -68,19 +69,20 @@ def _is_new(
     output: Storage, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]
 ) -> bool:
     """Return whether an output says nothing of whose it is; ``ConfigError`` if it is another's."""
+    unknown = (
+        f"output: {output.url}/job.yaml is torn, or was changed: whose folder it is cannot be told; choose another"
+        " output (output=…) with the same store, where all finished units are, or remove that folder"
+    )
+    data, old = None, None
     try:
-        old = parse_yaml(output.get("job.yaml"))
+        data = output.get("job.yaml")
+        old = parse_yaml(data)
     except FileNotFoundError:
-        old = None
+        pass
     except ConfigError as error:
-        raise ConfigError(
-            f"output: {output.url}/job.yaml is torn, or no YAML: whose folder it is cannot be told; choose another"
-            " output (output=…)"
-        ) from error
-    if old is not None and not isinstance(old, dict):
-        raise ConfigError(
-            f"output: {output.url}/job.yaml is not the file of a job; choose another output"
-        )
+        raise ConfigError(unknown) from error
+    if data is not None and not isinstance(old, dict):
+        raise ConfigError(unknown)
     if old is not None:
         a, b = _compared(recorded(old)), _compared(resolved)
         other = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
@@ -88,6 +90,8 @@ def _is_new(
             f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now"
             for key in other
         ]
+        if lines and data is not None and not as_stamped(data):
+            raise ConfigError("\n".join([unknown, *lines[:20]]))
         if lines:
             shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
             advice = "choose another output (output=…) or remove that folder"

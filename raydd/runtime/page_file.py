@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from raydd.artifacts.run_folder import (
@@ -18,6 +19,7 @@ from raydd.artifacts.run_folder import (
     read_run,
 )
 from raydd.artifacts.standing import Standing
+from raydd.artifacts.whole_png import is_whole_png
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.json_text import parse_json
 from raydd.core.storage import Storage, join
@@ -42,8 +44,10 @@ def page_of(url: str, *, finished: bool = False) -> tuple[str, str]:
     if is_sweep(Storage(url)):
         return _sweep_page(Storage(url))
     folder = read_run(url)
-    standing = Standing(folder.plan, folder.log)
-    state = "finished" if finished else state_of(folder, standing, read_lock(folder.output))
+    standing, notes = Standing(folder.plan, folder.log), [*folder.notes]
+    lock = None if finished else read_lock(folder.output, notes)
+    folder = replace(folder, notes=tuple(notes))
+    state = "finished" if finished else state_of(folder, standing, lock)
     run = RunFacts(
         folder=folder,
         standing=standing,
@@ -104,13 +108,24 @@ def _pictures(folder: RunFolder, standing: Standing) -> list[Shown]:
     else:
         paths += _published(folder, standing)
     for caption, path in paths:
-        try:
-            data = output.get(path)
-        except (FileNotFoundError, StorageError):
+        data = _picture(output, path)
+        if data is None:
             continue
         alt = f"Distilled images of {name}, a class per row, {caption}"
         found.append(Shown(data, "image/png", alt, f"{caption[:1].upper()}{caption[1:]}"))
     return found
+
+
+def _picture(output: Storage, path: str) -> bytes | None:
+    """Return a picture's bytes, ``None`` where there is none, or one that is torn, which is told."""
+    try:
+        data = output.get(path)
+    except (FileNotFoundError, StorageError):
+        return None
+    if is_whole_png(data):
+        return data
+    log.warning("%s is torn; the page is without it", join(output.url, path))
+    return None
 
 
 def _beside(folder: RunFolder) -> list[Shown]:
@@ -128,11 +143,8 @@ def _beside(folder: RunFolder) -> list[Shown]:
     }
     found = []
     for path, caption in wanted.items():
-        try:
-            data = output.get(path)
-        except (FileNotFoundError, StorageError):
-            continue
-        if len(data) <= BESIDE_BYTES:
+        data = _picture(output, path)
+        if data is not None and len(data) <= BESIDE_BYTES:
             found.append(Shown(data, "image/png", caption, caption))
     return found
 

@@ -16,6 +16,7 @@ from raydd.artifacts.poster_pictures import animation, is_poster, picture_of
 from raydd.artifacts.published_folder import publish
 from raydd.artifacts.rendering import format_bytes
 from raydd.artifacts.run_folder import GROWTH
+from raydd.artifacts.whole_png import is_whole_png
 from raydd.config import Job
 from raydd.core.allocator import tune_allocator
 from raydd.core.dotted_keys import flatten
@@ -89,7 +90,7 @@ def run_job(
     warning = fleeting(job.output, job.store, job.tracking.uri)
     if warning:
         tell(f"warning: {warning}")
-    with Lock(output, tell):
+    with Lock(output, tell, control.stop):
         new = claim(output, job)
         tell(
             f"{job.name}: {job.method.name} on {data.info.name}, ipc {job.ipc}"
@@ -111,8 +112,7 @@ def run_job(
         with _Distillation(plan, data, output, store, tell, control) as session:
             if job.tracking.uri != "none":
                 tell(session.tracker.beginning())
-            session.run(plan.targets)
-            outcome = session.publish()
+            outcome = session.finished(plan.targets, session.publish)
             control.units = {
                 ref.key: session.markers.seconds(ref)
                 for ref in (
@@ -186,6 +186,7 @@ class _Distillation(Session):
             if entry.step is not None:
                 refs = {(ref.key, ref.output) for ref in entry.stage.refs()}
                 self.tested[entry.step] = self.tested.get(entry.step, set()) | refs
+        self.fresh: set[str] = set()
         self.pictured = {p for p in output.list("pictures") if p.endswith(".png")}
         self.painter = ThreadPoolExecutor(1, thread_name_prefix="pictures")
 
@@ -203,6 +204,8 @@ class _Distillation(Session):
                     self.series.setdefault(f"{label} {name}", {})[t] = value
                     self.tracker.metrics(f"{label}/{name}", value, t)
             if event.kind == "output":
+                if not event.cached:
+                    self.fresh.add(event.key)
                 for step, open_refs in list(self.waiting.items()):
                     open_refs.discard((event.key, event.output))
                     if not open_refs:
@@ -240,27 +243,34 @@ class _Distillation(Session):
                 self.control.on_point(found)
 
     def _paint(self, step: int) -> None:
-        path = f"pictures/step-{step:06d}.png"
-        try:
-            if path not in self.pictured:
-                self.output.put(path, png(picture_of(self._assemble(0, snapshot(step)))))
-            self.tracker.picture("distilled", step, self.output.get(path))
-        except (RayddError, OSError) as error:
-            log.warning("no picture of step %d: %s", step, error)
+        def made() -> DistilledSet:
+            return self._assemble(0, snapshot(step))
+
+        self._picture(f"step-{step:06d}", "distilled", step, made, f"step {step}")
 
     def _draft(self, name: str, step: int) -> None:
         """Keep a picture of what an earlier stage has made by an update."""
-        path = f"pictures/{name}-{step:06d}.png"
+
+        def made() -> DistilledSet:
+            outputs = {key: self.store.load(ref) for key, ref in self.drafts[name, step].items()}
+            return self.plan.job.method.drafted(self.plan.problems[0], outputs)
+
+        what = f"{name} after {step} updates"
+        self._picture(f"{name}-{step:06d}", name, step, made, what)
+
+    def _picture(
+        self, name: str, series: str, step: int, made: Callable[[], DistilledSet], what: str
+    ) -> None:
+        """Keep and track a picture of what ``made`` returns; one that is there already, and whole, stays."""
+        path = f"pictures/{name}.png"
         try:
-            if path not in self.pictured:
-                method, problem = self.plan.job.method, self.plan.problems[0]
-                outputs = {
-                    key: self.store.load(ref) for key, ref in self.drafts[name, step].items()
-                }
-                self.output.put(path, png(picture_of(method.drafted(problem, outputs))))
-            self.tracker.picture(name, step, self.output.get(path))
+            data = self.output.get(path) if path in self.pictured else b""
+            if not is_whole_png(data):
+                data = png(picture_of(made()))
+                self.output.put(path, data)
+            self.tracker.picture(series, step, data)
         except (RayddError, OSError) as error:
-            log.warning("no picture of %s after %d updates: %s", name, step, error)
+            log.warning("no picture of %s: %s", what, error)
 
     def _assemble(self, index: int, output: str = "final") -> DistilledSet:
         method, problem = self.plan.job.method, self.plan.problems[index]
@@ -344,9 +354,11 @@ class _Distillation(Session):
         stage = self.plan.labels[index]
         if stage is None or self.control.labels:
             return {}
-        self.markers.ahead(stage.refs())
-        records: dict[str, dict[str, Any]] = {}
-        for ref in stage.refs():
+        refs = stage.refs()
+        self.markers.ahead(refs)
+        # Those of an earlier run, or of another job, are read.
+        records = self.store.check([ref for ref in refs if ref.key not in self.fresh])
+        for ref in refs:
             records |= self.markers.files(ref)
         text = label_manifest(stage, records)
         self.output.put(f"{self.plan.folder(index)}/{stage.place}/{LABEL_MANIFEST}", text)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raydd.artifacts.run_folder import PLAN
+from raydd.core.sealed import seal
 from raydd.core.storage import Storage
 from raydd.core.store import Store
 from raydd.core.units import Ref, Stage, stage_digest, unit_key
@@ -74,7 +75,7 @@ def record_plan(
             for stage, units, outputs in stages
         ],
     }
-    output.put(PLAN, json.dumps(record, separators=(",", ":")).encode())
+    output.put(PLAN, seal(json.dumps(record, separators=(",", ":")).encode()))
 
 
 def _unit(stage: Stage, unit: str, number: Mapping[str, int]) -> list[Any]:

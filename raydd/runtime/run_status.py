@@ -55,9 +55,9 @@ def run_status(url: str) -> RunStatus:
     """Return where the run in an output folder is; ``ConfigError`` for a place that is none."""
     folder = read_run(url)
     standing = Standing(folder.plan, folder.log)
-    lock = read_lock(folder.output)
-    state = state_of(folder, standing, lock)
     notes = [*folder.notes]
+    lock = read_lock(folder.output, notes)
+    state = state_of(folder, standing, lock)
     if folder.plan is None and state != "finished":
         notes.append("there is no plan.json: units that have not begun are not known")
     elif folder.plan is not None and state != "finished":

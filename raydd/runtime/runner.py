@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
+from raydd.core.checkpoint import Rows
 from raydd.core.errors import RunFailed
 from raydd.core.events import Event
 from raydd.core.numerics import pick_device
-from raydd.core.store import Rows, Store, device_kind
+from raydd.core.store import Store, device_kind
 from raydd.core.units import Data, Ref
 from raydd.data.config import DatasetConfig
 from raydd.data.datasets import located, open_data

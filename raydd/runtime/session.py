@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,14 +15,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from raydd.artifacts.charts import report_files
 from raydd.artifacts.rendering import render_table
 from raydd.artifacts.report import Report
 from raydd.config import ComputeConfig
-from raydd.core.errors import DataError, Missing, RayddError, first_line
+from raydd.core.errors import DataError, Missing, RayddError, TornOutput, first_line
 from raydd.core.events import Event
+from raydd.core.sealed import seal
 from raydd.core.storage import Storage, join
 from raydd.core.store import Store, versions
 from raydd.core.units import Ref
@@ -40,6 +42,9 @@ from raydd.runtime.progress import Progress
 from raydd.runtime.runner import LocalRunner, OnEvent, OpenData, Runner
 from raydd.runtime.tracking.tracker import Tracker
 from raydd.runtime.tracking.tracking_uri import resolve_uri
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Interrupted(RayddError):
@@ -213,6 +218,24 @@ class Session:
         if control.stopped and not all(self.store.has(list(targets))):
             raise Interrupted(f"the same command goes on from here ({self.output.url})")
 
+    def finished(self, targets: Sequence[Ref], finish: Callable[[], T]) -> T:
+        """Compute targets, and return what ``finish`` makes of them; outputs of which it finds that they
+        are torn are computed again, each once.
+        """
+        again: set[tuple[str, str]] = set()
+        while True:
+            self.run(targets)
+            try:
+                return finish()
+            except TornOutput as torn:
+                ref: Ref = torn.ref
+                if (ref.key, ref.output) in again:
+                    raise
+                again.add((ref.key, ref.output))
+                log.warning("%s; it will be computed again", torn)
+                self.store.discard(ref)
+                self.markers.forget(ref)
+
     def report(self, plan: EvaluationPlan, targets: Sequence[Ref]) -> Report:
         """Return the report of an evaluation, with what is to be known of all ``targets`` behind it."""
         held, notes = self.data.inventory, list(plan.notes)
@@ -227,7 +250,7 @@ class Session:
     def write(self, report: Report, more: Mapping[str, bytes]) -> dict[str, str]:
         """Write ``report.json``, its pictures and ``more`` files to the output; return where they are."""
         files = {**more, **report_files(report)}
-        for name, data in {"report.json": to_json(report.to_dict()), **files}.items():
+        for name, data in {"report.json": seal(to_json(report.to_dict())), **files}.items():
             self.output.put(name, data)
         return {name: join(self.output.url, name) for name in files}
 

@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from raydd.core.checkpoint import Checkpoint, Rows
 from raydd.core.errors import NumericsError, RayddError, TornFileError
 from raydd.core.numerics import apply_numerics
 from raydd.core.rng import generator
-from raydd.core.store import Checkpoint, Rows, Store, device_kind
+from raydd.core.store import Store, device_kind
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Data, Ref, Stage
 from raydd.runtime.cache import Cache

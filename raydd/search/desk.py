@@ -52,7 +52,8 @@ class Result:
 class SweepDesk:
     """What all trials of a sweep ask; its truth is the journal, from which it starts.
 
-    ``on_change`` hears of a trial whenever it was written down. ``clock`` gives seconds.
+    ``on_change`` hears of a trial whenever it was written down. ``clock`` gives seconds that never go
+    back or jump.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class SweepDesk:
         searcher: Searcher,
         scheduler: Scheduler | None = None,
         on_change: Callable[[Trial], None] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.space, self.journal, self.searcher = space, journal, searcher
         self.scheduler, self.clock = scheduler, clock
@@ -126,7 +127,7 @@ class SweepDesk:
             if proposed is None:
                 return None
             values, origin = proposed, self.space.file.search
-        trial = Trial(number, values, origin, started=self.clock())
+        trial = Trial(number, values, origin, started=time.time())
         self.trials.append(trial)
         return trial
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raydd.core.errors import ConfigError
+from raydd.core.errors import ConfigError, TornFileError
 from raydd.core.json_text import parse_json
+from raydd.core.sealed import seal, unseal
 from raydd.core.storage import Storage
 
 State = Literal["running", "finished", "pruned", "failed", "same"]
@@ -62,12 +63,14 @@ class Trial:
 
     def to_json(self) -> bytes:
         """Return the trial as JSON."""
-        return (json.dumps(dataclasses.asdict(self), allow_nan=False) + "\n").encode()
+        return seal((json.dumps(dataclasses.asdict(self), allow_nan=False) + "\n").encode())
 
     @classmethod
     def from_json(cls, text: bytes) -> Trial:
-        """Return the trial of a JSON object; ``ValueError`` or ``TypeError`` for another's."""
-        tree = parse_json(text)
+        """Return the trial of a JSON object; ``ValueError`` or ``TypeError`` for another's, ``TornFileError``
+        for one that is torn.
+        """
+        tree = unseal(text, "trial")
         judged = [Judged(**one) for one in tree.pop("judged")]
         return cls(**tree, judged=judged)
 
@@ -86,9 +89,12 @@ class TrialJournal:
                 continue
             try:
                 found.append(Trial.from_json(self.output.get(path)))
-            except (ValueError, TypeError, KeyError) as error:
+                if found[-1].number != int(path.rsplit("/", 1)[-1].removesuffix(".json")):
+                    raise ValueError(f"it holds trial {found[-1].number}")
+            except (TornFileError, ValueError, TypeError, KeyError) as error:
                 raise ConfigError(
-                    f"{self.output.url}/{path} is not a trial of this version ({error}); choose another output"
+                    f"{self.output.url}/{path} is torn, or no trial of this version ({error}); choose another output"
+                    " with the same store, where all finished units are"
                 ) from error
         found.sort(key=lambda trial: trial.number)
         if [trial.number for trial in found] != list(range(len(found))):

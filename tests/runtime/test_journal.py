@@ -14,6 +14,7 @@ from waiting import waited
 
 import raydd.runtime.journal as journal_module
 from raydd.artifacts.curves import Curves
+from raydd.artifacts.log_lines import record_of
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
 from raydd.core.storage import Storage
@@ -33,7 +34,7 @@ def event(kind: Any, **facts: Any) -> Event:
 
 
 def lines(storage: Storage) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.get("log.jsonl").decode().splitlines()]
+    return [dict(record_of(line)) for line in storage.get("log.jsonl").splitlines()]
 
 
 def write_all(journal: Journal) -> None:

@@ -17,9 +17,10 @@ import torch
 from groups import run_group
 from toys import Choir, Total, Walk
 
+from raydd.core.checkpoint import Checkpoint
 from raydd.core.errors import RunFailed
 from raydd.core.events import Event
-from raydd.core.store import Checkpoint, Store
+from raydd.core.store import Store
 from raydd.core.tensors import Tensors, digest
 from raydd.core.units import Numerics, Ref, Stage, snapshot, stage_digest, unit_key
 from raydd.runtime.ledger import Ledger

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raydd.core.checkpoint import Rows
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.events import Event
-from raydd.core.store import Rows, Store, device_kind
+from raydd.core.store import Store, device_kind
 from raydd.core.units import Ref
 from raydd.runtime.capacity import Need
 from raydd.runtime.leases import Lease

@@ -10,6 +10,7 @@ from typing import Any
 from raydd.artifacts.tables import inline
 from raydd.core.errors import StorageError
 from raydd.core.json_text import parse_json
+from raydd.core.sealed import seal
 from raydd.core.storage import Storage, join
 from raydd.core.store import versions
 from raydd.runtime.session import git_commit, to_json
@@ -68,7 +69,7 @@ def report_of(
 
 def keep_report(output: Storage, report: SweepReport) -> None:
     """Write what is found so far, while trials run, where ``raydd status`` and ``raydd report`` look for it."""
-    output.put(REPORT, to_json(replace(report, notes=()).to_dict()))
+    output.put(REPORT, seal(to_json(replace(report, notes=()).to_dict())))
 
 
 def write_files(
@@ -79,7 +80,7 @@ def write_files(
     if report.winner is not None and report.select:
         report = replace(report, marked=report.winner)
     drawn = _pictures(report)
-    files = {REPORT: to_json(report.to_dict()), TABLE: to_csv(report), **drawn}
+    files = {REPORT: seal(to_json(report.to_dict())), TABLE: to_csv(report), **drawn}
     if report.winner is not None and report.select:
         files |= job_files(sweep, report, report.trials[report.winner])
     for name, data in files.items():

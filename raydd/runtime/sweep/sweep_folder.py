@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from raydd.core.errors import ConfigError, StorageError
+from raydd.core.errors import ConfigError, StorageError, TornFileError
 from raydd.core.ipc_settings import KEY
-from raydd.core.json_text import parse_json
+from raydd.core.sealed import unseal
 from raydd.core.storage import Storage
 from raydd.core.yaml_tree import parse_yaml
 from raydd.pages.blocks import Shown
@@ -26,9 +26,10 @@ def sweep_page_of(output: Storage) -> tuple[str, str]:
     ``failed``, ``finished`` or ``unfinished``. ``KeyError``, ``TypeError`` or ``ValueError`` for files that are
     torn or another version's.
     """
-    found = parse_json(output.get(REPORT))
-    if not isinstance(found, Mapping):
-        raise ValueError(f"a {type(found).__name__}")
+    try:
+        found = unseal(output.get(REPORT), REPORT)
+    except TornFileError as error:
+        raise ValueError(str(error)) from error
     report = SweepReport.from_dict(found)
     if not report.ended:
         report = report.with_trials(TrialJournal(output).read())

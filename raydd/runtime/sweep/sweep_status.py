@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydd.artifacts.tables import Table, as_text
-from raydd.core.errors import ConfigError, StorageError
-from raydd.core.json_text import parse_json
+from raydd.core.errors import ConfigError, StorageError, TornFileError
+from raydd.core.sealed import unseal
 from raydd.core.storage import Storage, join
 from raydd.runtime.lock import alive, read_lock
 from raydd.search.trials import Trial, TrialJournal, number, ranked
@@ -48,9 +48,11 @@ def is_sweep(output: Storage) -> bool:
 def sweep_status(output: Storage) -> SweepStatus:
     """Return where a sweep is; ``ConfigError`` for files that are torn or another version's."""
     try:
-        facts = parse_json(output.get(REPORT))
+        facts = unseal(output.get(REPORT), join(output.url, REPORT))
         facts = {name: facts[name] for name in NEEDED}
         settled = bool(facts["tested"]) or not facts["select"]
+    except TornFileError as error:
+        raise ConfigError(f"output: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"output: {join(output.url, REPORT)} is torn, or of another version ({error})"

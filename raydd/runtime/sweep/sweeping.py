@@ -133,11 +133,18 @@ def run_sweep(sweep: Sweep, tell: Callable[[str], None], refit: bool = False) ->
     tune_allocator()
     checked = check(sweep)
     output = Storage(sweep.output)
-    with Lock(output, tell):
+    runs: list[_Run] = []
+
+    def lost() -> None:
+        for run in runs:
+            run.stop()
+
+    with Lock(output, tell, lost):
         new = claim_sweep(output, sweep)
         tell(f"{sweep.job.name}: {about(sweep)}" + ("" if new else " (resumed)"))
         with _tracked(sweep, output, tell) as (tracker, tagged):
-            return _Run(replace(checked, sweep=tagged), output, tracker, tell).run(refit)
+            runs.append(_Run(replace(checked, sweep=tagged), output, tracker, tell))
+            return runs[0].run(refit)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from raydd.core.json_text import parse_json
+from raydd.core.errors import TornFileError
+from raydd.core.sealed import seal, unseal
 from raydd.core.storage import Storage
 from raydd.runtime.tracking.mlflow_run import KINDS, Item, Picture
 
@@ -27,11 +28,11 @@ class Unsent:
     def read(self) -> tuple[dict[str, Any], list[Item]]:
         """Return the state that was kept, and the items; nothing where there is none, or none that can be read."""
         try:
-            state = dict(parse_json(self.output.get(STATE)))
+            state = unseal(self.output.get(STATE), f"{self.output.url}/{STATE}")
             kept = [self._revive(dict(facts)) for facts in state.get("unsent", [])]
         except FileNotFoundError:
             return {}, []
-        except (ValueError, KeyError, TypeError) as error:
+        except (TornFileError, ValueError, KeyError, TypeError) as error:
             log.warning(
                 "tracking: %s/%s cannot be read (%s); a new run is made",
                 self.output.url,
@@ -53,7 +54,7 @@ class Unsent:
                 if facts["file"] not in self._pictures:
                     self.output.put(facts["file"], item.png)
             unsent.append(facts)
-        self.output.put(STATE, json.dumps({**state, "unsent": unsent}).encode())
+        self.output.put(STATE, seal(json.dumps({**state, "unsent": unsent}).encode()))
         for name in self._pictures - pictures:
             self.output.delete(name)
         self._pictures = pictures

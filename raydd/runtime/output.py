@@ -69,9 +69,10 @@ def _is_new(
     output: Storage, resolved: Mapping[str, Any], recorded: Recorded, written: Collection[str]
 ) -> bool:
     """Return whether an output says nothing of whose it is; ``ConfigError`` if it is another's."""
+    place = f"output: {output.url}/job.yaml is"
     unknown = (
-        f"output: {output.url}/job.yaml is torn, or was changed: whose folder it is cannot be told; choose another"
-        " output (output=…) with the same store, where all finished units are, or remove that folder"
+        "whose folder it is cannot be told; choose another output (output=…) with the same store, where all finished"
+        " units are, or remove that folder"
     )
     data, old = None, None
     try:
@@ -80,9 +81,11 @@ def _is_new(
     except FileNotFoundError:
         pass
     except ConfigError as error:
-        raise ConfigError(unknown) from error
-    if data is not None and not isinstance(old, dict):
-        raise ConfigError(unknown)
+        raise ConfigError(f"{place} torn, or no YAML: {unknown}") from error
+    if data is not None and old is None:
+        raise ConfigError(f"{place} empty: {unknown}")
+    if old is not None and not isinstance(old, dict):
+        raise ConfigError(f"{place} not the file of a job; choose another output")
     if old is not None:
         a, b = _compared(recorded(old)), _compared(resolved)
         other = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
@@ -90,11 +93,11 @@ def _is_new(
             f"  {key}: {a.get(key, 'absent')!r} there, {b.get(key, 'absent')!r} now"
             for key in other
         ]
-        if lines and data is not None and not as_stamped(data):
-            raise ConfigError("\n".join([unknown, *lines[:20]]))
         if lines:
             shown = "\n".join(lines[:20]) + ("\n  …" if len(lines) > 20 else "")
             advice = "choose another output (output=…) or remove that folder"
+            if data is not None and not as_stamped(data):
+                advice += f"\n({output.url}/job.yaml is torn, or was changed: its checksum differs)"
             raise ConfigError(
                 f"output: {output.url} was made by a different job:\n{shown}\n{advice}"
             )

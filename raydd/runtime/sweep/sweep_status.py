@@ -51,9 +51,7 @@ def sweep_status(output: Storage) -> SweepStatus:
         facts = unseal(output.get(REPORT), join(output.url, REPORT))
         facts = {name: facts[name] for name in NEEDED}
         settled = bool(facts["tested"]) or not facts["select"]
-    except TornFileError as error:
-        raise ConfigError(f"output: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (TornFileError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"output: {join(output.url, REPORT)} is torn, or of another version ({error})"
         ) from error

@@ -67,7 +67,7 @@ class TornFileError(StorageError):
 class TornOutput(TornFileError):
     """An output in the store that is torn; ``ref``: which (:class:`raydd.core.units.Ref`). It can be computed again."""
 
-    def __init__(self, text: str, ref: Any) -> None:
+    def __init__(self, text: str, ref: Any = None) -> None:
         super().__init__(text)
         self.ref = ref
 

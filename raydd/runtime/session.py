@@ -228,8 +228,8 @@ class Session:
             try:
                 return finish()
             except TornOutput as torn:
-                ref: Ref = torn.ref
-                if (ref.key, ref.output) in again:
+                ref: Ref | None = torn.ref
+                if ref is None or (ref.key, ref.output) in again:
                     raise
                 again.add((ref.key, ref.output))
                 log.warning("%s; it will be computed again", torn)

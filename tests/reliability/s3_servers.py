@@ -14,14 +14,14 @@ def _module() -> ModuleType:
     """Return tests/integration/conftest.py as a module of its own: pytest has one of that name for each folder."""
     if str(_INTEGRATION) not in sys.path:
         sys.path.append(str(_INTEGRATION))
-    spec = importlib.util.spec_from_file_location(
+    found = importlib.util.spec_from_file_location(
         "integration_servers", _INTEGRATION / "conftest.py"
     )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
     return module
 
 

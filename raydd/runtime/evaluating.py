@@ -266,7 +266,10 @@ def _labels(url: str, given: str | None) -> PublishedLabels | FkdLabels | None:
     if detect(url).format != "distilled":
         return None
     storage, path = Storage(url), f"{FOLDER}/{MANIFEST}"
-    files = published_manifest.read_manifest(storage)["files"]
+    try:
+        files = published_manifest.read_manifest(storage)["files"]
+    except FileNotFoundError:  # told when the set is read
+        files = {}
     if path in files:
         published_manifest.listed_file(storage, path, files)  # as it was published, or refused
     return PublishedLabels.at(url) if path in files or storage.exists(path) else None

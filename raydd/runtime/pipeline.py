@@ -19,7 +19,6 @@ from raydd.artifacts.run_folder import GROWTH
 from raydd.artifacts.whole_png import is_whole_png
 from raydd.config import Job
 from raydd.core.allocator import tune_allocator
-from raydd.core.dotted_keys import flatten
 from raydd.core.errors import Missing, RayddError, refusing
 from raydd.core.events import Event
 from raydd.core.keeping import register_run
@@ -40,7 +39,7 @@ from raydd.runtime.lock import Lock
 from raydd.runtime.output import claim, fleeting
 from raydd.runtime.plan_record import labelled, record_plan
 from raydd.runtime.planning import Plan, make_plan
-from raydd.runtime.resolved import protocol_params, settled
+from raydd.runtime.resolved import job_params, settled
 from raydd.runtime.runner import OnEvent
 from raydd.runtime.session import (
     Outcome,
@@ -154,7 +153,7 @@ class _Distillation(Session):
     ) -> None:
         job = self.job = plan.job
         tags = _tags(plan, output) | dict(control.tags)
-        tracking, params = job.tracking, _params(plan)
+        tracking, params = job.tracking, job_params(plan.job, plan.problems[0], plan.evaluation)
         tracker = Tracker(tracking.uri, tracking.experiment, job.name, output, params, tags)
         super().__init__(job.compute, data, output, store, tracker, tell, control)
         self.plan = plan
@@ -393,12 +392,6 @@ class _Distillation(Session):
         """End pictures, journal and the tracker's run."""
         self.painter.shutdown(wait=False, cancel_futures=True)
         super().end(status)
-
-
-def _params(plan: Plan) -> dict[str, Any]:
-    """Return what the run is told by: the job, its protocol, and what the job leaves open."""
-    left_open = {"settled": settled(plan.job.method, plan.problems[0])}
-    return {**flatten(plan.job.stated()), **protocol_params(plan.evaluation), **flatten(left_open)}
 
 
 def _tags(plan: Plan, output: Storage) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from raydd.artifacts.protocol import recipe_text
 from raydd.artifacts.report import PROTOCOLS
+from raydd.config import Job
 from raydd.core.dotted_keys import flatten
 from raydd.core.typed_tree import plain
 from raydd.core.units import Stage, key_name
@@ -88,3 +89,9 @@ def _text(values: Mapping[str, Any]) -> str:
     if {"optimizer", "epochs"} <= values.keys():
         return recipe_text(values)
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def job_params(job: Job, problem: Problem, evaluation: EvaluationPlan) -> dict[str, Any]:
+    """Return what a tracker is told of a run: the job, its protocol, and what the job leaves open."""
+    left_open = {"settled": settled(job.method, problem)}
+    return {**flatten(job.stated()), **protocol_params(evaluation), **flatten(left_open)}

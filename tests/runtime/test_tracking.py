@@ -25,6 +25,7 @@ from waiting import waited
 from raydd.artifacts.report import Report, Row
 from raydd.core.errors import ConfigError, StorageError
 from raydd.core.redaction import redact
+from raydd.core.sealed import unseal
 from raydd.core.storage import Storage
 from raydd.runtime.tracking.mlflow_run import TAG_LENGTH, MlflowRun
 from raydd.runtime.tracking.note import command_line, note
@@ -96,7 +97,7 @@ def files(uri: str, run: Any, folder: str) -> list[str]:
 
 
 def state(output: Storage) -> dict[str, Any]:
-    return dict(json.loads(output.get("tracking.json")))
+    return unseal(output.get("tracking.json"), "tracking.json")
 
 
 def test_a_run_holds_everything_and_a_resumed_one_nothing_twice(

@@ -22,6 +22,7 @@ from unittest import mock
 from small import small_overrides
 
 from raydd.config import load_job
+from raydd.core.sealed import seal, unseal
 from raydd.core.storage import Storage
 from raydd.core.units import Ref, Stage
 from raydd.data.catalog import DatasetInfo
@@ -219,7 +220,8 @@ def bury(folder: Path) -> None:
     """Make the lock that a dead life left the lock of a process that is no more."""
     lock = folder / "out" / "lock.json"
     if lock.exists():
-        lock.write_text(json.dumps(json.loads(lock.read_text()) | {"pid": NOBODY}))
+        held = unseal(lock.read_bytes(), str(lock))
+        lock.write_bytes(seal(json.dumps(held | {"pid": NOBODY}).encode()))
 
 
 def places_of(plan: Plan) -> dict[str, tuple[str, str]]:

@@ -24,7 +24,6 @@ from raydd.core.plain_types import is_of
 from raydd.core.sealed import as_stamped, unseal
 from raydd.core.storage import Storage, join
 from raydd.core.urls import absolute, check_url
-from raydd.core.yaml_tree import parse_yaml
 
 _PLAN: dict[str, Any] = {
     "curves": dict[str, list[str]],
@@ -99,6 +98,8 @@ def read_run(url: str) -> RunFolder:
 
 
 def _job(output: Storage, notes: list[str]) -> Mapping[str, Any]:
+
+    from raydd.core.yaml_tree import parse_yaml  # PyYAML may be absent where sets are made
 
     text = output.get(JOB)
     try:

@@ -76,7 +76,7 @@ def run_job(
     with refusing():
         check_places(Storage(job.output), Storage(job.store), job.tracking.uri)
         data = data or described(job.dataset, "job")
-        job = with_ipc(job, data)
+        job = with_ipc(job, data) if job.ipc == "auto" else job
         job.method.fetch()
         plan = make_plan(job, data.info)
         absent = job.method.missing(plan.problems[0])

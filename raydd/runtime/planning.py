@@ -144,7 +144,8 @@ def dry_run(job: Job, sheet: str | None = None, device: str | None = None) -> tu
         info = replace(
             info, train_counts=(published // info.classes,) * info.classes
         )  # for the estimate alone
-    job = with_ipc(job, replace(data, info=info))
+    if job.ipc == "auto":
+        job = with_ipc(job, replace(data, info=info))
     plan = make_plan(job, info)
     parts += _coded_lines(job, plan.problems[0])
     absent = [*found.absent, *job.method.missing(plan.problems[0])]

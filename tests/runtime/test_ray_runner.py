@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from toys import Choir, Total, Walk
 
 from raydd.core.errors import ConfigError, RunFailed
 from raydd.core.events import Event
+from raydd.core.sealed import seal, unseal
 from raydd.core.store import Store
 from raydd.core.tensors import digest
 from raydd.core.units import Ref, snapshot
@@ -190,7 +192,8 @@ def test_workers_say_which_outputs_are_of_their_kind_of_device(
     store, refs = Store(str(tmp_path)), Walk(seed=1, count=2, updates=3).refs()
     LocalRunner(dict).run(refs, store, lambda event: None)
     path = f"{store.place(refs[0])[1]}.json"
-    store.storage.put(path, store.storage.get(path).replace(b'"cpu"', b'"NVIDIA L4"'))
+    marker = json.dumps(unseal(store.storage.get(path), path)).replace('"cpu"', '"NVIDIA L4"')
+    store.storage.put(path, seal(marker.encode()))
     events: list[Event] = []
     RayRunner(dict, workers=1, same_device=True).run(refs, store, events.append)
     assert [event.text for event in events if "L4" in event.text] == [

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from raydd.artifacts.run_folder import RunFolder, read_run
@@ -163,7 +163,7 @@ def as_dict(status: RunStatus) -> dict[str, Any]:
         },
         "seconds_left": _rounded(_left(status)),
         "accuracies": [{"updates": step, **values} for step, values in accuracies(folder.log)],
-        "result": None if report is None else [vars(row) for row in report.rows],
+        "result": None if report is None else [asdict(row) for row in report.rows],
         "last_event": standing.last,
         "ended": standing.ended,
         "notes": list(status.notes),

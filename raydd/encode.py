@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from raydd.core.command import command_errors, reading_options
+from raydd.core.command import command_errors, set_options
 from raydd.core.errors import refusing
 
 
@@ -43,23 +43,8 @@ from raydd.core.errors import refusing
     metavar="BYTES",
     help="The most bits whose file has at most so many bytes, such as 8kB (1 kB is 1,000 bytes); then half the size.",
 )
-@click.option(
-    "--dataset",
-    metavar="NAME",
-    help="Data set that SET stands for, where its format does not say (a name of the catalog).",
-)
-@click.option(
-    "--experiment",
-    type=int,
-    help="Repetition to take from a .pt file that lists several (default: -1, the last).",
-)
 @click.option("--ipc", type=int, metavar="N", help="Only the first N images of each class.")
-@reading_options
-@click.option(
-    "--labels",
-    metavar="KIND",
-    help="What a foreign set's table of labels holds: logits, probabilities or targets (default: guessed).",
-)
+@set_options
 def main(
     source: str,
     out: str,

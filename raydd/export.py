@@ -8,7 +8,7 @@ import click
 
 from raydd.core.command import (
     command_errors,
-    reading_options,
+    set_options,
 )
 from raydd.core.errors import refusing
 
@@ -22,22 +22,7 @@ from raydd.core.errors import refusing
     metavar="FORMAT",
     help="pt (that DC reads), folder (of PNG by class), webdataset or safetensors.",
 )
-@click.option(
-    "--dataset",
-    metavar="NAME",
-    help="Data set that SOURCE stands for, where its format does not say (a name of the catalog).",
-)
-@click.option(
-    "--experiment",
-    type=int,
-    help="Repetition to take from a .pt file that lists several (default: -1, the last).",
-)
-@reading_options
-@click.option(
-    "--labels",
-    metavar="KIND",
-    help="What a foreign set's table of labels holds: logits, probabilities or targets (default: guessed).",
-)
+@set_options
 def main(
     source: str,
     out: str,

@@ -64,6 +64,26 @@ def reading_options(command: F) -> F:
     return command
 
 
+def set_options(command: F) -> F:
+    """Give a command that reads one set of others all options that say what it is and how it is read."""
+    command = click.option(
+        "--labels",
+        metavar="KIND",
+        help="What a foreign set's table of labels holds: logits, probabilities or targets (default: guessed).",
+    )(command)
+    command = reading_options(command)
+    command = click.option(
+        "--experiment",
+        type=int,
+        help="Repetition to take from a .pt file that lists several (default: -1, the last).",
+    )(command)
+    return click.option(
+        "--dataset",
+        metavar="NAME",
+        help="Data set that the set stands for, where its format does not say (a name of the catalog).",
+    )(command)
+
+
 @contextmanager
 def command_errors(verbose: bool = False, dry_run: bool = False) -> Iterator[None]:
     """Turn raydd's errors into one clear message and an exit code: 2 for what never started, 1 for

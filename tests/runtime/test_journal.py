@@ -14,7 +14,7 @@ from waiting import waited
 
 import raydd.runtime.journal as journal_module
 from raydd.artifacts.curves import Curves
-from raydd.artifacts.log_lines import record_of
+from raydd.artifacts.log_lines import checked_line, record_of
 from raydd.core.errors import StorageError
 from raydd.core.events import Event
 from raydd.core.storage import Storage
@@ -313,3 +313,10 @@ def test_curves_of_several_seeds_have_names_of_their_own() -> None:
     assert curves.on_event(row_event(Walk(seed=9), "walk-00", (4, {"x": 1.0}))) == [], (
         "a stage that is not followed"
     )
+
+
+def test_a_line_with_another_digit_is_no_record() -> None:
+    line = checked_line(b'{"kind": "log", "t": 12}').rstrip()
+    assert record_of(line) == {"kind": "log", "t": 12}
+    with pytest.raises(ValueError, match="checksum differs"):
+        record_of(line.replace(b"12", b"13", 1))

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from run_records import PLAN, RUNNING, line, write_run
 
+from raydd.artifacts.accounting import Accounting
 from raydd.artifacts.report import Report, Row
 from raydd.cli import main
 from raydd.core.storage import Storage
@@ -169,7 +170,7 @@ REPORT = Report(
     rows=(
         Row(
             set="dm", protocol="dm", network="mlp", accuracy_mean=91.25, accuracy_std=0.5,
-            seeds=1, networks=5, image_bytes=1, label_bytes=1,
+            seeds=1, networks=5, image_bytes=1, label_bytes=1, account=Accounting.of(2, 64, 10),
         ),
     ),
 )  # fmt: skip
